@@ -1,0 +1,1 @@
+"""Graph passes: from a module to islands, a plan, a sparse model, and back."""

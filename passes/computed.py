@@ -1,0 +1,189 @@
+"""Computed weights: find in one module's graph where a weight that was computed is multiplied.
+
+The threshold stands after the computation, on the tensor that really multiplies. Fold can replace
+such a module by the plain layer of its kind with the static weight, so only modules for which such a
+layer exists qualify: a parametrized layer (``torch.nn.utils.parametrizations``), or a subclass of a
+convolution or linear layer whose forward is that layer's with another weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from st3fx.errors import TraceError
+from st3fx.forward import CompiledGraph
+from st3fx.inputs import CallSpec
+from st3fx.passes.names import owner
+from st3fx.passes.observe import Observation, convolution_layout
+from st3fx.passes.operators import FX_WEIGHT
+from st3fx.passes.plain import plain_layer
+from st3fx.passes.trace import Capture, trace
+from st3fx.sites import Layout, Site
+from st3fx.state import preserved
+
+@dataclass(frozen=True)
+class ComputedWeight:
+    """A computed weight of one module.
+
+    Attributes:
+        site: Its site; the holder is the module.
+        captures: The module's graphs, by mode.
+        compute: (module) -> the weight, before the threshold.
+    """
+
+    site: Site
+    captures: dict[str, Capture]
+    compute: CompiledGraph
+
+
+def weight_only(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that depend on no input: parameters, buffers, and what is computed from them."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op not in ("placeholder", "output") and found.issuperset(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def weight_argument(node: fx.Node) -> tuple[str, fx.Node] | None:
+    """Operator and weight of a node that multiplies, or ``None``."""
+    if node.op not in ("call_function", "call_method") or node.target not in FX_WEIGHT:
+        return None
+    op, position, keyword = FX_WEIGHT[node.target]
+    weight = node.args[position] if position < len(node.args) else node.kwargs.get(keyword)
+    return (op, weight) if isinstance(weight, fx.Node) else None
+
+
+def computed_nodes(graph: fx.Graph) -> dict[fx.Node, tuple[str, fx.Node]]:
+    """Multiplying node -> operator and the computed weight that it reads."""
+    static = weight_only(graph)
+    found = {}
+    for node in graph.nodes:
+        match = weight_argument(node)
+        if match is not None and match[1] in static and match[1].op != "get_attr":
+            found[node] = match
+    return found
+
+
+def computed_weights(
+    model: nn.Module, holder: str, observation: Observation
+) -> list[ComputedWeight]:
+    """The computed weights of one module, in the order of its forward.
+
+    Raises:
+        TraceError: If its forward cannot be traced, or no plain layer does the same.
+    """
+    module = model.get_submodule(holder)
+    captures: dict[str, Capture] = {}
+    for training, spec in observation.calls.get(holder, []):
+        with preserved(module):
+            module.train(training)
+            captures.setdefault(
+                "train" if training else "eval", trace(holder, module, spec, {holder})
+            )
+    if not captures:
+        raise TraceError("its calls were not seen")
+    graph = next(iter(captures.values())).graph
+    nodes = computed_nodes(graph)
+    if len(nodes) != 1:
+        raise TraceError(f"{len(nodes)} of its products use a computed weight, not one")
+    consumer, (op, weight) = next(iter(nodes.items()))
+    compute = _extract(graph, weight)
+    with preserved(module), torch.no_grad():
+        value = compute(module.eval())
+    _check_plain(module, graph, consumer, value)
+    site = _site(model, holder, op, value, sources(graph, weight))
+    return [ComputedWeight(site, captures, compute)]
+
+
+def _check_plain(module: nn.Module, graph: fx.Graph, consumer: fx.Node, weight: Tensor) -> None:
+    """Refuse a forward that differs from the plain layer's in more than the weight.
+
+    Raises:
+        TraceError: With what differs.
+    """
+    plain = plain_layer(module, weight)
+    static = weight_only(graph)
+    moving = [n for n in graph.nodes if n not in static and n.op not in ("placeholder", "output")]
+    if moving != [consumer]:
+        raise TraceError(f"{type(module).__name__} does more than a {type(plain).__name__}")
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    spec = CallSpec(plain, tuple(torch.empty(0) for _ in inputs), {})
+    reference = trace("", plain, spec, {""}).graph
+    twin = next(node for node in reference.nodes if weight_argument(node) is not None)
+    if _signature(consumer) != _signature(twin):
+        raise TraceError(f"{type(module).__name__} calls its {consumer.name} differently from a "
+                         f"{type(plain).__name__}")
+
+
+def _signature(node: fx.Node) -> Any:
+    """A multiplying node's target and arguments, without its weight."""
+    match = weight_argument(node)
+    weight = match[1] if match is not None else None
+
+    def name(argument: fx.Node) -> str:
+        if argument is weight:
+            return "weight"
+        return argument.target if argument.op == "get_attr" else argument.op
+
+    return str((node.target, fx.map_arg(node.args, name), fx.map_arg(node.kwargs, name)))
+
+
+def sources(graph: fx.Graph, weight: fx.Node) -> list[str]:
+    """Targets (parameters, buffers, modules) that a weight is computed from."""
+    seen: dict[fx.Node, None] = {}
+    pending = [weight]
+    while pending:
+        node = pending.pop()
+        if node not in seen:
+            seen[node] = None
+            pending.extend(node.all_input_nodes)
+    return [n.target for n in graph.nodes if n in seen and n.op in ("get_attr", "call_module")]
+
+
+def _extract(graph: fx.Graph, weight: fx.Node) -> CompiledGraph:
+    """The part of a graph that computes a weight, as a function of the module."""
+    part = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder" or not all(n in mapping for n in node.all_input_nodes):
+            continue
+        mapping[node] = part.node_copy(node, lambda n: mapping[n])
+        if node is weight:
+            break
+    part.output(mapping[weight])
+    part.eliminate_dead_code()
+    return CompiledGraph(part)
+
+
+def _site(
+    model: nn.Module, holder: str, op: str, value: Tensor, sources: list[str]
+) -> Site:
+    module = model.get_submodule(holder)
+    groups = int(getattr(module, "groups", 1))
+    layout = convolution_layout(op, groups) if op.startswith("conv") else Layout((0,))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parameters: list[str] = []
+    for target in sources:
+        found: Any = _resolve(module, target)
+        tensors = found.parameters() if isinstance(found, nn.Module) else [found]
+        parameters += [names[id(tensor)] for tensor in tensors if id(tensor) in names]
+    return Site(
+        name=f"{holder}.weight" if holder else "weight",
+        parameters=tuple(dict.fromkeys(parameters)),
+        shape=tuple(value.shape),
+        op=op,
+        layout=layout,
+        holders=(holder,),
+        computed=True,
+        groups=groups,
+    )
+
+
+def _resolve(module: nn.Module, target: str) -> Any:
+    path = owner(target)
+    return getattr(module.get_submodule(path), target.rpartition(".")[2])

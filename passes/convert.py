@@ -1,0 +1,159 @@
+"""The stages of a conversion; ``st3fx.api`` puts them in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from st3fx.errors import VerificationError
+from st3fx.forward import SparseForward
+from st3fx.inputs import Example
+from st3fx.methods.base import Method
+from st3fx.passes.discover import Discovery
+from st3fx.passes.discover import discover as _discover
+from st3fx.passes.islands import Archipelago, capture_islands
+from st3fx.passes.observe import Observation
+from st3fx.passes.observe import observe as _observe
+from st3fx.passes.rewrite import Rewriter, homes, state_name
+from st3fx.passes.verify import differs
+from st3fx.selection import Selection
+from st3fx.sites import IslandInfo, SparsityPlan
+
+
+@dataclass
+class Conversion:
+    """A conversion under way: what was given, then what each stage found.
+
+    Attributes:
+        model: Changed in place.
+        example: A call as in training.
+        method: The method that makes effective weights.
+        selection: What the user wants sparse.
+    """
+
+    model: nn.Module
+    example: Example
+    method: Method
+    selection: Selection
+    observation: Observation = field(default_factory=Observation)
+    found: Discovery = field(default_factory=Discovery)
+    islands: Archipelago = field(default_factory=Archipelago)
+    forwards: list[SparseForward] = field(default_factory=list)
+    dropped: set[str] = field(default_factory=set)
+    verified: bool = False
+
+    def plan(self) -> SparsityPlan:
+        """What was done."""
+        graphs = [(f.name, f.variants) for f in self.forwards if f.name in self.islands.captures]
+        return SparsityPlan(
+            sites=tuple(self.found.sites),
+            skipped=tuple(self.found.skipped),
+            islands=tuple(
+                IslandInfo(
+                    name,
+                    tuple(variant.mode for variant in variants),
+                    max(len(variant.run.graph.nodes) for variant in variants),
+                )
+                for name, variants in graphs
+                if variants
+            ),
+            opaque=tuple(self.islands.opaque),
+            method=self.method.name,
+            target=self.method.sparsity,
+            total_parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            verified=self.verified,
+        )
+
+
+Stage = Callable[[Conversion], None]
+
+
+def observe(conversion: Conversion) -> None:
+    """Run the example and see what multiplies with which parameter."""
+    conversion.observation = _observe(conversion.model, conversion.example)
+
+
+def discover(conversion: Conversion) -> None:
+    """Decide which parameters become sparse."""
+    conversion.found = _discover(
+        conversion.model, conversion.observation, conversion.selection
+    )
+
+
+def trace(conversion: Conversion) -> None:
+    """Capture the model as islands."""
+    conversion.islands = capture_islands(
+        conversion.model, conversion.observation, conversion.found, conversion.dropped
+    )
+
+
+def rewrite(conversion: Conversion) -> None:
+    """Put the method's operator into graphs and forwards, and install them."""
+    rewriter = Rewriter(conversion.model, conversion.found, conversion.method)
+    conversion.forwards = rewriter.forwards(conversion.islands)
+    for forward in conversion.forwards:
+        forward.install()
+
+
+def verify(conversion: Conversion) -> None:
+    """Compare with the original; a graph that differs is dropped to its children.
+
+    Raises:
+        VerificationError: If the model differs although no graph is to blame.
+    """
+    model, example = conversion.model, conversion.example
+    trial = _trial(conversion)
+    while (reason := differs(model, example, conversion.forwards, trial)) is not None:
+        guilty = _guilty(conversion, trial)
+        for forward in conversion.forwards:
+            forward.uninstall()
+        if not guilty:
+            raise VerificationError(
+                f"{type(model).__name__}: the {reason} of the converted model differs from the "
+                "original's; if the model is not deterministic, convert it with verify=False"
+            )
+        conversion.dropped |= guilty
+        trace(conversion)
+        rewrite(conversion)
+    conversion.verified = True
+
+
+def _trial(conversion: Conversion) -> dict[str, Tensor]:
+    """State of the method with which about half of each site is pruned, by buffer name."""
+    held = {item.site: item for forward in conversion.forwards for item in forward.held}
+    trial = {}
+    with torch.no_grad():
+        for site in conversion.found.sites:
+            state = conversion.method.trial(site, held[site.name].weight())
+            for home in homes(site):
+                owner, _, parameter = home.rpartition(".")
+                for key, value in state.items():
+                    name = state_name(parameter, key)
+                    trial[f"{owner}.{name}" if owner else name] = value
+    return trial
+
+
+def _guilty(conversion: Conversion, trial: dict[str, Tensor]) -> set[str]:
+    """Islands whose graphs, alone, make the model differ; all of the outermost if none does."""
+    islands = [forward for forward in conversion.forwards if forward.variants]
+    islands = [forward for forward in islands if forward.name in conversion.islands.captures]
+    if len(islands) <= 1:
+        return {forward.name for forward in islands}
+    graphs = {forward.name: forward.variants for forward in islands}
+    guilty = set()
+    for suspect in islands:
+        for forward in islands:
+            forward.variants = graphs[forward.name] if forward is suspect else []
+        if differs(conversion.model, conversion.example, conversion.forwards, trial):
+            guilty.add(suspect.name)
+    for forward in islands:
+        forward.variants = graphs[forward.name]
+    return guilty or _without_children(islands)
+
+
+def _without_children(islands: Sequence[SparseForward]) -> set[str]:
+    names = {forward.name for forward in islands}
+    return {n for n in names if not any(n != o and n.startswith(o + ".") for o in names)}

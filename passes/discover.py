@@ -1,0 +1,189 @@
+"""Discover: from what was observed to the sites, and the reason for each weight that is none.
+
+1. A parameter that only multiplies, as it is or seen through views, is a site.
+2. A parameter from which the multiplied weight is computed (weight standardisation, ``weight_norm``)
+   is a site after the computation, where the multiplying forward can be traced.
+3. Everything else that multiplies is skipped: a vector, a weight that is also read otherwise (a tied
+   embedding), a weight computed in a forward that cannot be traced, what the user leaves out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from st3fx.errors import PlanError, TraceError
+from st3fx.passes.computed import ComputedWeight, computed_weights
+from st3fx.passes.names import ancestors, is_below, owner
+from st3fx.passes.observe import Multiplication, Observation
+from st3fx.selection import Selection
+from st3fx.sites import Layout, Site, SkippedSite
+
+
+@dataclass
+class Discovery:
+    """What :func:`discover` found.
+
+    Attributes:
+        sites: In the order of execution.
+        skipped: Multiplying parameters that stay dense.
+        users: Site name -> all modules whose forward multiplies with it (holders and below).
+        computed: Site name -> how the holder's forward computes it.
+    """
+
+    sites: list[Site] = field(default_factory=list)
+    skipped: list[SkippedSite] = field(default_factory=list)
+    users: dict[str, set[str]] = field(default_factory=dict)
+    computed: dict[str, ComputedWeight] = field(default_factory=dict)
+
+    def modules_with_sites(self) -> set[str]:
+        """Modules that a trace has to look into: all that multiply with a site, and those above."""
+        return {name for users in self.users.values() for user in users for name in ancestors(user)}
+
+
+def discover(model: nn.Module, observation: Observation, selection: Selection) -> Discovery:
+    """Sort every parameter that multiplies into sites and skipped sites.
+
+    Args:
+        model: The model that was observed.
+        observation: What it does.
+        selection: What the user wants sparse.
+
+    Raises:
+        PlanError: If nothing multiplies, or nothing that does can or may become sparse.
+    """
+    found = Discovery()
+    aliases = _aliases(model)
+    for name, uses in observation.multiplied().items():
+        site = _direct_site(model, name, uses, observation, aliases[name])
+        if isinstance(site, Site):
+            _add(found, site, {use.module for use in uses})
+        elif isinstance(site, SkippedSite):
+            found.skipped.append(site)
+        else:
+            _add_computed(found, model, observation, name, uses)
+    _select(found, model, selection)
+    if not found.sites:
+        raise PlanError(_nothing_to_do(model, found))
+    return found
+
+
+def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """First name of each parameter -> its other names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {first: tuple(others) for first, *others in names.values()}
+
+
+def _direct_site(
+    model: nn.Module,
+    name: str,
+    uses: list[Multiplication],
+    observation: Observation,
+    aliases: tuple[str, ...],
+) -> Site | SkippedSite | None:
+    """The site of a parameter, why it is none, or ``None`` for a computed weight."""
+    shape = tuple(model.get_parameter(name).shape)
+    first = uses[0]
+    reason = None
+    others = observation.other_uses.get(name, set())
+    if len(shape) < 2:
+        reason = f"a vector of {shape[0] if shape else 1}: too few weights to prune"
+    elif others:
+        reason = f"also read by {', '.join(sorted(others))}"
+    elif any(isinstance(model.get_submodule(n), _SCRIPT) for n in _involved(name, uses)):
+        reason = "inside a ScriptModule"
+    elif len({use.computed for use in uses}) == 2:
+        reason = "multiplied both as it is and after a computation"
+    if reason is not None:
+        return SkippedSite(name, shape, first.op, reason)
+    if first.computed:
+        return None
+    layouts = {use.layout for use in uses}
+    return Site(
+        name=name,
+        parameters=(name,),
+        shape=shape,
+        op=first.op,
+        layout=first.layout if len(layouts) == 1 else Layout(()),
+        holders=_outermost({use.module for use in uses}),
+        aliases=aliases,
+        groups=first.groups,
+    )
+
+
+_SCRIPT = torch.jit.ScriptModule
+
+
+def _involved(name: str, uses: list[Multiplication]) -> set[str]:
+    return {owner(name), *(use.module for use in uses)}
+
+
+def _outermost(users: set[str]) -> tuple[str, ...]:
+    """The users that are not below another: a swap around them covers those below."""
+    return tuple(
+        sorted(u for u in users if not any(u != other and is_below(u, other) for other in users))
+    )
+
+
+def _add(found: Discovery, site: Site, users: set[str]) -> None:
+    found.sites.append(site)
+    found.users[site.name] = users
+
+
+def _add_computed(
+    found: Discovery,
+    model: nn.Module,
+    observation: Observation,
+    name: str,
+    uses: list[Multiplication],
+) -> None:
+    """Case 2: the sites of the module that computes, once for all of its parameters."""
+    if any(name in site.parameters for site in found.sites):
+        return
+    shape = tuple(model.get_parameter(name).shape)
+    modules = {use.module for use in uses}
+    if len(modules) > 1:
+        reason = f"computed in {len(modules)} places: {', '.join(sorted(modules))}"
+        found.skipped.append(SkippedSite(name, shape, uses[0].op, reason))
+        return
+    holder = modules.pop()
+    try:
+        weights = computed_weights(model, holder, observation)
+    except TraceError as error:
+        reason = f"computed in a forward that cannot be traced: {error}"
+        found.skipped.append(SkippedSite(name, shape, uses[0].op, reason))
+        return
+    for weight in weights:
+        if name in weight.site.parameters:
+            _add(found, weight.site, {holder})
+            found.computed[weight.site.name] = weight
+            return
+    found.skipped.append(SkippedSite(name, shape, uses[0].op, "computed before it multiplies"))
+
+
+def _select(found: Discovery, model: nn.Module, selection: Selection) -> None:
+    if not found.sites:
+        return
+    reasons = selection.reasons(found.sites, model)
+    for site in found.sites:
+        if site.name in reasons:
+            reason = reasons[site.name]
+            found.skipped.append(SkippedSite(site.name, site.shape, site.op, reason))
+            del found.users[site.name]
+            found.computed.pop(site.name, None)
+    found.sites = [site for site in found.sites if site.name not in reasons]
+
+
+def _nothing_to_do(model: nn.Module, found: Discovery) -> str:
+    name = type(model).__name__
+    if not found.skipped:
+        return f"{name} has no parameter that feeds a convolution or matrix product"
+    item = found.skipped[0]
+    return (
+        f"{name} has no weight to make sparse: all {len(found.skipped)} are left out, "
+        f"for example {item.name} {item.shape}: {item.reason}"
+    )

@@ -1,0 +1,86 @@
+"""Fold: make the effective weights the parameters and take every trace of st3fx out of a model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from st3fx.errors import FoldError
+from st3fx.forward import Held, SparseForward, sparse_forwards
+from st3fx.passes.plain import plain_layer
+
+PREFIX = "st3fx_"
+"""Every buffer, parameter and attribute that a conversion adds begins with this."""
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """Fold a converted model in place.
+
+    Pruned weights become exactly ``+0.0``; denormals are flushed. A module whose weight was computed
+    loses its parametrization, or is replaced by the plain layer of its kind.
+
+    Args:
+        model: A converted model; changed.
+
+    Returns:
+        ``model``, or the plain layer that replaces it where it was itself a computed layer.
+
+    Raises:
+        FoldError: If the model was not converted.
+    """
+    forwards = sparse_forwards(model)
+    if not forwards:
+        raise FoldError(f"{type(model).__name__} is not a converted model: fold what convert gave")
+    held = {item.site: item for forward in forwards for item in forward.held}
+    with torch.no_grad():
+        static = {name: clean(item.effective().detach()) for name, item in held.items()}
+    for forward in forwards:
+        forward.uninstall()
+    _strip(model)
+    for name, weight in static.items():
+        if held[name].compute is None:
+            held[name].weight().data = weight
+        else:
+            model = _replace_computed(model, held[name], weight)
+    return model
+
+
+def clean(weight: Tensor) -> Tensor:
+    """No negative zeros, no denormals (which fp16 needs, and CPUs multiply slowly); in place."""
+    weight = weight.clone() if weight.requires_grad else weight
+    weight.add_(0.0)
+    if weight.dtype != torch.float16:
+        weight.masked_fill_(weight.abs() < torch.finfo(weight.dtype).tiny, 0.0)
+    return weight
+
+
+def _replace_computed(model: nn.Module, held: Held, weight: Tensor) -> nn.Module:
+    """A layer with a static weight in the place of one that computes it."""
+    module = held.owner
+    if parametrize.is_parametrized(module, held.parameter):
+        parametrize.remove_parametrizations(module, held.parameter, leave_parametrized=True)
+        module._parameters[held.parameter].data = weight  # type: ignore[union-attr]
+        return model
+    layer = plain_layer(module, weight)
+    if module is model:
+        return layer
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is module:
+                parent._modules[name] = layer
+    return model
+
+
+def _strip(model: nn.Module) -> None:
+    """Remove st3fx's buffers, parameters and attributes."""
+    for module in model.modules():
+        for table in (module._buffers, module._parameters, module.__dict__):
+            for name in [name for name in table if name.startswith(PREFIX)]:
+                table.pop(name)
+                module._non_persistent_buffers_set.discard(name)
+
+
+def is_converted(model: nn.Module) -> bool:
+    """Whether any module of ``model`` runs a sparse forward."""
+    return any(isinstance(m.__dict__.get("forward"), SparseForward) for m in model.modules())

@@ -1,0 +1,122 @@
+"""Islands: which modules are captured as graphs, and which keep their own forward.
+
+A module is traced as a whole where that works. Where it does not, it keeps its own forward and its
+children are tried; a submodule that could not be traced stays a call inside its parent's graph and
+becomes an island, or several, of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from st3fx.errors import TraceError
+from st3fx.inputs import CallSpec
+from st3fx.passes.discover import Discovery
+from st3fx.passes.names import is_below
+from st3fx.passes.observe import Observation
+from st3fx.passes.trace import Capture, trace
+from st3fx.sites import OpaqueModule
+from st3fx.state import preserved
+
+MAX_GRAPHS = 8
+"""Graphs of one island: train and eval for up to four structures of calls."""
+
+
+@dataclass
+class Archipelago:
+    """All islands of a model.
+
+    Attributes:
+        captures: Full name of the island's module -> its graphs as (mode, capture).
+        opaque: Modules above or beside the islands that keep their own forward.
+    """
+
+    captures: dict[str, list[tuple[str, Capture]]] = field(default_factory=dict)
+    opaque: list[OpaqueModule] = field(default_factory=list)
+
+
+class _Builder:
+    def __init__(
+        self, model: nn.Module, observation: Observation, found: Discovery, dropped: set[str]
+    ) -> None:
+        self.model = model
+        self.observation = observation
+        self.found = found
+        self.dropped = dropped
+        self.sites_in = found.modules_with_sites()
+        self.result = Archipelago()
+
+    def visit(self, name: str) -> None:
+        """Capture a module, or its children, or its untraceable submodules."""
+        if name in self.result.captures or any(item.name == name for item in self.result.opaque):
+            return
+        module = self.model.get_submodule(name)
+        try:
+            captures = self._capture(name, module)
+        except TraceError as error:
+            self.result.opaque.append(OpaqueModule(name, type(module).__name__, str(error)))
+            self._children(name, module)
+            return
+        if captures:
+            self.result.captures[name] = captures
+            for _, capture in captures:
+                for leaf in capture.leaves:
+                    self.visit(f"{name}.{leaf}" if name else leaf)
+        else:  # never called itself: a container, or a module whose parts are called one by one
+            self._children(name, module)
+
+    def _children(self, name: str, module: nn.Module) -> None:
+        for child, _ in module.named_children():
+            full = f"{name}.{child}" if name else child
+            if full in self.sites_in:
+                self.visit(full)
+
+    def _capture(self, name: str, module: nn.Module) -> list[tuple[str, Capture]]:
+        if name in self.dropped:
+            raise TraceError("its graph did not compute what the module computes")
+        captures: list[tuple[str, Capture]] = []
+        for training, spec in self.observation.calls.get(name, ())[:MAX_GRAPHS]:
+            if any(mode == "both" and spec == known.spec for mode, known in captures):
+                continue
+            capture = self._trace(name, module, training, spec)
+            self._check_leaves(name, capture)
+            reads_mode = any(guard.attribute == "training" for guard in capture.guards)
+            mode = "both" if not reads_mode else "train" if training else "eval"
+            captures.append((mode, capture))
+        return captures
+
+    def _trace(self, name: str, module: nn.Module, training: bool, spec: CallSpec) -> Capture:
+        with preserved(self.model):
+            self.model.train(training)
+            return trace(name, module, spec, self.sites_in)
+
+    def _check_leaves(self, name: str, capture: Capture) -> None:
+        """A weight that an opaque submodule uses must be held there, not above it in the graph.
+
+        Raises:
+            TraceError: With the submodule and what stopped its trace.
+        """
+        for leaf, reason in capture.leaves.items():
+            full = f"{name}.{leaf}" if name else leaf
+            for site in self.found.sites:
+                inside = any(is_below(user, full) for user in self.found.users[site.name])
+                if inside and not any(is_below(holder, full) for holder in site.holders):
+                    raise TraceError(f"{leaf}: {reason}")
+
+
+def capture_islands(
+    model: nn.Module, observation: Observation, found: Discovery, dropped: set[str]
+) -> Archipelago:
+    """Capture a model in as few graphs as tracing allows.
+
+    Args:
+        model: Left as it was.
+        observation: How each module is called.
+        found: The sites.
+        dropped: Modules whose graphs failed verification; they keep their own forward.
+    """
+    builder = _Builder(model, observation, found, dropped)
+    builder.visit("")
+    return builder.result

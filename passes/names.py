@@ -1,0 +1,24 @@
+"""Full names: which module is below which."""
+
+from __future__ import annotations
+
+
+def is_below(name: str, ancestor: str) -> bool:
+    """Whether ``name`` is ``ancestor`` or inside it; the empty name is the model."""
+    return not ancestor or name == ancestor or name.startswith(ancestor + ".")
+
+
+def relative(name: str, ancestor: str) -> str:
+    """``name`` as seen from ``ancestor``, which it is below."""
+    return name[len(ancestor) :].removeprefix(".") if ancestor else name
+
+
+def owner(name: str) -> str:
+    """Full name of the module that has the parameter ``name``."""
+    return name.rpartition(".")[0]
+
+
+def ancestors(name: str) -> set[str]:
+    """``name`` and every module above it."""
+    parts = name.split(".") if name else []
+    return {".".join(parts[:count]) for count in range(len(parts) + 1)}

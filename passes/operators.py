@@ -1,0 +1,87 @@
+"""Tables of the operators that multiply with a weight, at the ATen and at the fx level.
+
+Each table gives the position of the weight; what is in no table is no multiplication.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+ATEN_MULTIPLY: dict[str, tuple[int, ...]] = {
+    "aten::convolution": (0, 1),
+    "aten::_convolution": (0, 1),
+    "aten::mkldnn_convolution": (0, 1),
+    "aten::linear": (0, 1),
+    "aten::mkldnn_linear": (0, 1),
+    "aten::addmm": (1, 2),
+    "aten::_addmm_activation": (1, 2),
+    "aten::mm": (0, 1),
+    "aten::bmm": (0, 1),
+    "aten::matmul": (0, 1),
+    "aten::baddbmm": (1, 2),
+    "aten::addbmm": (1, 2),
+    "aten::mv": (0, 1),
+    "aten::addmv": (1, 2),
+    "aten::dot": (0, 1),
+    "aten::_trilinear": (0, 1, 2),
+    "aten::_grouped_mm": (0, 1),
+    "aten::_scaled_dot_product_flash_attention": (0, 1, 2),
+    "aten::_scaled_dot_product_flash_attention_for_cpu": (0, 1, 2),
+    "aten::_scaled_dot_product_efficient_attention": (0, 1, 2),
+    "aten::_scaled_dot_product_cudnn_attention": (0, 1, 2),
+    "aten::_native_multi_head_attention": (5, 7),
+    "aten::_transformer_encoder_layer_fwd": (3, 5, 14, 16),
+    "aten::mkldnn_rnn_layer": (0, 1, 2),
+    "aten::lstm": (0, 2),
+    "aten::gru": (0, 2),
+    "aten::rnn_tanh": (0, 2),
+    "aten::rnn_relu": (0, 2),
+    "aten::_cudnn_rnn": (0, 1),
+    "aten::_miopen_rnn": (0, 1),
+}
+"""ATen operator -> arguments that it multiplies with each other (a list argument counts whole)."""
+
+ATEN_LAYOUT = frozenset(
+    f"aten::{name}"
+    for name in (
+        "clone", "_to_copy", "to", "contiguous", "detach", "alias", "lift_fresh", "_unsafe_view",
+        "_reshape_alias", "reshape", "_reshape_copy", "cat", "_conj", "mkldnn_reorder",
+    )
+)  # fmt: skip
+"""Operators beside views that only move a parameter's values."""
+
+RECURRENT = frozenset(
+    name for name in ATEN_MULTIPLY if name.endswith(("lstm", "gru", "rnn_tanh", "rnn_relu", "rnn"))
+) | {"aten::mkldnn_rnn_layer"}
+
+_CONVOLUTIONS: dict[Callable[..., Any], str] = {
+    F.conv1d: "conv1d",
+    F.conv2d: "conv2d",
+    F.conv3d: "conv3d",
+    torch.conv1d: "conv1d",
+    torch.conv2d: "conv2d",
+    torch.conv3d: "conv3d",
+    F.conv_transpose1d: "conv_transpose1d",
+    F.conv_transpose2d: "conv_transpose2d",
+    F.conv_transpose3d: "conv_transpose3d",
+}
+
+FX_WEIGHT: dict[Any, tuple[str, int, str]] = {
+    **{function: (op, 1, "weight") for function, op in _CONVOLUTIONS.items()},
+    F.linear: ("linear", 1, "weight"),
+    torch.matmul: ("matmul", 1, "other"),
+    operator.matmul: ("matmul", 1, "other"),
+    torch.mm: ("matmul", 1, "mat2"),
+    torch.bmm: ("matmul", 1, "mat2"),
+    torch.addmm: ("matmul", 2, "mat2"),
+    torch.baddbmm: ("matmul", 2, "batch2"),
+    "matmul": ("matmul", 1, "other"),
+    "mm": ("matmul", 1, "mat2"),
+    "bmm": ("matmul", 1, "mat2"),
+}
+"""fx target (function, or method name) -> operator, position and keyword of its weight."""

@@ -1,0 +1,43 @@
+"""The plain torch.nn layer that a module with a computed weight is a kind of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from st3fx.errors import TraceError
+
+_TEMPLATES: dict[type[nn.Module], tuple[Any, ...]] = {
+    nn.Conv1d: (1, 1, 1),
+    nn.Conv2d: (1, 1, 1),
+    nn.Conv3d: (1, 1, 1),
+    nn.ConvTranspose1d: (1, 1, 1),
+    nn.ConvTranspose2d: (1, 1, 1),
+    nn.ConvTranspose3d: (1, 1, 1),
+    nn.Linear: (1, 1),
+}
+
+
+def plain_layer(module: nn.Module, weight: Tensor) -> nn.Module:
+    """A plain layer with the settings and the bias of ``module`` and the given weight.
+
+    Args:
+        module: An instance of a subclass of a convolution or linear layer.
+        weight: Becomes the new layer's parameter, without a copy.
+
+    Raises:
+        TraceError: If ``module`` is no such layer.
+    """
+    for kind, arguments in _TEMPLATES.items():
+        if isinstance(module, kind):
+            layer: nn.Module = kind(*arguments, device="meta")
+            break
+    else:
+        raise TraceError(f"no plain layer does what {type(module).__name__} does")
+    for name in layer.__dict__:
+        if name not in ("_parameters", "_buffers", "_modules"):
+            layer.__dict__[name] = module.__dict__[name]
+    layer._parameters["weight"] = nn.Parameter(weight.detach())
+    layer._parameters["bias"] = module._parameters.get("bias")
+    return layer

@@ -1,0 +1,297 @@
+"""Trace: capture one module's forward as an fx graph with guards, or say what stopped it.
+
+Beyond ``torch.fx.Tracer``:
+
+* Submodules without sites stay calls (batch norm, dropout, stochastic depth): they keep their own
+  state, randomness and hooks. A submodule that cannot be traced becomes such a call too.
+* Every attribute that the traced code read is a guard: where one has another value later (a
+  ``training`` flag, a drop rate, a replaced child), the graph does not apply.
+* Fail closed: ``no_grad``, ``autocast``, checkpointing, attributes that a forward writes, numbers
+  drawn or buffers read while tracing are refused, because a graph would lose them silently.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from st3fx.errors import TraceError
+from st3fx.forward import Guard, has_hooks, ordered_dict
+from st3fx.inputs import CallSpec, is_simple
+from st3fx.state import Attributes, preserved_rng, rng_states
+
+_INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
+_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
+@dataclass
+class Capture:
+    """One traced forward.
+
+    Attributes:
+        name: Full name of the module in the model.
+        spec: The structure of the calls that the graph answers.
+        graph: Its placeholders are the call's tensors in order; targets are relative to the module.
+        guards: What the traced code read.
+        inlined: Relative names of the modules that were traced through, the root included.
+        leaves: Relative names of called submodules with sites in them, with the reason.
+    """
+
+    name: str
+    spec: CallSpec
+    graph: fx.Graph
+    guards: list[Guard] = field(default_factory=list)
+    inlined: dict[str, None] = field(default_factory=dict)
+    leaves: dict[str, str] = field(default_factory=dict)
+
+
+class IslandTracer(fx.Tracer):
+    """Captures the forward of one module for one structure of calls."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> None:
+        """Prepare a trace.
+
+        Args:
+            name: Full name of ``root`` in the model.
+            root: The module to capture, in the mode (train or eval) to capture.
+            spec: A call of it.
+            sites_in: Full names of all modules that have sites in them.
+        """
+        super().__init__()
+        self.capture = Capture(name, spec, fx.Graph())
+        self._sites_in = sites_in
+        self._attributes = Attributes(root)
+        self._ambient = _ambient_state()
+        self._tensor_names = {
+            id(tensor): path
+            for path, tensor in [*root.named_buffers(), *root.named_parameters()]
+        }
+        self._module_names = {id(module): path for path, module in root.named_modules()}
+        self._attribute_nodes: dict[str, fx.Proxy] = {}
+        self._read: dict[tuple[int, str], Guard] = {}
+
+    def run(self, root: nn.Module) -> Capture:
+        """Trace.
+
+        Raises:
+            TraceError: With the reason and the user's source line.
+        """
+        before = rng_states()
+        try:
+            with preserved_rng():
+                with _RefuseRealTensors():
+                    graph = self.trace(root)
+                drawn = rng_states() != before
+        except Exception as error:
+            raise TraceError(_reason(error)) from error
+        finally:
+            changed = self._attributes.changes()
+            self._attributes.restore()
+        if drawn:
+            raise TraceError("draws random numbers that do not depend on its inputs")
+        if changed:
+            raise TraceError(f"stores {', '.join(changed[:3])} while it runs")
+        graph.lint()
+        self.capture.graph = graph
+        self.capture.guards = list(self._read.values())
+        return self.capture
+
+    # --- torch.fx.Tracer's hooks ---
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """One placeholder per tensor of the call; everything else as it was in the call."""
+        spec = self.capture.spec
+        proxies = [self.create_proxy("placeholder", name, (), {}) for name in spec.names()]
+        root = self.root
+
+        def forward(*tensors: Any) -> Any:
+            args, kwargs = spec.call(list(tensors))
+            self.capture.inlined[""] = None
+            with self._recorded_reads():
+                return root_fn(root, *args, **kwargs)
+
+        return forward, proxies
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Refuse nodes under a context that the graph would not reproduce."""
+        if _ambient_state() != self._ambient:
+            raise TraceError("runs under no_grad, autocast, checkpointing or a tensor mode")
+        return super().create_node(*args, **kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        """Keep ``OrderedDict`` outputs, name tensors of the module, and copy other constants."""
+        if type(a) is collections.OrderedDict:
+            items = [[key, self.create_arg(value)] for key, value in a.items()]
+            return self.create_node("call_function", ordered_dict, (items,), {})
+        if isinstance(a, Tensor):
+            name = self._tensor_names.get(id(a)) or self.tensor_attrs.get(a)
+            if name is None:
+                raise TraceError("makes a constant tensor while it runs")
+            return self._attribute(name).node
+        if isinstance(a, dict) and type(a) is not dict:
+            raise TraceError(f"makes a {type(a).__name__} while it runs")
+        return super().create_arg(a)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Parameters and buffers as one ``get_attr`` node each."""
+        name = self._tensor_names.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
+        return attr_val if name is None else self._attribute(name)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Trace through a submodule that has sites; where that fails, keep it as a call."""
+        name = self._module_names.get(id(m))
+        if name is None:
+            raise TraceError(f"calls a {type(m).__name__} that is not one of its submodules")
+        if self._full_name(name) not in self._sites_in:
+            return super().call_module(m, forward, args, kwargs)
+        reason = "has hooks" if has_hooks(m) else None
+        if reason is None:
+            mark = self._mark()
+            try:
+                self.capture.inlined[name] = None
+                return super().call_module(m, forward, args, kwargs)
+            except Exception as error:
+                reason = _reason(error)
+                self._undo(mark, name)
+        self.capture.leaves.setdefault(name, reason)
+        return self.create_proxy("call_module", name, args, kwargs)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Modules without sites; those with sites are traced through by ``call_module``."""
+        return self._full_name(module_qualified_name) not in self._sites_in
+
+    # --- bookkeeping ---
+
+    def _full_name(self, name: str) -> str:
+        return ".".join(part for part in (self.capture.name, name) if part)
+
+    def _attribute(self, name: str) -> fx.Proxy:
+        if name not in self._attribute_nodes:
+            self._attribute_nodes[name] = self.create_proxy("get_attr", name, (), {})
+        return self._attribute_nodes[name]
+
+    @contextlib.contextmanager
+    def _recorded_reads(self) -> Iterator[None]:
+        """Note every attribute that code reads from a module's ``__dict__``."""
+        read, known = self._read, self._module_names
+
+        def record(module: nn.Module, name: str) -> Any:
+            value = object.__getattribute__(module, name)
+            if (
+                name not in _INTERNAL
+                and (id(module), name) not in read
+                and id(module) in known
+                and name in object.__getattribute__(module, "__dict__")
+            ):
+                read[id(module), name] = Guard(module, name, _frozen(value))
+            return value
+
+        nn.Module.__getattribute__ = record  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            del nn.Module.__getattribute__
+
+    def _mark(self) -> tuple[Any, ...]:
+        last = next(iter(reversed(self.graph.nodes)), None)
+        return last, dict(self._attribute_nodes), dict(self._read), (
+            dict(self.capture.inlined),
+            dict(self.capture.leaves),
+            collections.OrderedDict(self.module_stack),
+            dict(self.num_calls),
+        )
+
+    def _undo(self, mark: tuple[Any, ...], name: str) -> None:
+        """Back to before a submodule was tried: its nodes, guards and attributes are dropped."""
+        last, self._attribute_nodes, read, (inlined, leaves, stack, calls) = mark
+        self._read.clear()
+        self._read.update(read)
+        self.capture.inlined, self.capture.leaves = inlined, leaves
+        self.module_stack, self.num_calls = stack, calls
+        self._attributes.restore(below=name)
+        for node in reversed(self.graph.nodes):
+            if node is last:
+                break
+            self.graph.erase_node(node)
+
+
+class _RefuseRealTensors(TorchDispatchMode):
+    """While tracing, proxies stand for tensors; work on real ones would be frozen into the graph."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+            raise TraceError(f"computes {func} on a tensor of the module or a constant")
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise TraceError("draws random numbers that do not depend on its inputs")
+        return func(*args, **(kwargs or {}))
+
+
+def _frozen(value: Any) -> Any:
+    return value.copy() if isinstance(value, list | dict | set) and is_simple(value) else value
+
+
+def _ambient_state() -> tuple[Any, ...]:
+    """Everything outside a graph that changes what its operators do."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *(
+            (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+            for device in ("cpu", "cuda")
+        ),
+        torch._C._len_torch_function_stack(),
+        torch._C._autograd._top_saved_tensors_default_hooks(True) is not None,
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """What stopped a trace, in one line with the place in the user's code."""
+    message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_LIBRARIES)
+    ]
+    if not frames or " at " in message and ".py:" in message:
+        return message
+    place = frames[-1]
+    return f"{message} at {Path(place.filename).name}:{place.lineno}"
+
+
+def trace(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> Capture:
+    """Capture ``root.forward`` in its present mode for calls like ``spec``.
+
+    Args:
+        name: Full name of ``root`` in the model; the empty string for the model itself.
+        root: Left as it was.
+        spec: The structure of a call.
+        sites_in: Full names of all modules that have sites in them.
+
+    Raises:
+        TraceError: With the reason and the user's source line.
+    """
+    if isinstance(root, torch.jit.ScriptModule):
+        raise TraceError("is a ScriptModule: its forward is not Python")
+    return IslandTracer(name, root, spec, sites_in).run(root)

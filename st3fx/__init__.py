@@ -1,0 +1,22 @@
+"""A compiler for sparse training: from any PyTorch model to static sparse weights."""
+
+from st3fx.api import convert, fold
+from st3fx.errors import St3fxError
+from st3fx.methods import ST3, Method
+from st3fx.schedule import CubicSchedule
+from st3fx.sites import SparsityPlan
+from st3fx.sparsifier import Sparsifier
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ST3",
+    "CubicSchedule",
+    "Method",
+    "Sparsifier",
+    "SparsityPlan",
+    "St3fxError",
+    "__version__",
+    "convert",
+    "fold",
+]

@@ -1,0 +1,149 @@
+"""The facade: one function per verb, and the order of the passes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from st3fx.errors import FoldError, InputError, PlanError
+from st3fx.forward import Islands
+from st3fx.inputs import Example
+from st3fx.methods import Method
+from st3fx.methods.st3 import ST3
+from st3fx.passes import convert as stages
+from st3fx.passes.fold import fold as _fold
+from st3fx.passes.fold import is_converted
+from st3fx.selection import Selection, Selectors
+from st3fx.sparsifier import Sparsifier
+
+CONVERT: tuple[stages.Stage, ...] = (
+    stages.observe,  # what multiplies with which parameter: the ground truth for the rest
+    stages.discover,  # so only modules with sites are traced into
+    stages.trace,
+    stages.rewrite,
+    stages.verify,  # drops a graph that differs, then traces and rewrites again
+)
+
+
+def convert(
+    model: nn.Module,
+    example_inputs: Any,
+    method: Method | None = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    total_steps: int | None = None,
+    include: Selectors = None,
+    exclude: Selectors = None,
+    skip_depthwise: bool = False,
+    skip_first: bool = False,
+    skip_last: bool = False,
+    verify: bool = True,
+    inplace: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[nn.Module, Sparsifier]:
+    """Give back a model whose convolutions and matrix products use effective weights.
+
+    Before the first threshold it computes what the original computes, bit for bit.
+
+    Args:
+        model: Any model; not touched unless ``inplace``.
+        example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments, as
+            the model is called in training. Batch size and shapes stay free.
+        method: Settings of the sparsification; ``ST3()`` by default.
+        example_kwargs: Keyword arguments beside positional ``example_inputs``.
+        total_steps: Optimizer steps of the whole training; the schedule needs it.
+        include: Only sites that match: a glob over full names, a module type, a predicate on the
+            site, or several of these.
+        exclude: No site that matches.
+        skip_depthwise: Leave depthwise convolutions dense.
+        skip_first: Leave the first site dense.
+        skip_last: Leave the last site dense.
+        verify: Compare with the original, which costs about eight steps of training.
+        inplace: Convert ``model`` itself.
+        progress: Called with the name of each stage as it begins.
+
+    Returns:
+        The converted model, of the same class and with the same state-dict keys, and its sparsifier.
+        ``model.st3fx_plan`` says what was done, ``model.st3fx_islands`` holds the graphs.
+
+    Raises:
+        InputError: If the model refuses the example.
+        PlanError: If nothing can become sparse, or a selector matches nothing.
+        VerificationError: If the converted model differs from the original.
+    """
+    _check(model, total_steps)
+    selection = Selection.of(
+        include,
+        exclude,
+        skip_depthwise=skip_depthwise,
+        skip_first=skip_first,
+        skip_last=skip_last,
+    )
+    conversion = stages.Conversion(
+        model if inplace else copy.deepcopy(model),
+        Example.of(example_inputs, example_kwargs),
+        method if method is not None else ST3(),
+        selection,
+    )
+    for stage in CONVERT if verify else CONVERT[:-1]:
+        if progress is not None:
+            progress(stage.__name__)
+        stage(conversion)
+    converted = conversion.model
+    _attach(converted, conversion, total_steps)
+    return converted, Sparsifier(converted)
+
+
+def _check(model: nn.Module, total_steps: int | None) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}: give an nn.Module")
+    if is_converted(model):
+        raise PlanError(f"{type(model).__name__} is converted already: fold it first")
+    if total_steps is not None and total_steps < 1:
+        raise PlanError(f"total_steps={total_steps}: give the number of optimizer steps, 1 or more")
+
+
+def _attach(model: nn.Module, conversion: stages.Conversion, total_steps: int | None) -> None:
+    attributes = {
+        "st3fx_plan": conversion.plan(),
+        "st3fx_islands": Islands(model),
+        "st3fx_method": conversion.method,
+        "st3fx_total_steps": total_steps,
+    }
+    model.__dict__.update(attributes)
+    device = next(model.parameters()).device
+    model.register_buffer("st3fx_step", torch.zeros((), dtype=torch.int64, device=device))
+
+
+def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """Give back a plain module of the user's class with static sparse weights.
+
+    Its eval output equals the converted model's bit for bit. Pruned weights are exactly ``+0.0``, no
+    denormals are left, and it needs no st3fx to run. Where the multiplied weight was computed
+    (weight standardisation, ``weight_norm``), a plain layer stands in its place.
+
+    Args:
+        model: What :func:`convert` gave, trained or not; a ``DistributedDataParallel`` or
+            ``torch.compile`` wrapper around it is taken off.
+        inplace: Fold ``model`` itself.
+
+    Raises:
+        FoldError: If the model was not converted.
+    """
+    if not isinstance(model, nn.Module):
+        raise FoldError(f"model is a {type(model).__name__}: give what convert gave")
+    inner = _unwrapped(model)
+    return _fold(inner if inplace else copy.deepcopy(inner))
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while not hasattr(model, "st3fx_plan"):
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model

@@ -1,0 +1,50 @@
+"""Every error that st3fx raises for a user's mistake: one root, one child per stage.
+
+A message is one line: what is wrong, where (pass, full parameter name, shape), what to do.
+"""
+
+from __future__ import annotations
+
+
+class St3fxError(Exception):
+    """Root of all errors that a user can mend. The command line turns it into exit code 2."""
+
+
+class SpecError(St3fxError):
+    """The model SPEC cannot be turned into an ``nn.Module``, or its inputs or weights do not fit."""
+
+
+class InputError(St3fxError):
+    """The model refuses the example inputs."""
+
+
+class TraceError(St3fxError):
+    """A forward cannot be captured as one fx graph. The conversion goes on with its children."""
+
+
+class PlanError(St3fxError):
+    """No parameter can be sparsified, or a selection names nothing."""
+
+
+class MethodError(St3fxError, ValueError):
+    """A method or schedule was given a value outside its range."""
+
+
+class ForwardError(St3fxError):
+    """A converted module was called in a way that it cannot answer with effective weights."""
+
+
+class VerificationError(St3fxError):
+    """The converted model does not compute what the original computes."""
+
+
+class FoldError(St3fxError):
+    """A module cannot be folded: it was not converted, or its structure was changed since."""
+
+
+class StateError(St3fxError):
+    """A saved state does not belong to this model."""
+
+
+class BundleError(St3fxError):
+    """A bundle cannot be written or read."""

@@ -1,0 +1,187 @@
+"""The plan of a conversion: which parameters are sparsified, which are not, and why.
+
+Plain data, without references to modules or graph nodes: it is pickled with the model, written
+into bundles and shown to the user.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the output channels of a weight lie.
+
+    Attributes:
+        channel_dims: The dimensions that together index output channels; empty where the uses of
+            a weight disagree, so that the whole weight counts as one channel.
+        groups: For a transposed convolution ``(groups·a, b, *kernel)``, whose output channels are
+            spread over blocks of dimension 0: ``channel_dims`` then index the weight viewed as
+            ``(groups, a, b, *kernel)``. 1 otherwise.
+    """
+
+    channel_dims: tuple[int, ...] = (0,)
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Site:
+    """One weight that feeds a convolution or matrix product, with one threshold.
+
+    Attributes:
+        name: Full name of the weight, e.g. ``layer1.0.conv1.weight``.
+        parameters: Full names of the parameters that it is made of: its own name, or, for a
+            computed weight (standardised, ``weight_norm``), those that the computation reads.
+        aliases: Other names of the same parameter (tied weights).
+        shape: Shape of the weight.
+        op: What multiplies with it: ``conv2d``, ``linear``, ``matmul``, ...
+        layout: Where the output channels lie.
+        holders: Full names of the modules whose own forward multiplies with it.
+        computed: Whether the weight is computed from its parameters before it multiplies.
+        groups: Groups of the convolution; 1 for everything else.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    shape: tuple[int, ...]
+    op: str
+    layout: Layout
+    holders: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
+    computed: bool = False
+    groups: int = 1
+
+    @property
+    def numel(self) -> int:
+        """Number of scalars in the weight."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each output channel reads a single input channel."""
+        return self.groups > 1 and self.groups == self.in_channels
+
+    @property
+    def in_channels(self) -> int:
+        """Input channels of a convolution, input features of a matrix product."""
+        if self.op.startswith("conv_transpose"):
+            return self.shape[0]
+        if self.op.startswith("conv"):
+            return self.shape[1] * self.groups
+        outputs = 1
+        for dim in self.layout.channel_dims:
+            outputs *= self.shape[dim]
+        return self.numel // outputs
+
+    def to_dict(self) -> dict[str, Any]:
+        """This site as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Site:
+        """The inverse of :meth:`to_dict`."""
+        tuples = {
+            key: tuple(data[key]) for key in ("parameters", "shape", "holders", "aliases")
+        }
+        layout = Layout(tuple(data["layout"]["channel_dims"]), data["layout"]["groups"])
+        return cls(**{**data, **tuples, "layout": layout})
+
+
+@dataclass(frozen=True)
+class SkippedSite:
+    """A parameter that multiplies and stays dense, with the reason."""
+
+    name: str
+    shape: tuple[int, ...]
+    op: str
+    reason: str
+
+    @property
+    def numel(self) -> int:
+        """Number of scalars in the parameter."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True)
+class IslandInfo:
+    """A module whose forward was captured as fx graphs.
+
+    Attributes:
+        name: Full name of the module; the empty string is the model itself.
+        modes: One entry per captured graph: ``train``, ``eval``, or ``both``.
+        nodes: Nodes of the largest of them.
+    """
+
+    name: str
+    modes: tuple[str, ...]
+    nodes: int
+
+
+@dataclass(frozen=True)
+class OpaqueModule:
+    """A module that keeps its own forward, with what stopped the trace."""
+
+    name: str
+    type: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SparsityPlan:
+    """What a conversion does to a model.
+
+    Attributes:
+        sites: The sparsified weights in the order of their execution.
+        skipped: Multiplying parameters that stay dense.
+        islands: Modules captured as graphs.
+        opaque: Modules on the way to the islands that were not captured.
+        method: Name of the method, e.g. ``st3``.
+        target: Final sparsity over all sites, 0 ≤ target < 1.
+        total_parameters: Scalars in all parameters of the model.
+    """
+
+    sites: tuple[Site, ...]
+    skipped: tuple[SkippedSite, ...] = ()
+    islands: tuple[IslandInfo, ...] = ()
+    opaque: tuple[OpaqueModule, ...] = ()
+    method: str = "st3"
+    target: float = 0.0
+    total_parameters: int = 0
+    verified: bool = field(default=False)
+
+    @property
+    def numel(self) -> int:
+        """Number of scalars over all sites."""
+        return sum(site.numel for site in self.sites)
+
+    def to_dict(self) -> dict[str, Any]:
+        """This plan as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> SparsityPlan:
+        """The inverse of :meth:`to_dict`."""
+        return cls(
+            **{
+                **data,
+                "sites": tuple(Site.from_dict(item) for item in data["sites"]),
+                "skipped": tuple(
+                    SkippedSite(**{**item, "shape": tuple(item["shape"])})
+                    for item in data["skipped"]
+                ),
+                "islands": tuple(
+                    IslandInfo(**{**item, "modes": tuple(item["modes"])})
+                    for item in data["islands"]
+                ),
+                "opaque": tuple(OpaqueModule(**item) for item in data["opaque"]),
+            }
+        )

@@ -1,0 +1,124 @@
+"""Leave no trace: random generators, buffers and attributes as they were before a trial run."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class Attributes:
+    """The attributes of all modules below ``root``, to compare with and to go back to.
+
+    Containers are copied one level deep: a list that a forward appends to counts as changed.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        """Record the attributes of ``root`` and all modules in it."""
+        self._saved = {
+            name: (module, {key: _copy(value) for key, value in module.__dict__.items()})
+            for name, module in root.named_modules()
+        }
+        self._objects = {
+            name: dict(module.__dict__) for name, (module, _) in self._saved.items()
+        }
+
+    def changes(self, below: str = "") -> list[str]:
+        """Full names of attributes that were set, removed or changed since, below a module."""
+        return [
+            f"{name}.{key}" if name else key
+            for name, (module, saved) in self._saved.items()
+            if _is_below(name, below)
+            for key in {**saved, **module.__dict__}
+            if not _same(module.__dict__, saved, self._objects[name], key)
+        ]
+
+    def restore(self, below: str = "") -> None:
+        """Set everything below a module back to what was recorded."""
+        for name, (module, saved) in self._saved.items():
+            if not _is_below(name, below):
+                continue
+            for key, value in saved.items():
+                _restore(module.__dict__, key, self._objects[name][key], value)
+            for key in [key for key in module.__dict__ if key not in saved]:
+                del module.__dict__[key]
+
+
+def _is_below(name: str, ancestor: str) -> bool:
+    return not ancestor or name == ancestor or name.startswith(ancestor + ".")
+
+
+def _copy(value: Any) -> Any:
+    return value.copy() if isinstance(value, dict | list | set) else value
+
+
+def _same(
+    now: dict[str, Any], saved: dict[str, Any], objects: dict[str, Any], key: str
+) -> bool:
+    if key not in saved or key not in now or now[key] is not objects[key]:
+        return False
+    value, before = now[key], saved[key]
+    if isinstance(value, dict):
+        return list(value) == list(before) and all(value[k] is before[k] for k in value)
+    if isinstance(value, list):
+        return len(value) == len(before) and all(a is b for a, b in zip(value, before, strict=True))
+    return not isinstance(value, set) or value == before
+
+
+def _restore(target: dict[str, Any], key: str, original: Any, content: Any) -> None:
+    if isinstance(original, dict | set):
+        original.clear()
+        original.update(content)
+    elif isinstance(original, list):
+        original[:] = content
+    target[key] = original
+
+
+@contextlib.contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Set the generators of torch (all devices), random and NumPy back on leaving."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def rng_states() -> tuple[Any, ...]:
+    """The CPU generators' states, comparable with ``==``."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return (
+        random.getstate(),
+        (kind, keys.tobytes(), *rest),
+        torch.random.get_rng_state().numpy().tobytes(),
+    )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch (all devices), random and NumPy."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+@contextlib.contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Set buffers, attributes (``training`` too) and random generators back on leaving."""
+    attributes = Attributes(model)
+    buffers: list[tuple[Tensor, Tensor]] = [(b, b.detach().clone()) for b in model.buffers()]
+    with preserved_rng():
+        try:
+            yield
+        finally:
+            attributes.restore()
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)

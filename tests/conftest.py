@@ -1,0 +1,22 @@
+"""What all tests share: one thread per process, and the same random numbers in any order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# Set before torch is imported anywhere. Workers side by side would otherwise start as many threads
+# as there are cores each; child processes of the tests inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    import torch
+
+    torch.manual_seed(0)
+    yield
+    # A test that forgets this one would change the results of whatever runs after it.
+    torch.set_default_dtype(torch.float32)
