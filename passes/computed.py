@@ -1,9 +1,9 @@
 """Computed weights: find in one module's graph where a weight that was computed is multiplied.
 
-The threshold stands after the computation, on the tensor that really multiplies. Fold can replace
-such a module by the plain layer of its kind with the static weight, so only modules for which such a
-layer exists qualify: a parametrized layer (``torch.nn.utils.parametrizations``), or a subclass of a
-convolution or linear layer whose forward is that layer's with another weight.
+The threshold stands after the computation, on the tensor that really multiplies. Fold replaces
+such a module by the plain layer of its kind with the static weight, so only modules for which such
+a layer exists qualify: a parametrized layer (``torch.nn.utils.parametrizations``), or a subclass of
+a convolution or linear layer whose forward is that layer's with another weight.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from st3fx.errors import TraceError
-from st3fx.forward import CompiledGraph
+from st3fx.graphs import CompiledGraph
 from st3fx.inputs import CallSpec
 from st3fx.passes.names import owner
-from st3fx.passes.observe import Observation, convolution_layout
 from st3fx.passes.operators import FX_WEIGHT
 from st3fx.passes.plain import plain_layer
 from st3fx.passes.trace import Capture, trace
+from st3fx.passes.tracker import Observation, convolution_layout
 from st3fx.sites import Layout, Site
 from st3fx.state import preserved
+
 
 @dataclass(frozen=True)
 class ComputedWeight:
@@ -116,8 +117,10 @@ def _check_plain(module: nn.Module, graph: fx.Graph, consumer: fx.Node, weight: 
     reference = trace("", plain, spec, {""}).graph
     twin = next(node for node in reference.nodes if weight_argument(node) is not None)
     if _signature(consumer) != _signature(twin):
-        raise TraceError(f"{type(module).__name__} calls its {consumer.name} differently from a "
-                         f"{type(plain).__name__}")
+        raise TraceError(
+            f"{type(module).__name__} calls its {consumer.name} differently from a "
+            f"{type(plain).__name__}"
+        )
 
 
 def _signature(node: fx.Node) -> Any:
@@ -128,41 +131,39 @@ def _signature(node: fx.Node) -> Any:
     def name(argument: fx.Node) -> str:
         if argument is weight:
             return "weight"
-        return argument.target if argument.op == "get_attr" else argument.op
+        return str(argument.target) if argument.op == "get_attr" else argument.op
 
     return str((node.target, fx.map_arg(node.args, name), fx.map_arg(node.kwargs, name)))
 
 
 def sources(graph: fx.Graph, weight: fx.Node) -> list[str]:
     """Targets (parameters, buffers, modules) that a weight is computed from."""
-    seen: dict[fx.Node, None] = {}
-    pending = [weight]
-    while pending:
-        node = pending.pop()
-        if node not in seen:
-            seen[node] = None
-            pending.extend(node.all_input_nodes)
-    return [n.target for n in graph.nodes if n in seen and n.op in ("get_attr", "call_module")]
+    targets = []
+    needed = {weight}
+    for node in reversed(graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+            if node.op in ("get_attr", "call_module"):
+                targets.append(node.target)
+    return targets[::-1]
 
 
 def _extract(graph: fx.Graph, weight: fx.Node) -> CompiledGraph:
     """The part of a graph that computes a weight, as a function of the module."""
+    needed = {weight}
+    for node in reversed(graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
     part = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        if node.op == "placeholder" or not all(n in mapping for n in node.all_input_nodes):
-            continue
-        mapping[node] = part.node_copy(node, lambda n: mapping[n])
-        if node is weight:
-            break
+        if node in needed:
+            mapping[node] = part.node_copy(node, lambda n: mapping[n])
     part.output(mapping[weight])
-    part.eliminate_dead_code()
     return CompiledGraph(part)
 
 
-def _site(
-    model: nn.Module, holder: str, op: str, value: Tensor, sources: list[str]
-) -> Site:
+def _site(model: nn.Module, holder: str, op: str, value: Tensor, sources: list[str]) -> Site:
     module = model.get_submodule(holder)
     groups = int(getattr(module, "groups", 1))
     layout = convolution_layout(op, groups) if op.startswith("conv") else Layout((0,))

@@ -15,9 +15,9 @@ from st3fx.methods.base import Method
 from st3fx.passes.discover import Discovery
 from st3fx.passes.discover import discover as _discover
 from st3fx.passes.islands import Archipelago, capture_islands
-from st3fx.passes.observe import Observation
 from st3fx.passes.observe import observe as _observe
 from st3fx.passes.rewrite import Rewriter, homes, state_name
+from st3fx.passes.tracker import Observation
 from st3fx.passes.verify import differs
 from st3fx.selection import Selection
 from st3fx.sites import IslandInfo, SparsityPlan
@@ -78,9 +78,7 @@ def observe(conversion: Conversion) -> None:
 
 def discover(conversion: Conversion) -> None:
     """Decide which parameters become sparse."""
-    conversion.found = _discover(
-        conversion.model, conversion.observation, conversion.selection
-    )
+    conversion.found = _discover(conversion.model, conversion.observation, conversion.selection)
 
 
 def trace(conversion: Conversion) -> None:

@@ -1,10 +1,10 @@
 """Discover: from what was observed to the sites, and the reason for each weight that is none.
 
 1. A parameter that only multiplies, as it is or seen through views, is a site.
-2. A parameter from which the multiplied weight is computed (weight standardisation, ``weight_norm``)
-   is a site after the computation, where the multiplying forward can be traced.
-3. Everything else that multiplies is skipped: a vector, a weight that is also read otherwise (a tied
-   embedding), a weight computed in a forward that cannot be traced, what the user leaves out.
+2. A parameter from which the multiplied weight is computed (weight standardisation,
+   ``weight_norm``) is a site after the computation, where the multiplying forward can be traced.
+3. Everything else that multiplies is skipped: a vector, a weight that is also read otherwise (a
+   tied embedding), a weight computed in a forward that cannot be traced, what the user leaves out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 from st3fx.errors import PlanError, TraceError
 from st3fx.passes.computed import ComputedWeight, computed_weights
 from st3fx.passes.names import ancestors, is_below, owner
-from st3fx.passes.observe import Multiplication, Observation
+from st3fx.passes.tracker import Multiplication, Observation
 from st3fx.selection import Selection
 from st3fx.sites import Layout, Site, SkippedSite
 

@@ -17,8 +17,8 @@ PREFIX = "st3fx_"
 def fold(model: nn.Module) -> nn.Module:
     """Fold a converted model in place.
 
-    Pruned weights become exactly ``+0.0``; denormals are flushed. A module whose weight was computed
-    loses its parametrization, or is replaced by the plain layer of its kind.
+    Pruned weights become exactly ``+0.0``; denormals are flushed. A module whose weight was
+    computed loses its parametrization, or is replaced by the plain layer of its kind.
 
     Args:
         model: A converted model; changed.
@@ -60,7 +60,8 @@ def _replace_computed(model: nn.Module, held: Held, weight: Tensor) -> nn.Module
     module = held.owner
     if parametrize.is_parametrized(module, held.parameter):
         parametrize.remove_parametrizations(module, held.parameter, leave_parametrized=True)
-        module._parameters[held.parameter].data = weight  # type: ignore[union-attr]
+        delattr(module, held.parameter)  # a parameter, or a plain tensor for several originals
+        module.register_parameter(held.parameter, nn.Parameter(weight))
         return model
     layer = plain_layer(module, weight)
     if module is model:

@@ -15,10 +15,9 @@ from st3fx.errors import TraceError
 from st3fx.inputs import CallSpec
 from st3fx.passes.discover import Discovery
 from st3fx.passes.names import is_below
-from st3fx.passes.observe import Observation
 from st3fx.passes.trace import Capture, trace
+from st3fx.passes.tracker import Observation
 from st3fx.sites import OpaqueModule
-from st3fx.state import preserved
 
 MAX_GRAPHS = 8
 """Graphs of one island: train and eval for up to four structures of calls."""
@@ -46,6 +45,7 @@ class _Builder:
         self.found = found
         self.dropped = dropped
         self.sites_in = found.modules_with_sites()
+        self.flags = {mode: _training_flags(model, mode) for mode in (True, False)}
         self.result = Archipelago()
 
     def visit(self, name: str) -> None:
@@ -88,9 +88,14 @@ class _Builder:
         return captures
 
     def _trace(self, name: str, module: nn.Module, training: bool, spec: CallSpec) -> Capture:
-        with preserved(self.model):
-            self.model.train(training)
+        below = [(m, m.training) for m in module.modules()]
+        try:
+            for child, _ in below:
+                child.training = self.flags[training][child]
             return trace(name, module, spec, self.sites_in)
+        finally:
+            for child, flag in below:
+                child.training = flag
 
     def _check_leaves(self, name: str, capture: Capture) -> None:
         """A weight that an opaque submodule uses must be held there, not above it in the graph.
@@ -104,6 +109,16 @@ class _Builder:
                 inside = any(is_below(user, full) for user in self.found.users[site.name])
                 if inside and not any(is_below(holder, full) for holder in site.holders):
                     raise TraceError(f"{leaf}: {reason}")
+
+
+def _training_flags(model: nn.Module, mode: bool) -> dict[nn.Module, bool]:
+    """Each module's ``training`` after ``model.train(mode)``, which users may override."""
+    before = {module: module.training for module in model.modules()}
+    model.train(mode)
+    flags = {module: module.training for module in before}
+    for module, flag in before.items():
+        module.training = flag
+    return flags
 
 
 def capture_islands(

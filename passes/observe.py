@@ -8,205 +8,16 @@ multiplication which module's own forward issued it. It also notes how each modu
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 from st3fx.errors import InputError
 from st3fx.inputs import CallSpec, Example
-from st3fx.passes.operators import ATEN_LAYOUT, ATEN_MULTIPLY, RECURRENT
-from st3fx.sites import Layout
+from st3fx.passes.tracker import Observation, Tracker
 from st3fx.state import preserved
-
-
-@dataclass(frozen=True)
-class Multiplication:
-    """One operator that multiplies with a parameter.
-
-    Attributes:
-        parameter: Full name.
-        op: ``conv2d``, ``linear``, ``matmul``, ...
-        module: Full name of the module whose own forward issued it.
-        layout: Where the parameter's output channels lie.
-        groups: Groups of a convolution.
-        computed: Whether the multiplied tensor was computed from the parameter first.
-    """
-
-    parameter: str
-    op: str
-    module: str
-    layout: Layout
-    groups: int
-    computed: bool
-
-
-@dataclass
-class Observation:
-    """What a model does with its parameters when it runs.
-
-    Attributes:
-        multiplications: An ordered set, in the order of their execution.
-        other_uses: Parameter -> operators that mix it with activations without multiplying.
-        calls: Module -> the distinct ways in which it is called, each with its mode.
-    """
-
-    multiplications: dict[Multiplication, None] = field(default_factory=dict)
-    other_uses: dict[str, set[str]] = field(default_factory=dict)
-    calls: dict[str, list[tuple[bool, CallSpec]]] = field(default_factory=dict)
-
-    def multiplied(self) -> dict[str, list[Multiplication]]:
-        """Multiplications by parameter, in the order of first use."""
-        table: dict[str, list[Multiplication]] = {}
-        for item in self.multiplications:
-            table.setdefault(item.parameter, []).append(item)
-        return table
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Where a tensor comes from: the parameters that it is made of; none for an activation."""
-
-    parameters: frozenset[str] = frozenset()
-    computed: bool = False
-    base: Tensor | None = None
-
-
-_ACTIVATION = _Origin()
-
-
-class _Tracker(TorchDispatchMode):
-    """Follows parameters and activations through one forward."""
-
-    def __init__(self, model: nn.Module, observation: Observation, module_stack: list[str]) -> None:
-        super().__init__()
-        self._parameters = {
-            id(parameter): _Origin(frozenset([name]), base=parameter)
-            for name, parameter in model.named_parameters()
-        }
-        self._origins: dict[int, tuple[weakref.ref[Tensor], _Origin]] = {}
-        self._observation = observation
-        self._stack = module_stack
-
-    def mark_inputs(self, example: Example) -> None:
-        for leaf in pytree.tree_leaves((example.args, example.kwargs)):
-            if isinstance(leaf, Tensor):
-                self._mark(leaf, _ACTIVATION)
-
-    def _mark(self, tensor: Tensor, origin: _Origin) -> None:
-        self._origins[id(tensor)] = (weakref.ref(tensor), origin)
-
-    def _origin(self, tensor: Tensor) -> _Origin | None:
-        found = self._parameters.get(id(tensor))
-        if found is not None:
-            return found
-        entry = self._origins.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        origins = [origin for t in tensors if (origin := self._origin(t)) is not None]
-        if origins:
-            made = self._follow(func, args, origins)
-            for leaf in pytree.tree_leaves(out):
-                if isinstance(leaf, Tensor) and id(leaf) not in self._parameters:
-                    self._mark(leaf, self._rebase(made, leaf))
-        return out
-
-    @staticmethod
-    def _rebase(origin: _Origin, tensor: Tensor) -> _Origin:
-        if origin is not _ACTIVATION and origin.base is None:
-            return _Origin(origin.parameters, origin.computed, tensor)
-        return origin
-
-    def _follow(self, func: Any, args: tuple[Any, ...], origins: list[_Origin]) -> _Origin:
-        name = func._schema.name
-        if name in ATEN_MULTIPLY:
-            self._multiply(name, args)
-            return _ACTIVATION
-        if _ACTIVATION in origins:
-            for parameter in frozenset[str]().union(*(o.parameters for o in origins)):
-                self._observation.other_uses.setdefault(parameter, set()).add(
-                    name.removeprefix("aten::")
-                )
-            return _ACTIVATION
-        layout_only = func.is_view or name in ATEN_LAYOUT
-        if layout_only and len(origins) == 1:
-            return origins[0]
-        parameters = frozenset[str]().union(*(origin.parameters for origin in origins))
-        return _Origin(parameters, computed=True)
-
-    def _multiply(self, name: str, args: tuple[Any, ...]) -> None:
-        for position in ATEN_MULTIPLY[name]:
-            operand = args[position] if position < len(args) else None
-            for tensor in pytree.tree_leaves(operand):
-                origin = self._origin(tensor) if isinstance(tensor, Tensor) else None
-                for parameter in sorted(origin.parameters) if origin is not None else ():
-                    assert origin is not None
-                    self._record(parameter, name, args, tensor, position, origin)
-
-    def _record(
-        self,
-        parameter: str,
-        name: str,
-        args: tuple[Any, ...],
-        tensor: Tensor,
-        position: int,
-        origin: _Origin,
-    ) -> None:
-        op, layout, groups = _describe(name, args, tensor, position, origin)
-        computed = origin.computed or len(origin.parameters) > 1
-        item = Multiplication(parameter, op, self._stack[-1], layout, groups, computed)
-        self._observation.multiplications[item] = None
-
-
-def _describe(
-    name: str, args: tuple[Any, ...], tensor: Tensor, position: int, origin: _Origin
-) -> tuple[str, Layout, int]:
-    """Operator, output channels and groups of one multiplication."""
-    if name.endswith("convolution"):
-        transposed, groups = (bool(args[6]), int(args[8])) if len(args) > 8 else (False, 1)
-        op = f"conv{'_transpose' if transposed else ''}{tensor.dim() - 2}d"
-        return op, convolution_layout(op, groups), groups
-    if name in RECURRENT:
-        return "rnn", Layout((0,)), 1
-    if name in ("aten::linear", "aten::mkldnn_linear"):
-        return "linear", Layout((0,)), 1
-    if name == "aten::_trilinear":
-        return "bilinear", Layout((0,)), 1
-    if name in ("aten::_native_multi_head_attention", "aten::_transformer_encoder_layer_fwd"):
-        return "linear", Layout((0,)), 1
-    if "scaled_dot_product" in name or tensor.dim() < 2:
-        return "matmul", Layout(()), 1
-    right = position == ATEN_MULTIPLY[name][-1]
-    columns = tensor.dim() - 1 if right else tensor.dim() - 2
-    layout = Layout(_source_dims(tensor, origin.base, [*range(tensor.dim() - 2), columns]))
-    return ("linear" if layout.channel_dims == (0,) and right else "matmul"), layout, 1
-
-
-def convolution_layout(op: str, groups: int) -> Layout:
-    """Output channels of a convolution weight; a transposed one has them in dimension 1."""
-    if not op.startswith("conv_transpose"):
-        return Layout((0,))
-    return Layout((0, 2), groups) if groups > 1 else Layout((1,))
-
-
-def _source_dims(view: Tensor, base: Tensor | None, dims: list[int]) -> tuple[int, ...]:
-    """The dimensions of ``base`` that dimensions of its view run along, found by their strides."""
-    if base is None:
-        return ()
-    if base.untyped_storage().data_ptr() != view.untyped_storage().data_ptr():
-        return tuple(dims) if base.shape == view.shape else ()
-    strides = {view.stride(d) for d in dims if view.size(d) > 1 and view.stride(d) > 0}
-    return tuple(d for d in range(base.dim()) if base.size(d) > 1 and base.stride(d) in strides)
 
 
 @contextlib.contextmanager
@@ -258,7 +69,7 @@ def observe(model: nn.Module, example: Example) -> Observation:
     observation = Observation()
     with _watched_calls(model, observation) as stack:
         for training in (True, False):
-            tracker = _Tracker(model, observation, stack)
+            tracker = Tracker(model, observation, stack)
             tracker.mark_inputs(example)
             try:
                 with preserved(model), torch.set_grad_enabled(training), tracker:

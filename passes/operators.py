@@ -46,6 +46,16 @@ ATEN_MULTIPLY: dict[str, tuple[int, ...]] = {
 }
 """ATen operator -> arguments that it multiplies with each other (a list argument counts whole)."""
 
+PAIR_PRODUCTS = frozenset(
+    f"aten::{name}"
+    for name in ("linear", "mkldnn_linear", "addmm", "_addmm_activation", "mm", "bmm", "matmul",
+                 "baddbmm")
+)  # fmt: skip
+"""Products of a left and a right matrix, either of which may be the weight."""
+
+VECTOR_PRODUCTS = frozenset({"aten::mv", "aten::addmv", "aten::dot"})
+"""With weights and buffers alone these compute a weight (spectral norm), and are no layer."""
+
 ATEN_LAYOUT = frozenset(
     f"aten::{name}"
     for name in (

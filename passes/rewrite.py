@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from st3fx.forward import Held, SparseForward, Variant
+from st3fx.forward import Held, SparseForward
+from st3fx.graphs import Variant
 from st3fx.methods.base import Method
 from st3fx.passes.computed import computed_nodes, sources
 from st3fx.passes.discover import Discovery
@@ -67,33 +68,39 @@ class Rewriter:
             module = self.model.get_submodule(name)
             tries = [self._variant(name, *capture, state) for capture in captures.get(name, ())]
             variants = [variant for variant in tries if variant is not None]
-            held = [self._held(s, state) for s in self.found.sites if name in s.holders]
+            held = [self._held(s, name, state) for s in self.found.sites if name in s.holders]
             if variants or held:
                 made.append(SparseForward(name, module, variants, held))
         return made
 
-    def _held(self, site: Site, state: dict[str, tuple[str, ...]]) -> Held:
-        module, parameter = self.model.get_submodule(owner(site.name)), site.name.rpartition(".")[2]
-        names = tuple(state_name(parameter, key) for key in state[site.name])
+    def _held(self, site: Site, holder: str, state: dict[str, tuple[str, ...]]) -> Held:
+        below = [home for home in homes(site) if is_below(owner(home), holder)]
+        places = [self._place(home) for home in below or homes(site)]
+        module, parameter = places[0]
         computed = self.found.computed.get(site.name)
         return Held(
-            site.name,
-            module,
-            parameter,
-            names,
-            self.method,
-            self.method.constants(site),
-            None if computed is None else computed.compute,
+            site=site.name,
+            owner=module,
+            parameter=parameter,
+            places=() if computed else tuple(places),
+            state=tuple(state_name(parameter, key) for key in state[site.name]),
+            method=self.method,
+            constants=self.method.constants(site),
+            compute=computed.compute if computed else None,
         )
+
+    def _place(self, home: str) -> tuple[nn.Module, str]:
+        return self.model.get_submodule(owner(home)), home.rpartition(".")[2]
 
     def _variant(
         self, name: str, mode: str, capture: Capture, state: dict[str, tuple[str, ...]]
     ) -> Variant | None:
         graph = copy_graph(capture.graph)
+        uses = SiteUses(graph, name)
         modified = False
         for site in self.found.sites:
             if any(is_below(holder, name) for holder in site.holders):
-                modified |= insert_op(graph, site, name, self.method, state[site.name])
+                modified |= insert_op(graph, uses, site, self.method, state[site.name])
         if not modified and not capture.leaves:
             return None
         graph.lint()
@@ -117,69 +124,75 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     return copied
 
 
+class SiteUses:
+    """Where a graph reads weights, looked up by name."""
+
+    def __init__(self, graph: fx.Graph, island: str) -> None:
+        """Index ``graph``, whose module is ``island``."""
+        self.island = island
+        self._attributes = {n.target: n for n in graph.nodes if n.op == "get_attr"}
+        self._computed = [
+            (consumer, weight, sources(graph, weight))
+            for consumer, (_, weight) in computed_nodes(graph).items()
+        ]
+
+    def of(self, site: Site) -> tuple[str, dict[fx.Node, fx.Node]]:
+        """The site's name as seen from the island, and its uses -> the weight's node.
+
+        Reading a shape is no use of a weight.
+        """
+        if site.computed:
+            return relative(site.name, self.island), self._computed_uses(site)
+        for home in homes(site):
+            local = relative(home, self.island) if is_below(owner(home), self.island) else None
+            node = self._attributes.get(local)
+            if local is not None and node is not None:
+                return local, {user: node for user in node.users if not _reads_metadata(user)}
+        return "", {}
+
+    def _computed_uses(self, site: Site) -> dict[fx.Node, fx.Node]:
+        prefix = f"{self.island}." if self.island else ""
+        return {
+            consumer: weight
+            for consumer, weight, targets in self._computed
+            if any(is_below(p, prefix + target) for target in targets for p in site.parameters)
+        }
+
+
+def _reads_metadata(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _METADATA
+    return node.op == "call_function" and node.target is getattr
+
+
 def insert_op(
-    graph: fx.Graph, site: Site, island: str, method: Method, state: tuple[str, ...]
+    graph: fx.Graph, uses: SiteUses, site: Site, method: Method, state: tuple[str, ...]
 ) -> bool:
     """Insert the method's operator for one site.
 
     Args:
-        graph: Of the module ``island``; mutated.
-        site: A direct or computed site, held in or below ``island``.
-        island: Full name of the module whose forward the graph is.
+        graph: Mutated.
+        uses: The graph's index.
+        site: A direct or computed site.
         method: Gives the operator and its constants.
         state: Names of the method's tensors.
 
     Returns:
         Whether the graph uses the site at all.
     """
-    home = next((h for h in homes(site) if is_below(owner(h), island)), None)
-    if home is None:
+    local, users = uses.of(site)
+    if not users:
         return False
-    local = relative(home, island)
-    uses = _computed_uses(graph, site, island) if site.computed else _direct_uses(graph, local)
-    if not uses:
-        return False
-    weight = next(iter(uses.values()))
+    weight = next(iter(users.values()))
     prefix, parameter = owner(local), local.rpartition(".")[2]
-    with graph.inserting_after(weight):
-        tensors = [
-            graph.get_attr(".".join(filter(None, (prefix, state_name(parameter, key)))))
-            for key in reversed(state)
-        ][::-1]
-    last = tensors[-1] if tensors else weight
-    with graph.inserting_after(last):
+    targets = [f"{prefix}.{state_name(parameter, key)}".lstrip(".") for key in state]
+    with graph.inserting_before(weight.next):
         effective = graph.create_node(
             "call_function",
             method.op,
-            (weight, *tensors, *method.constants(site)),
+            (weight, *map(graph.get_attr, targets), *method.constants(site)),
             name=f"{local.replace('.', '_')}_effective",
         )
-    for user in uses:
+    for user in users:
         user.replace_input_with(weight, effective)
     return True
-
-
-def _direct_uses(graph: fx.Graph, local: str) -> dict[fx.Node, fx.Node]:
-    """Uses of a parameter's value -> its node; reading a shape is no use."""
-    return {
-        user: node
-        for node in graph.nodes
-        if node.op == "get_attr" and node.target == local
-        for user in node.users
-        if not (user.op == "call_method" and user.target in _METADATA)
-        and not (user.op == "call_function" and user.target is getattr)
-    }
-
-
-def _computed_uses(graph: fx.Graph, site: Site, island: str) -> dict[fx.Node, fx.Node]:
-    """The nodes that multiply with a computed weight -> the weight's node."""
-    prefix = f"{island}." if island else ""
-    return {
-        consumer: weight
-        for consumer, (_, weight) in computed_nodes(graph).items()
-        if any(
-            is_below(parameter, prefix + target)
-            for target in sources(graph, weight)
-            for parameter in site.parameters
-        )
-    }

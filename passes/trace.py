@@ -14,24 +14,20 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from st3fx.errors import TraceError
-from st3fx.forward import Guard, has_hooks, ordered_dict
+from st3fx.graphs import Guard, has_hooks, ordered_dict
 from st3fx.inputs import CallSpec, is_simple
+from st3fx.passes.ambient import RefuseRealTensors, ambient_state, reason_of
 from st3fx.state import Attributes, preserved_rng, rng_states
 
 _INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
-_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 @dataclass
@@ -73,10 +69,9 @@ class IslandTracer(fx.Tracer):
         self.capture = Capture(name, spec, fx.Graph())
         self._sites_in = sites_in
         self._attributes = Attributes(root)
-        self._ambient = _ambient_state()
+        self._ambient = ambient_state()
         self._tensor_names = {
-            id(tensor): path
-            for path, tensor in [*root.named_buffers(), *root.named_parameters()]
+            id(tensor): path for path, tensor in [*root.named_buffers(), *root.named_parameters()]
         }
         self._module_names = {id(module): path for path, module in root.named_modules()}
         self._attribute_nodes: dict[str, fx.Proxy] = {}
@@ -91,11 +86,11 @@ class IslandTracer(fx.Tracer):
         before = rng_states()
         try:
             with preserved_rng():
-                with _RefuseRealTensors():
+                with RefuseRealTensors():  # type: ignore[no-untyped-call]
                     graph = self.trace(root)
                 drawn = rng_states() != before
         except Exception as error:
-            raise TraceError(_reason(error)) from error
+            raise TraceError(reason_of(error)) from error
         finally:
             changed = self._attributes.changes()
             self._attributes.restore()
@@ -128,7 +123,7 @@ class IslandTracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Refuse nodes under a context that the graph would not reproduce."""
-        if _ambient_state() != self._ambient:
+        if ambient_state() != self._ambient:
             raise TraceError("runs under no_grad, autocast, checkpointing or a tensor mode")
         return super().create_node(*args, **kwargs)
 
@@ -170,8 +165,8 @@ class IslandTracer(fx.Tracer):
             try:
                 self.capture.inlined[name] = None
                 return super().call_module(m, forward, args, kwargs)
-            except Exception as error:
-                reason = _reason(error)
+            except Exception as error:  # noqa: BLE001 - whatever a user's forward raises on proxies
+                reason = reason_of(error)
                 self._undo(mark, name)
         self.capture.leaves.setdefault(name, reason)
         return self.create_proxy("call_module", name, args, kwargs)
@@ -214,11 +209,16 @@ class IslandTracer(fx.Tracer):
 
     def _mark(self) -> tuple[Any, ...]:
         last = next(iter(reversed(self.graph.nodes)), None)
-        return last, dict(self._attribute_nodes), dict(self._read), (
-            dict(self.capture.inlined),
-            dict(self.capture.leaves),
-            collections.OrderedDict(self.module_stack),
-            dict(self.num_calls),
+        return (
+            last,
+            dict(self._attribute_nodes),
+            dict(self._read),
+            (
+                dict(self.capture.inlined),
+                dict(self.capture.leaves),
+                collections.OrderedDict(self.module_stack),
+                dict(self.num_calls),
+            ),
         )
 
     def _undo(self, mark: tuple[Any, ...], name: str) -> None:
@@ -235,49 +235,8 @@ class IslandTracer(fx.Tracer):
             self.graph.erase_node(node)
 
 
-class _RefuseRealTensors(TorchDispatchMode):
-    """While tracing, proxies stand for tensors; work on real ones would be frozen into the graph."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
-            raise TraceError(f"computes {func} on a tensor of the module or a constant")
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            raise TraceError("draws random numbers that do not depend on its inputs")
-        return func(*args, **(kwargs or {}))
-
-
 def _frozen(value: Any) -> Any:
     return value.copy() if isinstance(value, list | dict | set) and is_simple(value) else value
-
-
-def _ambient_state() -> tuple[Any, ...]:
-    """Everything outside a graph that changes what its operators do."""
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        *(
-            (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-            for device in ("cpu", "cuda")
-        ),
-        torch._C._len_torch_function_stack(),
-        torch._C._autograd._top_saved_tensors_default_hooks(True) is not None,
-    )
-
-
-def _reason(error: BaseException) -> str:
-    """What stopped a trace, in one line with the place in the user's code."""
-    message = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_LIBRARIES)
-    ]
-    if not frames or " at " in message and ".py:" in message:
-        return message
-    place = frames[-1]
-    return f"{message} at {Path(place.filename).name}:{place.lineno}"
 
 
 def trace(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> Capture:

@@ -1,10 +1,11 @@
 """Verify: the converted model computes what the original computes, bit for bit, before it is used.
 
 Original and converted model are the same modules with the sparse forwards taken out and put in, so
-that verification holds one more copy of the gradients and no more of the weights. Compared are output and
-gradients in train mode under two seeds, the output in eval mode, all of it before the first threshold;
-the eval output with one more sample; and, at a trial threshold, the eval output against the original
-forward over folded weights.
+that verification holds no second copy of the weights. Compared are
+
+1. output, gradients and buffers in train mode under two seeds, before the first threshold;
+2. the output in eval mode, and with one more sample;
+3. the eval output at a trial threshold, against the original forward over folded weights.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from st3fx.state import preserved, seed_everything
 SEEDS = (0, 1)
 
 
-class _Mismatch(Exception):
+class _MismatchError(Exception):
     """Where converted and original differ."""
 
 
@@ -49,12 +50,12 @@ def differs(
     try:
         for seed in SEEDS:
             _compare_training(model, example, forwards, seed)
-        _compare_eval(model, example, forwards, "eval output")
+        if _compare_eval(model, example, forwards, "eval output"):
+            _compare_trial(model, example, forwards, trial)
         larger = example.larger_batch()
         if larger is not None:
             _compare_eval(model, larger, forwards, "eval output with one more sample")
-        _compare_trial(model, example, forwards, trial)
-    except _Mismatch as mismatch:
+    except _MismatchError as mismatch:
         return str(mismatch)
     return None
 
@@ -76,6 +77,15 @@ def _run(model: nn.Module, example: Example, training: bool, seed: int) -> Any:
     return model.train(training)(*example.args, **example.kwargs)
 
 
+@contextlib.contextmanager
+def _converted(what: str) -> Iterator[None]:
+    """What the original could do and the converted model cannot is a mismatch."""
+    try:
+        yield
+    except Exception as error:
+        raise _MismatchError(f"{what} ({type(error).__name__} in the converted model)") from error
+
+
 def _compare_training(
     model: nn.Module, example: Example, forwards: Sequence[SparseForward], seed: int
 ) -> None:
@@ -85,13 +95,15 @@ def _compare_training(
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         buffers = {n: b.clone() for n, b in model.named_buffers()}
     with preserved(model), _own_gradients(model):
-        _require_equal(expected, _forward_backward(model, example, seed), f"train output, {seed=}")
+        with _converted("train output"):
+            output = _forward_backward(model, example, seed)
+        _require_equal(expected, output, f"train output, {seed=}")
         for name, parameter in model.named_parameters():
             if not _equal(parameter.grad, gradients.pop(name, None)):
-                raise _Mismatch(f"gradient of {name}, {seed=}")
+                raise _MismatchError(f"gradient of {name}, {seed=}")
         for name, buffer in model.named_buffers():
             if not _equal(buffer, buffers[name]):
-                raise _Mismatch(f"buffer {name} after a training step, {seed=}")
+                raise _MismatchError(f"buffer {name} after a training step, {seed=}")
 
 
 def _forward_backward(model: nn.Module, example: Example, seed: int) -> Any:
@@ -109,20 +121,27 @@ def _forward_backward(model: nn.Module, example: Example, seed: int) -> Any:
 
 def _weighted_sum(tensor: Tensor) -> Tensor:
     """A loss that no normalisation makes constant: each element with another weight."""
-    weights = torch.arange(tensor.numel(), dtype=torch.float32, device=tensor.device).mul_(0.7).sin_()
-    return (tensor.flatten().float() * weights).mean() * tensor.numel() ** 0.5
+    weights = (
+        torch.arange(tensor.numel(), dtype=torch.float32, device=tensor.device).mul_(0.7).sin_()
+    )
+    loss: Tensor = (tensor.flatten().float() * weights).mean() * tensor.numel() ** 0.5
+    return loss
 
 
 def _compare_eval(
     model: nn.Module, example: Example, forwards: Sequence[SparseForward], what: str
-) -> None:
+) -> bool:
+    """Compare one eval output; False if the original itself refuses this call in eval mode."""
     with preserved(model), torch.no_grad():
         with original_forwards(forwards):
             try:
                 expected = _run(model, example, False, 0)
-            except Exception:
-                return  # no call that the original accepts in eval mode
-        _require_equal(expected, _run(model, example, False, 0), what)
+            except Exception:  # noqa: BLE001 - whatever a user's forward raises
+                return False
+        with _converted(what):
+            output = _run(model, example, False, 0)
+        _require_equal(expected, output, what)
+    return True
 
 
 def _compare_trial(
@@ -132,28 +151,27 @@ def _compare_trial(
     trial: dict[str, Tensor],
 ) -> None:
     """At a threshold, the converted model must compute with exactly the folded weights."""
+    held = [item for forward in forwards for item in forward.held]
+    if any(item.compute is not None for item in held):
+        return  # only replacing modules, as fold does, gives the original a static weight
+    what = "eval output at a trial threshold"
     buffers = dict(model.named_buffers())
-    direct = [item for f in forwards for item in f.held if item.compute is None]
-    if any(item.compute is not None for f in forwards for item in f.held):
-        return  # folding a computed weight replaces modules; fold checks those
     with preserved(model), torch.no_grad():
         for name, value in trial.items():
             buffers[name].copy_(value)
-        try:
+        with _converted(what):
             sparse = _run(model, example, False, 0)
-        except Exception:
-            return
-        latent = [item.weight() for item in direct]
-        folded = {item.site: clean(item.effective()) for item in direct}
-        for item in direct:
-            item.put(folded[item.site])
+        latent = [item.weight() for item in held]
+        folded = {item.site: clean(item.effective()) for item in held}
+        for item in held:
+            item.put(folded[item.site].requires_grad_(item.weight().requires_grad))
         try:
             with original_forwards(forwards):
                 expected = _run(model, example, False, 0)
         finally:
-            for item, weight in zip(direct, latent, strict=True):
+            for item, weight in zip(held, latent, strict=True):
                 item.put(weight)
-    _require_equal(expected, sparse, "eval output at a trial threshold")
+    _require_equal(expected, sparse, what)
 
 
 @contextlib.contextmanager
@@ -176,10 +194,10 @@ def _require_equal(expected: Any, actual: Any, what: str) -> None:
     wanted, spec = pytree.tree_flatten(expected)
     given, actual_spec = pytree.tree_flatten(actual)
     if spec != actual_spec:
-        raise _Mismatch(f"structure of the {what}")
+        raise _MismatchError(f"structure of the {what}")
     for left, right in zip(wanted, given, strict=True):
         if not _equal(left, right):
-            raise _Mismatch(what)
+            raise _MismatchError(what)
 
 
 def _equal(left: Any, right: Any) -> bool:

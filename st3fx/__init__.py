@@ -1,13 +1,15 @@
 """A compiler for sparse training: from any PyTorch model to static sparse weights."""
 
-from st3fx.api import convert, fold
+from st3fx.api import convert, dataflow, fold
 from st3fx.errors import St3fxError
 from st3fx.methods import ST3, Method
 from st3fx.schedule import CubicSchedule
 from st3fx.sites import SparsityPlan
 from st3fx.sparsifier import Sparsifier
+from st3fx.version import VERSION
+from st3fx.workflow import load_bundle, save_bundle
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "ST3",
@@ -18,5 +20,8 @@ __all__ = [
     "St3fxError",
     "__version__",
     "convert",
+    "dataflow",
     "fold",
+    "load_bundle",
+    "save_bundle",
 ]

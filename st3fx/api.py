@@ -15,10 +15,13 @@ from st3fx.inputs import Example
 from st3fx.methods import Method
 from st3fx.methods.st3 import ST3
 from st3fx.passes import convert as stages
+from st3fx.passes.dataflow import dataflow
 from st3fx.passes.fold import fold as _fold
 from st3fx.passes.fold import is_converted
 from st3fx.selection import Selection, Selectors
 from st3fx.sparsifier import Sparsifier
+
+__all__ = ["convert", "dataflow", "fold"]
 
 CONVERT: tuple[stages.Stage, ...] = (
     stages.observe,  # what multiplies with which parameter: the ground truth for the rest
@@ -51,8 +54,8 @@ def convert(
 
     Args:
         model: Any model; not touched unless ``inplace``.
-        example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments, as
-            the model is called in training. Batch size and shapes stay free.
+        example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments,
+            as the model is called in training. Batch size and shapes stay free.
         method: Settings of the sparsification; ``ST3()`` by default.
         example_kwargs: Keyword arguments beside positional ``example_inputs``.
         total_steps: Optimizer steps of the whole training; the schedule needs it.
@@ -67,7 +70,7 @@ def convert(
         progress: Called with the name of each stage as it begins.
 
     Returns:
-        The converted model, of the same class and with the same state-dict keys, and its sparsifier.
+        The converted model, of the same class and with the same keys, and its sparsifier.
         ``model.st3fx_plan`` says what was done, ``model.st3fx_islands`` holds the graphs.
 
     Raises:
@@ -84,7 +87,7 @@ def convert(
         skip_last=skip_last,
     )
     conversion = stages.Conversion(
-        model if inplace else copy.deepcopy(model),
+        model if inplace else _copied(model),
         Example.of(example_inputs, example_kwargs),
         method if method is not None else ST3(),
         selection,
@@ -96,6 +99,17 @@ def convert(
     converted = conversion.model
     _attach(converted, conversion, total_steps)
     return converted, Sparsifier(converted)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        reason = str(error).partition(".")[0] or type(error).__name__
+        raise InputError(
+            f"{type(model).__name__} cannot be copied ({reason}); give inplace=True, or for "
+            "torch.nn.utils.weight_norm use torch.nn.utils.parametrizations.weight_norm"
+        ) from error
 
 
 def _check(model: nn.Module, total_steps: int | None) -> None:
@@ -122,8 +136,8 @@ def _attach(model: nn.Module, conversion: stages.Conversion, total_steps: int | 
 def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """Give back a plain module of the user's class with static sparse weights.
 
-    Its eval output equals the converted model's bit for bit. Pruned weights are exactly ``+0.0``, no
-    denormals are left, and it needs no st3fx to run. Where the multiplied weight was computed
+    Its eval output equals the converted model's bit for bit. Pruned weights are exactly ``+0.0``,
+    no denormals are left, and it needs no st3fx to run. Where the multiplied weight was computed
     (weight standardisation, ``weight_norm``), a plain layer stands in its place.
 
     Args:

@@ -9,18 +9,16 @@ A bundle is written beside its destination and renamed, so that no moment shows 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from st3fx.atomic import put_in_place, temporary_neighbour
 from st3fx.errors import BundleError
 from st3fx.manifest import FileInfo, Manifest, Recipe
 from st3fx.sites import SparsityPlan
@@ -116,16 +114,18 @@ def write_bundle(
     target = check_target(directory, force=force)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary_neighbour(target) as folder:
+        with temporary_neighbour(target) as folder:
             aliases = save_state(state_dict, folder / WEIGHTS)
             (folder / GRAPH).write_text(graph_text, encoding="utf-8")
+            # safetensors makes its files readable by their owner alone.
+            shutil.copymode(folder / GRAPH, folder / WEIGHTS)
             files = {
                 name: FileInfo((folder / name).stat().st_size, _hash(folder / name))
                 for name in (WEIGHTS, GRAPH)
             }
             text = Manifest(recipe, plan, files, aliases).to_json(target)
             (folder / MANIFEST).write_text(text, encoding="utf-8")
-            _put(folder, target)
+            put_in_place(folder, target)
     except OSError as error:
         raise BundleError(f"cannot write {directory}: {error.strerror or error}") from error
     return target
@@ -186,32 +186,3 @@ def _is_replaceable(target: Path) -> bool:
         return True
     manifest = target / MANIFEST
     return manifest.is_file() and b'"st3fx-bundle"' in manifest.read_bytes()[:200]
-
-
-@contextlib.contextmanager
-def _temporary_neighbour(target: Path) -> Iterator[Path]:
-    """A fresh folder beside ``target``, on the same file system; gone afterwards if still there."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    try:
-        # mkdtemp makes it private; a bundle has the rights of any other folder.
-        mask = os.umask(0)
-        os.umask(mask)
-        folder.chmod(0o777 & ~mask)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _put(folder: Path, target: Path) -> None:
-    """Rename ``folder`` to ``target``; what was there is set aside, and put back on failure."""
-    if not target.exists():
-        folder.rename(target)
-        return
-    with _temporary_neighbour(target) as aside:
-        old = aside / "old"
-        target.rename(old)
-        try:
-            folder.rename(target)
-        except BaseException:
-            old.rename(target)
-            raise

@@ -11,7 +11,7 @@ class St3fxError(Exception):
 
 
 class SpecError(St3fxError):
-    """The model SPEC cannot be turned into an ``nn.Module``, or its inputs or weights do not fit."""
+    """The SPEC gives no ``nn.Module``, or its inputs or weights do not fit."""
 
 
 class InputError(St3fxError):

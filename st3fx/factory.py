@@ -33,7 +33,7 @@ def build(module: ModuleType, factory: str | None, where: str) -> nn.Module:
     if isinstance(target, nn.Module):
         return target
     if not callable(target):
-        raise SpecError(f"{where}: {factory} is a {type(target).__name__}, not a callable")
+        raise SpecError(f"{where}: {factory} is {_a(target)}, not a callable")
     needed = required_arguments(target)
     if needed:
         raise SpecError(

@@ -14,6 +14,8 @@ Symbols (ST-3, arXiv 2212.01076): ``w`` latent weight, ``θ`` layer threshold, `
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -94,23 +96,43 @@ torch.library.define(
 def _soft_threshold(
     weight: Tensor, threshold: Tensor, channel_dims: list[int], groups: int, rescale: bool
 ) -> Tensor:
-    return effective_weight(weight, threshold, Layout(tuple(channel_dims), groups), rescale)
+    effective = effective_weight(weight, threshold, Layout(tuple(channel_dims), groups), rescale)
+    if torch.is_inference_mode_enabled():  # the autograd kernel below is not called there
+        effective.requires_grad_(weight.requires_grad)
+    return effective
 
 
-@torch.library.register_fake("st3fx::soft_threshold")
+@torch.library.register_fake("st3fx::soft_threshold")  # type: ignore[untyped-decorator]
 def _soft_threshold_fake(
     weight: Tensor, threshold: Tensor, channel_dims: list[int], groups: int, rescale: bool
 ) -> Tensor:
     return torch.empty_like(weight)
 
 
-def _straight_through(
-    ctx: object, grad: Tensor
-) -> tuple[Tensor, None, None, None, None]:
-    return grad, None, None, None, None
+class _StraightThrough(torch.autograd.Function):
+    """``∂L/∂w := ∂L/∂ŵ``; nothing is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            result: Tensor = torch.ops.st3fx.soft_threshold.default(*args)
+            return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return grad, None, None, None, None
 
 
-torch.library.register_autograd("st3fx::soft_threshold", _straight_through)
+@torch.library.impl("st3fx::soft_threshold", "Autograd")
+def _soft_threshold_autograd(*args: Any) -> Tensor:
+    weight: Tensor = args[0]
+    if torch.is_grad_enabled():
+        return _StraightThrough.apply(*args)  # type: ignore[no-any-return]
+    with torch._C._AutoDispatchBelowAutograd():
+        effective: Tensor = torch.ops.st3fx.soft_threshold.default(*args)
+    # Without gradients too, kernels ask whether a weight requires them (matmul folds its batch
+    # then): the effective weight must answer as the parameter does.
+    return effective.requires_grad_(weight.requires_grad)
 
 
 def soft_threshold(weight: Tensor, threshold: Tensor, layout: Layout, rescale: bool) -> Tensor:

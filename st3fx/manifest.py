@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import platform
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -22,6 +23,12 @@ FORMAT_VERSION = 1
 
 EXAMPLE_INPUTS = "example_inputs()"
 """Stands in the manifest for inputs that the model's own file gives."""
+
+
+def current_versions() -> dict[str, str]:
+    """Versions of what a model's numbers depend on."""
+    packages = {name: metadata.version(name) for name in ("torch", "torchvision")}
+    return {"st3fx": VERSION, **packages, "python": platform.python_version()}
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class Manifest:
     plan: SparsityPlan
     files: dict[str, FileInfo]
     aliases: dict[str, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=lambda: current_versions())
+    versions: dict[str, str] = field(default_factory=current_versions)
 
     def to_json(self, directory: Path) -> str:
         """The text of ``manifest.json`` for a bundle at ``directory`` (absolute)."""
@@ -97,7 +104,7 @@ class Manifest:
             path = self.recipe.source.path
             recipe["source"] = {
                 # Relative first: a project that moves with its bundles still finds its file.
-                "relative": _relative(path, directory),
+                "relative": os.path.relpath(path, directory),
                 "absolute": str(path),
                 "sha256": self.recipe.source.sha256,
             }
@@ -136,12 +143,6 @@ class Manifest:
             ) from error
 
 
-def current_versions() -> dict[str, str]:
-    """Versions of what a model's numbers depend on."""
-    packages = {name: metadata.version(name) for name in ("torch", "torchvision")}
-    return {"st3fx": VERSION, **packages, "python": platform.python_version()}
-
-
 def _checked(text: str, where: Path) -> dict[str, Any]:
     """The JSON object in ``text``, known to be of a version that can be read, and unedited."""
     try:
@@ -174,14 +175,16 @@ def _recipe(data: dict[str, Any], directory: Path) -> Recipe:
     values["inputs"] = None if inputs == EXAMPLE_INPUTS else tuple(inputs)
     source = data["source"]
     if source is not None:
-        beside = (directory / source["relative"]).resolve() if source["relative"] else None
-        found = beside is not None and beside.is_file()
-        path = beside if beside is not None and found else Path(source["absolute"])
+        paths = ((directory / source["relative"]).resolve(), Path(source["absolute"]))
+        path = _find(paths, source["sha256"])
         values["source"] = Source(path, source["sha256"])
     return Recipe(**values)
 
 
-def _relative(path: Path, directory: Path) -> str:
-    import os  # noqa: PLC0415
-
-    return os.path.relpath(path, directory)
+def _find(paths: tuple[Path, ...], sha256: str) -> Path:
+    """The path whose content has that hash; else one that exists; else the last."""
+    there = [path for path in paths if path.is_file()]
+    for path in there:
+        if hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+            return path
+    return there[0] if there else paths[-1]

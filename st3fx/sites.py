@@ -86,9 +86,7 @@ class Site:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Site:
         """The inverse of :meth:`to_dict`."""
-        tuples = {
-            key: tuple(data[key]) for key in ("parameters", "shape", "holders", "aliases")
-        }
+        tuples = {key: tuple(data[key]) for key in ("parameters", "shape", "holders", "aliases")}
         layout = Layout(tuple(data["layout"]["channel_dims"]), data["layout"]["groups"])
         return cls(**{**data, **tuples, "layout": layout})
 

@@ -19,8 +19,8 @@ from st3fx.threshold import global_threshold
 class Sparsifier:
     """Drives the sparsity of a converted model.
 
-    Weights are looked up by name at each update, never kept, so that the model may be moved, wrapped
-    or loaded at any time. All state is in the model's own buffers: thresholds and the step.
+    Weights are looked up by name at each update, never kept, so that the model may be moved,
+    wrapped or loaded at any time. All state is in the model's own buffers: thresholds and the step.
     """
 
     def __init__(self, model: nn.Module) -> None:

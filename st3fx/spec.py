@@ -91,7 +91,7 @@ def parse_spec(text: str) -> Spec:
     file = re.fullmatch(rf"(.+?\.py)(?::({_DOTTED}))?", text)
     if file:
         return Spec("file", file[1], file[2])
-    if "/" in text or Path(text).exists():
+    if "/" in text or (text and Path(text).exists()):
         return Spec("file", text)
     module = re.fullmatch(rf"({_DOTTED}):({_DOTTED})", text)
     if module:

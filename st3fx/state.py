@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -24,9 +25,7 @@ class Attributes:
             name: (module, {key: _copy(value) for key, value in module.__dict__.items()})
             for name, module in root.named_modules()
         }
-        self._objects = {
-            name: dict(module.__dict__) for name, (module, _) in self._saved.items()
-        }
+        self._objects = {name: dict(module.__dict__) for name, (module, _) in self._saved.items()}
 
     def changes(self, below: str = "") -> list[str]:
         """Full names of attributes that were set, removed or changed since, below a module."""
@@ -57,9 +56,7 @@ def _copy(value: Any) -> Any:
     return value.copy() if isinstance(value, dict | list | set) else value
 
 
-def _same(
-    now: dict[str, Any], saved: dict[str, Any], objects: dict[str, Any], key: str
-) -> bool:
+def _same(now: dict[str, Any], saved: dict[str, Any], objects: dict[str, Any], key: str) -> bool:
     if key not in saved or key not in now or now[key] is not objects[key]:
         return False
     value, before = now[key], saved[key]
@@ -94,10 +91,9 @@ def preserved_rng() -> Iterator[None]:
 
 def rng_states() -> tuple[Any, ...]:
     """The CPU generators' states, comparable with ``==``."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
     return (
         random.getstate(),
-        (kind, keys.tobytes(), *rest),
+        pickle.dumps(np.random.get_state()),
         torch.random.get_rng_state().numpy().tobytes(),
     )
 

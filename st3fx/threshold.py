@@ -12,8 +12,9 @@ from torch import Tensor
 def quantile(scores: Tensor, fraction: float) -> Tensor:
     """The ``fraction``-quantile of a vector, linear between order statistics.
 
-    ``idx = (N−1)·fraction``, ``v[⌊idx⌋] + (v[⌈idx⌉] − v[⌊idx⌋])·(idx − ⌊idx⌋)`` with ``v`` the sorted
-    scores. Selects instead of sorting, and has no bound on N (``torch.quantile`` fails above 2²⁴).
+    ``idx = (N−1)·fraction``, ``v[⌊idx⌋] + (v[⌈idx⌉] − v[⌊idx⌋])·(idx − ⌊idx⌋)`` with ``v`` the
+    sorted scores. Selects instead of sorting, and has no bound on N (``torch.quantile`` fails above
+    2²⁴).
 
     Args:
         scores: Shape (N,), N ≥ 1.
@@ -33,9 +34,7 @@ def quantile(scores: Tensor, fraction: float) -> Tensor:
     return low + (high - low) * (index - below)
 
 
-def global_threshold(
-    weights: Sequence[Tensor], scales: Sequence[float], sparsity: float
-) -> Tensor:
+def global_threshold(weights: Sequence[Tensor], scales: Sequence[float], sparsity: float) -> Tensor:
     """``T``: the ``sparsity``-quantile of ``|w_i| / σ_l(i)`` over all sites.
 
     Args:

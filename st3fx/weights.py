@@ -56,12 +56,13 @@ def _read(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "WeightsUnpickler" in str(error):
+        # The same exception for a class that is not allowed and for bytes that are no pickle.
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise SpecError(
                 f"{file} holds more than weights, which is not loaded as it could run any code: "
                 "save model.state_dict() alone"
             ) from error
-        raise SpecError(f"{file} is not a checkpoint, or is broken: {describe(error)}") from error
+        raise SpecError(f"{file} is not a checkpoint, or is broken") from error
     except Exception as error:
         raise SpecError(f"{file} is not a checkpoint, or is broken: {describe(error)}") from error
 

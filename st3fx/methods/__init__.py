@@ -11,6 +11,8 @@ from st3fx.methods.base import Method
 from st3fx.methods.st3 import ST3
 from st3fx.schedule import CubicSchedule
 
+__all__ = ["METHODS", "ST3", "Method", "create", "from_dict", "to_dict"]
+
 METHODS: dict[str, Callable[..., Method]] = {
     "st3": ST3,
     "st3-sigma": lambda **settings: ST3(**{"normalize": "sigma", **settings}),

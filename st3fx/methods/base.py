@@ -20,13 +20,19 @@ class Method(Protocol):
 
     Attributes:
         name: Name in the table of methods and in bundles.
-        sparsity: Final sparsity over all sites, 0 ≤ sparsity < 1.
-        schedule: The sparsity over training.
     """
 
     name: ClassVar[str]
-    sparsity: float
-    schedule: CubicSchedule
+
+    @property
+    def sparsity(self) -> float:
+        """Final sparsity over all sites, 0 ≤ sparsity < 1."""
+        ...
+
+    @property
+    def schedule(self) -> CubicSchedule:
+        """The sparsity over training."""
+        ...
 
     @property
     def op(self) -> Callable[..., Tensor]:

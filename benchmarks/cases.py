@@ -1,0 +1,73 @@
+"""Models and inputs of the benchmarks: every torchvision model with a call as in training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+DETECTORS = ("rcnn", "retinanet", "fcos", "ssd")
+SEGMENTERS = ("fcn_", "deeplab", "lraspp")
+VIDEO = ("mvit", "swin3d", "r3d_18", "mc3_18", "r2plus1d", "s3d")
+
+
+def names() -> list[str]:
+    """All models that torchvision lists."""
+    return list(torchvision.models.list_models())
+
+
+def build(name: str) -> nn.Module:
+    """A model with random weights, built without a download."""
+    options: dict[str, Any] = {"weights": None}
+    if name.startswith("quantized_"):
+        options["quantize"] = False
+    elif name.startswith(SEGMENTERS) or _is(name, DETECTORS):
+        options["weights_backbone"] = None
+        if _is(name, DETECTORS) and not name.startswith("ssd"):
+            options.update(min_size=128, max_size=160)
+    elif name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
+    model: nn.Module = torchvision.models.get_model(name, **options)
+    return model
+
+
+def inputs(name: str) -> tuple[Any, dict[str, Any]]:
+    """Positional and keyword arguments of one training call; small where the model allows it."""
+    generator = torch.Generator().manual_seed(0)
+
+    def images(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    if _is(name, DETECTORS):
+        return ([images(3, 128, 160), images(3, 120, 128)], _targets(name)), {}
+    if name.startswith("raft"):
+        return (images(2, 3, 128, 128), images(2, 3, 128, 128)), {"num_flow_updates": 2}
+    if name.startswith("mvit") or name == "s3d":
+        return (images(1, 3, 16, 224, 224),), {}
+    if _is(name, VIDEO):
+        return (images(2, 3, 16, 64, 64),), {}
+    size = 299 if "inception" in name else 224 if name.startswith(("vit", "maxvit")) else 96
+    return (images(2, 3, size, size),), {}
+
+
+def _is(name: str, family: tuple[str, ...]) -> bool:
+    return any(part in name for part in family)
+
+
+def _targets(name: str) -> list[dict[str, Tensor]]:
+    targets = []
+    for _ in range(2):
+        boxes = torch.tensor([[10.0, 12.0, 60.0, 70.0], [30.0, 20.0, 100.0, 110.0]])
+        target = {"boxes": boxes, "labels": torch.tensor([1, 1])}
+        if name.startswith("maskrcnn"):
+            target["masks"] = torch.ones(2, 128, 160, dtype=torch.uint8)
+        if name.startswith("keypointrcnn"):
+            point = torch.tensor([40.0, 40.0, 1.0])
+            target["keypoints"] = point.expand(2, 17, 3).clone()
+        targets.append(target)
+    targets[1] = {
+        key: value[:, :120, :128] if key == "masks" else value for key, value in targets[1].items()
+    }
+    return targets

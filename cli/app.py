@@ -1,0 +1,18 @@
+"""``st3fx``: the group of all commands."""
+
+from __future__ import annotations
+
+import click
+
+from st3fx.cli.convert import convert
+from st3fx.cli.errors import ErrorBoundary
+from st3fx.version import VERSION
+
+
+@click.group("st3fx", cls=ErrorBoundary, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="st3fx")
+def main() -> None:
+    """Sparse training for any PyTorch model: convert, train, fold, export, measure."""
+
+
+main.add_command(convert)

@@ -1,0 +1,146 @@
+"""``st3fx convert``: make a model ready for sparse training, and write it as a bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from st3fx.cli.options import json_option, method_options, model_options, selection_options
+from st3fx.cli.progress import Progress
+from st3fx.cli.tables import console, print_plan, total_line
+
+if TYPE_CHECKING:
+    from st3fx.manifest import Recipe
+    from st3fx.sites import SparsityPlan
+
+
+@dataclass(frozen=True)
+class ConvertResult:
+    """What the command did.
+
+    Attributes:
+        recipe: What was asked for.
+        plan: What the conversion does.
+        bundle: Where it was written; ``None`` for a dry run.
+    """
+
+    recipe: Recipe
+    plan: SparsityPlan
+    bundle: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """This result as JSON values."""
+        return {
+            "spec": self.recipe.spec,
+            "method": self.recipe.method,
+            "bundle": None if self.bundle is None else str(self.bundle),
+            "site_parameters": self.plan.numel,
+            "total_parameters": self.plan.total_parameters,
+            "plan": self.plan.to_dict(),
+        }
+
+    def show(self) -> None:
+        """Print this result as tables."""
+        out = console()
+        print_plan(self.plan, out)
+        end = "dry run, nothing was written" if self.bundle is None else f"wrote {self.bundle}"
+        out.print(f"{total_line(self.plan)}; {end}", soft_wrap=True)
+
+
+@click.command()
+@model_options
+@click.option("-o", "--output", metavar="DIR", help="The bundle.  [default: NAME.st3fx]")
+@method_options
+@selection_options
+@click.option("--no-verify", is_flag=True, help="Do not compare with the original model.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@click.option("--dry-run", is_flag=True, help="Convert and print, but write nothing.")
+@json_option
+def convert(
+    *,
+    output: str | None,
+    weights: str | None,
+    no_verify: bool,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Make the model SPEC ready for sparse training.
+
+    Finds the weights that feed its convolutions and matrix products, rewrites its graphs to use
+    effective weights, and writes a bundle: a folder that the other commands read.
+
+    \b
+    SPEC is one of
+      model.py                  build_model() in it, or its only model class without arguments
+      model.py:factory          that callable in the file
+      torchvision:resnet50      a torchvision model, random weights
+      timm:convnext_tiny        a timm model, random weights
+      package.module:callable   from an importable module
+
+    \b
+    Examples
+      st3fx convert model.py
+      st3fx convert torchvision:resnet50 --input 1x3x224x224 --sparsity 0.95
+      st3fx convert model.py:build -o out.st3fx --weights best.safetensors --skip-first
+    """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
+    # A model's own file may print: with --json that must not mix with the result.
+    quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with quiet, Progress() as report:
+        result = _convert(
+            asked,
+            report,
+            output=output,
+            weights=weights,
+            verify=not no_verify,
+            force=force,
+            dry_run=dry_run,
+        )
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=1))
+    else:
+        result.show()
+
+
+def _convert(
+    asked: dict[str, Any],
+    report: Progress,
+    *,
+    output: str | None,
+    weights: str | None,
+    verify: bool,
+    force: bool,
+    dry_run: bool,
+) -> ConvertResult:
+    from st3fx.bundle import check_target
+    from st3fx.spec import parse_spec
+    from st3fx.workflow import convert_spec, save_bundle
+
+    recipe = _recipe(asked)
+    target = Path(output or f"{parse_spec(recipe.spec).name}.st3fx")
+    if not dry_run:
+        # Now rather than after minutes of work.
+        check_target(target, force=force)
+    converted = convert_spec(recipe, weights=weights, verify=verify, progress=report)
+    if dry_run:
+        return ConvertResult(converted.recipe, converted.plan, None)
+    report("write")
+    save_bundle(converted.model, converted.recipe, target, force=force)
+    return ConvertResult(converted.recipe, converted.plan, target)
+
+
+def _recipe(asked: dict[str, Any]) -> Recipe:
+    """The recipe from the options, under the names that they share with it."""
+    from st3fx import methods
+    from st3fx.manifest import Recipe
+
+    method = methods.create(asked.pop("method"), sparsity=asked.pop("sparsity"))
+    inputs = asked.pop("inputs") or None
+    return Recipe(method=methods.to_dict(method), inputs=inputs, **asked)

@@ -1,0 +1,61 @@
+"""A progress display for what takes longer than a second, on a terminal only."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.status import Status
+
+DELAY = 1.0
+"""Seconds before anything is shown: what is quick leaves the terminal alone."""
+
+STAGES = {
+    "load": "building the model",
+    "observe": "running the model once",
+    "discover": "finding the weights that multiply",
+    "trace": "capturing graphs",
+    "rewrite": "rewriting graphs",
+    "verify": "comparing with the original",
+    "write": "writing the bundle",
+}
+
+
+class Progress:
+    """Shows the stage under way on stderr: ``with Progress() as report: report("trace")``."""
+
+    def __init__(self, console: Console | None = None, delay: float = DELAY) -> None:
+        self._console = console or Console(stderr=True)
+        self._status = Status("starting", console=self._console)
+        self._timer = threading.Timer(delay, self._show)
+        self._timer.daemon = True
+        self._lock = threading.Lock()
+        self._over = False
+
+    def __call__(self, stage: str) -> None:
+        """Say which stage begins."""
+        self._status.update(STAGES.get(stage, stage))
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        with self._lock:
+            # The timer may have fired a moment ago and be waiting for the lock.
+            self._over = True
+            self._status.stop()
+
+    def _show(self) -> None:
+        with self._lock:
+            if not self._over:
+                self._status.start()

@@ -1,0 +1,57 @@
+"""What a graph would lose (contexts, work on real tensors), and what stopped a trace."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from st3fx.errors import TraceError
+
+_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
+class RefuseRealTensors(TorchDispatchMode):
+    """While tracing, proxies stand for tensors; work on real ones would freeze into the graph."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+            raise TraceError(f"computes {func} on a tensor of the module or a constant")
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise TraceError("draws random numbers that do not depend on its inputs")
+        return func(*args, **(kwargs or {}))
+
+
+def ambient_state() -> tuple[Any, ...]:
+    """Everything outside a graph that changes what its operators do."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *(
+            (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+            for device in ("cpu", "cuda")
+        ),
+        torch._C._len_torch_function_stack(),
+        torch._C._autograd._top_saved_tensors_default_hooks(True) is not None,
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """What stopped a trace, in one line with the place in the user's code."""
+    message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_LIBRARIES)
+    ]
+    if not frames or (" at " in message and ".py:" in message):
+        return message
+    place = frames[-1]
+    return f"{message} at {Path(place.filename).name}:{place.lineno}"

@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from st3fx.bundle import read_bundle
+from st3fx.cli import main
+from st3fx.cli.options import METHOD_NAMES
+from st3fx.methods import METHODS
+from st3fx.workflow import load_bundle
+from tests.models import TINY, write
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with model.py in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    write(tmp_path, "model.py", TINY)
+    return tmp_path
+
+
+def _run(*args: str) -> Result:
+    return CliRunner().invoke(main, ["convert", *args])
+
+
+def _files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_writes_a_bundle_and_says_so(folder: Path) -> None:
+    result = _run("model.py")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["conv.weight", "conv2d", "4x3x3x3", "108", "84.38%"] in lines
+    assert ["head.weight", "linear", "5x4", "20", "15.62%"] in lines
+    assert "1 island, 1 graph (both)," in result.stdout
+    assert "2 sites with 128 of 145 parameters (88.3%); st3 at 0.9 sparsity" in result.stdout
+    assert result.stdout.endswith("leaves about 13 of them; wrote model.st3fx\n")
+    assert _files(folder) == {
+        "model.py",
+        "model.st3fx",
+        "model.st3fx/graph.txt",
+        "model.st3fx/manifest.json",
+        "model.st3fx/model.safetensors",
+    }
+    assert "soft_threshold" in (folder / "model.st3fx" / "graph.txt").read_text()
+
+
+def test_load_bundle_gives_the_model_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("--seed", "7", "--total-steps", "100", "--method", "st3-sigma", "--skip-last")
+    assert _run("model.py", "-o", "out/b", *options).exit_code == 0
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    bundle = read_bundle(folder / "out" / "b")
+    model, again = load_bundle(folder / "out" / "b"), load_bundle(folder / "out" / "b")
+    state = model.state_dict()
+    assert state.keys() == bundle.state_dict.keys()
+    assert all(torch.equal(value, bundle.state_dict[key]) for key, value in state.items())
+    assert bundle.manifest.recipe.method["normalize"] == "sigma"
+    assert [site.name for site in bundle.manifest.plan.sites] == ["conv.weight"]
+    x = torch.randn(3, 3, 8, 8)
+    assert torch.equal(model.eval()(x), again.eval()(x))
+
+
+def test_weights_are_loaded(folder: Path) -> None:
+    from st3fx.spec import load_spec
+
+    state = load_spec("model.py", seed=5).model.state_dict()
+    torch.save({"state_dict": state}, folder / "w.pt")
+    assert _run("model.py", "--weights", "w.pt").exit_code == 0
+    loaded = load_bundle("model.st3fx").state_dict()
+    assert torch.equal(loaded["conv.weight"], state["conv.weight"])
+
+
+def test_dry_run_writes_nothing(folder: Path) -> None:
+    before = _files(folder)
+    result = _run("model.py", "--dry-run", "--exclude", "head*")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith("dry run, nothing was written\n")
+    skipped = result.stdout.partition("skipped")[2]
+    assert "head.weight" in skipped
+    assert "exclude" in skipped
+    assert _files(folder) == before
+
+
+def test_json_is_all_there_is(folder: Path) -> None:
+    write(folder, "loud.py", TINY + "\n    print('hello from the model')\n")
+    result = _run("loud.py", "--json", "--sparsity", "0.5", "--input", "2x3x8x8")
+    data = json.loads(result.stdout)
+    assert result.stderr == "hello from the model\n"
+    assert data["bundle"] == "loud.st3fx"
+    assert data["method"]["sparsity"] == data["plan"]["target"] == 0.5
+    assert (data["site_parameters"], data["total_parameters"]) == (128, 145)
+    assert [site["name"] for site in data["plan"]["sites"]] == ["conv.weight", "head.weight"]
+    assert json.loads(_run("loud.py", "--json", "--dry-run").stdout)["bundle"] is None
+
+
+def test_force_replaces_the_bundle(folder: Path) -> None:
+    assert _run("model.py", "--seed", "1").exit_code == 0
+    first = read_bundle("model.st3fx")
+    assert _run("model.py", "--seed", "2", "--force").exit_code == 0
+    second = read_bundle("model.st3fx")
+    assert not torch.equal(first.state_dict["conv.weight"], second.state_dict["conv.weight"])
+    assert {path.name for path in folder.iterdir()} == {"model.py", "model.st3fx"}
+
+
+RAISES = "from torch import nn\ndef build_model():\n    raise ValueError('no such width')\n"
+TWO = "from torch import nn\nclass A(nn.Module): pass\nclass B(nn.Module): pass\n"
+NO_WEIGHT = "from torch import nn\ndef build_model(): return nn.BatchNorm2d(3)\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("modle.py", "error: no file modle.py; did you mean model.py?"),
+        ("notes.txt", "error: notes.txt is not a Python file (.py)"),
+        ("resnet18", "error: 'resnet18' is not a SPEC: give model.py, model.py:factory, "),
+        ("empty.py", "error: empty.py has no build_model() and no nn.Module class that takes "),
+        ("two.py", "error: two.py defines several models (A, B): name one, e.g. two.py:A "),
+        ("raises.py", "error: raises.py: build_model() raised ValueError: no such width"),
+        ("model.py --weights none.pt", "error: no weight file none.pt"),
+        ("model.py --weights notes.txt", "error: notes.txt is not a checkpoint, or is broken"),
+        ("model.py --weights other.pt", "error: weights other.pt do not fit the model: missing "),
+        ("model.py --sparsity 1", "error: sparsity 1.0 is outside [0, 1)"),
+        ("model.py --sparsity -0.1", "error: sparsity -0.1 is outside [0, 1)"),
+        ("model.py --sparsity nan", "error: sparsity nan is outside [0, 1)"),
+        ("model.py --input 2x3x8x8:int46", "error: --input '2x3x8x8:int46': unknown dtype"),
+        ("model.py --input 2x5x8x8", "error: Tiny refuses the example inputs"),
+        ("model.py --input 2x3x8x8 --input 1", "error: Tiny refuses the example inputs"),
+        ("model.py --include nothing*", "error: 'nothing*' matches no site"),
+        ("no_weight.py --input 2x3x8x8", "error: BatchNorm2d has no parameter that feeds a "),
+        ("no_weight.py", "error: no example inputs for no_weight.py: give --input SHAPE, e.g. "),
+        ("torchvision:resnet51", "error: torchvision has no model 'resnet51'; did you mean "),
+        ("model.py -o taken", "error: taken exists: choose another folder, or replace it by "),
+        ("model.py -o taken --force", "error: taken is not a bundle, and --force replaces only"),
+    ],
+)
+def test_bad_input_is_one_line_and_loses_nothing(folder: Path, args: str, message: str) -> None:
+    write(folder, "notes.txt", "hello")
+    write(folder, "empty.py", "x = 1")
+    write(folder, "two.py", TWO)
+    write(folder, "raises.py", RAISES)
+    write(folder, "no_weight.py", NO_WEIGHT)
+    write(folder, "taken/diary.txt", "dear")
+    torch.save({"a": torch.ones(2)}, folder / "other.pt")
+    before = _files(folder)
+    result = _run(*args.split())
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    *users, last = result.stderr.splitlines()
+    assert last.startswith(message)
+    if users:
+        # Only what the user's own code raised has a traceback, and its first frame is theirs.
+        assert users[0] == "Traceback (most recent call last):"
+        assert f'File "{folder}' in users[1]
+        assert "st3fx/" not in result.stderr.replace(str(folder), "")
+    assert _files(folder) == before
+    assert (folder / "taken" / "diary.txt").read_text() == "dear"
+
+
+def test_the_users_traceback_is_shown(folder: Path) -> None:
+    write(folder, "raises.py", RAISES)
+    assert _run("raises.py").stderr == (
+        "Traceback (most recent call last):\n"
+        f'  File "{folder / "raises.py"}", line 3, in build_model\n'
+        "    raise ValueError('no such width')\n"
+        "ValueError: no such width\n"
+        "error: raises.py: build_model() raised ValueError: no such width\n"
+    )
+
+
+def test_a_syntax_error_shows_its_line(folder: Path) -> None:
+    write(folder, "broken.py", "def f(:\n")
+    result = _run("broken.py")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[0] == f'  File "{folder / "broken.py"}", line 1'
+    assert "def f(:" in result.stderr
+
+
+def test_inputs_that_the_model_refuses_show_where(folder: Path) -> None:
+    result = _run("model.py", "--input", "2x5x8x8")
+    assert f'File "{folder / "model.py"}", line ' in result.stderr
+    assert "in forward" in result.stderr
+    assert "site-packages" not in result.stderr
+
+
+def test_a_bug_of_ours_is_no_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("st3fx.workflow.convert_spec", fail)
+    result = _run("model.py")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, RuntimeError)
+
+
+def test_method_names_are_those_of_the_table() -> None:
+    assert sorted(METHOD_NAMES) == sorted(METHODS)
+
+
+@pytest.mark.parametrize("command", [[], ["convert"]])
+def test_help_for_everything(command: list[str]) -> None:
+    result = CliRunner().invoke(main, [*command, "--help"])
+    assert result.exit_code == 0
+    shown = main.commands[command[0]] if command else main
+    assert shown.help
+    # An argument has no help of its own: the command's text explains it.
+    options = [item for item in shown.params if isinstance(item, click.Option)]
+    assert all(option.help for option in options), [option.name for option in options]
+    arguments = [item for item in shown.params if isinstance(item, click.Argument)]
+    assert all(str(argument.metavar) in shown.help for argument in arguments)
+
+
+def _process(*args: str) -> subprocess.CompletedProcess[str]:
+    root = str(Path(__file__).parent.parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-W", "error", "-m", "st3fx", *args]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, timeout=120
+    )
+
+
+def test_as_a_process(folder: Path) -> None:
+    result = _process("convert", "model.py", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["bundle"] == "model.st3fx"
+    result = _process("convert", "model.py")
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        "error: model.st3fx exists: choose another folder, or replace it by --force"
+    ]
+
+
+def test_version_as_a_process() -> None:
+    from st3fx.version import VERSION
+
+    result = _process("--version")
+    assert (result.returncode, result.stdout) == (0, f"st3fx, version {VERSION}\n")
