@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from st3fx.errors import TraceError
 from st3fx.graphs import Guard, has_hooks, ordered_dict
-from st3fx.inputs import CallSpec, is_simple
+from st3fx.inputs import CallSpec, frozen
 from st3fx.passes.ambient import RefuseRealTensors, ambient_state, reason_of
 from st3fx.state import Attributes, preserved_rng, rng_states
 
@@ -198,7 +198,7 @@ class IslandTracer(fx.Tracer):
                 and id(module) in known
                 and name in object.__getattribute__(module, "__dict__")
             ):
-                read[id(module), name] = Guard(module, name, _frozen(value))
+                read[id(module), name] = Guard(module, name, frozen(value))
             return value
 
         nn.Module.__getattribute__ = record  # type: ignore[method-assign,assignment]
@@ -233,10 +233,6 @@ class IslandTracer(fx.Tracer):
             if node is last:
                 break
             self.graph.erase_node(node)
-
-
-def _frozen(value: Any) -> Any:
-    return value.copy() if isinstance(value, list | dict | set) and is_simple(value) else value
 
 
 def trace(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> Capture:

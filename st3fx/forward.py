@@ -10,6 +10,7 @@ import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -131,6 +132,12 @@ class SparseForward:
         """That of the module's own forward: exporters and trainers read it."""
         forward = self.replaced or type(self.module).forward.__get__(self.module)
         return inspect.signature(forward)
+
+    @property
+    def __code__(self) -> CodeType:
+        """That of the module's own forward: torch.export asks where it stands."""
+        code: CodeType = inspect.unwrap(type(self.module).forward).__code__
+        return code
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run a graph that applies, else the module's own forward with effective weights."""

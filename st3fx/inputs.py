@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import enum
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from torch.utils import _pytree as pytree
 
 from st3fx.errors import InputError
 
-_SIMPLE = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.layout)
+_SIMPLE = (
+    bool, int, float, complex, str, bytes, set, frozenset, range, slice, enum.Enum,
+    torch.dtype, torch.device, torch.layout,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,20 +71,31 @@ class Example:
         return Example(args, kwargs)
 
 
-def is_simple(value: Any) -> bool:
-    """Whether two such values are the same when they compare equal."""
-    if isinstance(value, tuple | list | set | frozenset):
-        return all(map(is_simple, value))
-    if isinstance(value, dict):
-        return all(is_simple(key) and is_simple(item) for key, item in value.items())
-    return isinstance(value, _SIMPLE)
-
-
 def same_value(value: Any, expected: Any) -> bool:
-    """Whether a value that a trace read is still the one that it saw."""
+    """Whether a value that a trace read is still the one that it saw.
+
+    Numbers, strings and the like compare by value, containers item by item, all else by identity.
+    """
     if value is expected:
         return True
-    return type(value) is type(expected) and is_simple(expected) and bool(value == expected)
+    if type(value) is not type(expected):
+        return False
+    if isinstance(value, list | tuple):
+        return len(value) == len(expected) and all(map(same_value, value, expected))
+    if isinstance(value, dict):
+        return list(value) == list(expected) and all(
+            same_value(item, expected[key]) for key, item in value.items()
+        )
+    return isinstance(value, _SIMPLE) and bool(value == expected)
+
+
+def frozen(value: Any) -> Any:
+    """A value as it is now: containers are copied, whatever is in them."""
+    if type(value) in (list, tuple):
+        return type(value)(map(frozen, value))
+    if type(value) is dict:
+        return {key: frozen(item) for key, item in value.items()}
+    return value.copy() if type(value) is set else value
 
 
 class CallSpec:
@@ -98,7 +113,7 @@ class CallSpec:
         """
         self.signature = inspect.signature(_plain_forward(module))
         leaves, self.tree = pytree.tree_flatten(self._bind(args, kwargs))
-        self.constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self.constants = [None if isinstance(leaf, Tensor) else frozen(leaf) for leaf in leaves]
         self.positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         # The everyday call: these tensors, by position, and everything else at its recorded value.
         plain = not kwargs and all(isinstance(value, Tensor) for value in args)

@@ -148,6 +148,7 @@ def load_bundle(directory: str | Path) -> nn.Module:
         converted.model.load_state_dict(bundle.state_dict, strict=True)
     except (RuntimeError, StateError) as error:
         raise BundleError(f"{_changed(bundle)}: {describe(error)}") from error
+    converted.model.__dict__["st3fx_plan"] = bundle.manifest.plan  # with what verification said
     return converted.model
 
 

@@ -1,0 +1,194 @@
+"""Cost of converting: time against the model's own training step, growth with depth, peak memory.
+
+    python -m benchmarks.convert          # writes results/convert.json
+
+Times are medians over rounds in which the variants take turns, so that a machine that slows down
+slows all of them. Each depth runs in a process of its own, which also gives its peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, fx, nn
+
+import st3fx
+
+RESULTS = Path(__file__).parent / "results" / "convert.json"
+MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+SHAPE = (8, 3, 128, 128)
+
+
+def main() -> None:
+    """Measure every depth and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--child", nargs=2, metavar=("KIND", "MODEL"), help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    if options.child:
+        kind, name = options.child
+        print(json.dumps(times(name, options.rounds) if kind == "times" else memory(name)))
+        return
+    rows = []
+    for name in MODELS:
+        row = {"model": name, **_child("times", name, options.rounds), **_child("memory", name, 1)}
+        rows.append(row)
+    show(rows)
+    environment = {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "input": list(SHAPE),
+        "rounds": options.rounds,
+    }
+    document = {"environment": environment, "models": rows}
+    options.output.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _child(kind: str, name: str, rounds: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.convert", "--child", kind, name]
+    done = subprocess.run(
+        [*command, "--rounds", str(rounds)], capture_output=True, text=True, check=True
+    )
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def build(name: str) -> tuple[nn.Module, Tensor]:
+    """A torchvision model and one batch."""
+    torch.manual_seed(0)
+    model: nn.Module = torchvision.models.get_model(name, weights=None)
+    return model, torch.randn(SHAPE)
+
+
+def times(name: str, rounds: int) -> dict[str, Any]:
+    """Median seconds of each variant, and the medians of the ratios within a round."""
+    model, images = build(name)
+    variants: dict[str, Callable[[], Any]] = {
+        "step": lambda: _step(model, images),
+        "symbolic_trace": lambda: fx.symbolic_trace(model),
+        "convert": lambda: st3fx.convert(model, images, verify=False, inplace=False),
+        "convert_verified": lambda: st3fx.convert(model, images, inplace=False),
+    }
+    for variant in variants.values():
+        variant()
+    seconds: dict[str, list[float]] = {key: [] for key in variants}
+    for _ in range(rounds):
+        for key, variant in variants.items():
+            began = time.perf_counter()
+            variant()
+            seconds[key].append(time.perf_counter() - began)
+    converted, _ = st3fx.convert(model, images, verify=False)
+    nodes = max(len(island.graph.nodes) for island in converted.st3fx_islands)  # type: ignore[union-attr]
+    rows = list(zip(*seconds.values(), strict=True))
+    return {
+        **{f"{key}_s": statistics.median(values) for key, values in seconds.items()},
+        "convert_steps": statistics.median(c / s for s, _, c, _ in rows),
+        "verify_steps": statistics.median((v - c) / s for s, _, c, v in rows),
+        "symbolic_trace_ratio": statistics.median(c / t for _, t, c, _ in rows),
+        "tracing_s": _tracing_seconds(model, images),
+        "nodes": nodes,
+    }
+
+
+def _step(model: nn.Module, images: Tensor) -> None:
+    model.zero_grad(set_to_none=True)
+    model(images).sum().backward()
+
+
+def _tracing_seconds(model: nn.Module, images: Tensor) -> float:
+    """Tracing and rewriting alone, the stages whose time should grow with the nodes."""
+    marks: dict[str, float] = {}
+
+    def mark(stage: str) -> None:
+        marks[stage] = time.perf_counter()
+
+    st3fx.convert(model, images, verify=False, progress=mark)
+    best = time.perf_counter() - marks["discover"]
+    for _ in range(4):
+        st3fx.convert(model, images, verify=False, progress=mark)
+        best = min(best, time.perf_counter() - marks["discover"])
+    return best
+
+
+def memory(name: str) -> dict[str, Any]:
+    """Peak resident memory of a conversion with verification, beyond a training step's.
+
+    The allocator gives freed memory back at once (see ``MALLOC_*`` below), so that the peak is what
+    was held, and the step's peak, less weights and gradients, stands for the activations.
+    """
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        environment = {
+            **os.environ,
+            "MALLOC_MMAP_THRESHOLD_": "65536",
+            "MALLOC_TRIM_THRESHOLD_": "0",
+        }
+        os.execve(sys.executable, [sys.executable, *_arguments()], environment)
+    model, images = build(name)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    base = _peak()
+    _step(model, images)
+    model.zero_grad(set_to_none=True)
+    step = _peak() - base
+    st3fx.convert(model, images)
+    # `base` holds the given weights once; a step adds activations and one set of gradients.
+    total = _peak() - base + weights
+    activations = max(step - weights, 0)
+    return {
+        "weight_bytes": weights,
+        "step_peak_bytes": step + weights,
+        "convert_peak_bytes": total,
+        "peak_over_weights": (total - activations) / weights,
+    }
+
+
+def _arguments() -> list[str]:
+    return ["-m", "benchmarks.convert", *sys.argv[1:]]
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    table = Table(
+        "model", "nodes", "step s", "symbolic_trace s", "convert s", "= steps", "verify, steps",
+        "convert / symbolic_trace", "trace+rewrite ms", "µs per node", "peak / weights",
+    )  # fmt: skip
+    for row in rows:
+        table.add_row(
+            row["model"],
+            str(row["nodes"]),
+            f"{row['step_s']:.3f}",
+            f"{row['symbolic_trace_s']:.3f}",
+            f"{row['convert_s']:.3f}",
+            f"{row['convert_steps']:.2f}",
+            f"{row['verify_steps']:.2f}",
+            f"{row['symbolic_trace_ratio']:.1f}",
+            f"{row['tracing_s'] * 1e3:.0f}",
+            f"{row['tracing_s'] / row['nodes'] * 1e6:.0f}",
+            f"{row['peak_over_weights']:.2f}",
+        )
+    Console(width=170).print(table)
+
+
+if __name__ == "__main__":
+    main()
