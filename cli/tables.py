@@ -35,7 +35,13 @@ def print_plan(plan: SparsityPlan, out: Console) -> None:
         out.print(_table("skipped", ("parameter", "op", "shape", "parameters", "reason"), rows))
     if plan.opaque:
         rows_opaque = [(m.name or "(the model)", m.type, m.reason) for m in plan.opaque]
-        out.print(_table("not captured", ("module", "type", "reason"), rows_opaque))
+        out.print(
+            _table(
+                "own forward kept, with effective weights inside",
+                ("module", "type", "reason"),
+                rows_opaque,
+            )
+        )
 
 
 def island_line(islands: Sequence[IslandInfo]) -> str:

@@ -13,7 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from st3fx.errors import TraceError
 
-_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_TORCH = str(Path(torch.__file__).parent)
+_TRACERS = (str(Path(_TORCH) / "fx"), str(Path(__file__).parent))
+
+_PLAIN_WORDS = {
+    "symbolically traced variables cannot be used as inputs to control flow": (
+        "branches on a tensor or a shape"
+    ),
+    "Proxy object cannot be iterated": "iterates over a tensor or a shape",
+    "'len' is not supported in symbolic tracing": "asks for the length of a tensor",
+}
+"""torch.fx's words -> ours."""
 
 
 class RefuseRealTensors(TorchDispatchMode):
@@ -44,14 +54,21 @@ def ambient_state() -> tuple[Any, ...]:
 
 
 def reason_of(error: BaseException) -> str:
-    """What stopped a trace, in one line with the place in the user's code."""
+    """What stopped a trace, in one line with the place in the model's code."""
     message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if " at " in message and ".py:" in message:
+        return message  # passed on from a submodule
+    for known, plain in _PLAIN_WORDS.items():
+        if message.startswith(known):
+            message = plain
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_LIBRARIES)
+        if not frame.filename.startswith(_TRACERS)
     ]
-    if not frames or (" at " in message and ".py:" in message):
+    own = [frame for frame in frames if not frame.filename.startswith(_TORCH)]
+    layers = [frame for frame in frames if not frame.filename.endswith("nn/modules/module.py")]
+    places = own or layers
+    if not places:
         return message
-    place = frames[-1]
-    return f"{message} at {Path(place.filename).name}:{place.lineno}"
+    return f"{message} at {Path(places[-1].filename).name}:{places[-1].lineno}"

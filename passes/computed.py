@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from st3fx.calls import CallSpec
 from st3fx.errors import TraceError
 from st3fx.graphs import CompiledGraph
-from st3fx.inputs import CallSpec
 from st3fx.passes.names import owner
 from st3fx.passes.operators import FX_WEIGHT
 from st3fx.passes.plain import plain_layer

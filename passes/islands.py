@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from st3fx.calls import CallSpec
 from st3fx.errors import TraceError
-from st3fx.inputs import CallSpec
 from st3fx.passes.discover import Discovery
 from st3fx.passes.names import is_below
 from st3fx.passes.trace import Capture, trace

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from st3fx.calls import CallSpec
 from st3fx.errors import InputError
-from st3fx.inputs import CallSpec, Example
+from st3fx.inputs import Example
 from st3fx.passes.tracker import Observation, Tracker
 from st3fx.state import preserved
 

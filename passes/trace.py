@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from st3fx.calls import CallSpec, frozen
 from st3fx.errors import TraceError
 from st3fx.graphs import Guard, has_hooks, ordered_dict
-from st3fx.inputs import CallSpec, frozen
 from st3fx.passes.ambient import RefuseRealTensors, ambient_state, reason_of
 from st3fx.state import Attributes, preserved_rng, rng_states
 

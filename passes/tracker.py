@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from st3fx.inputs import CallSpec, Example
+from st3fx.calls import CallSpec
+from st3fx.inputs import Example
 from st3fx.passes.operators import (
     ATEN_LAYOUT,
     ATEN_MULTIPLY,

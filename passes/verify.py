@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from st3fx.calls import is_value
 from st3fx.forward import SparseForward
 from st3fx.inputs import Example
 from st3fx.passes.fold import clean
@@ -201,9 +202,9 @@ def _require_equal(expected: Any, actual: Any, what: str) -> None:
 
 
 def _equal(left: Any, right: Any) -> bool:
-    """``torch.equal`` with NaNs equal to each other; other values by identity or ``==``."""
+    """``torch.equal`` with NaNs equal to each other; objects that are no values by their type."""
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
-        return left is right or bool(left == right)
+        return type(left) is type(right) and (not is_value(left) or bool(left == right))
     if left.shape != right.shape or left.dtype != right.dtype:
         return False
     if torch.equal(left, right):

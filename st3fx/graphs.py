@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from st3fx.inputs import CallSpec, same_value
+from st3fx.calls import CallSpec, same_value
 
 
 @fx.wrap

@@ -17,7 +17,7 @@ LAYERS = ("core", "passes", "engines", "api", "cli")
 """From the bottom up. A module imports from its own layer and those below."""
 
 CORE = {
-    "errors", "forward", "functional", "graphs", "inputs", "messages", "schedule", "selection", "sites",
+    "calls", "errors", "forward", "functional", "graphs", "inputs", "messages", "schedule", "selection", "sites",
     "state", "threshold", "version",
 }  # fmt: skip
 API = {"api", "workflow"}
