@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +14,9 @@ from st3fx.inputs import Example
 from st3fx.methods.base import Method
 from st3fx.passes.discover import Discovery
 from st3fx.passes.discover import discover as _discover
+from st3fx.passes.fold import undo
 from st3fx.passes.islands import Archipelago, capture_islands
+from st3fx.passes.names import is_below
 from st3fx.passes.observe import observe as _observe
 from st3fx.passes.rewrite import Rewriter, homes, state_name
 from st3fx.passes.tracker import Observation
@@ -97,23 +99,31 @@ def rewrite(conversion: Conversion) -> None:
 
 
 def verify(conversion: Conversion) -> None:
-    """Compare with the original; a graph that differs is dropped to its children.
+    """Compare with the original; what differs stays as it was.
+
+    A graph that differs is dropped to its children; a site whose gradient differs although no graph
+    is to blame (activation checkpointing around a weight) is skipped.
 
     Raises:
-        VerificationError: If the model differs although no graph is to blame.
+        VerificationError: If the model differs for no such reason.
     """
     model, example = conversion.model, conversion.example
-    trial = _trial(conversion)
-    while (reason := differs(model, example, conversion.forwards, trial)) is not None:
+    while True:
+        trial = _trial(conversion)
+        difference = differs(model, example, conversion.forwards, trial)
+        if difference is None:
+            break
         guilty = _guilty(conversion, trial)
-        for forward in conversion.forwards:
-            forward.uninstall()
-        if not guilty:
+        undo(model)
+        if guilty:
+            conversion.dropped |= guilty
+        elif difference.site is not None:
+            conversion.found.skip(difference.site, "gets another gradient inside its own forward")
+        else:
             raise VerificationError(
-                f"{type(model).__name__}: the {reason} of the converted model differs from the "
-                "original's; if the model is not deterministic, convert it with verify=False"
+                f"{type(model).__name__}: the {difference.what} of the converted model differs "
+                "from the original's; if the model is not deterministic, use verify=False"
             )
-        conversion.dropped |= guilty
         trace(conversion)
         rewrite(conversion)
     conversion.verified = True
@@ -135,23 +145,27 @@ def _trial(conversion: Conversion) -> dict[str, Tensor]:
 
 
 def _guilty(conversion: Conversion, trial: dict[str, Tensor]) -> set[str]:
-    """Islands whose graphs, alone, make the model differ; all of the outermost if none does."""
-    islands = [forward for forward in conversion.forwards if forward.variants]
-    islands = [forward for forward in islands if forward.name in conversion.islands.captures]
-    if len(islands) <= 1:
-        return {forward.name for forward in islands}
+    """Islands whose graphs, alone, make the model differ; all of the outermost if none does.
+
+    Empty if the model differs without any graph.
+    """
+    islands = [f for f in conversion.forwards if f.name in conversion.islands.captures]
     graphs = {forward.name: forward.variants for forward in islands}
-    guilty = set()
-    for suspect in islands:
+
+    def differs_with(*names: str) -> bool:
         for forward in islands:
-            forward.variants = graphs[forward.name] if forward is suspect else []
-        if differs(conversion.model, conversion.example, conversion.forwards, trial):
-            guilty.add(suspect.name)
-    for forward in islands:
-        forward.variants = graphs[forward.name]
-    return guilty or _without_children(islands)
+            forward.variants = graphs[forward.name] if forward.name in names else []
+        return bool(differs(conversion.model, conversion.example, conversion.forwards, trial))
+
+    try:
+        if not graphs or differs_with():
+            return set()
+        guilty = {name for name in graphs if differs_with(name)} if len(graphs) > 1 else set(graphs)
+    finally:
+        for forward in islands:
+            forward.variants = graphs[forward.name]
+    return guilty or _without_children(set(graphs))
 
 
-def _without_children(islands: Sequence[SparseForward]) -> set[str]:
-    names = {forward.name for forward in islands}
-    return {n for n in names if not any(n != o and n.startswith(o + ".") for o in names)}
+def _without_children(names: set[str]) -> set[str]:
+    return {n for n in names if not any(n != other and is_below(n, other) for other in names)}

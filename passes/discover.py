@@ -38,6 +38,14 @@ class Discovery:
     users: dict[str, set[str]] = field(default_factory=dict)
     computed: dict[str, ComputedWeight] = field(default_factory=dict)
 
+    def skip(self, name: str, reason: str) -> None:
+        """Leave a site dense after all."""
+        site = next(site for site in self.sites if site.name == name)
+        self.sites.remove(site)
+        self.skipped.append(SkippedSite(site.name, site.shape, site.op, reason))
+        del self.users[name]
+        self.computed.pop(name, None)
+
     def modules_with_sites(self) -> set[str]:
         """Modules that a trace has to look into: all that multiply with a site, and those above."""
         return {name for users in self.users.values() for user in users for name in ancestors(user)}
@@ -90,7 +98,10 @@ def _direct_site(
     first = uses[0]
     reason = None
     others = observation.other_uses.get(name, set())
-    if len(shape) < 2:
+    dtype = model.get_parameter(name).dtype
+    if not dtype.is_floating_point:
+        reason = f"{dtype}: only real floating-point weights have a magnitude to prune by"
+    elif len(shape) < 2:
         reason = f"a vector of {shape[0] if shape else 1}: too few weights to prune"
     elif others:
         reason = f"also read by {', '.join(sorted(others))}"
@@ -169,13 +180,8 @@ def _select(found: Discovery, model: nn.Module, selection: Selection) -> None:
     if not found.sites:
         return
     reasons = selection.reasons(found.sites, model)
-    for site in found.sites:
-        if site.name in reasons:
-            reason = reasons[site.name]
-            found.skipped.append(SkippedSite(site.name, site.shape, site.op, reason))
-            del found.users[site.name]
-            found.computed.pop(site.name, None)
-    found.sites = [site for site in found.sites if site.name not in reasons]
+    for name, reason in reasons.items():
+        found.skip(name, reason)
 
 
 def _nothing_to_do(model: nn.Module, found: Discovery) -> str:

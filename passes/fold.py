@@ -35,15 +35,20 @@ def fold(model: nn.Module) -> nn.Module:
     held = {item.site: item for forward in forwards for item in forward.held}
     with torch.no_grad():
         static = {name: clean(item.effective().detach()) for name, item in held.items()}
-    for forward in forwards:
-        forward.uninstall()
-    _strip(model)
+    undo(model)
     for name, weight in static.items():
         if held[name].compute is None:
             held[name].weight().data = weight
         else:
             model = _replace_computed(model, held[name], weight)
     return model
+
+
+def undo(model: nn.Module) -> None:
+    """Take a conversion out of a model again; its latent weights stay."""
+    for forward in sparse_forwards(model):
+        forward.uninstall()
+    _strip(model)
 
 
 def clean(weight: Tensor) -> Tensor:

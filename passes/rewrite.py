@@ -51,8 +51,7 @@ class Rewriter:
                 module = self.model.get_submodule(owner(home))
                 parameter = home.rpartition(".")[2]
                 for key, tensor in self.method.state(site, weight).items():
-                    if not hasattr(module, state_name(parameter, key)):  # there after a retry
-                        _register(module, state_name(parameter, key), tensor)
+                    _register(module, state_name(parameter, key), tensor)
         return names
 
     def forwards(self, islands: Archipelago) -> list[SparseForward]:

@@ -5,39 +5,57 @@ that verification holds no second copy of the weights. Compared are
 
 1. output, gradients and buffers in train mode under two seeds, before the first threshold;
 2. the output in eval mode, and with one more sample;
-3. the eval output at a trial threshold, against the original forward over folded weights.
+3. at a trial threshold: the eval output, and output and gradients of a training step, against the
+   original forward over the effective weights as they are.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from st3fx.calls import is_value
-from st3fx.forward import SparseForward
+from st3fx.forward import Held, SparseForward
 from st3fx.inputs import Example
+from st3fx.passes.equality import detached, equal, first_difference
 from st3fx.passes.fold import clean
-from st3fx.state import preserved, seed_everything
+from st3fx.state import deterministic, preserved, seed_everything
 
 SEEDS = (0, 1)
 
 
+class Difference(NamedTuple):
+    """Where a converted model differs from its original.
+
+    Attributes:
+        what: In words.
+        site: The site whose gradient alone differs, if that is it.
+    """
+
+    what: str
+    site: str | None = None
+
+
 class _MismatchError(Exception):
-    """Where converted and original differ."""
+    """Carries a :class:`Difference` out of a comparison."""
+
+    def __init__(self, what: str, site: str | None = None) -> None:
+        super().__init__(what)
+        self.difference = Difference(what, site)
 
 
+@deterministic()
 def differs(
     model: nn.Module,
     example: Example,
     forwards: Sequence[SparseForward],
     trial: dict[str, Tensor],
-) -> str | None:
-    """Compare a converted model with its original.
+) -> Difference | None:
+    """Compare a converted model with its original, with deterministic cuDNN kernels.
 
     Args:
         model: With ``forwards`` installed; left as it was.
@@ -46,18 +64,21 @@ def differs(
         trial: State tensors -> the value for the trial threshold, by full name.
 
     Returns:
-        What differs, or ``None``.
+        What differs first, or ``None``.
     """
     try:
         for seed in SEEDS:
             _compare_training(model, example, forwards, seed)
+        modes = [True]
         if _compare_eval(model, example, forwards, "eval output"):
-            _compare_trial(model, example, forwards, trial)
+            modes.append(False)
+        for training in modes:
+            _compare_trial(model, example, forwards, trial, training)
         larger = example.larger_batch()
         if larger is not None:
             _compare_eval(model, larger, forwards, "eval output with one more sample")
     except _MismatchError as mismatch:
-        return str(mismatch)
+        return mismatch.difference
     return None
 
 
@@ -92,7 +113,7 @@ def _compare_training(
 ) -> None:
     expected, gradients, buffers = {}, {}, {}
     with preserved(model), original_forwards(forwards), _own_gradients(model):
-        expected = _detached(_forward_backward(model, example, seed))
+        expected = detached(_forward_backward(model, example, seed))
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         buffers = {n: b.clone() for n, b in model.named_buffers()}
     with preserved(model), _own_gradients(model):
@@ -100,10 +121,10 @@ def _compare_training(
             output = _forward_backward(model, example, seed)
         _require_equal(expected, output, f"train output, {seed=}")
         for name, parameter in model.named_parameters():
-            if not _equal(parameter.grad, gradients.pop(name, None)):
+            if not equal(parameter.grad, gradients.pop(name, None)):
                 raise _MismatchError(f"gradient of {name}, {seed=}")
         for name, buffer in model.named_buffers():
-            if not _equal(buffer, buffers[name]):
+            if not equal(buffer, buffers[name]):
                 raise _MismatchError(f"buffer {name} after a training step, {seed=}")
 
 
@@ -129,18 +150,23 @@ def _weighted_sum(tensor: Tensor) -> Tensor:
     return loss
 
 
+def _evaluate(model: nn.Module, example: Example, seed: int) -> Any:
+    with torch.no_grad():
+        return _run(model, example, False, seed)
+
+
 def _compare_eval(
     model: nn.Module, example: Example, forwards: Sequence[SparseForward], what: str
 ) -> bool:
     """Compare one eval output; False if the original itself refuses this call in eval mode."""
-    with preserved(model), torch.no_grad():
+    with preserved(model):
         with original_forwards(forwards):
             try:
-                expected = _run(model, example, False, 0)
+                expected = _evaluate(model, example, 0)
             except Exception:  # noqa: BLE001 - whatever a user's forward raises
                 return False
         with _converted(what):
-            output = _run(model, example, False, 0)
+            output = _evaluate(model, example, 0)
         _require_equal(expected, output, what)
     return True
 
@@ -150,29 +176,49 @@ def _compare_trial(
     example: Example,
     forwards: Sequence[SparseForward],
     trial: dict[str, Tensor],
+    training: bool,
 ) -> None:
-    """At a threshold, the converted model must compute with exactly the folded weights."""
+    """At a threshold, the converted model must compute with exactly the effective weights."""
     held = [item for forward in forwards for item in forward.held]
     if any(item.compute is not None for item in held):
         return  # only replacing modules, as fold does, gives the original a static weight
-    what = "eval output at a trial threshold"
-    buffers = dict(model.named_buffers())
-    with preserved(model), torch.no_grad():
+    what = f"{'training step' if training else 'eval output'} at a trial threshold"
+    run = _forward_backward if training else _evaluate
+    with preserved(model), _own_gradients(model):
+        buffers = dict(model.named_buffers())
         for name, value in trial.items():
             buffers[name].copy_(value)
-        with _converted(what):
-            sparse = _run(model, example, False, 0)
-        latent = [item.weight() for item in held]
-        folded = {item.site: clean(item.effective()) for item in held}
-        for item in held:
-            item.put(folded[item.site].requires_grad_(item.weight().requires_grad))
-        try:
-            with original_forwards(forwards):
-                expected = _run(model, example, False, 0)
-        finally:
-            for item, weight in zip(held, latent, strict=True):
-                item.put(weight)
+        with preserved(model), _converted(what):
+            sparse = detached(run(model, example, 0))
+        gradients = {item.site: item.weight().grad for item in held}
+        static = _effective_leaves(held)
+        with preserved(model), original_forwards(forwards), _in_place_of_weights(held, static):
+            expected = run(model, example, 0)
     _require_equal(expected, sparse, what)
+    for name, weight in static.items():
+        if not equal(weight.grad, gradients[name]):
+            raise _MismatchError(f"gradient of {name} at a trial threshold", name)
+
+
+def _effective_leaves(held: Sequence[Held]) -> dict[str, Tensor]:
+    """Effective weight by site, as leaves that collect their own gradients."""
+    with torch.no_grad():
+        return {
+            item.site: clean(item.effective().detach()).requires_grad_(item.weight().requires_grad)
+            for item in held
+        }
+
+
+@contextlib.contextmanager
+def _in_place_of_weights(held: Sequence[Held], static: dict[str, Tensor]) -> Iterator[None]:
+    latent = [item.weight() for item in held]
+    for item in held:
+        item.put(static[item.site])
+    try:
+        yield
+    finally:
+        for item, weight in zip(held, latent, strict=True):
+            item.put(weight)
 
 
 @contextlib.contextmanager
@@ -187,26 +233,7 @@ def _own_gradients(model: nn.Module) -> Iterator[None]:
             parameter.grad = grad
 
 
-def _detached(output: Any) -> Any:
-    return pytree.tree_map_only(Tensor, lambda t: t.detach(), output)
-
-
 def _require_equal(expected: Any, actual: Any, what: str) -> None:
-    wanted, spec = pytree.tree_flatten(expected)
-    given, actual_spec = pytree.tree_flatten(actual)
-    if spec != actual_spec:
-        raise _MismatchError(f"structure of the {what}")
-    for left, right in zip(wanted, given, strict=True):
-        if not _equal(left, right):
-            raise _MismatchError(what)
-
-
-def _equal(left: Any, right: Any) -> bool:
-    """``torch.equal`` with NaNs equal to each other; objects that are no values by their type."""
-    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
-        return type(left) is type(right) and (not is_value(left) or bool(left == right))
-    if left.shape != right.shape or left.dtype != right.dtype:
-        return False
-    if torch.equal(left, right):
-        return True
-    return bool(((left == right) | (left.isnan() & right.isnan())).all())
+    difference = first_difference(expected, actual)
+    if difference is not None:
+        raise _MismatchError(f"{what}{difference}")

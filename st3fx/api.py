@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from st3fx.errors import FoldError, InputError, PlanError
 from st3fx.forward import Islands
@@ -17,9 +18,11 @@ from st3fx.methods.st3 import ST3
 from st3fx.passes import convert as stages
 from st3fx.passes.dataflow import dataflow
 from st3fx.passes.fold import fold as _fold
-from st3fx.passes.fold import is_converted
+from st3fx.passes.fold import is_converted, undo
 from st3fx.selection import Selection, Selectors
 from st3fx.sparsifier import Sparsifier
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 __all__ = ["convert", "dataflow", "fold"]
 
@@ -92,13 +95,16 @@ def convert(
         method if method is not None else ST3(),
         selection,
     )
-    for stage in CONVERT if verify else CONVERT[:-1]:
-        if progress is not None:
-            progress(stage.__name__)
-        stage(conversion)
-    converted = conversion.model
-    _attach(converted, conversion, total_steps)
-    return converted, Sparsifier(converted)
+    try:
+        for stage in CONVERT if verify else CONVERT[:-1]:
+            if progress is not None:
+                progress(stage.__name__)
+            stage(conversion)
+    except BaseException:
+        undo(conversion.model)  # the user's own model, if in place
+        raise
+    _attach(conversion.model, conversion, total_steps)
+    return conversion.model, Sparsifier(conversion.model)
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -115,6 +121,14 @@ def _copied(model: nn.Module) -> nn.Module:
 def _check(model: nn.Module, total_steps: int | None) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}: give an nn.Module")
+    if hasattr(model, "_orig_mod") or isinstance(model, _WRAPPERS):
+        raise InputError(
+            f"{type(model).__name__} wraps a model: convert the model in it, then wrap the result"
+        )
+    if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
+        raise InputError(
+            f"{type(model).__name__} has lazy parameters without a shape: call it once before"
+        )
     if is_converted(model):
         raise PlanError(f"{type(model).__name__} is converted already: fold it first")
     if total_steps is not None and total_steps < 1:

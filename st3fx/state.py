@@ -106,6 +106,21 @@ def seed_everything(seed: int) -> None:
 
 
 @contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """CuDNN chooses the same deterministic kernels each time; set back on leaving.
+
+    Other CUDA kernels with atomic additions (scatter, some poolings) stay as they are.
+    """
+    cudnn = torch.backends.cudnn
+    saved = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = saved
+
+
+@contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Set buffers, attributes (``training`` too) and random generators back on leaving."""
     attributes = Attributes(model)
