@@ -46,7 +46,8 @@ def print_plan(plan: SparsityPlan, out: Console) -> None:
 
 def island_line(islands: Sequence[IslandInfo]) -> str:
     """``1 island, 2 graphs (train, eval), 174 nodes``."""
-    modes = Counter(mode for island in islands for mode in island.modes)
+    words = {"both": "train and eval in one"}
+    modes = Counter(words.get(mode, mode) for island in islands for mode in island.modes)
     graphs = sum(modes.values())
     if not islands:
         return "no island: every module keeps its own forward"
@@ -70,11 +71,20 @@ def total_line(plan: SparsityPlan) -> str:
 
 def _site_table(plan: SparsityPlan) -> Table:
     whole = plan.numel or 1
+    above = ("", *(site.name for site in plan.sites))
     rows = [
-        (s.name, s.op, _shape(s.shape), f"{s.numel:,}", f"{s.numel / whole:.2%}")
-        for s in plan.sites
-    ]
-    return _table("sites", ("name", "op", "shape", "parameters", "share"), rows)
+        (s.name, s.op, _shape(s.shape), f"{s.numel:,}", f"{s.numel / whole:.2%}",
+         _sources(plan.fed_by(s.name), above[index]))
+        for index, s in enumerate(plan.sites)
+    ]  # fmt: skip
+    return _table("sites", ("name", "op", "shape", "parameters", "share", "fed by"), rows)
+
+
+def _sources(names: Sequence[str], above: str) -> str:
+    """What feeds a site: an arrow for the site in the row above, at most two names."""
+    shown = ["↑" if name == above else name for name in names]
+    more = f", {len(shown) - 2} more" if len(shown) > 2 else ""
+    return ", ".join(shown[:2]) + more
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -136,9 +137,10 @@ def _check(model: nn.Module, total_steps: int | None) -> None:
 
 
 def _attach(model: nn.Module, conversion: stages.Conversion, total_steps: int | None) -> None:
+    model.__dict__["st3fx_plan"] = plan = conversion.plan()
     attributes = {
-        "st3fx_plan": conversion.plan(),
-        "st3fx_islands": Islands(model),
+        "st3fx_plan": dataclasses.replace(plan, edges=tuple(dataflow(model).edges)),
+        "st3fx_islands": Islands(model, {island.name for island in plan.islands}),
         "st3fx_method": conversion.method,
         "st3fx_total_steps": total_steps,
     }

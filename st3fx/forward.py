@@ -165,12 +165,14 @@ def sparse_forwards(model: nn.Module) -> list[SparseForward]:
 class Islands(Sequence[fx.GraphModule]):
     """The captured graphs of a converted model as graph modules, built when they are looked at."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """Of ``model``, as it is converted at each look."""
+    def __init__(self, model: nn.Module, names: set[str]) -> None:
+        """Of the modules ``names`` of ``model``, as it is converted at each look."""
         self._model = model
+        self._names = names
 
     def _entries(self) -> list[tuple[SparseForward, Variant]]:
-        return [(f, variant) for f in sparse_forwards(self._model) for variant in f.variants]
+        forwards = [f for f in sparse_forwards(self._model) if f.name in self._names]
+        return [(forward, variant) for forward in forwards for variant in forward.variants]
 
     def __len__(self) -> int:
         """How many graphs."""

@@ -7,7 +7,7 @@ into bundles and shown to the user.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -145,6 +145,8 @@ class SparsityPlan:
         method: Name of the method, e.g. ``st3``.
         target: Final sparsity over all sites, 0 ≤ target < 1.
         total_parameters: Scalars in all parameters of the model.
+        edges: Who feeds whom among sites, joins, inputs and outputs of the islands, by name.
+        verified: Whether the converted model was compared with the original.
     """
 
     sites: tuple[Site, ...]
@@ -154,7 +156,12 @@ class SparsityPlan:
     method: str = "st3"
     target: float = 0.0
     total_parameters: int = 0
-    verified: bool = field(default=False)
+    edges: tuple[tuple[str, str], ...] = ()
+    verified: bool = False
+
+    def fed_by(self, name: str) -> tuple[str, ...]:
+        """The sites, joins and inputs whose outputs reach a site, as far as graphs show it."""
+        return tuple(source for source, target in self.edges if target == name)
 
     @property
     def numel(self) -> int:
@@ -181,5 +188,6 @@ class SparsityPlan:
                     for item in data["islands"]
                 ),
                 "opaque": tuple(OpaqueModule(**item) for item in data["opaque"]),
+                "edges": tuple((source, target) for source, target in data["edges"]),
             }
         )

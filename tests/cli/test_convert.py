@@ -41,9 +41,9 @@ def test_writes_a_bundle_and_says_so(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert ["conv.weight", "conv2d", "4x3x3x3", "108", "84.38%"] in lines
-    assert ["head.weight", "linear", "5x4", "20", "15.62%"] in lines
-    assert "1 island, 1 graph (both)," in result.stdout
+    assert ["conv.weight", "conv2d", "4x3x3x3", "108", "84.38%", "x"] in lines
+    assert ["head.weight", "linear", "5x4", "20", "15.62%", "↑"] in lines
+    assert "1 island, 1 graph (train and eval in one)," in result.stdout
     assert "2 sites with 128 of 145 parameters (88.3%); st3 at 0.9 sparsity" in result.stdout
     assert result.stdout.endswith("leaves about 13 of them; wrote model.st3fx\n")
     assert _files(folder) == {

@@ -27,6 +27,16 @@ def _text(width: int) -> str:
     return file.getvalue()
 
 
+def test_what_feeds_a_site() -> None:
+    names = ("a", "b", "c")
+    sites = tuple(Site(n, (n,), (2, 2), "linear", Layout(), ("",)) for n in names)
+    edges = (("x", "a"), ("a", "b"), ("a", "c"), ("b", "c"), ("x", "c"))
+    file = io.StringIO()
+    print_plan(SparsityPlan(sites, edges=edges), Console(file=file, width=100))
+    rows = [line.split("%")[-1].strip() for line in file.getvalue().splitlines() if "%" in line]
+    assert rows == ["x", "↑", "a, ↑, 1 more"]
+
+
 def test_nothing_is_cut_or_read_as_markup() -> None:
     text = _text(200)
     assert LONG in text
@@ -48,7 +58,7 @@ def test_names_survive_a_narrow_terminal() -> None:
     ("islands", "line"),
     [
         ([], "no island: every module keeps its own forward"),
-        ([IslandInfo("", ("both",), 7)], "1 island, 1 graph (both), 7 nodes"),
+        ([IslandInfo("", ("both",), 7)], "1 island, 1 graph (train and eval in one), 7 nodes"),
         (
             [IslandInfo("", ("train", "eval"), 1007)],
             "1 island, 2 graphs (train, eval), 1,007 nodes",
