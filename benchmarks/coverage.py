@@ -49,16 +49,20 @@ def main() -> None:
     for name in options.models or cases.names():
         rows.append(run_child(name, options.timeout))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        if not options.models:
+            save(rows, options.output)
     show(rows)
-    if not options.models:
-        environment = {
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "python": platform.python_version(),
-            "threads": torch.get_num_threads(),
-        }
-        document = {"environment": environment, "models": rows}
-        options.output.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def save(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write what there is so far, with what it was measured on."""
+    environment = {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+    path.write_text(json.dumps({"environment": environment, "models": rows}, indent=1) + "\n")
 
 
 def run_child(name: str, timeout: float) -> dict[str, Any]:
