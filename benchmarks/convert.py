@@ -59,6 +59,7 @@ def main() -> None:
         "rounds": options.rounds,
     }
     document = {"environment": environment, "models": rows}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(document, indent=1) + "\n")
 
 

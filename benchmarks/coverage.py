@@ -62,6 +62,7 @@ def save(rows: list[dict[str, Any]], path: Path) -> None:
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"environment": environment, "models": rows}, indent=1) + "\n")
 
 

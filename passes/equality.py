@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -14,6 +15,16 @@ from st3fx.calls import is_value
 def detached(output: Any) -> Any:
     """An output without its autograd graph."""
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach(), output)
+
+
+def digest(tensor: Tensor | None) -> bytes:
+    """Equal for equal tensors (``torch.equal``), in 32 bytes; empty for ``None``."""
+    if tensor is None:
+        return b""
+    values = (tensor.detach() + 0).cpu().contiguous()  # a negative zero becomes a positive one
+    state = hashlib.sha256(f"{tuple(values.shape)}{values.dtype}".encode())
+    state.update(values.flatten().view(torch.uint8).numpy().data)
+    return state.digest()
 
 
 def first_difference(expected: Any, actual: Any) -> str | None:

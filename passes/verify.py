@@ -1,7 +1,7 @@
 """Verify: the converted model computes what the original computes, bit for bit, before it is used.
 
-Original and converted model are the same modules with the sparse forwards taken out and put in, so
-that verification holds no second copy of the weights. Compared are
+Original and converted model are the same modules with the sparse forwards taken out and put in, and
+gradients are kept as digests, so that verification holds no second copy of either. Compared are
 
 1. output, gradients and buffers in train mode under two seeds, before the first threshold;
 2. the output in eval mode, and with one more sample;
@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from st3fx.forward import Held, SparseForward
 from st3fx.inputs import Example
-from st3fx.passes.equality import detached, equal, first_difference
+from st3fx.passes.equality import detached, digest, equal, first_difference
 from st3fx.passes.fold import clean
 from st3fx.state import deterministic, preserved, seed_everything
 
@@ -114,14 +114,14 @@ def _compare_training(
     expected, gradients, buffers = {}, {}, {}
     with preserved(model), original_forwards(forwards), _own_gradients(model):
         expected = detached(_forward_backward(model, example, seed))
-        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        gradients = {name: digest(p.grad) for name, p in model.named_parameters()}
         buffers = {n: b.clone() for n, b in model.named_buffers()}
     with preserved(model), _own_gradients(model):
         with _converted("train output"):
             output = _forward_backward(model, example, seed)
         _require_equal(expected, output, f"train output, {seed=}")
         for name, parameter in model.named_parameters():
-            if not equal(parameter.grad, gradients.pop(name, None)):
+            if digest(parameter.grad) != gradients[name]:
                 raise _MismatchError(f"gradient of {name}, {seed=}")
         for name, buffer in model.named_buffers():
             if not equal(buffer, buffers[name]):
@@ -190,13 +190,14 @@ def _compare_trial(
             buffers[name].copy_(value)
         with preserved(model), _converted(what):
             sparse = detached(run(model, example, 0))
-        gradients = {item.site: item.weight().grad for item in held}
+        gradients = {item.site: digest(item.weight().grad) for item in held}
+        model.zero_grad(set_to_none=True)
         static = _effective_leaves(held)
         with preserved(model), original_forwards(forwards), _in_place_of_weights(held, static):
             expected = run(model, example, 0)
     _require_equal(expected, sparse, what)
     for name, weight in static.items():
-        if not equal(weight.grad, gradients[name]):
+        if digest(weight.grad) != gradients[name]:
             raise _MismatchError(f"gradient of {name} at a trial threshold", name)
 
 
