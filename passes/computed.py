@@ -93,11 +93,11 @@ def computed_weights(
     if len(nodes) != 1:
         raise TraceError(f"{len(nodes)} of its products use a computed weight, not one")
     consumer, (op, weight) = next(iter(nodes.items()))
-    compute = _extract(graph, weight)
+    compute = _extract(weight)
     with preserved(module), torch.no_grad():
         value = compute(module.eval())
     _check_plain(module, graph, consumer, value)
-    site = _site(model, holder, op, value, sources(graph, weight))
+    site = _site(model, holder, op, value, sources(weight))
     return [ComputedWeight(site, captures, compute)]
 
 
@@ -136,29 +136,30 @@ def _signature(node: fx.Node) -> Any:
     return str((node.target, fx.map_arg(node.args, name), fx.map_arg(node.kwargs, name)))
 
 
-def sources(graph: fx.Graph, weight: fx.Node) -> list[str]:
+def sources(weight: fx.Node) -> list[str]:
     """Targets (parameters, buffers, modules) that a weight is computed from."""
-    targets = []
-    needed = {weight}
-    for node in reversed(graph.nodes):
-        if node in needed:
-            needed.update(node.all_input_nodes)
-            if node.op in ("get_attr", "call_module"):
-                targets.append(node.target)
-    return targets[::-1]
+    return [str(n.target) for n in _closure(weight) if n.op in ("get_attr", "call_module")]
 
 
-def _extract(graph: fx.Graph, weight: fx.Node) -> CompiledGraph:
+def _closure(weight: fx.Node) -> list[fx.Node]:
+    """A node and all that it needs, inputs first."""
+    ordered: dict[fx.Node, None] = {}
+    pending = [weight]
+    while pending:
+        missing = [node for node in pending[-1].all_input_nodes if node not in ordered]
+        if missing:
+            pending.extend(missing)
+        else:
+            ordered[pending.pop()] = None
+    return list(ordered)
+
+
+def _extract(weight: fx.Node) -> CompiledGraph:
     """The part of a graph that computes a weight, as a function of the module."""
-    needed = {weight}
-    for node in reversed(graph.nodes):
-        if node in needed:
-            needed.update(node.all_input_nodes)
     part = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        if node in needed:
-            mapping[node] = part.node_copy(node, lambda n: mapping[n])
+    for node in _closure(weight):
+        mapping[node] = part.node_copy(node, lambda n: mapping[n])
     part.output(mapping[weight])
     return CompiledGraph(part)
 

@@ -16,7 +16,7 @@ from st3fx.methods.base import Method
 from st3fx.passes.computed import computed_nodes, sources
 from st3fx.passes.discover import Discovery
 from st3fx.passes.islands import Archipelago
-from st3fx.passes.names import is_below, owner, relative
+from st3fx.passes.names import ancestors, is_below, owner, relative
 from st3fx.passes.trace import Capture
 from st3fx.sites import Site
 
@@ -61,15 +61,24 @@ class Rewriter:
         for weight in self.found.computed.values():
             # Its own forward cannot be swapped into: it always needs a graph.
             captures.setdefault(weight.site.holders[0], list(weight.captures.items()))
-        names = {holder for site in self.found.sites for holder in site.holders} | set(captures)
+        held: dict[str, list[Site]] = {}
+        inside: dict[str, list[Site]] = {}
+        for site in self.found.sites:
+            for holder in site.holders:
+                held.setdefault(holder, []).append(site)
+            for island in set().union(*map(ancestors, site.holders)) & captures.keys():
+                inside.setdefault(island, []).append(site)
         made = []
-        for name in sorted(names):
-            module = self.model.get_submodule(name)
-            tries = [self._variant(name, *capture, state) for capture in captures.get(name, ())]
+        for name in sorted(held.keys() | captures.keys()):
+            tries = [
+                self._variant(name, *capture, inside.get(name, []), state)
+                for capture in captures.get(name, ())
+            ]
             variants = [variant for variant in tries if variant is not None]
-            held = [self._held(s, name, state) for s in self.found.sites if name in s.holders]
-            if variants or held:
-                made.append(SparseForward(name, module, variants, held))
+            swapped = [self._held(site, name, state) for site in held.get(name, ())]
+            if variants or swapped:
+                module = self.model.get_submodule(name)
+                made.append(SparseForward(name, module, variants, swapped))
         return made
 
     def _held(self, site: Site, holder: str, state: dict[str, tuple[str, ...]]) -> Held:
@@ -92,15 +101,17 @@ class Rewriter:
         return self.model.get_submodule(owner(home)), home.rpartition(".")[2]
 
     def _variant(
-        self, name: str, mode: str, capture: Capture, state: dict[str, tuple[str, ...]]
+        self,
+        name: str,
+        mode: str,
+        capture: Capture,
+        sites: list[Site],
+        state: dict[str, tuple[str, ...]],
     ) -> Variant | None:
         graph = copy_graph(capture.graph)
         uses = SiteUses(graph, name)
-        modified = False
-        for site in self.found.sites:
-            if any(is_below(holder, name) for holder in site.holders):
-                modified |= insert_op(graph, uses, site, self.method, state[site.name])
-        if not modified and not capture.leaves:
+        inserted = [insert_op(graph, uses, s, self.method, state[s.name]) for s in sites]
+        if not any(inserted) and not capture.leaves:
             return None
         graph.lint()
         root = self.model.get_submodule(name)
@@ -131,7 +142,7 @@ class SiteUses:
         self.island = island
         self._attributes = {n.target: n for n in graph.nodes if n.op == "get_attr"}
         self._computed = [
-            (consumer, weight, sources(graph, weight))
+            (consumer, weight, sources(weight))
             for consumer, (_, weight) in computed_nodes(graph).items()
         ]
 

@@ -128,7 +128,7 @@ class IslandTracer(fx.Tracer):
         return super().create_node(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
-        """Keep ``OrderedDict`` outputs, name tensors of the module, and copy other constants."""
+        """Keep ``OrderedDict`` outputs, name the module's tensors, and refuse other constants."""
         if type(a) is collections.OrderedDict:
             items = [[key, self.create_arg(value)] for key, value in a.items()]
             return self.create_node("call_function", ordered_dict, (items,), {})
@@ -207,27 +207,27 @@ class IslandTracer(fx.Tracer):
         finally:
             del nn.Module.__getattribute__
 
-    def _mark(self) -> tuple[Any, ...]:
-        last = next(iter(reversed(self.graph.nodes)), None)
+    def _growing(self) -> tuple[dict[Any, Any], ...]:
+        """All that a trace adds to, in the order of addition."""
+        capture = self.capture
         return (
-            last,
-            dict(self._attribute_nodes),
-            dict(self._read),
-            (
-                dict(self.capture.inlined),
-                dict(self.capture.leaves),
-                collections.OrderedDict(self.module_stack),
-                dict(self.num_calls),
-            ),
+            self._attribute_nodes,
+            self._read,
+            capture.inlined,
+            capture.leaves,
+            self.module_stack,
         )
 
-    def _undo(self, mark: tuple[Any, ...], name: str) -> None:
+    def _mark(self) -> tuple[fx.Node | None, list[int]]:
+        last = next(iter(reversed(self.graph.nodes)), None)
+        return last, [len(table) for table in self._growing()]
+
+    def _undo(self, mark: tuple[fx.Node | None, list[int]], name: str) -> None:
         """Back to before a submodule was tried: its nodes, guards and attributes are dropped."""
-        last, self._attribute_nodes, read, (inlined, leaves, stack, calls) = mark
-        self._read.clear()
-        self._read.update(read)
-        self.capture.inlined, self.capture.leaves = inlined, leaves
-        self.module_stack, self.num_calls = stack, calls
+        last, sizes = mark
+        for table, size in zip(self._growing(), sizes, strict=True):
+            while len(table) > size:
+                table.popitem()
         self._attributes.restore(below=name)
         for node in reversed(self.graph.nodes):
             if node is last:
