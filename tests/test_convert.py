@@ -1,0 +1,157 @@
+"""``st3fx.convert``: what it takes, what it leaves alone, what it says when it cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import st3fx
+from st3fx.errors import InputError, PlanError
+from st3fx.state import rng_states
+from tests.nets import MODELS, Mixed, Net, image, sequence
+from tests.parity import check, require_same, snapshot
+
+models = pytest.mark.parametrize(("kind", "inputs"), MODELS.values(), ids=MODELS)
+
+
+@models
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("verify", [True, False])
+def test_the_given_model_is_left_alone(
+    kind: type[nn.Module], inputs: Any, training: bool, verify: bool
+) -> None:
+    model = kind().train(training)
+    model(inputs()).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    before, generators, x = snapshot(model), rng_states(), inputs()
+    converted, _ = st3fx.convert(model, x, verify=verify)
+    require_same(before, snapshot(model), "the given model")
+    assert rng_states() == generators
+    assert torch.equal(x, inputs())
+    assert x.grad is None
+    assert all(parameter.grad is gradients[name] for name, parameter in model.named_parameters())
+    assert converted is not model
+    assert not {id(p) for p in converted.parameters()} & {id(p) for p in model.parameters()}
+    assert converted.training is training
+
+
+def test_in_place_it_is_the_same_object() -> None:
+    model = Net()
+    parameters = dict(model.named_parameters())
+    converted, sparsifier = st3fx.convert(model, image(), inplace=True)
+    assert converted is model is sparsifier.model
+    assert all(model.get_parameter(name) is p for name, p in parameters.items())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kwargs"),
+    [
+        (image(), None),
+        ((image(),), None),
+        ({"x": image()}, None),
+        ((), {"x": image()}),
+    ],
+)
+def test_every_way_to_give_inputs(inputs: Any, kwargs: Any) -> None:
+    checked = check(Net(), inputs, example_kwargs=kwargs)
+    assert list(checked.islands) == [""]
+
+
+def test_inputs_that_require_gradients_get_them() -> None:
+    model = Net()
+    converted, _ = st3fx.convert(model, image().requires_grad_())
+    gradients = []
+    for module in (model.eval(), converted.eval()):
+        x = image().requires_grad_()
+        module(x).square().sum().backward()
+        gradients.append(x.grad)
+    require_same(gradients[0], gradients[1], "gradient of the input")
+
+
+class OwnLoss(nn.Module):
+    """Takes targets in training and returns losses, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, targets: list[dict[str, Tensor]] | None = None) -> Any:
+        y = self.fc(x)
+        if self.training:
+            if targets is None:
+                raise ValueError("targets are needed in training")
+            return {"loss": sum((y[i] - t["y"]).square().mean() for i, t in enumerate(targets))}
+        if targets is not None:
+            raise ValueError("no targets in eval mode")
+        return [{"y": row} for row in y]
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_train_and_eval_calls_may_differ(verify: bool) -> None:
+    x = torch.randn(2, 6)
+    targets = [{"y": torch.randn(4)} for _ in range(2)]
+    model = OwnLoss()
+    checked = check(model, (x, targets), in_eval=False, verify=verify)
+    model.load_state_dict(checked.sparsifier.effective_weights(), strict=False)
+    expected = model.eval()(x)
+    require_same(expected, checked.model.eval()(x), "eval")
+    require_same(expected, checked.folded.eval()(x), "folded")
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "options", "error", "message"),
+    [
+        ("net", image(), {}, InputError, "model is a str: give an nn.Module"),
+        (Net(), 3, {}, InputError, "example_inputs is a int"),
+        (Net(), torch.randn(2, 5, 8, 8), {}, InputError, "Net refuses the example inputs"),
+        (Net(), image(), {"total_steps": 0}, PlanError, "total_steps=0: give the number"),
+        (nn.ReLU(), image(), {}, PlanError, "no parameter that feeds a convolution"),
+        (nn.LazyLinear(3), torch.randn(2, 3), {}, InputError, "lazy parameters"),
+        (nn.DataParallel(Net()), image(), {}, InputError, "wraps a model"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_mistakes(model: Any, inputs: Any, options: Any, error: Any, message: str) -> None:
+    with pytest.raises(error) as caught:
+        st3fx.convert(model, inputs, **options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, st3fx.St3fxError)
+
+
+def test_progress_names_the_stages() -> None:
+    stages: list[str] = []
+    st3fx.convert(Net(), image(), progress=stages.append)
+    assert stages == ["observe", "discover", "trace", "rewrite", "verify"]
+    stages.clear()
+    st3fx.convert(Net(), image(), verify=False, progress=stages.append)
+    assert stages == ["observe", "discover", "trace", "rewrite"]
+
+
+def test_the_plan_adds_up() -> None:
+    model = Mixed()
+    plan = check(model, sequence()).plan
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert plan.total_parameters == total
+    assert plan.numel == total - sum(p.numel() for p in model.parameters() if p.dim() < 2)
+    assert plan.skipped == ()
+    assert (plan.method, plan.target) == ("st3", 0.9)
+
+
+def test_another_batch_of_the_first_conversion_is_free() -> None:
+    """Converting with one sample serves every batch."""
+    model = Mixed()
+    checked = check(model, sequence(1))
+    model.load_state_dict(checked.sparsifier.effective_weights(), strict=False)
+    for batch in (1, 2, 9):
+        assert torch.equal(checked.model(sequence(batch)), model(sequence(batch)))
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.9, 0.999])
+@models
+def test_any_sparsity(kind: type[nn.Module], inputs: Any, sparsity: float) -> None:
+    checked = check(kind(), inputs(), sparsity=sparsity)
+    assert checked.sparsifier.sparsity == pytest.approx(sparsity, abs=1e-2)

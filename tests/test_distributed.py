@@ -1,0 +1,93 @@
+"""DistributedDataParallel and FSDP2 around a converted model, in one process."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import st3fx
+from tests.nets import MODELS, Net
+from tests.parity import require_plain, require_same, run
+
+models = pytest.mark.parametrize(("kind", "inputs"), MODELS.values(), ids=MODELS)
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    store = dist.FileStore(  # type: ignore[attr-defined]
+        str(tmp_path_factory.mktemp("group") / "store"), 1
+    )
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def train(model: nn.Module, sparsifier: Any, x: Tensor, steps: int = 4) -> list[float]:
+    """A few steps as a user writes them; returns the losses."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    losses = []
+    torch.manual_seed(0)
+    for _ in range(steps):
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        sparsifier.step()
+        losses.append(loss.item())
+    return losses
+
+
+def converted(kind: type[nn.Module], x: Tensor) -> tuple[nn.Module, st3fx.Sparsifier]:
+    method = st3fx.ST3(0.7, schedule=st3fx.CubicSchedule(0.0, 0.5))
+    return st3fx.convert(kind(), x, method, total_steps=4)
+
+
+@models
+@pytest.mark.usefixtures("group")
+def test_data_parallel_trains_as_the_model_alone(kind: type[nn.Module], inputs: Any) -> None:
+    x = inputs()
+    model, sparsifier = converted(kind, x)
+    alone = copy.deepcopy(model)
+    its_sparsifier = st3fx.Sparsifier(alone)
+    wrapped = DistributedDataParallel(model)
+    assert train(wrapped, sparsifier, x) == train(alone, its_sparsifier, x)
+    assert sparsifier.thresholds == its_sparsifier.thresholds
+    assert sparsifier.sparsity >= 0.7 - 1e-2
+    folded = st3fx.fold(wrapped)
+    assert type(folded) is kind
+    require_plain(folded)
+    require_same(run(alone, (x,), {}, training=False, seed=0),
+                 run(folded, (x,), {}, training=False, seed=0), "fold")  # fmt: skip
+
+
+@models
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.usefixtures("group")
+def test_sharded_it_trains_as_the_model_alone(
+    kind: type[nn.Module], inputs: Any, nested: bool
+) -> None:
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    x = inputs()
+    model, sparsifier = converted(kind, x)
+    alone = copy.deepcopy(model)
+    its_sparsifier = st3fx.Sparsifier(alone)
+    mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+    if nested:
+        fully_shard(model.get_submodule("block" if kind is Net else "mlp"), mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    assert train(model, sparsifier, x) == pytest.approx(train(alone, its_sparsifier, x), rel=1e-6)
+    assert sparsifier.thresholds == pytest.approx(its_sparsifier.thresholds, rel=1e-6)
+    assert sparsifier.sparsity == pytest.approx(its_sparsifier.sparsity, abs=1e-3)
+    expected = run(alone, (x,), {}, training=False, seed=0)
+    actual = run(model, (x,), {}, training=False, seed=0)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
