@@ -27,6 +27,10 @@ def build(name: str) -> nn.Module:
         options["weights_backbone"] = None
         if _is(name, DETECTORS) and not name.startswith("ssd"):
             options.update(min_size=128, max_size=160)
+        if "rcnn" in name:
+            # A random model proposes boxes everywhere; a hundred of them show as much.
+            options.update(rpn_post_nms_top_n_train=100, rpn_post_nms_top_n_test=100)
+            options.update(box_detections_per_img=20)
     elif name in ("googlenet", "inception_v3"):
         options["init_weights"] = False
     model: nn.Module = torchvision.models.get_model(name, **options)

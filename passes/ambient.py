@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
+import re
+import sys
 import traceback
+import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,6 +43,58 @@ class RefuseRealTensors(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise TraceError("draws random numbers that do not depend on its inputs")
         return func(*args, **(kwargs or {}))
+
+
+_KNOW_PROXIES = re.compile(r"(torch|st3fx)(?!\.nn\.modules)(\.|$)")
+"""Modules that tell proxies from tensors themselves; torch's layers are code like the user's."""
+
+_CONTEXTS: tuple[type[Any], ...] = (
+    torch.autocast,
+    torch.no_grad,
+    torch.enable_grad,
+    torch.set_grad_enabled,
+    torch.inference_mode,
+)
+
+
+@contextlib.contextmanager
+def refused_contexts() -> Iterator[None]:
+    """Refuse code that enters one of torch's contexts, though it may change nothing just now."""
+    entries = [(kind, kind.__enter__) for kind in _CONTEXTS]
+
+    def refuse(context: Any) -> None:
+        raise TraceError(f"enters {type(context).__name__}")
+
+    for kind, _ in entries:
+        kind.__enter__ = refuse
+    try:
+        yield
+    finally:
+        for kind, enter in entries:
+            kind.__enter__ = enter
+
+
+@contextlib.contextmanager
+def proxies_are_tensors() -> Iterator[None]:
+    """Let a model's code that asks for the type of a proxy hear what its tensor would answer.
+
+    fx itself must go on telling proxies from tensors, so the answer depends on who asks.
+    """
+    ask = builtins.isinstance
+
+    def answer(value: Any, kinds: Any) -> bool:
+        if type(value) is fx.Proxy:
+            asker = sys._getframe(1).f_globals.get("__name__", "")
+            if not _KNOW_PROXIES.match(asker):
+                kinds = kinds.__args__ if type(kinds) is types.UnionType else kinds
+                return issubclass(Tensor, kinds)
+        return ask(value, kinds)
+
+    builtins.isinstance = answer
+    try:
+        yield
+    finally:
+        builtins.isinstance = ask
 
 
 def ambient_state() -> tuple[Any, ...]:

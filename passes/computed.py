@@ -90,7 +90,12 @@ def computed_weights(
         raise TraceError("its calls were not seen")
     graph = next(iter(captures.values())).graph
     nodes = computed_nodes(graph)
-    if len(nodes) != 1:
+    if not nodes:
+        raise TraceError(
+            "it happens outside the forward, as a hook of torch.nn.utils.weight_norm does; "
+            "use torch.nn.utils.parametrizations"
+        )
+    if len(nodes) > 1:
         raise TraceError(f"{len(nodes)} of its products use a computed weight, not one")
     consumer, (op, weight) = next(iter(nodes.items()))
     compute = _extract(weight)

@@ -87,11 +87,17 @@ class _Walk:
         branches = [origins for origins in incoming if origins]
         if kind is not None and len({id(origins) for origins in branches}) > 1:
             return self._join(node, kind, branches)
-        step = (_label(node),)
+        step = (self._label(node),)
         merged: _Origins = {}
         for origins in branches:
             merged.update({name: (*through, *step) for name, through in origins.items()})
         return merged
+
+    def _label(self, node: fx.Node) -> str:
+        if node.op == "call_module":
+            return f"{self.prefix}{node.target}"
+        target: str | Callable[..., Any] = node.target
+        return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
     def _boundary(self, node: fx.Node) -> _Origins:
         name = f"{self.prefix}{node.name}"
@@ -151,8 +157,3 @@ def _join_kind(node: fx.Node) -> str | None:
 
 def _concatenation_dim(node: fx.Node) -> Any:
     return node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-
-
-def _label(node: fx.Node) -> str:
-    target: str | Callable[..., Any] = node.target
-    return target if isinstance(target, str) else getattr(target, "__name__", str(target))

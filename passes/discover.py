@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from st3fx.errors import PlanError, TraceError
 from st3fx.passes.computed import ComputedWeight, computed_weights
@@ -94,11 +94,11 @@ def _direct_site(
     aliases: tuple[str, ...],
 ) -> Site | SkippedSite | None:
     """The site of a parameter, why it is none, or ``None`` for a computed weight."""
-    shape = tuple(model.get_parameter(name).shape)
+    parameter = _parameter(model, name)
+    shape, dtype = tuple(parameter.shape), parameter.dtype
     first = uses[0]
     reason = None
     others = observation.other_uses.get(name, set())
-    dtype = model.get_parameter(name).dtype
     if not dtype.is_floating_point:
         reason = f"{dtype}: only real floating-point weights have a magnitude to prune by"
     elif len(shape) < 2:
@@ -124,6 +124,12 @@ def _direct_site(
         aliases=aliases,
         groups=first.groups,
     )
+
+
+def _parameter(model: nn.Module, name: str) -> Tensor:
+    """Like ``get_parameter``, which refuses a ScriptModule's."""
+    parameter: Tensor = getattr(model.get_submodule(owner(name)), name.rpartition(".")[2])
+    return parameter
 
 
 _SCRIPT = torch.jit.ScriptModule
@@ -155,7 +161,7 @@ def _add_computed(
     """Case 2: the sites of the module that computes, once for all of its parameters."""
     if any(name in site.parameters for site in found.sites):
         return
-    shape = tuple(model.get_parameter(name).shape)
+    shape = tuple(_parameter(model, name).shape)
     modules = {use.module for use in uses}
     if len(modules) > 1:
         reason = f"computed in {len(modules)} places: {', '.join(sorted(modules))}"

@@ -21,7 +21,8 @@ def digest(tensor: Tensor | None) -> bytes:
     """Equal for equal tensors (``torch.equal``), in 32 bytes; empty for ``None``."""
     if tensor is None:
         return b""
-    values = (tensor.detach() + 0).cpu().contiguous()  # a negative zero becomes a positive one
+    # Negative zeros become positive, and all NaNs the same: they may differ in sign and payload.
+    values = torch.where(tensor.isnan(), torch.nan, tensor.detach() + 0).cpu().contiguous()
     state = hashlib.sha256(f"{tuple(values.shape)}{values.dtype}".encode())
     state.update(values.flatten().view(torch.uint8).numpy().data)
     return state.digest()

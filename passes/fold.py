@@ -64,6 +64,7 @@ def _replace_computed(model: nn.Module, held: Held, weight: Tensor) -> nn.Module
     """A layer with a static weight in the place of one that computes it."""
     module = held.owner
     if parametrize.is_parametrized(module, held.parameter):
+        _own_class(module)
         parametrize.remove_parametrizations(module, held.parameter, leave_parametrized=True)
         delattr(module, held.parameter)  # a parameter, or a plain tensor for several originals
         module.register_parameter(held.parameter, nn.Parameter(weight))
@@ -78,9 +79,23 @@ def _replace_computed(model: nn.Module, held: Held, weight: Tensor) -> nn.Module
     return model
 
 
+def _own_class(module: nn.Module) -> None:
+    """A class of its own for a copied parametrized module.
+
+    Copies share the class that parametrize made for the original, and removing a parametrization
+    takes the property off that class: off the original too.
+    """
+    shared = type(module)
+    hidden = ("__dict__", "__weakref__")
+    body = {key: value for key, value in vars(shared).items() if key not in hidden}
+    module.__class__ = type(shared.__name__, shared.__bases__, body)
+
+
 def _strip(model: nn.Module) -> None:
     """Remove st3fx's buffers, parameters and attributes."""
     for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # never converted, and its tables are no dicts
         for table in (module._buffers, module._parameters, module.__dict__):
             for name in [name for name in table if name.startswith(PREFIX)]:
                 table.pop(name)

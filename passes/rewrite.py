@@ -20,7 +20,13 @@ from st3fx.passes.names import ancestors, is_below, owner, relative
 from st3fx.passes.trace import Capture
 from st3fx.sites import Site
 
-_METADATA = frozenset({"size", "dim", "numel", "stride", "is_floating_point", "ndimension"})
+_METADATA = frozenset(
+    {
+        "size", "dim", "numel", "stride", "is_floating_point", "ndimension", "nelement", "shape",
+        "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda", "itemsize", "nbytes",
+    }
+)  # fmt: skip
+"""Attributes and methods of a weight that say nothing of its values."""
 
 
 def state_name(parameter: str, name: str) -> str:
@@ -172,7 +178,7 @@ class SiteUses:
 def _reads_metadata(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in _METADATA
-    return node.op == "call_function" and node.target is getattr
+    return node.op == "call_function" and node.target is getattr and node.args[1] in _METADATA
 
 
 def insert_op(
@@ -191,18 +197,17 @@ def insert_op(
         Whether the graph uses the site at all.
     """
     local, users = uses.of(site)
-    if not users:
-        return False
-    weight = next(iter(users.values()))
     prefix, parameter = owner(local), local.rpartition(".")[2]
     targets = [f"{prefix}.{state_name(parameter, key)}".lstrip(".") for key in state]
-    with graph.inserting_before(weight.next):
-        effective = graph.create_node(
-            "call_function",
-            method.op,
-            (weight, *map(graph.get_attr, targets), *method.constants(site)),
-            name=f"{local.replace('.', '_')}_effective",
-        )
-    for user in users:
-        user.replace_input_with(weight, effective)
-    return True
+    effective: dict[fx.Node, fx.Node] = {}
+    for user, weight in users.items():
+        if weight not in effective:  # computed anew at each call of its module
+            with graph.inserting_before(weight.next):
+                effective[weight] = graph.create_node(
+                    "call_function",
+                    method.op,
+                    (weight, *map(graph.get_attr, targets), *method.constants(site)),
+                    name=f"{local.replace('.', '_')}_effective",
+                )
+        user.replace_input_with(weight, effective[weight])
+    return bool(users)

@@ -24,7 +24,13 @@ from torch import Tensor, fx, nn
 from st3fx.calls import CallSpec, frozen
 from st3fx.errors import TraceError
 from st3fx.graphs import Guard, has_hooks, ordered_dict
-from st3fx.passes.ambient import RefuseRealTensors, ambient_state, reason_of
+from st3fx.passes.ambient import (
+    RefuseRealTensors,
+    ambient_state,
+    proxies_are_tensors,
+    reason_of,
+    refused_contexts,
+)
 from st3fx.state import Attributes, preserved_rng, rng_states
 
 _INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
@@ -116,8 +122,8 @@ class IslandTracer(fx.Tracer):
         def forward(*tensors: Any) -> Any:
             args, kwargs = spec.call(list(tensors))
             self.capture.inlined[""] = None
-            with self._recorded_reads():
-                return root_fn(root, *args, **kwargs)
+            with refused_contexts(), proxies_are_tensors(), self._recorded_reads():
+                return root.forward(*args, **kwargs)  # root_fn is the class's, not the instance's
 
         return forward, proxies
 

@@ -159,15 +159,14 @@ def _compare_eval(
     model: nn.Module, example: Example, forwards: Sequence[SparseForward], what: str
 ) -> bool:
     """Compare one eval output; False if the original itself refuses this call in eval mode."""
-    with preserved(model):
-        with original_forwards(forwards):
-            try:
-                expected = _evaluate(model, example, 0)
-            except Exception:  # noqa: BLE001 - whatever a user's forward raises
-                return False
-        with _converted(what):
-            output = _evaluate(model, example, 0)
-        _require_equal(expected, output, what)
+    with preserved(model), original_forwards(forwards):
+        try:
+            expected = detached(_evaluate(model, example, 0))
+        except Exception:  # noqa: BLE001 - whatever a user's forward raises
+            return False
+    with preserved(model), _converted(what):
+        output = _evaluate(model, example, 0)
+    _require_equal(expected, output, what)
     return True
 
 

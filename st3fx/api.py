@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,6 +21,7 @@ from st3fx.passes.fold import fold as _fold
 from st3fx.passes.fold import is_converted, undo
 from st3fx.selection import Selection, Selectors
 from st3fx.sparsifier import Sparsifier
+from st3fx.state import copied
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -110,12 +110,11 @@ def convert(
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return copied(model)
     except Exception as error:
         reason = str(error).partition(".")[0] or type(error).__name__
         raise InputError(
-            f"{type(model).__name__} cannot be copied ({reason}); give inplace=True, or for "
-            "torch.nn.utils.weight_norm use torch.nn.utils.parametrizations.weight_norm"
+            f"{type(model).__name__} cannot be copied ({reason}); give inplace=True"
         ) from error
 
 
@@ -167,7 +166,7 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise FoldError(f"model is a {type(model).__name__}: give what convert gave")
     inner = _unwrapped(model)
-    return _fold(inner if inplace else copy.deepcopy(inner))
+    return _fold(inner if inplace else copied(inner))
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

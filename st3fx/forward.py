@@ -57,8 +57,12 @@ class Held:
 
     def effective(self) -> Tensor:
         """The effective weight, with gradients to the latent one."""
+        return self.effective_of(self.weight())
+
+    def effective_of(self, weight: Tensor) -> Tensor:
+        """The effective weight that another latent weight would have."""
         state = [getattr(self.owner, name) for name in self.state]
-        return self.method.op(self.weight(), *state, *self.constants)
+        return self.method.op(weight, *state, *self.constants)
 
     def put(self, tensor: Tensor) -> None:
         """Make ``tensor`` what the forward reads."""
@@ -92,6 +96,8 @@ class SparseForward:
     forward itself multiplies with swapped for their effective weights. Modules below it have their
     own ``SparseForward``, so the fallback is right at every depth.
     """
+
+    is_sparse_forward = True
 
     def __init__(
         self, name: str, module: nn.Module, variants: Sequence[Variant], held: Sequence[Held]

@@ -31,12 +31,13 @@ _SCALE_EPS = 0.01
 def smallest_threshold(dtype: torch.dtype) -> float:
     """The smallest active threshold: with it, no effective weight is denormal.
 
-    Two floats of magnitude ≥ b differ by at least ``b·eps/2``; with ``b = 2·tiny/eps`` that is a
-    normal number (about 2e-31 in fp32). In fp16 denormals are part of the working range and stay.
+    Two floats of magnitude ≥ b differ by at least ``b·eps/2``; with ``b = 2·tiny/eps`` of the dtype
+    computed in (fp32 for bf16) that is a normal number, about 2e-31 in fp32. In fp16 denormals are
+    part of the working range and stay.
     """
     if dtype == torch.float16:
         return 0.0
-    info = torch.finfo(dtype)
+    info = torch.finfo(torch.promote_types(dtype, torch.float32))
     return 2 * info.tiny / info.eps
 
 
@@ -113,10 +114,14 @@ class _StraightThrough(torch.autograd.Function):
     """``∂L/∂w := ∂L/∂ŵ``; nothing is saved."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
+    def forward(*args: Any) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
             result: Tensor = torch.ops.st3fx.soft_threshold.default(*args)
             return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Apart from ``forward``, as torch.func's transforms need it."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:

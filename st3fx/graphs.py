@@ -123,6 +123,7 @@ class Variant:
         self.guards = tuple(guards)
         self.modules = tuple(modules)
         self.children = [[*module._modules.values()] for module in self.modules]
+        self.replaced = [module.__dict__.get("forward") for module in self.modules]
 
     def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
         """The graph's inputs for a call, or ``None`` if the graph does not apply to it."""
@@ -130,7 +131,7 @@ class Variant:
             value = module.__dict__.get(attribute)
             if value is not expected and not same_value(value, expected):
                 return None
-        if self._rebuilt() or self._hooked():
+        if self._rebuilt() or self._hooked() or self._wrapped():
             return None
         return self.spec.tensors(args, kwargs)
 
@@ -147,6 +148,14 @@ class Variant:
             if module._forward_hooks or module._forward_pre_hooks:
                 return True
             if module._backward_hooks or module._backward_pre_hooks:
+                return True
+        return False
+
+    def _wrapped(self) -> bool:
+        """Whether somebody else has put a forward on a module whose call is inlined."""
+        for module, replaced in zip(self.modules[1:], self.replaced[1:], strict=True):
+            forward = module.__dict__.get("forward")
+            if forward is not replaced and not getattr(forward, "is_sparse_forward", False):
                 return True
         return False
 

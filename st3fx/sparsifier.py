@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from st3fx import functional
 from st3fx.errors import StateError
@@ -89,7 +90,7 @@ class Sparsifier:
         check_sparsity(sparsity)
         held = self._held()
         scales = [self.method.scale(site) for site in self.plan.sites]
-        weights = [held[site.name].weight() for site in self.plan.sites]
+        weights = [_whole(held[site.name].weight()) for site in self.plan.sites]
         level = global_threshold(weights, scales, sparsity) if sparsity > 0 else None
         for site, scale in zip(self.plan.sites, scales, strict=True):
             value = functional.INACTIVE if level is None else level * scale
@@ -118,7 +119,10 @@ class Sparsifier:
     def effective_weights(self) -> dict[str, Tensor]:
         """Effective weight by full name, without gradient."""
         held = self._held()
-        return {site.name: held[site.name].effective().detach() for site in self.plan.sites}
+        return {
+            site.name: held[site.name].effective_of(_whole(held[site.name].weight())).detach()
+            for site in self.plan.sites
+        }
 
     @property
     def sparsity(self) -> float:
@@ -138,6 +142,8 @@ class Sparsifier:
         """
         names = {site.name for site in self.plan.sites}
         thresholds = state.get("thresholds", {})
+        if "step" not in state:
+            raise StateError("the state has no step: give what Sparsifier.state_dict() gave")
         if set(thresholds) != names:
             odd = sorted(names ^ set(thresholds))
             raise StateError(
@@ -147,3 +153,8 @@ class Sparsifier:
         for site in self.plan.sites:
             for buffer in self._threshold_buffers(site):
                 buffer.fill_(thresholds[site.name])
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """A sharded weight (FSDP2) gathered, any other as it is."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight

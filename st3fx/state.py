@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import pickle
 import random
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 
 class Attributes:
@@ -74,6 +76,24 @@ def _restore(target: dict[str, Any], key: str, original: Any, content: Any) -> N
     elif isinstance(original, list):
         original[:] = content
     target[key] = original
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy that also takes what torch's own refuses or bends.
+
+    Activations that a forward left in attributes are copied without their history; the parameters
+    of a ScriptModule stay leaves.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in pytree.tree_leaves(list(module.__dict__.values())):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    with torch.no_grad():
+        twin = copy.deepcopy(model, memo)
+    for theirs, ours in zip(model.parameters(), twin.parameters(), strict=True):
+        ours.requires_grad_(theirs.requires_grad)
+    return twin
 
 
 @contextlib.contextmanager

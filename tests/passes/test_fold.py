@@ -59,8 +59,10 @@ def test_parameters_stay_parameters_with_their_flags() -> None:
 
 def test_folded_recurrent_modules_run_with_the_static_weights() -> None:
     checked = check(nn.LSTM(6, 4, batch_first=True), sequence())
-    lstm: Any = checked.folded
-    assert all(a is b for a, b in zip(lstm._flat_weights, lstm.parameters(), strict=True))
+    checked.model.train()(sequence())
+    for lstm in (checked.model, checked.folded):
+        weights: Any = lstm._flat_weights
+        assert all(a is b for a, b in zip(weights, lstm.parameters(), strict=True))
 
 
 def test_the_optimizers_parameters_are_kept_when_folding_in_place() -> None:

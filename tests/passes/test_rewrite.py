@@ -81,8 +81,9 @@ def test_a_site_outside_the_island_is_no_hit() -> None:
 
 def test_islands_with_similar_names_are_told_apart() -> None:
     graph = captured(Uses())
-    uses = SiteUses(graph, "layer1")
-    assert not insert_op(graph, uses, site("layer10.fc.weight"), st3fx.ST3(), STATE)
+    for island, name in (("layer1", "layer10.fc.weight"), ("a", "b.fc.weight")):
+        uses = SiteUses(graph, island)
+        assert not insert_op(graph, uses, site(name), st3fx.ST3(), STATE)
 
 
 def test_a_copy_is_apart() -> None:

@@ -21,8 +21,6 @@ X = torch.randn(3, 6, generator=torch.Generator().manual_seed(5))
 
 
 class Two(nn.Module):
-    """Two layers; the forward below is what differs."""
-
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(6, 6)
@@ -186,8 +184,8 @@ def test_either_way_is_right_as_long_as_it_computes_the_same(model: type[nn.Modu
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (NoGrad, "runs under no_grad"),
-        (Autocast, "runs under no_grad, autocast"),
+        (NoGrad, "no_grad"),
+        (Autocast, "autocast"),
         (PythonRandom, "draws random numbers"),
         (NoiseOfKnownShape, "draws random numbers"),
         (Remembers, "stores last"),
@@ -247,4 +245,5 @@ def test_a_failed_trace_leaves_no_proxies_behind(verify: bool) -> None:
         assert module.__dict__["cache"] == {}
         assert module.__dict__["history"] == []
     assert len(sparsifier.plan.sites) == 3
+    assert sparsifier.plan.islands[0].name == ""  # the model around it is a graph
     assert torch.equal(converted(X), original(X))
