@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.function import _SingleLevelFunction
 
 from st3fx.sites import Layout
 
@@ -110,18 +112,18 @@ def _soft_threshold_fake(
     return torch.empty_like(weight)
 
 
-class _StraightThrough(torch.autograd.Function):
-    """``∂L/∂w := ∂L/∂ŵ``; nothing is saved."""
+class _StraightThrough(_SingleLevelFunction):
+    """``∂L/∂w := ∂L/∂ŵ``; nothing is saved.
+
+    Single-level, because it runs below the dispatcher: torch.func's transforms are already peeled
+    off when its kernel is called.
+    """
 
     @staticmethod
-    def forward(*args: Any) -> Tensor:
+    def forward(ctx: Any, *args: Any) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
             result: Tensor = torch.ops.st3fx.soft_threshold.default(*args)
             return result
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Apart from ``forward``, as torch.func's transforms need it."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -132,7 +134,9 @@ class _StraightThrough(torch.autograd.Function):
 def _soft_threshold_autograd(*args: Any) -> Tensor:
     weight: Tensor = args[0]
     if torch.is_grad_enabled():
-        return _StraightThrough.apply(*args)  # type: ignore[no-any-return]
+        with enable_single_level_autograd_function():
+            result: Tensor = _StraightThrough.apply(*args)
+            return result
     with torch._C._AutoDispatchBelowAutograd():
         effective: Tensor = torch.ops.st3fx.soft_threshold.default(*args)
     # Without gradients too, kernels ask whether a weight requires them (matmul folds its batch

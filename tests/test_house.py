@@ -17,8 +17,8 @@ LAYERS = ("core", "passes", "engines", "api", "cli")
 """From the bottom up. A module imports from its own layer and those below."""
 
 CORE = {
-    "calls", "errors", "forward", "functional", "graphs", "inputs", "messages", "schedule", "selection", "sites",
-    "state", "threshold", "version",
+    "calls", "errors", "forward", "functional", "graphs", "inputs", "messages", "schedule",
+    "selection", "sites", "state", "threshold", "version",
 }  # fmt: skip
 API = {"api", "workflow"}
 

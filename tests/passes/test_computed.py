@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import st3fx
-from st3fx.errors import ForwardError, InputError
+from st3fx.errors import ForwardError
 from tests.parity import Checked, check, require_plain, require_same, run
 
 IMAGE = torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(6))
@@ -205,11 +205,14 @@ def test_a_computed_weight_called_in_another_way_is_never_dense() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
-def test_weight_norm_of_old_is_refused_with_what_to_do() -> None:
-    model = nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(6, 5)), nn.ReLU())
+def test_weight_norm_of_old_is_skipped_with_what_to_do() -> None:
+    old: nn.Module = torch.nn.utils.weight_norm(nn.Linear(6, 5))
+    model = nn.Sequential(old, nn.ReLU(), nn.Linear(5, 3))
     model(X).sum().backward()
-    with pytest.raises(InputError, match=r"parametrizations\.weight_norm"):
-        st3fx.convert(model, X)
+    checked = check(model, X, oracle=False)
+    assert checked.sites == ["2.weight"]
+    assert set(checked.skipped) == {"0.weight_g", "0.weight_v"}
+    assert "use torch.nn.utils.parametrizations" in checked.skipped["0.weight_v"]
 
 
 @cases
