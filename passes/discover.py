@@ -4,7 +4,8 @@
 2. A parameter from which the multiplied weight is computed (weight standardisation,
    ``weight_norm``) is a site after the computation, where the multiplying forward can be traced.
 3. Everything else that multiplies is skipped: a vector, a weight that is also read otherwise (a
-   tied embedding), a weight computed in a forward that cannot be traced, what the user leaves out.
+   tied embedding), a weight computed in a forward that cannot be traced, what the user leaves out;
+   and a layer's weight that does not multiply at all in the example.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ def discover(model: nn.Module, observation: Observation, selection: Selection) -
         else:
             _add_computed(found, model, observation, name, uses)
     _select(found, model, selection)
+    found.skipped += _idle(model, set(observation.multiplied()))
     if not found.sites:
         raise PlanError(_nothing_to_do(model, found))
     return found
@@ -180,6 +182,20 @@ def _add_computed(
             found.computed[weight.site.name] = weight
             return
     found.skipped.append(SkippedSite(name, shape, uses[0].op, "computed before it multiplies"))
+
+
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
+
+
+def _idle(model: nn.Module, observed: set[str]) -> list[SkippedSite]:
+    """Weights of layers that the example does not reach: in a branch not taken, or left over."""
+    owners = {name for name, module in model.named_modules() if isinstance(module, _LAYERS)}
+    return [
+        SkippedSite(name, tuple(parameter.shape), "none", "does not multiply in the example")
+        for name, parameter in model.named_parameters()
+        if owner(name) in owners and "weight" in name.rpartition(".")[2]
+        if parameter.dim() > 1 and name not in observed
+    ]
 
 
 def _select(found: Discovery, model: nn.Module, selection: Selection) -> None:

@@ -217,3 +217,24 @@ def test_a_site_knows_its_holder() -> None:
     site: Site = check(nn.Sequential(nn.Linear(6, 6), nn.ReLU()), X).plan.sites[0]
     assert site.holders == ("0",)
     assert site.parameters == ("0.weight",)
+
+
+class Branch(nn.Module):
+    """One branch is never taken by the example, one layer is left over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken = nn.Linear(6, 4)
+        self.other = nn.Linear(6, 4)
+        self.norm = nn.LayerNorm((2, 4))
+        self.left = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+
+    def forward(self, x: Tensor, flag: bool = False) -> Any:
+        return self.other(x) if flag else self.taken(x)
+
+
+def test_a_layer_that_the_example_does_not_reach_is_named() -> None:
+    checked = check(Branch(), X, oracle=False)
+    assert checked.sites == ["taken.weight"]
+    reason = "does not multiply in the example"
+    assert checked.skipped == {"other.weight": reason, "left.0.weight": reason}
