@@ -6,7 +6,8 @@ gradients are kept as digests, so that verification holds no second copy of eith
 1. output, gradients and buffers in train mode under two seeds, before the first threshold;
 2. the output in eval mode, and with one more sample;
 3. at a trial threshold: the eval output, and output and gradients of a training step, against the
-   original forward over the effective weights as they are.
+   original forward over the effective weights as they are (with computed weights: the eval output
+   against the folded model's).
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from torch.utils import _pytree as pytree
 from st3fx.forward import Held, SparseForward
 from st3fx.inputs import Example
 from st3fx.passes.equality import detached, digest, equal, first_difference
-from st3fx.passes.fold import clean
-from st3fx.state import deterministic, preserved, seed_everything
+from st3fx.passes.fold import clean, fold
+from st3fx.state import copied, deterministic, preserved, preserved_rng, seed_everything
 
 SEEDS = (0, 1)
 
@@ -180,13 +181,13 @@ def _compare_trial(
     """At a threshold, the converted model must compute with exactly the effective weights."""
     held = [item for forward in forwards for item in forward.held]
     if any(item.compute is not None for item in held):
-        return  # only replacing modules, as fold does, gives the original a static weight
+        if not training:
+            _compare_fold(model, example, trial)
+        return
     what = f"{'training step' if training else 'eval output'} at a trial threshold"
     run = _forward_backward if training else _evaluate
     with preserved(model), _own_gradients(model):
-        buffers = dict(model.named_buffers())
-        for name, value in trial.items():
-            buffers[name].copy_(value)
+        _set_buffers(model, trial)
         with preserved(model), _converted(what):
             sparse = detached(run(model, example, 0))
         gradients = {item.site: digest(item.weight().grad) for item in held}
@@ -198,6 +199,24 @@ def _compare_trial(
     for name, weight in static.items():
         if digest(weight.grad) != gradients[name]:
             raise _MismatchError(f"gradient of {name} at a trial threshold", name)
+
+
+def _compare_fold(model: nn.Module, example: Example, trial: dict[str, Tensor]) -> None:
+    """With computed weights, only the folded model has static weights to compare with."""
+    what = "eval output at a trial threshold"
+    with preserved(model):
+        _set_buffers(model, trial)
+        with _converted(what):
+            sparse = _evaluate(model, example, 0)
+        folded = fold(copied(model))
+    with preserved_rng():
+        _require_equal(_evaluate(folded, example, 0), sparse, what)
+
+
+def _set_buffers(model: nn.Module, values: dict[str, Tensor]) -> None:
+    buffers = dict(model.named_buffers())
+    for name, value in values.items():
+        buffers[name].copy_(value)
 
 
 def _effective_leaves(held: Sequence[Held]) -> dict[str, Tensor]:

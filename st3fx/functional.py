@@ -135,7 +135,7 @@ def _soft_threshold_autograd(*args: Any) -> Tensor:
     weight: Tensor = args[0]
     if torch.is_grad_enabled():
         with enable_single_level_autograd_function():
-            result: Tensor = _StraightThrough.apply(*args)
+            result: Tensor = _StraightThrough.apply(*args)  # type: ignore[attr-defined]
             return result
     with torch._C._AutoDispatchBelowAutograd():
         effective: Tensor = torch.ops.st3fx.soft_threshold.default(*args)
