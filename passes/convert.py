@@ -23,6 +23,7 @@ from st3fx.passes.tracker import Observation
 from st3fx.passes.verify import differs
 from st3fx.selection import Selection
 from st3fx.sites import IslandInfo, SparsityPlan
+from st3fx.state import single_thread
 
 
 @dataclass
@@ -110,10 +111,13 @@ def verify(conversion: Conversion) -> None:
     model, example = conversion.model, conversion.example
     while True:
         trial = _trial(conversion)
-        difference = differs(model, example, conversion.forwards, trial)
-        if difference is None:
+        if differs(model, example, conversion.forwards, trial) is None:
             break
-        guilty = _guilty(conversion, trial)
+        with single_thread():  # is it a difference, or a sum in another order?
+            difference = differs(model, example, conversion.forwards, trial)
+            if difference is None:
+                break
+            guilty = _guilty(conversion, trial)
         undo(model)
         if guilty:
             conversion.dropped |= guilty

@@ -141,6 +141,17 @@ def deterministic() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def single_thread() -> Iterator[None]:
+    """One CPU thread: several add up the gradient of an indexed parameter in any order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Set buffers, attributes (``training`` too) and random generators back on leaving."""
     attributes = Attributes(model)

@@ -16,6 +16,7 @@ from st3fx.passes import islands as islands_module
 from st3fx.passes import rewrite as rewrite_module
 from st3fx.passes.equality import digest, equal, first_difference
 from st3fx.passes.trace import trace
+from st3fx.passes.verify import Difference
 from tests.nets import Net, image
 from tests.parity import check
 
@@ -217,3 +218,24 @@ def test_digests() -> None:
     assert digest(None) == b""
     assert digest(x.bfloat16()) != digest(x.half())
     assert digest(torch.tensor(1.0)) != digest(torch.tensor([1.0]))
+
+
+def test_a_sum_in_another_order_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several threads may add up a gradient in any order; one does not, and then all is equal."""
+    seen = []
+
+    def only_with_threads(*_: Any) -> Difference | None:
+        seen.append(torch.get_num_threads())
+        return None if seen[-1] == 1 else Difference("gradient of fc.weight")
+
+    monkeypatch.setattr("st3fx.passes.convert.differs", only_with_threads)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        _, sparsifier = st3fx.convert(nn.Linear(4, 3), torch.randn(2, 4))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [2, 1]
+    assert sparsifier.plan.verified
+    assert [island.name for island in sparsifier.plan.islands] == [""]
