@@ -69,7 +69,7 @@ def convert(
         skip_depthwise: Leave depthwise convolutions dense.
         skip_first: Leave the first site dense.
         skip_last: Leave the last site dense.
-        verify: Compare with the original, which costs about eight steps of training.
+        verify: Compare with the original, which costs about eleven training steps.
         inplace: Convert ``model`` itself.
         progress: Called with the name of each stage as it begins.
 
