@@ -92,8 +92,8 @@ def computed_weights(
     nodes = computed_nodes(graph)
     if not nodes:
         raise TraceError(
-            "it happens outside the forward, as a hook of torch.nn.utils.weight_norm does; "
-            "use torch.nn.utils.parametrizations"
+            "no convolution or linear layer in it reads the result (of a forward hook, as "
+            "torch.nn.utils.weight_norm's: use torch.nn.utils.parametrizations)"
         )
     if len(nodes) > 1:
         raise TraceError(f"{len(nodes)} of its products use a computed weight, not one")
