@@ -48,3 +48,7 @@ class StateError(St3fxError):
 
 class BundleError(St3fxError):
     """A bundle cannot be written or read."""
+
+
+class DataError(St3fxError):
+    """A data set, or the user's own loaders, are missing, damaged or do not fit the settings."""

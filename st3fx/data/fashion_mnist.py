@@ -1,0 +1,82 @@
+"""Fashion-MNIST: 28×28 grey images of ten kinds of clothing (Xiao, Rasul, Vollgraf 2017).
+
+``fashion-mnist-mini`` is a subset that comes with st3fx; see ``fashion_mnist_mini/README.md``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from st3fx.data.base import Data, DataSettings
+from st3fx.data.idx import read_idx
+from st3fx.data.in_memory import Images, Statistics, make_loaders
+from st3fx.errors import DataError
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+"""Where the package dataset-fashion-mnist of Debian and Ubuntu puts the files."""
+
+MINI = Path(__file__).parent / "fashion_mnist_mini"
+
+STATISTICS = Statistics(mean=(0.2860,), std=(0.3530,))
+"""Of the 60 000 training images."""
+
+PADDING = 2
+"""Half of CIFAR's: the articles fill their frames from border to border."""
+
+_CLASSES = 10
+
+
+def fashion_mnist(settings: DataSettings) -> Data:
+    """The full set: 60 000 training and 10 000 test images.
+
+    Raises:
+        DataError: When the files are not there or are damaged.
+    """
+    return _make(settings, Path(settings.path) if settings.path else DEBIAN)
+
+
+def fashion_mnist_mini(settings: DataSettings) -> Data:
+    """The subset that comes with st3fx: 4 000 training and 1 000 test images.
+
+    Raises:
+        DataError: When a path is given, or the installation is damaged.
+    """
+    if settings.path is not None:
+        raise DataError(
+            f"fashion-mnist-mini comes with st3fx and takes no --data-path ({settings.path}); "
+            "leave it out, or give --data fashion-mnist"
+        )
+    return _make(settings, MINI)
+
+
+def _make(settings: DataSettings, folder: Path) -> Data:
+    train, test = (_read(folder, part) for part in ("train", "t10k"))
+    return make_loaders(settings, train, test, STATISTICS, padding=PADDING, num_classes=_CLASSES)
+
+
+def _read(folder: Path, part: str) -> Images:
+    files = [_find(folder, f"{part}-{kind}") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    images, labels = (read_idx(file) for file in files)
+    if images.dim() != 3 or images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
+        raise DataError(
+            f"{files[0]} has shape {tuple(images.shape)} and its labels {tuple(labels.shape)}; "
+            "Fashion-MNIST has n×28×28 and n"
+        )
+    if len(labels) and int(labels.max()) >= _CLASSES:
+        raise DataError(f"{files[1]} has a label {int(labels.max())}; Fashion-MNIST has 0 to 9")
+    return Images(images[:, None], labels.to(torch.int64))
+
+
+def _find(folder: Path, name: str) -> Path:
+    """The file called ``name``, with ``.gz`` or without, where it usually lies below ``folder``."""
+    places = (folder, folder / "raw", folder / "FashionMNIST" / "raw")
+    for place in places:
+        for file in (place / name, place / f"{name}.gz"):
+            if file.is_file():
+                return file
+    raise DataError(
+        f"no Fashion-MNIST: {name}[.gz] is not in {folder}, nor in raw/ or FashionMNIST/raw/ "
+        "below; apt install dataset-fashion-mnist, or give its folder as --data-path"
+    )
