@@ -52,3 +52,11 @@ class BundleError(St3fxError):
 
 class DataError(St3fxError):
     """A data set, or the user's own loaders, are missing, damaged or do not fit the settings."""
+
+
+class TrainError(St3fxError):
+    """A training run cannot start or go on: its settings, its folder, or its loss."""
+
+
+class CheckpointError(TrainError):
+    """A checkpoint cannot be written or read, or is of another run."""
