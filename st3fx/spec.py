@@ -2,6 +2,7 @@
 
 model.py                    build_model() in it, or its only model class without arguments
 model.py:factory            that callable (or model) in the file
+st3fx:resnet20              a reference model of st3fx.models, random weights
 torchvision:resnet50        a torchvision model, random weights
 timm:convnext_tiny          a timm model, random weights
 package.module:callable     from an importable module; the working directory is importable
@@ -15,7 +16,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -39,7 +40,7 @@ class Spec:
         factory: What to call in the file or module; ``None`` lets the file decide.
     """
 
-    kind: Literal["file", "module", "torchvision", "timm"]
+    kind: Literal["file", "module", zoo.Library]
     target: str
     factory: str | None = None
 
@@ -52,7 +53,7 @@ class Spec:
 
     def __str__(self) -> str:
         """The SPEC as it is written on the command line."""
-        if self.kind in ("torchvision", "timm"):
+        if self.kind in get_args(zoo.Library):
             return f"{self.kind}:{self.target}"
         return f"{self.target}:{self.factory}" if self.factory else self.target
 
@@ -64,7 +65,8 @@ class LoadedSpec:
     Attributes:
         spec: The SPEC.
         model: The model, freshly built.
-        example_inputs: What ``example_inputs()`` beside the model gives; ``None`` without one.
+        example_inputs: What ``example_inputs()`` beside the model gives; of reference models two
+            images of noise; ``None`` without either.
         source: The file that was run, absolute; ``None`` for library models.
         sha256: Of that file's content, in hexadecimal.
     """
@@ -82,12 +84,10 @@ def parse_spec(text: str) -> Spec:
     Raises:
         SpecError: When it has none of the forms.
     """
-    library = re.fullmatch(r"(torchvision|timm):(.+)", text)
-    if library:
-        kind: Literal["torchvision", "timm"] = (
-            "torchvision" if library[1] == "torchvision" else "timm"
-        )
-        return Spec(kind, library[2])
+    library, _, name = text.partition(":")
+    for kind in get_args(zoo.Library):
+        if library == kind and name:
+            return Spec(kind, name)
     file = re.fullmatch(rf"(.+?\.py)(?::({_DOTTED}))?", text)
     if file:
         return Spec("file", file[1], file[2])
@@ -97,19 +97,33 @@ def parse_spec(text: str) -> Spec:
     if module:
         return Spec("module", module[1], module[2])
     raise SpecError(
-        f"{text!r} is not a SPEC: give model.py, model.py:factory, torchvision:NAME, timm:NAME "
-        "or package.module:callable"
+        f"{text!r} is not a SPEC: give model.py, model.py:factory, st3fx:NAME, torchvision:NAME, "
+        "timm:NAME or package.module:callable"
     )
 
 
-def load_spec(spec: str | Spec, *, seed: int = 0, with_inputs: bool = True) -> LoadedSpec:
+def load_spec(
+    spec: str | Spec,
+    *,
+    seed: int = 0,
+    with_inputs: bool = True,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    image_size: int | None = None,
+) -> LoadedSpec:
     """Build the model that a SPEC names.
 
     Args:
         spec: One of the forms in this module's docstring.
         seed: For the generators of torch, random and NumPy while the user's code runs, so that the
             same SPEC gives the same weights. They are set back afterwards.
-        with_inputs: Whether ``example_inputs()`` is called where the file has one.
+        with_inputs: Whether ``example_inputs()`` is called where the file has one, and a reference
+            model's example is made.
+        num_classes: Outputs of a library model; ``None`` for the library's default. A user's own
+            code is not given it, nor the two below.
+        in_channels: Channels of a library model's input.
+        image_size: Height and width in pixels that a reference model is built for. Those that
+            take any size have it in their example alone.
 
     Raises:
         SpecError: When there is no such model or it cannot be built. Where the user's own code
@@ -118,11 +132,15 @@ def load_spec(spec: str | Spec, *, seed: int = 0, with_inputs: bool = True) -> L
     parsed = parse_spec(spec) if isinstance(spec, str) else spec
     with preserved_rng():
         seed_everything(seed)
-        if parsed.kind == "torchvision":
-            return LoadedSpec(parsed, zoo.from_torchvision(parsed.target))
-        if parsed.kind == "timm":
-            return LoadedSpec(parsed, zoo.from_timm(parsed.target))
-        module, path, source = _import(parsed)
+        kind, name = parsed.kind, parsed.target
+        if kind != "file" and kind != "module":  # noqa: PLR1714 (mypy narrows by this form)
+            model = zoo.from_library(kind, name, num_classes, in_channels, image_size)
+            if not with_inputs:
+                return LoadedSpec(parsed, model)
+            # After the weights, so that these are the same without an example.
+            example = zoo.example_inputs(kind, name, in_channels, image_size)
+            return LoadedSpec(parsed, model, example)
+        module, path, source = import_spec(parsed)
         return LoadedSpec(
             spec=parsed,
             model=factories.build(module, parsed.factory, parsed.target),
@@ -132,8 +150,15 @@ def load_spec(spec: str | Spec, *, seed: int = 0, with_inputs: bool = True) -> L
         )
 
 
-def _import(spec: Spec) -> tuple[ModuleType, Path | None, bytes | None]:
-    """The user's module, with path and content of its file; a module without one has neither."""
+def import_spec(spec: Spec) -> tuple[ModuleType, Path | None, bytes | None]:
+    """Import the module of a SPEC that names a file or a module of the user's.
+
+    Returns:
+        The module, with path and content of its file; a module without one has neither.
+
+    Raises:
+        SpecError: When there is no such module, or its code raises.
+    """
     if spec.kind == "file":
         path, source = _read(spec.target)
         return import_file(path, source, spec.target), path, source

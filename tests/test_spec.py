@@ -5,6 +5,7 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,7 @@ def _clean_imports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[
         ("a/b.py:make", Spec("file", "a/b.py", "make"), "b-make"),
         ("b.py:Net.small", Spec("file", "b.py", "Net.small"), "b-Net.small"),
         ("torchvision:resnet50", Spec("torchvision", "resnet50"), "resnet50"),
+        ("st3fx:resnet-20", Spec("st3fx", "resnet-20"), "resnet-20"),
         ("timm:hf-hub:a/b", Spec("timm", "hf-hub:a/b"), "hf-hub-a-b"),
         ("pkg.mod:make", Spec("module", "pkg.mod", "make"), "pkg.mod-make"),
     ],
@@ -45,7 +47,7 @@ def test_parse(text: str, spec: Spec, name: str) -> None:
     assert spec.name == name
 
 
-@pytest.mark.parametrize("text", ["resnet50", "", "a.b", "pkg:", ":make", "pkg.mod:1x"])
+@pytest.mark.parametrize("text", ["resnet50", "", "a.b", "st3fx:", "pkg:", ":make", "pkg.mod:1x"])
 def test_parse_refuses(text: str) -> None:
     with pytest.raises(SpecError, match=r"is not a SPEC: give model.py, .*:callable"):
         parse_spec(text)
@@ -152,6 +154,49 @@ def test_torchvision_backbone_is_not_downloaded(monkeypatch: pytest.MonkeyPatch)
     assert isinstance(load_spec("torchvision:lraspp_mobilenet_v3_large").model, nn.Module)
 
 
+@pytest.mark.parametrize(
+    ("settings", "shape", "classes"),
+    [
+        ({}, (2, 3, 32, 32), 10),
+        ({"in_channels": 1, "image_size": 28, "num_classes": 4}, (2, 1, 28, 28), 4),
+    ],
+)
+def test_reference_model(settings: dict[str, Any], shape: tuple[int, ...], classes: int) -> None:
+    loaded = load_spec("st3fx:resnet20", **settings)
+    assert loaded.example_inputs.shape == shape
+    assert loaded.model(loaded.example_inputs).shape == (2, classes)
+    again = load_spec("st3fx:resnet20", **settings, with_inputs=False)
+    assert again.example_inputs is None
+    weights = dict(again.model.named_parameters())
+    assert all(torch.equal(p, weights[key]) for key, p in loaded.model.named_parameters())
+
+
+def test_reference_model_of_one_image_size() -> None:
+    assert load_spec("st3fx:lstm-rows").example_inputs.shape == (2, 1, 28, 28)
+    loaded = load_spec("st3fx:lenet_300_100", in_channels=3, image_size=32)
+    assert loaded.example_inputs.shape == (2, 3, 32, 32)
+    assert loaded.model(loaded.example_inputs).shape == (2, 10)
+
+
+def test_library_models_for_other_data() -> None:
+    model = load_spec("torchvision:squeezenet1_1", num_classes=7, in_channels=3).model
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 7)
+    model = load_spec("timm:test_resnet", num_classes=7, in_channels=1).model
+    assert model(torch.randn(2, 1, 64, 64)).shape == (2, 7)
+    with pytest.raises(SpecError, match=r"squeezenet1_1 takes images of 3 channels, not 1; repeat"):
+        load_spec("torchvision:squeezenet1_1", in_channels=1)
+    with pytest.raises(SpecError, match=r"cannot build 'raft_small': TypeError.*num_classes"):
+        load_spec("torchvision:raft_small", num_classes=7)
+
+
+def test_a_users_model_is_not_given_them(tmp_path: Path) -> None:
+    text = (
+        "from torch import nn\ndef build_model(num_classes=3): return nn.Linear(2, num_classes)\n"
+    )
+    write(tmp_path, "model.py", text)
+    assert load_spec("model.py", num_classes=7, in_channels=1).model.out_features == 3
+
+
 def test_timm() -> None:
     assert isinstance(load_spec("timm:test_resnet").model, nn.Module)
     with pytest.raises(SpecError, match=r"timm has no model 'resnet51'; did you mean .*resnet50"):
@@ -189,6 +234,8 @@ HEAD = "from torch import nn\n"
         ("model.py:f", "def f(): pass", r"f\(\) returned None, not a torch.nn.Module"),
         ("nowhere.at:all", "", "no module 'nowhere.at' in the working directory or installed"),
         ("torchvision:resnet51", "", "torchvision has no model 'resnet51'; did you mean .*resnet"),
+        ("st3fx:resnet-21", "", "st3fx has no model 'resnet-21'; did you mean .*resnet20"),
+        ("st3fx:transformer", "", "st3fx has no model 'transformer'; there are resnet20, .*lstm"),
     ],
 )
 def test_bad_spec(tmp_path: Path, spec: str, text: str, message: str) -> None:
