@@ -123,7 +123,7 @@ class Data:
             fetched = _first_batch(self.train, batch)
         if not isinstance(fetched, tuple | list) or len(fetched) != 2:
             raise DataError(
-                f"{self.name}: a batch of the training loader is {_kind(fetched)}; "
+                f"{self.name}: a batch of the training loader is {kind_of(fetched)}; "
                 "it must be a pair (inputs, targets)"
             )
         inputs = fetched[0]
@@ -150,7 +150,10 @@ def _first_batch(loader: DataLoader[Any], count: int) -> Any:
     return loader.collate_fn([dataset[index] for index in indices])
 
 
-def _kind(value: object) -> str:
-    """``a dict``, ``a list of 3``."""
+def kind_of(value: object) -> str:
+    """What a value is, for messages: ``a dict``, ``a list of 3``, ``None``."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
     length = f" of {len(value)}" if isinstance(value, tuple | list) else ""
-    return f"a {type(value).__name__}{length}"
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}{length}"

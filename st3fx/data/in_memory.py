@@ -154,15 +154,15 @@ def make_loaders(
     size = settings.image_size
     height, width = (size, size) if size else train.images.shape[2:]
     return Data(
-        train=train_loader(augmented, settings, collate_fn=identity),
-        test=test_loader(plain, settings, collate_fn=identity),
+        train=shuffled_loader(augmented, settings, collate_fn=identity),
+        test=ordered_loader(plain, settings, collate_fn=identity),
         name=settings.name,
         input_shape=(channels, int(height), int(width)),
         num_classes=num_classes,
     )
 
 
-def train_loader(dataset: Any, settings: DataSettings, **more: Any) -> DataLoader[Any]:
+def shuffled_loader(dataset: Any, settings: DataSettings, **more: Any) -> DataLoader[Any]:
     """A shuffled loader of full batches.
 
     Raises:
@@ -177,7 +177,7 @@ def train_loader(dataset: Any, settings: DataSettings, **more: Any) -> DataLoade
     return _loader(dataset, batch_size=settings.batch_size, sampler=sampler, drop_last=True, **more)
 
 
-def test_loader(dataset: Any, settings: DataSettings, **more: Any) -> DataLoader[Any]:
+def ordered_loader(dataset: Any, settings: DataSettings, **more: Any) -> DataLoader[Any]:
     """A loader of all samples in their order."""
     return _loader(dataset, batch_size=settings.test_batch_size, **more)
 

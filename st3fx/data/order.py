@@ -69,8 +69,8 @@ def draw(seed: int, epoch: NDArray[np.int64], index: NDArray[np.int64], stream: 
         stream: Which of a sample's draws; different streams are independent.
     """
     start = np.full(1, seed % 2**64, dtype=np.uint64)
-    state = _mix(_mix(_mix(start) + epoch.astype(np.uint64)) + index.astype(np.uint64))
-    return _mix(state + np.uint64(stream))
+    state = mix(mix(mix(start) + epoch.astype(np.uint64)) + index.astype(np.uint64))
+    return mix(state + np.uint64(stream))
 
 
 def below(words: Words, limit: int) -> NDArray[np.int64]:
@@ -78,7 +78,8 @@ def below(words: Words, limit: int) -> NDArray[np.int64]:
     return (words % np.uint64(limit)).astype(np.int64)
 
 
-def _mix(words: Words) -> Words:
+def mix(words: Words) -> Words:
+    """The next output of SplitMix64 in the state ``words``."""
     words = words + np.uint64(0x9E3779B97F4A7C15)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from st3fx.data.base import Data, DataSettings
+from st3fx.data.cifar import cifar10, cifar100
 from st3fx.data.fashion_mnist import fashion_mnist, fashion_mnist_mini
+from st3fx.data.image_folder import image_folder
+from st3fx.data.user import is_user_data, user_data
 from st3fx.errors import DataError
 from st3fx.messages import suggest
 
 DATASETS: dict[str, Callable[[DataSettings], Data]] = {
     "fashion-mnist-mini": fashion_mnist_mini,
     "fashion-mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "imagefolder": image_folder,
 }
 """Name -> maker."""
 
@@ -24,8 +30,9 @@ def make_data(settings: DataSettings) -> Data:
     """
     if settings.name in DATASETS:
         return DATASETS[settings.name](settings)
-    close = suggest(settings.name, list(DATASETS))
+    if is_user_data(settings.name):
+        return user_data(settings)
+    close = suggest(settings.name, list(DATASETS)) or f"; there are {', '.join(DATASETS)}"
     raise DataError(
-        f"no data set {settings.name!r}{close or '; there are ' + ', '.join(DATASETS)}, "
-        "or give loaders.py:make_loaders"
+        f"no data set {settings.name!r}{close} (loaders of your own: loaders.py:make_loaders)"
     )
