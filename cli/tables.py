@@ -62,10 +62,14 @@ def island_line(islands: Sequence[IslandInfo]) -> str:
 def total_line(plan: SparsityPlan) -> str:
     """What the plan means for the whole model."""
     share = plan.numel / plan.total_parameters if plan.total_parameters else 0.0
+    if plan.target is None:
+        rest = f"{plan.method} learns how many to leave"
+    else:
+        left = round(plan.numel * (1 - plan.target))
+        rest = f"{plan.method} at {plan.target:.4g} sparsity leaves about {left:,} of them"
     return (
         f"{_count(len(plan.sites), 'site')} with {plan.numel:,} of {plan.total_parameters:,} "
-        f"parameters ({share:.1%}); {plan.method} at {plan.target:.4g} sparsity leaves about "
-        f"{round(plan.numel * (1 - plan.target)):,} of them"
+        f"parameters ({share:.1%}); {rest}"
     )
 
 

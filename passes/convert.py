@@ -65,7 +65,7 @@ class Conversion:
             ),
             opaque=tuple(self.islands.opaque),
             method=self.method.name,
-            target=self.method.sparsity,
+            target=self.method.target,
             total_parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             verified=self.verified,
         )
@@ -134,17 +134,16 @@ def verify(conversion: Conversion) -> None:
 
 
 def _trial(conversion: Conversion) -> dict[str, Tensor]:
-    """State of the method with which about half of each site is pruned, by buffer name."""
+    """Thresholds with which about half of each site is pruned, by full name."""
     held = {item.site: item for forward in conversion.forwards for item in forward.held}
     trial = {}
     with torch.no_grad():
         for site in conversion.found.sites:
-            state = conversion.method.trial(site, held[site.name].weight())
+            threshold = conversion.method.trial(site, held[site.name].weight())
             for home in homes(site):
                 owner, _, parameter = home.rpartition(".")
-                for key, value in state.items():
-                    name = state_name(parameter, key)
-                    trial[f"{owner}.{name}" if owner else name] = value
+                name = state_name(parameter, "threshold")
+                trial[f"{owner}.{name}" if owner else name] = threshold
     return trial
 
 

@@ -125,6 +125,7 @@ def _direct_site(
         holders=_outermost({use.module for use in uses}),
         aliases=aliases,
         groups=first.groups,
+        cost=max(1, observation.macs.get(name, 0) // max(1, parameter.numel())),
     )
 
 

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from st3fx import cache
 from st3fx.errors import FoldError
 from st3fx.forward import Held, SparseForward, sparse_forwards
+from st3fx.masks import unwatch_loading
 from st3fx.passes.plain import plain_layer
 
 PREFIX = "st3fx_"
@@ -34,7 +36,7 @@ def fold(model: nn.Module) -> nn.Module:
         raise FoldError(f"{type(model).__name__} is not a converted model: fold what convert gave")
     held = {item.site: item for forward in forwards for item in forward.held}
     with torch.no_grad():
-        static = {name: clean(item.effective().detach()) for name, item in held.items()}
+        static = {name: clean(effective(item)) for name, item in held.items()}
     undo(model)
     for name, weight in static.items():
         if held[name].compute is None:
@@ -47,8 +49,18 @@ def fold(model: nn.Module) -> nn.Module:
 def undo(model: nn.Module) -> None:
     """Take a conversion out of a model again; its latent weights stay."""
     for forward in sparse_forwards(model):
+        cache.forget(item.weight() for item in forward.held if item.compute is None)
         forward.uninstall()
+    unwatch_loading(model)
     _strip(model)
+
+
+def effective(held: Held) -> Tensor:
+    """The effective weight as a tensor of its own, without gradient."""
+    inputs = held.inputs()
+    out = torch.empty_like(inputs.weight, requires_grad=False)
+    inputs.evaluate(out)
+    return out
 
 
 def clean(weight: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def observe(model: nn.Module, example: Example) -> Observation:
     observation = Observation()
     with _watched_calls(model, observation) as stack:
         for training in (True, False):
-            tracker = Tracker(model, observation, stack)
+            tracker = Tracker(model, observation, stack, training)
             tracker.mark_inputs(example)
             try:
                 with preserved(model), torch.set_grad_enabled(training), tracker:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from st3fx.forward import Held, SparseForward
 from st3fx.graphs import Variant
+from st3fx.masks import put_mask
 from st3fx.methods.base import Method
 from st3fx.passes.computed import computed_nodes, sources
 from st3fx.passes.discover import Discovery
@@ -51,14 +52,22 @@ class Rewriter:
         """Give each site's owner the method's tensors; returns their names by site."""
         names = {}
         for site in self.found.sites:
-            weight = self.model.get_parameter(site.parameters[0])
-            names[site.name] = tuple(self.method.state(site, weight))
+            weight = self._like(site)
+            state = self.method.state(site, weight)
+            names[site.name] = tuple(state)
             for home in homes(site):
                 module = self.model.get_submodule(owner(home))
                 parameter = home.rpartition(".")[2]
-                for key, tensor in self.method.state(site, weight).items():
+                for key, tensor in state.items():
                     _register(module, state_name(parameter, key), tensor)
         return names
+
+    def _like(self, site: Site) -> Tensor:
+        """A tensor with the shape and the device of a site's weight, which may be computed."""
+        parameter = self.model.get_parameter(site.parameters[0])
+        return (
+            parameter.detach() if parameter.shape == site.shape else parameter.new_empty(site.shape)
+        )
 
     def forwards(self, islands: Archipelago) -> list[SparseForward]:
         """A sparse forward for every island and every module that holds a site."""
@@ -126,10 +135,13 @@ class Rewriter:
 
 
 def _register(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """A learned threshold is one parameter under all names of a tied weight; a buffer is copied."""
     if isinstance(tensor, nn.Parameter):
         module.register_parameter(name, tensor)
+    elif tensor.numel():
+        module.register_buffer(name, tensor.clone())
     else:
-        module.register_buffer(name, tensor)
+        put_mask(module, name, tensor.clone())
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

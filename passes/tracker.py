@@ -51,11 +51,13 @@ class Observation:
         multiplications: An ordered set, in the order of their execution.
         other_uses: Parameter -> operators that mix it with activations without multiplying.
         calls: Module -> the distinct ways in which it is called, each with its mode.
+        macs: Parameter -> multiplications with all of its scalars in the call in train mode.
     """
 
     multiplications: dict[Multiplication, None] = field(default_factory=dict)
     other_uses: dict[str, set[str]] = field(default_factory=dict)
     calls: dict[str, list[tuple[bool, CallSpec]]] = field(default_factory=dict)
+    macs: dict[str, int] = field(default_factory=dict)
 
     def multiplied(self) -> dict[str, list[Multiplication]]:
         """Multiplications by parameter, in the order of first use."""
@@ -80,8 +82,11 @@ _ACTIVATION = _Origin()
 class Tracker(TorchDispatchMode):
     """Follows parameters and activations through one forward."""
 
-    def __init__(self, model: nn.Module, observation: Observation, module_stack: list[str]) -> None:
+    def __init__(
+        self, model: nn.Module, observation: Observation, module_stack: list[str], training: bool
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._training = training
         self._parameters = {
             id(parameter): _Origin(frozenset([name]), base=parameter)
             for name, parameter in model.named_parameters()
@@ -113,7 +118,7 @@ class Tracker(TorchDispatchMode):
         tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         origins = [origin for t in tensors if (origin := self._origin(t)) is not None]
         if origins:
-            made = self._follow(func, args, origins)
+            made = self._follow(func, args, origins, out)
             for leaf in pytree.tree_leaves(out):
                 if isinstance(leaf, Tensor) and id(leaf) not in self._parameters:
                     self._mark(leaf, self._rebase(made, leaf))
@@ -125,11 +130,13 @@ class Tracker(TorchDispatchMode):
             return _Origin(origin.parameters, origin.computed, tensor)
         return origin
 
-    def _follow(self, func: Any, args: tuple[Any, ...], origins: list[_Origin]) -> _Origin:
+    def _follow(
+        self, func: Any, args: tuple[Any, ...], origins: list[_Origin], out: Any
+    ) -> _Origin:
         name = func._schema.name
         on_weights_only = name in VECTOR_PRODUCTS and _ACTIVATION not in origins
         if name in ATEN_MULTIPLY and not on_weights_only:
-            self._multiply(name, args)
+            self._multiply(name, args, out)
             return _ACTIVATION
         if _ACTIVATION in origins:
             for parameter in frozenset[str]().union(*(o.parameters for o in origins)):
@@ -143,7 +150,7 @@ class Tracker(TorchDispatchMode):
         parameters = frozenset[str]().union(*(origin.parameters for origin in origins))
         return _Origin(parameters, computed=True)
 
-    def _multiply(self, name: str, args: tuple[Any, ...]) -> None:
+    def _multiply(self, name: str, args: tuple[Any, ...], out: Any) -> None:
         positions = ATEN_MULTIPLY[name]
         if name in PAIR_PRODUCTS and all(self._made_of(args[p]) for p in positions):
             # A learned input (a query, a latent) times a weight: only the right side is the weight.
@@ -157,6 +164,10 @@ class Tracker(TorchDispatchMode):
                 for parameter in sorted(origin.parameters) if origin is not None else ():
                     assert origin is not None
                     self._record(parameter, name, args, tensor, position, origin)
+                    if self._training:
+                        macs = count_macs(name, args, tensor, position, out)
+                        known = self._observation.macs.get(parameter, 0)
+                        self._observation.macs[parameter] = known + macs
 
     def _made_of(self, tensor: Tensor) -> frozenset[str]:
         origin = self._origin(tensor)
@@ -175,6 +186,28 @@ class Tracker(TorchDispatchMode):
         computed = origin.computed or len(origin.parameters) > 1
         item = Multiplication(parameter, op, self._stack[-1], layout, groups, computed)
         self._observation.multiplications[item] = None
+
+
+def count_macs(name: str, args: tuple[Any, ...], weight: Tensor, position: int, out: Any) -> int:
+    """Multiplications of one operator with a weight, padding included.
+
+    Each scalar multiplies once for every position: of a convolution's output (of its input if it is
+    transposed), of a recurrent layer's sequence, of the rows that a matrix product transforms. What
+    has no rule counts one for each.
+    """
+    result = next((leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)), weight)
+    if name.endswith("convolution"):
+        transposed = len(args) > 8 and bool(args[6])
+        positions = (args[0] if transposed else result).numel() // weight.shape[0]
+        return weight.numel() * positions
+    if name in RECURRENT:
+        sequence: Tensor = args[0]
+        return weight.numel() * (sequence.numel() // sequence.shape[-1])
+    if name not in PAIR_PRODUCTS or weight.dim() < 2:
+        return weight.numel()
+    on_the_right = position == ATEN_MULTIPLY[name][-1]
+    summed = -2 if on_the_right and not name.endswith("linear") else -1
+    return result.numel() * weight.shape[summed]
 
 
 def _describe(

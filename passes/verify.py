@@ -3,7 +3,8 @@
 Original and converted model are the same modules with the sparse forwards taken out and put in, and
 gradients are kept as digests, so that verification holds no second copy of either. Compared are
 
-1. output, gradients and buffers in train mode under two seeds, before the first threshold;
+1. output and buffers in train mode under two seeds, and gradients under the first, before the
+   first threshold;
 2. the output in eval mode, and with one more sample;
 3. at a trial threshold: the eval output, and output and gradients of a training step, against the
    original forward over the effective weights as they are (with computed weights: the eval output
@@ -23,7 +24,7 @@ from torch.utils import _pytree as pytree
 from st3fx.forward import Held, SparseForward
 from st3fx.inputs import Example
 from st3fx.passes.equality import detached, digest, equal, first_difference
-from st3fx.passes.fold import clean, fold
+from st3fx.passes.fold import PREFIX, clean, effective, fold
 from st3fx.state import copied, deterministic, preserved, preserved_rng, seed_everything
 
 SEEDS = (0, 1)
@@ -113,15 +114,16 @@ def _compare_training(
     model: nn.Module, example: Example, forwards: Sequence[SparseForward], seed: int
 ) -> None:
     expected, gradients, buffers = {}, {}, {}
+    run = _forward_backward if seed == SEEDS[0] else _forward
     with preserved(model), original_forwards(forwards), _own_gradients(model):
-        expected = detached(_forward_backward(model, example, seed))
-        gradients = {name: digest(p.grad) for name, p in model.named_parameters()}
+        expected = detached(run(model, example, seed))
+        gradients = {name: digest(p.grad) for name, p in _own_parameters(model)}
         buffers = {n: b.clone() for n, b in model.named_buffers()}
     with preserved(model), _own_gradients(model):
         with _converted("train output"):
-            output = _forward_backward(model, example, seed)
+            output = run(model, example, seed)
         _require_equal(expected, output, f"train output, {seed=}")
-        for name, parameter in model.named_parameters():
+        for name, parameter in _own_parameters(model):
             if digest(parameter.grad) != gradients[name]:
                 raise _MismatchError(f"gradient of {name}, {seed=}")
         for name, buffer in model.named_buffers():
@@ -129,9 +131,21 @@ def _compare_training(
                 raise _MismatchError(f"buffer {name} after a training step, {seed=}")
 
 
+def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The user's parameters: not the learned thresholds, which the original does not have."""
+    for name, parameter in model.named_parameters():
+        if not name.rpartition(".")[2].startswith(PREFIX):
+            yield name, parameter
+
+
+def _forward(model: nn.Module, example: Example, seed: int) -> Any:
+    with torch.enable_grad():
+        return _run(model, example, True, seed)
+
+
 def _forward_backward(model: nn.Module, example: Example, seed: int) -> Any:
     with torch.enable_grad():
-        output = _run(model, example, True, seed)
+        output = _forward(model, example, seed)
         losses = [
             _weighted_sum(leaf)
             for leaf in pytree.tree_leaves(output)
@@ -186,8 +200,7 @@ def _compare_trial(
         return
     what = f"{'training step' if training else 'eval output'} at a trial threshold"
     run = _forward_backward if training else _evaluate
-    with preserved(model), _own_gradients(model):
-        _set_buffers(model, trial)
+    with preserved(model), _own_gradients(model), _thresholds(model, trial):
         with preserved(model), _converted(what):
             sparse = detached(run(model, example, 0))
         gradients = {item.site: digest(item.weight().grad) for item in held}
@@ -195,17 +208,26 @@ def _compare_trial(
         static = _effective_leaves(held)
         with preserved(model), original_forwards(forwards), _in_place_of_weights(held, static):
             expected = run(model, example, 0)
+        expected_gradients = {item.site: _latent_gradient(item, static) for item in held}
     _require_equal(expected, sparse, what)
-    for name, weight in static.items():
-        if digest(weight.grad) != gradients[name]:
+    for name, gradient in expected_gradients.items():
+        if digest(gradient) != gradients[name]:
             raise _MismatchError(f"gradient of {name} at a trial threshold", name)
+
+
+def _latent_gradient(held: Held, static: dict[str, Tensor]) -> Tensor | None:
+    """What the method makes of the effective weight's gradient; all uses of it added up before."""
+    upstream = static[held.site].grad
+    if upstream is None or held.method.straight_through:
+        return upstream
+    with torch.enable_grad():
+        return torch.autograd.grad(held.effective(), held.weight(), upstream)[0]
 
 
 def _compare_fold(model: nn.Module, example: Example, trial: dict[str, Tensor]) -> None:
     """With computed weights, only the folded model has static weights to compare with."""
     what = "eval output at a trial threshold"
-    with preserved(model):
-        _set_buffers(model, trial)
+    with preserved(model), _thresholds(model, trial):
         with _converted(what):
             sparse = _evaluate(model, example, 0)
         folded = fold(copied(model))
@@ -213,17 +235,35 @@ def _compare_fold(model: nn.Module, example: Example, trial: dict[str, Tensor]) 
         _require_equal(_evaluate(folded, example, 0), sparse, what)
 
 
-def _set_buffers(model: nn.Module, values: dict[str, Tensor]) -> None:
-    buffers = dict(model.named_buffers())
-    for name, value in values.items():
-        buffers[name].copy_(value)
+@contextlib.contextmanager
+def _thresholds(model: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
+    """Other thresholds, buffers or parameters, inside."""
+    tensors = {
+        name: tensor
+        for table in (
+            model.named_buffers(remove_duplicate=False),
+            model.named_parameters(remove_duplicate=False),
+        )
+        for name, tensor in table
+        if name in values
+    }
+    saved = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    try:
+        with torch.no_grad():
+            for name, value in values.items():
+                tensors[name].copy_(value)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in saved.items():
+                tensors[name].copy_(value)
 
 
 def _effective_leaves(held: Sequence[Held]) -> dict[str, Tensor]:
     """Effective weight by site, as leaves that collect their own gradients."""
     with torch.no_grad():
         return {
-            item.site: clean(item.effective().detach()).requires_grad_(item.weight().requires_grad)
+            item.site: clean(effective(item)).requires_grad_(item.weight().requires_grad)
             for item in held
         }
 

@@ -1,8 +1,8 @@
 """A compiler for sparse training: from any PyTorch model to static sparse weights."""
 
 from st3fx.api import convert, dataflow, fold
-from st3fx.errors import St3fxError
-from st3fx.methods import ST3, Method
+from st3fx.errors import EmptyLayerWarning, St3fxError
+from st3fx.methods import DST, GMP, ST3, STR, Feather, Method
 from st3fx.schedule import CubicSchedule
 from st3fx.sites import SparsityPlan
 from st3fx.sparsifier import Sparsifier
@@ -12,8 +12,13 @@ from st3fx.workflow import load_bundle, save_bundle
 __version__ = VERSION
 
 __all__ = [
+    "DST",
+    "GMP",
     "ST3",
+    "STR",
     "CubicSchedule",
+    "EmptyLayerWarning",
+    "Feather",
     "Method",
     "Sparsifier",
     "SparsityPlan",

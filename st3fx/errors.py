@@ -60,3 +60,7 @@ class TrainError(St3fxError):
 
 class CheckpointError(TrainError):
     """A checkpoint cannot be written or read, or is of another run."""
+
+
+class EmptyLayerWarning(UserWarning):
+    """A layer has lost all of its weights."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from st3fx.errors import ForwardError
+from st3fx.formula import Inputs
 from st3fx.graphs import CompiledGraph, Variant
 from st3fx.methods.base import Method
 from st3fx.state import preserved
@@ -57,12 +58,12 @@ class Held:
 
     def effective(self) -> Tensor:
         """The effective weight, with gradients to the latent one."""
-        return self.effective_of(self.weight())
+        return self.method.op(*self.inputs()[1:4], *self.constants)
 
-    def effective_of(self, weight: Tensor) -> Tensor:
-        """The effective weight that another latent weight would have."""
-        state = [getattr(self.owner, name) for name in self.state]
-        return self.method.op(weight, *state, *self.constants)
+    def inputs(self) -> Inputs:
+        """What the effective weight is computed from."""
+        threshold, mask = (getattr(self.owner, name) for name in self.state)
+        return Inputs(self.method.formula, self.weight(), threshold, mask, self.constants)
 
     def put(self, tensor: Tensor) -> None:
         """Make ``tensor`` what the forward reads."""

@@ -42,6 +42,7 @@ class Site:
         holders: Full names of the modules whose own forward multiplies with it.
         computed: Whether the weight is computed from its parameters before it multiplies.
         groups: Groups of the convolution; 1 for everything else.
+        cost: How often each scalar multiplies in one call of the example in training.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Site:
     aliases: tuple[str, ...] = ()
     computed: bool = False
     groups: int = 1
+    cost: int = 1
 
     @property
     def numel(self) -> int:
@@ -143,7 +145,7 @@ class SparsityPlan:
         islands: Modules captured as graphs.
         opaque: Modules on the way to the islands that were not captured.
         method: Name of the method, e.g. ``st3``.
-        target: Final sparsity over all sites, 0 ≤ target < 1.
+        target: Final sparsity over all sites, 0 ≤ target < 1; ``None`` where it is learned.
         total_parameters: Scalars in all parameters of the model.
         edges: Who feeds whom among sites, joins, inputs and outputs of the islands, by name.
         verified: Whether the converted model was compared with the original.
@@ -154,7 +156,7 @@ class SparsityPlan:
     islands: tuple[IslandInfo, ...] = ()
     opaque: tuple[OpaqueModule, ...] = ()
     method: str = "st3"
-    target: float = 0.0
+    target: float | None = 0.0
     total_parameters: int = 0
     edges: tuple[tuple[str, str], ...] = ()
     verified: bool = False

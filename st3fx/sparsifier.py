@@ -1,27 +1,29 @@
-"""The sparsifier: raises the sparsity with the optimizer's steps and sets the thresholds."""
+"""The sparsifier: drives the thresholds of a converted model with the optimizer's steps."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from st3fx import functional
-from st3fx.errors import StateError
+from st3fx import cache
+from st3fx.errors import EmptyLayerWarning, StateError
 from st3fx.forward import Held, sparse_forwards
-from st3fx.methods.base import Method
-from st3fx.methods.st3 import check_sparsity
+from st3fx.functional import INACTIVE
+from st3fx.masks import put_mask
+from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod, check_sparsity
+from st3fx.shards import local, whole
 from st3fx.sites import Site, SparsityPlan
-from st3fx.threshold import global_threshold
+from st3fx.threshold import GlobalThreshold
 
 
 class Sparsifier:
     """Drives the sparsity of a converted model.
 
     Weights are looked up by name at each update, never kept, so that the model may be moved,
-    wrapped or loaded at any time. All state is in the model's own buffers: thresholds and the step.
+    wrapped or loaded at any time. All state is in the model itself: thresholds, masks and the step.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -35,6 +37,11 @@ class Sparsifier:
                 f"{type(model).__name__} is not a converted model: give what convert gave"
             )
         self.model = model
+        self._finder = GlobalThreshold()
+        self._warned: set[str] = set()
+        self._counted: tuple[Tensor, int, int] | None = None  # step buffer, its version, its value
+        self.level: Tensor | None = None
+        """The last global threshold ``T``: 0-dimensional; ``None`` while there is none."""
 
     @property
     def plan(self) -> SparsityPlan:
@@ -49,18 +56,27 @@ class Sparsifier:
         return method
 
     @property
-    def target(self) -> float:
-        """Final sparsity over the sites."""
-        return self.method.sparsity
+    def target(self) -> float | None:
+        """Final sparsity over the sites; ``None`` where thresholds are learned."""
+        return self.method.target
 
     @property
     def steps(self) -> int:
         """Optimizer steps so far."""
-        return int(self._step_buffer)
+        buffer = self.model.get_buffer("st3fx_step")
+        if self._counted is None or self._counted[:2] != (buffer, buffer._version):
+            self._counted = buffer, buffer._version, int(buffer)  # this waits for a GPU
+        return self._counted[2]
+
+    def _count(self, steps: int) -> None:
+        buffer = self.model.get_buffer("st3fx_step")
+        buffer.fill_(steps)
+        self._counted = buffer, buffer._version, steps
 
     @property
-    def _step_buffer(self) -> Tensor:
-        return self.model.get_buffer("st3fx_step")
+    def frozen(self) -> bool:
+        """Whether :meth:`freeze` was called."""
+        return any(self._buffers(site, "mask")[0].numel() for site in self.plan.sites)
 
     def _held(self) -> dict[str, Held]:
         return {item.site: item for f in sparse_forwards(self.model) for item in f.held}
@@ -68,72 +84,193 @@ class Sparsifier:
     def step(self) -> None:
         """Count one optimizer step and set the thresholds for the sparsity that follows from it.
 
+        Call it after every step that the optimizer really made: once with gradient accumulation,
+        not at all where a gradient scaler skipped the step.
+
         Raises:
-            StateError: If the number of steps was not given to ``convert``.
+            StateError: If the method needs the number of steps and ``convert`` was not given it, or
+                weights are NaN.
         """
+        method = self.method
+        total = self._total_steps() if isinstance(method, ScheduledMethod) else 0
+        steps = self.steps + 1
+        self._count(steps)
+        held = self._held()
+        if isinstance(method, LearnedMethod):
+            self._after_step(method, held)
+        elif isinstance(method, ScheduledMethod) and not self.frozen:
+            every: int = self.model.st3fx_update_every  # type: ignore[assignment]
+            if steps % every == 0 or steps == total:
+                self._set(method, method.schedule.sparsity(steps, total, method.sparsity), held)
+        self._refresh_effective(held)
+
+    def _total_steps(self) -> int:
         total: int | None = self.model.st3fx_total_steps  # type: ignore[assignment]
         if total is None:
             raise StateError(
                 "the schedule needs the number of optimizer steps: "
                 "give total_steps= to convert, or use set_sparsity()"
             )
-        self._step_buffer.add_(1)
-        self.set_sparsity(self.method.schedule.sparsity(self.steps, total, self.target))
+        return total
 
-    @torch.no_grad()
     def set_sparsity(self, sparsity: float) -> None:
         """Set all thresholds for ``sparsity`` over the present weights; 0 makes them inactive.
 
         Raises:
             MethodError: For a sparsity outside [0, 1).
+            StateError: If thresholds are learned or masks are frozen, or weights are NaN.
         """
         check_sparsity(sparsity)
+        method = self.method
+        if not isinstance(method, ScheduledMethod):
+            raise StateError(f"{method.name} learns its thresholds: no sparsity can be set")
+        if self.frozen:
+            raise StateError("the masks are frozen: the sparsity stays as it is")
         held = self._held()
-        scales = [self.method.scale(site) for site in self.plan.sites]
-        weights = [_whole(held[site.name].weight()) for site in self.plan.sites]
-        level = global_threshold(weights, scales, sparsity) if sparsity > 0 else None
-        for site, scale in zip(self.plan.sites, scales, strict=True):
-            value = functional.INACTIVE if level is None else level * scale
-            for buffer in self._threshold_buffers(site):
+        self._set(method, sparsity, held)
+        self._refresh_effective(held)
+
+    def refresh(self) -> None:
+        """Set the thresholds again, for the present step and the present weights.
+
+        For weights that no optimizer step made: averaged ones (EMA), or another checkpoint's. With
+        learned thresholds, which are weights themselves, nothing is to be done.
+
+        Raises:
+            StateError: As :meth:`step`.
+        """
+        method = self.method
+        if isinstance(method, ScheduledMethod) and not self.frozen:
+            total = self._total_steps()
+            self._set(method, method.schedule.sparsity(self.steps, total, method.sparsity))
+        self._refresh_effective(self._held())
+
+    @torch.no_grad()
+    def _set(
+        self, method: ScheduledMethod, sparsity: float, held: dict[str, Held] | None = None
+    ) -> None:
+        held = self._held() if held is None else held
+        sites = self.plan.sites
+        scales = [method.scale(site) for site in sites]
+        self.level = None
+        if sparsity > 0:
+            costs = [site.cost for site in sites] if method.budget == "macs" else None
+            weights = [held[site.name].weight() for site in sites]
+            self.level = self._finder.find(weights, scales, sparsity, costs)
+            self._warn_of_empty([sites[i].name for i in self._finder.empty], sparsity)
+        for site, scale in zip(sites, scales, strict=True):
+            value = INACTIVE if self.level is None else self.level * scale
+            for buffer in self._buffers(site, "threshold"):
                 buffer.copy_(value) if isinstance(value, Tensor) else buffer.fill_(value)
 
-    def _threshold_buffers(self, site: Site) -> list[Tensor]:
-        buffers = []
-        for name in (site.name, *site.aliases):
-            owner, _, parameter = name.rpartition(".")
-            module = self.model.get_submodule(owner)
-            buffers.append(module.get_buffer(f"st3fx_{parameter}_threshold"))
-        return buffers
+    def _warn_of_empty(self, names: list[str], sparsity: float) -> None:
+        for name in names:
+            if name not in self._warned:
+                self._warned.add(name)
+                message = (
+                    f"{name} has lost all of its weights at sparsity {sparsity:.4g}: exclude it, "
+                    "lower the sparsity, or normalise magnitudes (st3-sigma)"
+                )
+                warnings.warn(message, EmptyLayerWarning, stacklevel=4)
+
+    @torch.no_grad()
+    def _after_step(self, method: LearnedMethod, held: dict[str, Held]) -> None:
+        for site in self.plan.sites:
+            threshold = self._buffers(site, "threshold")[0]
+            weight = held[site.name].weight()
+            method.after_step(weight, threshold, site)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def _refresh_effective(self, held: dict[str, Held]) -> None:
+        cache.refresh(item.inputs() for item in held.values() if item.compute is None)
+
+    def _buffers(self, site: Site, key: str) -> list[Tensor]:
+        """A site's tensor under each of its names."""
+        tensors = []
+        for module, parameter in self._homes(site):
+            tensors.append(getattr(module, f"st3fx_{parameter}_{key}"))
+        return tensors
+
+    def _homes(self, site: Site) -> list[tuple[nn.Module, str]]:
+        names = [name.rpartition(".") for name in (site.name, *site.aliases)]
+        return [(self.model.get_submodule(owner), parameter) for owner, _, parameter in names]
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Fix masks and thresholds from here on.
+
+        What is zero now stays zero, whatever momentum, weight decay or a loaded checkpoint make of
+        the latent weights, and gets no gradient. Scheduled thresholds keep their values.
+        """
+        weights = self.effective_weights()
+        for site in self.plan.sites:
+            for module, parameter in self._homes(site):
+                put_mask(module, f"st3fx_{parameter}_mask", weights[site.name] != 0)
+        self._refresh_effective(self._held())
 
     def penalty(self) -> Tensor:
         """What to add to the loss: 0, unless the method learns its thresholds."""
-        device = next(self.model.parameters()).device
-        return torch.zeros((), device=device)
+        method = self.method
+        parts: list[Tensor] = []
+        if isinstance(method, LearnedMethod):
+            thresholds = (self._buffers(site, "threshold")[0] for site in self.plan.sites)
+            parts = [part for t in thresholds if (part := method.penalty(t)) is not None]
+        if not parts:
+            return torch.zeros((), device=next(self.model.parameters()).device)
+        return torch.stack([whole(part) for part in parts]).sum()
+
+    def threshold_parameters(self) -> list[nn.Parameter]:
+        """The thresholds that the optimizer trains; none for scheduled methods."""
+        tensors = (self._buffers(site, "threshold")[0] for site in self.plan.sites)
+        return [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """Layer threshold by full name; negative while inactive."""
-        return {site.name: float(self._threshold_buffers(site)[0]) for site in self.plan.sites}
+        """Layer threshold by full name, negative while inactive; the mean of several learned."""
+        method = self.method
+        values = {}
+        for site in self.plan.sites:
+            threshold = whole(self._buffers(site, "threshold")[0]).detach()
+            level = method.level(threshold) if isinstance(method, LearnedMethod) else threshold
+            values[site.name] = float(level.mean())
+        return values
 
     @torch.no_grad()
     def effective_weights(self) -> dict[str, Tensor]:
-        """Effective weight by full name, without gradient."""
-        held = self._held()
-        return {
-            site.name: held[site.name].effective_of(_whole(held[site.name].weight())).detach()
-            for site in self.plan.sites
-        }
+        """Effective weight by full name, without gradient; gathered where weights are sharded."""
+        held, weights = self._held(), {}
+        for site in self.plan.sites:
+            inputs = held[site.name].inputs()
+            inputs = inputs._replace(weight=whole(inputs.weight), threshold=whole(inputs.threshold))
+            out = torch.empty_like(inputs.weight, requires_grad=False)
+            inputs.evaluate(out)
+            weights[site.name] = out
+        return weights
 
     @property
     def sparsity(self) -> float:
         """Share of zeros among the effective weights of all sites."""
-        zeros = sum(int((w == 0).sum()) for w in self.effective_weights().values())
+        zeros = sum(w.numel() - int(w.count_nonzero()) for w in self.effective_weights().values())
         return zeros / self.plan.numel
 
-    def state_dict(self) -> dict[str, Any]:
-        """Step, thresholds and the names that they belong to."""
-        return {"step": self.steps, "thresholds": self.thresholds}
+    def empty_layers(self) -> tuple[str, ...]:
+        """Sites that have lost all of their weights."""
+        weights = self.effective_weights().items()
+        return tuple(name for name, weight in weights if not weight.count_nonzero())
 
+    def state_dict(self) -> dict[str, Any]:
+        """Step, and thresholds and frozen masks by the names that they belong to, on the CPU."""
+        thresholds, masks = {}, {}
+        for site in self.plan.sites:
+            thresholds[site.name] = (
+                whole(self._buffers(site, "threshold")[0]).detach().cpu().clone()
+            )
+            mask = self._buffers(site, "mask")[0]
+            if mask.numel():
+                masks[site.name] = mask.cpu()
+        return {"step": self.steps, "thresholds": thresholds, "masks": masks}
+
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`.
 
@@ -149,12 +286,23 @@ class Sparsifier:
             raise StateError(
                 f"the state is of another model: {len(odd)} sites differ, for example {odd[0]}"
             )
-        self._step_buffer.fill_(int(state["step"]))
+        self._count(int(state["step"]))
         for site in self.plan.sites:
-            for buffer in self._threshold_buffers(site):
-                buffer.fill_(thresholds[site.name])
+            for tensor in self._buffers(site, "threshold"):
+                _fill(tensor, thresholds[site.name])
+            mask = state.get("masks", {}).get(site.name, torch.empty(0, dtype=torch.bool))
+            for module, parameter in self._homes(site):
+                present = module.get_buffer(f"st3fx_{parameter}_mask")
+                put_mask(module, f"st3fx_{parameter}_mask", mask.to(present.device))
 
 
-def _whole(weight: Tensor) -> Tensor:
-    """A sharded weight (FSDP2) gathered, any other as it is."""
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+def _fill(tensor: Tensor, value: Tensor) -> None:
+    """Set a tensor, sharded or not, to a whole value."""
+    if local(tensor) is tensor:
+        tensor.copy_(value)
+        return
+    from torch.distributed.tensor import DTensor, distribute_tensor  # noqa: PLC0415
+
+    assert isinstance(tensor, DTensor)
+    value = value.to(tensor.device)
+    tensor.copy_(distribute_tensor(value, tensor.device_mesh, tensor.placements))

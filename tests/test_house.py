@@ -17,8 +17,9 @@ LAYERS = ("core", "passes", "engines", "api", "cli")
 """From the bottom up. A module imports from its own layer and those below."""
 
 CORE = {
-    "calls", "errors", "forward", "functional", "graphs", "inputs", "messages", "schedule",
-    "selection", "sites", "state", "threshold", "version",
+    "cache", "calls", "errors", "formula", "forward", "functional", "graphs", "inputs", "masks",
+    "messages", "ops", "scan", "schedule", "selection", "shards", "sites", "state", "threshold",
+    "version",
 }  # fmt: skip
 API = {"api", "workflow"}
 

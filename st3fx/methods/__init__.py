@@ -3,39 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from st3fx.errors import MethodError
-from st3fx.methods.base import Method
+from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod
+from st3fx.methods.dst import DST
+from st3fx.methods.feather import Feather
+from st3fx.methods.gmp import GMP
 from st3fx.methods.st3 import ST3
+from st3fx.methods.str import STR
 from st3fx.schedule import CubicSchedule
 
-__all__ = ["METHODS", "ST3", "Method", "create", "from_dict", "to_dict"]
+__all__ = [
+    "DST", "GMP", "METHODS", "ST3", "STR", "Feather", "LearnedMethod", "Method", "ScheduledMethod",
+    "create", "from_dict", "to_dict",
+]  # fmt: skip
 
 METHODS: dict[str, Callable[..., Method]] = {
     "st3": ST3,
-    "st3-sigma": lambda **settings: ST3(**{"normalize": "sigma", **settings}),
+    "st3-sigma": functools.partial(ST3, normalize="sigma"),
+    "dst": DST,
+    "str": STR,
+    "feather": Feather,
+    "gmp": GMP,
 }
 """Name on the command line -> constructor."""
 
-_CLASSES: dict[str, type[Any]] = {cls.name: cls for cls in (ST3,)}
+_CLASSES: dict[str, type[Method]] = {cls.name: cls for cls in (ST3, DST, STR, Feather, GMP)}
 
 
 def create(name: str, **settings: Any) -> Method:
     """The method called ``name`` with the given settings.
 
     Raises:
-        MethodError: For an unknown name or a value outside its range.
+        MethodError: For an unknown name, an unknown setting or a value outside its range.
     """
     if name not in METHODS:
         raise MethodError(f"no method {name!r}: there are {', '.join(sorted(METHODS))}")
-    return METHODS[name](**settings)
+    return _construct(name, METHODS[name], settings)
 
 
 def to_dict(method: Method) -> dict[str, Any]:
     """A method and all its settings as JSON values."""
-    return {"name": method.name, **dataclasses.asdict(method)}  # type: ignore[call-overload]
+    return {"name": method.name, **dataclasses.asdict(method)}
 
 
 def from_dict(data: dict[str, Any]) -> Method:
@@ -48,11 +60,16 @@ def from_dict(data: dict[str, Any]) -> Method:
     cls = _CLASSES.get(settings.pop("name", None))
     if cls is None:
         raise MethodError(f"no method {data.get('name')!r}: there are {', '.join(_CLASSES)}")
-    schedule = settings.pop("schedule", None)
+    return _construct(cls.name, cls, settings)
+
+
+def _construct(name: str, make: Callable[..., Method], settings: dict[str, Any]) -> Method:
+    schedule = settings.get("schedule")
     try:
-        if schedule is not None:
-            settings["schedule"] = CubicSchedule(**schedule)
-        method: Method = cls(**settings)
+        if isinstance(schedule, dict):
+            settings = {**settings, "schedule": CubicSchedule(**schedule)}
+        return make(**settings)
     except TypeError as error:
-        raise MethodError(f"method {cls.name!r}: {error}") from error
-    return method
+        cls = make.func if isinstance(make, functools.partial) else make
+        known = ", ".join(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        raise MethodError(f"method {name!r}: {error}; its settings are {known}") from error

@@ -2,55 +2,153 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from st3fx.errors import MethodError
+from st3fx.formula import Formula
+from st3fx.functional import INACTIVE, channel_view
+from st3fx.ops import Op
 from st3fx.schedule import CubicSchedule
 from st3fx.sites import Site
 
 
-@runtime_checkable
-class Method(Protocol):
-    """A frozen dataclass of settings with the operator that makes effective weights.
+@dataclass(frozen=True)
+class Method:
+    """Settings, frozen, with the operator that makes effective weights.
 
-    The operator is called as ``op(weight, *state, *constants)``: in the graph as one node, in an
-    untraced forward by hand. ``state`` are tensors that live on the module that owns the weight.
+    The operator is called as ``op(weight, threshold, mask, *constants)``: in the graph as one node,
+    in an untraced forward by hand. Threshold and mask live on the module that owns the weight.
 
     Attributes:
         name: Name in the table of methods and in bundles.
+        op: The registered operator, an ``OpOverload``.
+        formula: The effective weight.
+        straight_through: Whether the latent weight gets the effective weight's gradient as it is.
     """
 
     name: ClassVar[str]
+    op: ClassVar[Op]
+    formula: ClassVar[Formula]
+    straight_through: ClassVar[bool] = True
 
     @property
-    def sparsity(self) -> float:
-        """Final sparsity over all sites, 0 ≤ sparsity < 1."""
-        ...
+    def target(self) -> float | None:
+        """Final sparsity over all sites; ``None`` where thresholds are learned."""
+        raise NotImplementedError
 
-    @property
-    def schedule(self) -> CubicSchedule:
-        """The sparsity over training."""
-        ...
+    def threshold(self, site: Site, weight: Tensor) -> Tensor:
+        """The site's threshold at conversion, fp32, inactive: the effective weight is the weight.
 
-    @property
-    def op(self) -> Callable[..., Tensor]:
-        """The registered operator, an ``OpOverload``."""
-        ...
+        A parameter if it is learned, else a buffer's value.
+        """
+        raise NotImplementedError
 
-    def state(self, site: Site, weight: Tensor) -> dict[str, Tensor]:
-        """The site's state tensors at conversion, by name, in the order of the op's arguments."""
-        ...
-
-    def trial(self, site: Site, weight: Tensor) -> dict[str, Tensor]:
-        """State with which a good part of the weight is pruned, to verify a conversion with."""
-        ...
+    def trial(self, site: Site, weight: Tensor) -> Tensor:
+        """A threshold with which a good part of the weight is pruned, to verify with."""
+        raise NotImplementedError
 
     def constants(self, site: Site) -> tuple[Any, ...]:
         """The op's remaining arguments: numbers, strings, flags."""
-        ...
+        return ()
+
+    def state(self, site: Site, weight: Tensor) -> dict[str, Tensor]:
+        """The site's tensors at conversion, by name, in the order of the op's arguments."""
+        mask = torch.empty(0, dtype=torch.bool, device=weight.device)
+        return {"threshold": self.threshold(site, weight), "mask": mask}
+
+
+@dataclass(frozen=True)
+class ScheduledMethod(Method):
+    """One global threshold for a sparsity that follows a schedule.
+
+    Attributes:
+        sparsity: Final sparsity over all sites, 0 ≤ sparsity < 1.
+        schedule: The sparsity over training.
+        budget: What the sparsity is a share of: ``"weights"`` counts each weight once, ``"macs"``
+            as often as it multiplies in the example, so that the share of multiplications left is
+            1 − sparsity.
+
+    Raises:
+        MethodError: For values outside these.
+    """
+
+    sparsity: float = 0.9
+    schedule: CubicSchedule = field(default_factory=CubicSchedule, kw_only=True)
+    budget: Literal["weights", "macs"] = field(default="weights", kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)
+        if self.budget not in ("weights", "macs"):
+            raise MethodError(f"budget={self.budget!r}: give 'weights' or 'macs'")
+
+    @property
+    def target(self) -> float:
+        """Final sparsity over all sites."""
+        return self.sparsity
+
+    def threshold(self, site: Site, weight: Tensor) -> Tensor:
+        """The layer threshold ``θ_l``: 0-dimensional."""
+        return torch.full((), INACTIVE, device=weight.device)
+
+    def trial(self, site: Site, weight: Tensor) -> Tensor:
+        """The mean magnitude."""
+        return weight.detach().float().abs().mean()
 
     def scale(self, site: Site) -> float:
         """``σ_l``: divides the site's magnitudes before the global quantile."""
-        ...
+        return 1.0
+
+
+@dataclass(frozen=True)
+class LearnedMethod(Method):
+    """Thresholds are parameters that the optimizer trains; the sparsity follows from them.
+
+    Attributes:
+        decays_thresholds: Whether thresholds belong to the parameters with weight decay.
+    """
+
+    straight_through: ClassVar[bool] = False
+    decays_thresholds: ClassVar[bool] = False
+
+    @property
+    def target(self) -> None:
+        """No sparsity is set."""
+
+    def level(self, threshold: Tensor) -> Tensor:
+        """The magnitudes below which weights are pruned, from the parameter."""
+        return threshold
+
+    def penalty(self, threshold: Tensor) -> Tensor | None:
+        """One site's part of what is added to the loss, or ``None``."""
+        return None
+
+    def after_step(self, weight: Tensor, threshold: nn.Parameter, site: Site) -> None:
+        """Keep a site's thresholds in their range after an optimizer step; without gradient."""
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Refuse a sparsity outside [0, 1).
+
+    Raises:
+        MethodError: With what is allowed.
+    """
+    if not 0.0 <= sparsity < 1.0:
+        raise MethodError(
+            f"sparsity {sparsity} is outside [0, 1): give the share of weights to prune, "
+            "for example 0.9"
+        )
+
+
+def per_channel(site: Site, weight: Tensor, value: float) -> nn.Parameter:
+    """A learned threshold for each output channel, of a shape that broadcasts over the channels.
+
+    Returns:
+        fp32, as many dimensions as :func:`st3fx.functional.channel_view` gives.
+    """
+    view, others = channel_view(weight, site.layout)
+    shape = [1 if dim in others else size for dim, size in enumerate(view.shape)]
+    return nn.Parameter(torch.full(shape, value, device=weight.device))

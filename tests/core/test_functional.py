@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from st3fx import functional
-from st3fx.functional import INACTIVE, effective_weight, rescale_factor, soft_threshold
+from st3fx.functional import INACTIVE
+from st3fx.methods.st3 import effective_weight, rescale_factor
 from st3fx.sites import Layout
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -19,6 +20,13 @@ def plain_formula(channel: Tensor, threshold: float) -> Tensor:
     mask = (w.abs() > threshold).double()
     rho = ((w.abs() * mask).mean() + 1e-6) / (w.abs().mean() + 1e-6)
     return 1.01 / (rho + 0.01) * (w - w.sign() * threshold) * mask
+
+
+def soft_threshold(w: Tensor, threshold: Tensor, layout: Layout, rescale: bool) -> Tensor:
+    mask = torch.empty(0, dtype=torch.bool)
+    op = torch.ops.st3fx.soft_threshold
+    result: Tensor = op(w, threshold, mask, layout.channel_dims, layout.groups, rescale)
+    return result
 
 
 @pytest.mark.parametrize(

@@ -37,13 +37,17 @@ def test_a_method_is_frozen() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_keeps_the_protocol(name: str) -> None:
-    method = create(name, sparsity=0.7)
+    method = create(name)
     assert isinstance(method, Method)
-    assert method.sparsity == 0.7
-    weight = torch.randn(SITE.shape)
-    inactive = method.op(weight, *method.state(SITE, weight).values(), *method.constants(SITE))
+    weight = torch.randn(SITE.shape) * 0.1
+    state = method.state(SITE, weight)
+    assert list(state) == ["threshold", "mask"]
+    assert state["mask"].numel() == 0
+    inactive = method.op(weight, *state.values(), *method.constants(SITE))
     assert torch.equal(inactive, weight)
-    trial = method.op(weight, *method.trial(SITE, weight).values(), *method.constants(SITE))
+    threshold = method.trial(SITE, weight)
+    assert threshold.shape == state["threshold"].shape
+    trial = method.op(weight, threshold, state["mask"], *method.constants(SITE))
     assert 0.2 < (trial == 0).float().mean().item() < 0.8
 
 
@@ -77,7 +81,7 @@ def test_broken_data(data: dict[str, Any], message: str) -> None:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(MethodError, match="there are st3, st3-sigma"):
+    with pytest.raises(MethodError, match="there are dst, feather, gmp, st3, st3-sigma, str"):
         create("st4")
 
 
@@ -93,7 +97,7 @@ def test_sigma_scales_by_the_sum_of_the_dimensions() -> None:
 
 def test_the_state_is_an_inactive_scalar_in_full_precision() -> None:
     state = ST3().state(SITE, torch.randn(SITE.shape).half())
-    assert list(state) == ["threshold"]
+    assert list(state) == ["threshold", "mask"]
     assert state["threshold"].shape == ()
     assert state["threshold"].dtype == torch.float32
     assert state["threshold"].item() < 0

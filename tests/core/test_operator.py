@@ -14,6 +14,7 @@ from st3fx.functional import INACTIVE
 from tests.parity import require_same
 
 OP = torch.ops.st3fx.soft_threshold.default
+NO_MASK = torch.empty(0, dtype=torch.bool)
 
 
 class Tiny(nn.Module):
@@ -54,7 +55,7 @@ def test_opcheck(
     requires_grad: bool,
 ) -> None:
     weight = torch.randn(shape).to(dtype).requires_grad_(requires_grad)
-    torch.library.opcheck(OP, (weight, torch.tensor(0.5), dims, groups, rescale))
+    torch.library.opcheck(OP, (weight, torch.tensor(0.5), NO_MASK, dims, groups, rescale))
 
 
 def packed_by(forward: Any) -> list[tuple[int, ...]]:
@@ -72,7 +73,7 @@ def packed_by(forward: Any) -> list[tuple[int, ...]]:
 
 def test_nothing_is_saved_for_backward() -> None:
     weight = torch.randn(8, 3, requires_grad=True)
-    assert packed_by(lambda: OP(weight, torch.tensor(0.5), [0], 1, True)) == []
+    assert packed_by(lambda: OP(weight, torch.tensor(0.5), NO_MASK, [0], 1, True)) == []
 
 
 def test_a_sparse_model_saves_what_the_dense_one_saves() -> None:
@@ -90,19 +91,19 @@ def test_without_gradients_it_answers_as_the_parameter_does(
 ) -> None:
     weight = torch.randn(4, 3, requires_grad=requires_grad)
     with context():
-        effective = OP(weight, torch.tensor(0.5), [0], 1, True)
+        effective = OP(weight, torch.tensor(0.5), NO_MASK, [0], 1, True)
     assert effective.requires_grad is requires_grad
 
 
 def test_in_a_frozen_layer_nothing_requires_gradients() -> None:
     weight = torch.randn(4, 3)
-    assert not OP(weight, torch.tensor(0.5), [0], 1, True).requires_grad
+    assert not OP(weight, torch.tensor(0.5), NO_MASK, [0], 1, True).requires_grad
 
 
 def test_fake_tensors_pass_through() -> None:
     with FakeTensorMode():
         weight = torch.empty(6, 4, 2, dtype=torch.bfloat16, requires_grad=True)
-        effective = OP(weight, torch.empty(()), [0, 2], 3, True)
+        effective = OP(weight, torch.empty(()), torch.empty(0), [0, 2], 3, True)
     assert isinstance(effective, FakeTensor)
     assert effective.shape == (6, 4, 2)
     assert effective.dtype == torch.bfloat16
@@ -116,7 +117,9 @@ def test_a_model_runs_under_fake_tensors() -> None:
 
 
 def test_meta_tensors_pass_through() -> None:
-    effective = OP(torch.empty(6, 4, device="meta"), torch.empty((), device="meta"), [0], 1, True)
+    effective = OP(
+        torch.empty(6, 4, device="meta"), torch.empty((), device="meta"), NO_MASK, [0], 1, True
+    )
     assert effective.is_meta
     assert effective.shape == (6, 4)
 
@@ -160,4 +163,4 @@ def test_the_inactive_operator_is_in_the_graph_and_exact() -> None:
     threshold = model.get_buffer("conv.st3fx_weight_threshold")
     assert threshold.item() == INACTIVE
     weight = model.get_parameter("conv.weight")
-    assert torch.equal(OP(weight, threshold, [0], 1, True), weight)
+    assert torch.equal(OP(weight, threshold, NO_MASK, [0], 1, True), weight)

@@ -1,0 +1,151 @@
+"""Effective weights between two optimizer steps: computed once, checked at every use.
+
+A sparsifier's step computes the effective weights of all sites in one pass (:func:`refresh`), and
+every forward until the next one finds them here. A change behind the sparsifier's back is noticed:
+by the version counters and storages of weight, threshold and mask, and on a CPU also by a digest of
+the weight's bits, which writes through ``.data`` or NumPy change without a trace. On other devices
+such a digest would have to be waited for; there a forward without gradients computes anew, and one
+with gradients relies on the counters.
+
+Only parameters that eager forwards ask for are kept; what a compiled graph or FSDP2 uses is never
+asked for here. Entries die with their parameters and are no part of any model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from st3fx.formula import Inputs
+from st3fx.functional import in_memory_order
+
+
+@dataclass
+class _Entry:
+    """The effective weight of one parameter, and what it was computed from."""
+
+    effective: Tensor
+    stamp: tuple[Any, ...] = ()
+    digest: tuple[Tensor, ...] = ()
+    used: bool = True
+
+    def compute(self, inputs: Inputs, *, in_place: bool) -> None:
+        """Compute it anew.
+
+        In place no new memory is touched, and a graph that still holds it gets autograd's error.
+        """
+        if not in_place or not _alike(self.effective, inputs.weight):
+            self.effective = torch.empty_like(inputs.weight, requires_grad=False)
+        inputs.evaluate(self.effective)
+        self.stamp, self.digest = _stamp(inputs), _digest(inputs.weight)
+
+    def is_fresh(self, inputs: Inputs) -> bool:
+        """Whether nothing has changed since."""
+        return self.stamp == _stamp(inputs) and all(
+            map(torch.equal, self.digest, _digest(inputs.weight))
+        )
+
+
+_ENTRIES: Any = WeakIdKeyDictionary()  # parameter -> entry
+_WANTED: Any = WeakIdKeyDictionary()  # parameters that were asked for and have no entry
+_LOCK = threading.Lock()
+
+
+def lookup(inputs: Inputs, *, differentiable: bool) -> Tensor | None:
+    """The effective weight of a parameter as an alias of the kept one, fresh; ``None`` if not kept.
+
+    Args:
+        inputs: What it would be computed from; only that of parameters is kept.
+        differentiable: Whether the forward records gradients.
+    """
+    weight = inputs.weight
+    if type(weight) is not nn.Parameter or _get_current_dispatch_mode() is not None:
+        return None
+    entry = _ENTRIES.get(weight)
+    if entry is None:
+        _WANTED[weight] = True
+        return None
+    if not differentiable and weight.device.type != "cpu":
+        return None
+    with _LOCK:
+        entry.used = True
+        if not entry.is_fresh(inputs):
+            # A forward under way may hold the other one.
+            entry.compute(inputs, in_place=False)
+    # An alias shares the version counter: a graph that outlives the next refresh gets autograd's
+    # error instead of other weights.
+    alias: Tensor = entry.effective.detach()
+    return alias
+
+
+def refresh(sites: Iterable[Inputs]) -> None:
+    """Compute the effective weights of the sites that forwards have asked for since last time."""
+    with _LOCK:
+        for inputs in sites:
+            weight = inputs.weight
+            if type(weight) is not nn.Parameter:
+                continue
+            if weight in _WANTED:
+                del _WANTED[weight]
+                _ENTRIES[weight] = _Entry(torch.empty(0))
+            entry = _ENTRIES.get(weight)
+            if entry is None:
+                continue
+            if not entry.used:  # a compiled graph has taken over
+                del _ENTRIES[weight]
+                continue
+            entry.compute(inputs, in_place=True)
+            entry.used = False
+
+
+def forget(weights: Iterable[Tensor]) -> None:
+    """Drop what is kept for these parameters."""
+    for weight in weights:
+        _ENTRIES.pop(weight, None)
+        _WANTED.pop(weight, None)
+
+
+def _alike(kept: Tensor, weight: Tensor) -> bool:
+    return (
+        kept.shape == weight.shape
+        and kept.stride() == weight.stride()
+        and kept.dtype == weight.dtype
+        and kept.device == weight.device
+    )
+
+
+def _stamp(inputs: Inputs) -> tuple[Any, ...]:
+    """Differs when the tensors were written to, or have other memory, or the formula is another."""
+    threshold = inputs.threshold
+    if threshold.device.type == "cpu" and threshold.dim() == 0:
+        level: Any = threshold.item()  # data parallelism writes the same value again and again
+    else:
+        level = _where(threshold)
+    mask = _where(inputs.mask) if inputs.mask.numel() else ()
+    return (inputs.formula, *inputs.constants, level, mask, _where(inputs.weight))
+
+
+def _where(tensor: Tensor) -> tuple[Any, ...]:
+    """Version and memory; the weak reference keeps a freed storage's identity from coming back."""
+    storage = StorageWeakRef(tensor.untyped_storage())
+    return (tensor._version, storage, tensor.storage_offset(), tensor.dtype)
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _digest(weight: Tensor) -> tuple[Tensor, ...]:
+    """Sums of the weight's bits along its rows and along its columns; empty off the CPU."""
+    if weight.device.type != "cpu":
+        return ()
+    bits = weight.detach().view(_INTEGERS[weight.element_size()])
+    rows = in_memory_order(bits).flatten(1)
+    return rows.sum(1, dtype=rows.dtype), rows.sum(0, dtype=rows.dtype)

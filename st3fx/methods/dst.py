@@ -1,0 +1,118 @@
+"""DST: dynamic sparse training with a trainable threshold for each neuron (arXiv 2005.06870).
+
+Symbols: ``t_k ≥ 0`` threshold of output neuron ``k``, ``S`` the unit step.
+
+    m  = S(|w| − t_k),   ŵ = w · m
+    S'(x) := 2 − 4|x| for |x| ≤ 0.4;  0.4 for 0.4 < |x| ≤ 1;  else 0          long-tailed
+    ∂L/∂w   = ∂L/∂ŵ · (m + |w| · S'(|w| − t_k))
+    ∂L/∂t_k = −Σ_{i in k} ∂L/∂ŵ_i · w_i · S'(|w_i| − t_k)
+    penalty: α · Σ_k exp(−t_k)
+
+A layer that keeps 1 % of its weights or less gets its thresholds set back to 0. The thresholds
+start at 0 with the first :meth:`~st3fx.Sparsifier.step`; until then they are inactive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from st3fx import ops
+from st3fx.errors import MethodError
+from st3fx.formula import Formula
+from st3fx.functional import INACTIVE, active_bound, channel_view, hard
+from st3fx.methods.base import LearnedMethod, per_channel
+from st3fx.sites import Layout, Site
+
+KEPT_AT_LEAST = 0.01
+"""Share of a layer's weights at or below which its thresholds are set back."""
+
+
+def formula(
+    weight: Tensor,
+    threshold: Tensor,
+    smallest: float,
+    out: Tensor,
+    channel_dims: Sequence[int],
+    groups: int,
+) -> None:
+    """``ŵ``; every weight is above a negative threshold, which is inactive."""
+    layout = Layout(tuple(channel_dims), groups)
+    view = channel_view(weight, layout)[0]
+    hard(view, active_bound(threshold, smallest), channel_view(out, layout)[0])
+
+
+def step_derivative(x: Tensor) -> Tensor:
+    """The long-tailed estimate ``S'``."""
+    distance = x.abs()
+    near = 2.0 - 4.0 * distance
+    far = torch.where(distance <= 1.0, 0.4, 0.0)
+    return torch.where(distance <= 0.4, near, far)
+
+
+def gradient(
+    grad: Tensor, weight: Tensor, threshold: Tensor, channel_dims: Sequence[int], groups: int
+) -> tuple[Tensor, Tensor]:
+    """With respect to weight and thresholds; straight through where a threshold is inactive."""
+    layout = Layout(tuple(channel_dims), groups)
+    view, others = channel_view(weight, layout)
+    upstream = channel_view(grad, layout)[0]
+    magnitude = view.abs()
+    slope = step_derivative(magnitude - threshold).masked_fill_(threshold < 0, 0.0)
+    weight_grad = upstream * ((magnitude > threshold) + magnitude * slope)
+    threshold_grad = -(upstream * view * slope).sum(others, keepdim=True)
+    return weight_grad.reshape(weight.shape), threshold_grad.to(threshold.dtype)
+
+
+OP = ops.define("trained_threshold", "int[] channel_dims, int groups", formula, gradient)
+
+
+@dataclass(frozen=True)
+class DST(LearnedMethod):
+    """Dynamic sparse training; convolution, linear and recurrent weights alike.
+
+    Attributes:
+        alpha: Weight of the penalty that drives thresholds up: larger is sparser. The paper uses
+            1e-6 to 5e-4.
+
+    Raises:
+        MethodError: For a negative ``alpha``.
+    """
+
+    alpha: float = 5e-6
+
+    name: ClassVar[str] = "dst"
+    op: ClassVar[ops.Op] = OP
+    formula: ClassVar[Formula] = staticmethod(formula)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.alpha < float("inf"):
+            raise MethodError(f"DST(alpha={self.alpha}): give 0 or more, for example 5e-6")
+
+    def threshold(self, site: Site, weight: Tensor) -> Tensor:
+        """``t``: one for each output channel."""
+        return per_channel(site, weight, INACTIVE)
+
+    def trial(self, site: Site, weight: Tensor) -> Tensor:
+        """The mean magnitude, for every channel."""
+        mean = weight.detach().float().abs().mean().item()
+        return per_channel(site, weight, mean).detach()
+
+    def constants(self, site: Site) -> tuple[Any, ...]:
+        """Output-channel layout."""
+        return (list(site.layout.channel_dims), site.layout.groups)
+
+    def penalty(self, threshold: Tensor) -> Tensor:
+        """``α · Σ exp(−t)``; constant while inactive."""
+        return self.alpha * torch.exp(-threshold.clamp_min(0.0)).sum()
+
+    def after_step(self, weight: Tensor, threshold: nn.Parameter, site: Site) -> None:
+        """``t ≥ 0``, and back to 0 in a layer that is all but empty."""
+        threshold.clamp_min_(0.0)
+        view = channel_view(weight, site.layout)[0]
+        kept = (view.abs() > threshold).float().mean()
+        threshold.mul_(kept > KEPT_AT_LEAST)

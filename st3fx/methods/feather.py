@@ -1,0 +1,84 @@
+"""Feather: between soft and hard threshold, scaled gradients of pruned weights (arXiv 2310.02448).
+
+ŵ = sign(w) · (|w|^p − θ^p)^(1/p) where |w| > θ, else 0;   p = 3
+∂L/∂w = ∂L/∂ŵ · (1 where |w| > θ, else g);   g = 0.5 for a target above 0.95, else 1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from st3fx import ops
+from st3fx.errors import MethodError
+from st3fx.formula import Formula
+from st3fx.functional import is_inactive
+from st3fx.methods.base import ScheduledMethod
+from st3fx.schedule import CubicSchedule
+from st3fx.sites import Site
+
+
+def formula(
+    weight: Tensor,
+    threshold: Tensor,
+    smallest: float,
+    out: Tensor,
+    p: float,
+    pruned_gradient: float,
+) -> None:
+    """``ŵ`` as ``w · (1 − (θ/|w|)^p)^(1/p)``, which no small weight underflows."""
+    if is_inactive(threshold):
+        out.copy_(weight)
+        return
+    bound = threshold.clamp_min(smallest)
+    ratio = bound / weight.abs().clamp_min_(bound)
+    torch.mul(weight, ratio.pow_(p).neg_().add_(1.0).pow_(1.0 / p), out=out).add_(0.0)
+    if threshold.device.type != "cpu":
+        torch.where(threshold < 0, weight, out, out=out)
+
+
+def gradient(
+    grad: Tensor, weight: Tensor, threshold: Tensor, p: float, pruned_gradient: float
+) -> tuple[Tensor, None]:
+    """``∂L/∂ŵ``, scaled where the weight is pruned."""
+    if pruned_gradient == 1.0:
+        return grad, None
+    return torch.where(weight.abs() > threshold, grad, grad * pruned_gradient), None
+
+
+OP = ops.define("power_threshold", "float p, float pruned_gradient", formula, gradient)
+
+
+@dataclass(frozen=True)
+class Feather(ScheduledMethod):
+    """Feather's threshold with one global threshold; the ramp ends halfway, as the paper's.
+
+    Attributes:
+        sparsity: Final sparsity over all sites, 0 ≤ sparsity < 1.
+        p: Between 1 (soft threshold) and large (hard threshold).
+        schedule: The sparsity over training.
+        budget: What the sparsity is a share of: ``"weights"`` or ``"macs"``.
+
+    Raises:
+        MethodError: For values outside these.
+    """
+
+    p: float = 3.0
+    schedule: CubicSchedule = field(default_factory=lambda: CubicSchedule(0.0, 0.5), kw_only=True)
+
+    name: ClassVar[str] = "feather"
+    op: ClassVar[ops.Op] = OP
+    formula: ClassVar[Formula] = staticmethod(formula)
+    straight_through: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1.0 <= self.p < float("inf"):
+            raise MethodError(f"Feather(p={self.p}): give a power of 1 or more, for example 3")
+
+    def constants(self, site: Site) -> tuple[Any, ...]:
+        """``p`` and ``g``."""
+        return (self.p, 0.5 if self.sparsity > 0.95 else 1.0)

@@ -1,0 +1,51 @@
+"""GMP: gradual magnitude pruning with a hard threshold (Zhu & Gupta, arXiv 1710.01878).
+
+    ŵ = w · m,   m = |w| > θ;   ∂L/∂w = ∂L/∂ŵ · m
+
+Pruned weights get no gradient, so that they come back only if the global threshold falls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from st3fx import ops
+from st3fx.formula import Formula
+from st3fx.functional import active_bound, hard
+from st3fx.methods.base import ScheduledMethod
+
+
+def formula(weight: Tensor, threshold: Tensor, smallest: float, out: Tensor) -> None:
+    """``ŵ``; every weight is above a negative ``θ``, which is inactive."""
+    hard(weight, active_bound(threshold, smallest), out)
+
+
+def gradient(grad: Tensor, weight: Tensor, threshold: Tensor) -> tuple[Tensor, None]:
+    """``∂L/∂ŵ`` where the weight is left."""
+    return grad * (weight.abs() > threshold), None
+
+
+OP = ops.define("hard_threshold", "", formula, gradient)
+
+
+@dataclass(frozen=True)
+class GMP(ScheduledMethod):
+    """Gradual magnitude pruning.
+
+    Attributes:
+        sparsity: Final sparsity over all sites, 0 ≤ sparsity < 1.
+        schedule: The sparsity over training.
+        budget: What the sparsity is a share of: ``"weights"`` or ``"macs"``.
+
+    Raises:
+        MethodError: For values outside these.
+    """
+
+    name: ClassVar[str] = "gmp"
+    op: ClassVar[ops.Op] = OP
+    formula: ClassVar[Formula] = staticmethod(formula)
+    straight_through: ClassVar[bool] = False

@@ -1,0 +1,62 @@
+"""Sums and minima over the processes that hold parts of a weight (DTensor, as FSDP2 makes them)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+from st3fx.errors import StateError
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Over which dimensions of a device mesh a weight is split; over none for a plain tensor.
+
+    Attributes:
+        mesh: The device mesh.
+        dims: Its dimensions along which the parts differ; along the others they are copies.
+    """
+
+    mesh: DeviceMesh | None = None
+    dims: tuple[int, ...] = ()
+
+    def reduce(self, values: Sequence[int | float], op: dist.ReduceOp.RedOpType) -> list[float]:
+        """Combine values of all processes that hold a part; all get the same."""
+        if self.mesh is None or not self.dims:
+            return list(values)
+        dtype = torch.int64 if all(isinstance(v, int) for v in values) else torch.float64
+        tensor = torch.tensor(values, dtype=dtype, device=self.mesh.device_type)
+        for dim in self.dims:
+            dist.all_reduce(tensor, op, group=self.mesh.get_group(dim))
+        result: list[float] = tensor.tolist()
+        return result
+
+
+def spread_of(weight: Tensor) -> Spread:
+    """How a weight is split.
+
+    Raises:
+        StateError: For a DTensor whose parts are yet to be summed.
+    """
+    if not isinstance(weight, DTensor):
+        return Spread()
+    if any(placement.is_partial() for placement in weight.placements):
+        raise StateError(f"a weight of shape {tuple(weight.shape)} is a partial DTensor: reduce it")
+    dims = tuple(i for i, placement in enumerate(weight.placements) if isinstance(placement, Shard))
+    return Spread(weight.device_mesh, dims)
+
+
+def local(weight: Tensor) -> Tensor:
+    """The part of a weight that is here."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+def whole(weight: Tensor) -> Tensor:
+    """All of a weight, gathered if it is split."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
