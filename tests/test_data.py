@@ -150,6 +150,12 @@ def test_epochs_repeat_and_differ_and_leave_generators_alone() -> None:
     assert random.getstate() == python_before
 
 
+def test_augmentation_depends_on_the_seed() -> None:
+    a, b, again = (mini(seed=seed).train.dataset[5][0] for seed in (0, 1, 0))
+    assert not torch.equal(a, b)
+    assert torch.equal(a, again)
+
+
 @pytest.mark.parametrize("settings", [{}, {"channels": 3, "image_size": 40}, {"image_size": 17}])
 def test_a_sample_is_the_same_in_any_batch(settings: dict[str, int]) -> None:
     dataset: Any = mini(**settings).train.dataset

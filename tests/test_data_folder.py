@@ -47,6 +47,7 @@ def test_image_folder_repeats_itself_with_and_without_workers(pictures: Path) ->
     before, python_before = torch.get_rng_state(), random.getstate()
     here = make("imagefolder", pictures, image_size=8)
     there = make("imagefolder", pictures, image_size=8, workers=1)
+    assert there.train.persistent_workers
     passes = []
     for epoch in (0, 1, 0):
         here.set_epoch(epoch)

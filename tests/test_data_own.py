@@ -29,6 +29,10 @@ LOADERS = """
             DataLoader(noise(4, seed), batch_size),
         )
 
+    def unseeded(batch_size):
+        drawn = TensorDataset(torch.randn(batch_size, 5), torch.arange(batch_size))
+        return DataLoader(drawn, batch_size), DataLoader(drawn, batch_size)
+
     def with_all(**settings):
         assert settings["workers"] == 0 and settings["path"] is None
         return list(make_loaders(settings["batch_size"], settings["seed"]))
@@ -65,6 +69,9 @@ def test_own_loaders(tmp_path: Path) -> None:
     assert torch.equal(expected, torch.randn(4, 5))
     for name in ("loaders.py", "loaders.py:with_all", "loaders:make_loaders"):
         assert torch.equal(everything(make(name, seed=7).test)[0], expected)
+    once = make("loaders.py:unseeded", seed=7).example()
+    torch.manual_seed(1)
+    assert torch.equal(make("loaders.py:unseeded", seed=7).example(), once)
 
 
 @pytest.mark.usefixtures("_working_directory")
@@ -111,6 +118,11 @@ class Stream(torch.utils.data.IterableDataset[Tensor]):
         yield from ((torch.full((2,), float(i)), i) for i in range(6))
 
 
+class Noise(TensorDataset):
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return torch.rand(2), self.tensors[0][index]
+
+
 class Epochs(TensorDataset):
     epoch = -1
 
@@ -131,6 +143,13 @@ def test_examples_of_unusual_loaders() -> None:
     single: Any = [torch.ones(2), torch.ones(2)]
     with pytest.raises(DataError, match=r"own: a batch of .* is a Tensor; it must be a pair \(inp"):
         example(DataLoader(single, 2))
+
+
+def test_an_example_of_a_random_data_set_draws_nothing() -> None:
+    loader = DataLoader(Noise(torch.arange(4)), 2, shuffle=True)
+    before = torch.get_rng_state()
+    Data(loader, loader, "own", None, None).example()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_own_loaders_are_told_the_epoch() -> None:
