@@ -6,6 +6,7 @@ import click
 
 from st3fx.cli.convert import convert
 from st3fx.cli.errors import ErrorBoundary
+from st3fx.cli.train import train
 from st3fx.version import VERSION
 
 
@@ -16,3 +17,4 @@ def main() -> None:
 
 
 main.add_command(convert)
+main.add_command(train)

@@ -9,7 +9,7 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-METHOD_NAMES = ("st3", "st3-sigma")
+METHOD_NAMES = ("st3", "st3-sigma", "dst", "str", "feather", "gmp")
 """Keys of ``st3fx.methods.METHODS``, which takes seconds to import; a test holds them equal."""
 
 

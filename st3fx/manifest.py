@@ -54,6 +54,10 @@ class Recipe:
         skip_first: Leave the first site dense.
         skip_last: Leave the last site dense.
         seed: For building the model and for the values of the inputs.
+        num_classes: Outputs that a library model was built with; ``None``: its default.
+        in_channels: Channels of its input.
+        image_size: Side of its input in pixels.
+        update_every: Optimizer steps between two searches for the threshold.
         source: The file that was run; ``None`` for library models.
     """
 
@@ -67,6 +71,10 @@ class Recipe:
     skip_first: bool = False
     skip_last: bool = False
     seed: int = 0
+    num_classes: int | None = None
+    in_channels: int | None = None
+    image_size: int | None = None
+    update_every: int = 1
     source: Source | None = None
 
 

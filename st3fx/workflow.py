@@ -64,7 +64,14 @@ def convert_spec(
     method = method_from_dict(recipe.method)
     given = None if recipe.inputs is None else parse_inputs(recipe.inputs, seed=recipe.seed)
     report("load")
-    loaded = load_spec(recipe.spec, seed=recipe.seed, with_inputs=given is None)
+    loaded = load_spec(
+        recipe.spec,
+        seed=recipe.seed,
+        with_inputs=given is None,
+        num_classes=recipe.num_classes,
+        in_channels=recipe.in_channels,
+        image_size=recipe.image_size,
+    )
     inputs = loaded.example_inputs if given is None else given
     if inputs is None:
         raise SpecError(
@@ -78,6 +85,7 @@ def convert_spec(
         inputs,
         method,
         total_steps=recipe.total_steps,
+        update_every=recipe.update_every,
         include=recipe.include or None,
         exclude=recipe.exclude or None,
         skip_depthwise=recipe.skip_depthwise,

@@ -21,7 +21,7 @@ CORE = {
     "messages", "ops", "scan", "schedule", "selection", "shards", "sites", "state", "threshold",
     "version",
 }  # fmt: skip
-API = {"api", "workflow"}
+API = {"api", "driver", "workflow"}
 
 ONLY_IN = {
     "onnx": {"engines"},

@@ -1,0 +1,151 @@
+"""``st3fx train``: train a model while its sparsity rises."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from st3fx.cli.options import json_option
+from st3fx.cli.settings_options import SectionedCommand, given, settings_options
+
+if TYPE_CHECKING:
+    from st3fx.training.result import TrainResult
+    from st3fx.training.settings import Settings
+
+INTERRUPTED = 130
+"""Exit code after a signal, as shells give it for Ctrl-C."""
+
+
+@click.command(cls=SectionedCommand)
+@click.argument("spec", metavar="[SPEC]", required=False)
+@settings_options
+@click.option("--target-macs", type=float, metavar="X",
+              help="Share of the multiplications that training prunes: a --sparsity with "
+              "--budget macs.")  # fmt: skip
+@click.option("--amp", is_flag=True, help="Mixed precision: short for --precision bf16.")
+@click.option("--config", metavar="FILE", help="Settings from a TOML file; options go over them.")
+@click.option("--resume", is_flag=False, flag_value="", metavar="[DIR]",
+              help="Go on with the run in DIR, by default in --output-dir, from its last "
+              "checkpoint, or from the checkpoint that is named.")  # fmt: skip
+@click.option("--test-only", is_flag=True, help="Evaluate, and write nothing.")
+@click.option("--force", is_flag=True, help="Replace a run that is already there.")
+@json_option
+def train(
+    *,
+    spec: str | None,
+    target_macs: float | None,
+    amp: bool,
+    config: str | None,
+    resume: str | None,
+    test_only: bool,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train the model SPEC while its sparsity rises, and fold it.
+
+    SPEC is a model as for st3fx convert, a reference model (st3fx:resnet20), or a bundle. Library
+    models are built with as many outputs as the data has classes, and torchvision's get grey images
+    as colour. Without options it trains on fashion-mnist-mini, which comes with st3fx.
+
+    The run is a folder: settings.toml, metrics.jsonl, tensorboard/, checkpoints/, curves.png, the
+    trained bundle model.st3fx, and folded.safetensors with the weights of the model's own class.
+    Ctrl-C saves; --resume goes on as if nothing had happened.
+
+    \b
+    Examples
+      st3fx train st3fx:resnet20
+      st3fx train model.py --data cifar10 --data-path ~/data --recipe st3-cifar
+      st3fx train torchvision:resnet50 --recipe st3-imagenet --data-path ~/imagenet --amp
+      st3fx train --resume runs/resnet20
+      torchrun --nproc-per-node 4 -m st3fx train model.st3fx --config run.toml
+    """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
+    flags = given(options)
+    if spec is not None:
+        flags["spec"] = spec
+    if target_macs is not None:
+        flags |= {"sparsity": target_macs, "budget": "macs"}
+    if amp:
+        flags.setdefault("precision", "bf16")
+    settings, checkpoint = _settings(flags, config, resume)
+    quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with quiet:
+        result = _run(settings, checkpoint, test_only=test_only, force=force, as_json=as_json)
+    if _is_main_process():
+        _show(result, as_json)
+
+
+def _settings(
+    flags: dict[str, Any], config: str | None, resume: str | None
+) -> tuple[Settings, Path | None]:
+    """The settings of the run, and the checkpoint to go on from."""
+    from st3fx.errors import TrainError
+    from st3fx.training.folder import find_run
+    from st3fx.training.resolve import resolve
+    from st3fx.training.resolve import resume as resume_settings
+
+    if resume is None:
+        settings = resolve(flags, config)
+        if not settings.spec:
+            raise TrainError("no model: give a SPEC, e.g. st3fx:resnet20 or model.py")
+        folder = settings.output_dir or _default_folder(settings.spec)
+        return dataclasses.replace(settings, output_dir=folder), None
+    if config is not None:
+        raise TrainError("--config and --resume: a run that goes on has its settings already")
+    where = (
+        resume or flags.get("output_dir") or ("spec" in flags and _default_folder(flags["spec"]))
+    )
+    if not where:
+        raise TrainError("--resume needs the folder of the run: --resume DIR")
+    folder_of_run, checkpoint = find_run(Path(where))
+    settings = resume_settings(folder_of_run, flags)
+    return dataclasses.replace(settings, output_dir=str(folder_of_run.path)), checkpoint
+
+
+def _default_folder(spec: str) -> str:
+    from st3fx.spec import parse_spec
+
+    name = Path(spec).stem if Path(spec).is_dir() else parse_spec(spec).name
+    return str(Path("runs") / name)
+
+
+def _run(
+    settings: Settings, checkpoint: Path | None, *, test_only: bool, force: bool, as_json: bool
+) -> TrainResult:
+    from st3fx.cli.display import make_report
+    from st3fx.driver import evaluate_spec, train_spec
+    from st3fx.training.interrupt import Interrupted
+
+    report = make_report(sys.stderr if as_json else sys.stdout)
+    try:
+        with report:
+            if test_only:
+                return evaluate_spec(settings, checkpoint=checkpoint, report=report)
+            return train_spec(settings, checkpoint=checkpoint, force=force, report=report)
+    except Interrupted as stop:
+        if _is_main_process():
+            command = f"st3fx train --resume {shlex.quote(str(settings.output_dir))}"
+            click.echo(f"stopped by {stop}, and saved: go on with {command}", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _show(result: TrainResult, as_json: bool) -> None:
+    from st3fx.cli.summary import print_summary
+
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=1))
+    else:
+        print_summary(result)
+
+
+def _is_main_process() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,250 @@
+"""From a SPEC to a trained and folded model: the facade's verbs that train."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from st3fx import methods
+from st3fx.api import fold
+from st3fx.atomic import replace_file
+from st3fx.bundle import MANIFEST, read_bundle
+from st3fx.data import Data, DataSettings, make_data
+from st3fx.errors import EmptyLayerWarning, InputError, TrainError
+from st3fx.manifest import Recipe
+from st3fx.spec import parse_spec
+from st3fx.training.batches import Batches
+from st3fx.training.curves import draw_curves
+from st3fx.training.finish import finish
+from st3fx.training.folder import RunFolder
+from st3fx.training.loop import train
+from st3fx.training.machine import make_accelerator, release
+from st3fx.training.method import adjusted, make_method
+from st3fx.training.report import Reporter, Silent
+from st3fx.training.result import TrainResult
+from st3fx.training.saving import restore
+from st3fx.training.session import Session
+from st3fx.training.settings import Settings
+from st3fx.training.start import make_session, outline, start_trackers
+from st3fx.workflow import convert_spec, load_bundle, save_bundle
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A session with what its result is written from."""
+
+    session: Session
+    data: Data
+    recipe: Recipe
+    name: str
+
+
+def train_spec(
+    settings: Settings,
+    *,
+    checkpoint: Path | None = None,
+    force: bool = False,
+    report: Reporter | None = None,
+) -> TrainResult:
+    """Train a model while its sparsity rises, and leave a bundle, folded weights and curves.
+
+    Args:
+        settings: Of the run; ``spec`` and ``output_dir`` are set.
+        checkpoint: Of the same run, to go on from.
+        force: Whether a run that is already in the folder is replaced.
+        report: Who watches.
+
+    Raises:
+        TrainError: When the run cannot start or go on, or misses its sparsity.
+        Interrupted: After a signal; the state was saved.
+        St3fxError: As ``convert_spec``, ``load_bundle`` and ``make_data``.
+    """
+    folder = RunFolder(Path(str(settings.output_dir)))
+    if checkpoint is None:
+        folder.check_new(force=force)
+    with _prepared(settings, folder, report or Silent()) as run:
+        session, main = run.session, run.session.accelerator.is_main_process
+        if checkpoint is not None:
+            restore(session, checkpoint)
+        elif main:
+            folder.create(settings)
+        session.accelerator.wait_for_everyone()
+        start_trackers(session)
+        session.report.begin(outline(session, run.name, run.data))
+        started = time.perf_counter()
+        try:
+            with session.interrupt:
+                train(session)
+                session.report.stage("final")
+                result, model = finish(session, run.name, time.perf_counter() - started)
+        finally:
+            session.report.end()
+            session.accelerator.end_training()
+        return _write(run, result, model) if main else result
+
+
+def evaluate_spec(
+    settings: Settings, *, checkpoint: Path | None = None, report: Reporter | None = None
+) -> TrainResult:
+    """Score a model, a bundle or a run's checkpoint on the test data. Writes nothing.
+
+    Args:
+        settings: Of the run, or of one that might be.
+        checkpoint: Of the run.
+        report: Who watches.
+
+    Raises:
+        St3fxError: As :func:`train_spec`.
+    """
+    folder = RunFolder(Path(str(settings.output_dir)))
+    with _prepared(settings, folder, report or Silent()) as run:
+        if checkpoint is not None:
+            restore(run.session, checkpoint, read_only=True)
+        run.session.report.stage("evaluate")
+        result, _ = finish(run.session, run.name, 0.0, check=False)
+        return dataclasses.replace(result, folder=None if checkpoint is None else folder.path)
+
+
+@contextlib.contextmanager
+def _prepared(settings: Settings, folder: RunFolder, report: Reporter) -> Iterator[Prepared]:
+    accelerator = make_accelerator(settings, folder)
+    report = report if accelerator.is_main_process else Silent()
+    try:
+        report.stage("data")
+        bundle = _bundle_recipe(settings.spec)
+        data = make_data(_data_settings(settings, bundle))
+        batches = Batches(data, accelerator, settings.seed)
+        steps = -(-batches.count // settings.grad_accum_steps) * settings.epochs
+        model, recipe = (
+            _from_spec(settings, data, steps, report.stage)
+            if bundle is None
+            else _from_bundle(settings, bundle, steps, report)
+        )
+        report.stage("prepare")
+        with warnings.catch_warnings():
+            # The report names empty layers itself.
+            warnings.simplefilter("ignore", EmptyLayerWarning)
+            session = make_session(settings, accelerator, data, batches, model, folder, report)
+            yield Prepared(session, data, recipe, parse_spec(recipe.spec).name)
+    finally:
+        release()
+
+
+def _bundle_recipe(spec: str) -> Recipe | None:
+    return read_bundle(spec).manifest.recipe if (Path(spec) / MANIFEST).is_file() else None
+
+
+def _data_settings(settings: Settings, bundle: Recipe | None) -> DataSettings:
+    spec = parse_spec(settings.spec if bundle is None else bundle.spec)
+    # torchvision's models take three channels and nothing else: grey images are repeated.
+    channels = settings.channels or (3 if spec.kind == "torchvision" else None)
+    return DataSettings(
+        name=settings.data,
+        path=settings.data_path,
+        batch_size=settings.batch_size,
+        eval_batch_size=settings.eval_batch_size,
+        workers=settings.workers,
+        augment=settings.augment,
+        channels=channels,
+        image_size=settings.image_size,
+        seed=settings.seed,
+    )
+
+
+def _from_spec(
+    settings: Settings, data: Data, steps: int, progress: Callable[[str], None]
+) -> tuple[nn.Module, Recipe]:
+    inputs = settings.inputs or _as_text(data.example(2))
+    shape = data.input_shape if data.input_shape and len(data.input_shape) == 3 else None
+    recipe = Recipe(
+        spec=settings.spec,
+        method=methods.to_dict(make_method(settings)),
+        inputs=inputs,
+        total_steps=steps,
+        include=settings.include,
+        exclude=settings.exclude,
+        skip_depthwise=settings.skip_depthwise,
+        skip_first=settings.skip_first,
+        skip_last=settings.skip_last,
+        seed=settings.seed,
+        num_classes=data.num_classes,
+        in_channels=shape[0] if shape else None,
+        image_size=shape[-1] if shape else None,
+        update_every=settings.update_every,
+    )
+    try:
+        converted = convert_spec(recipe, weights=settings.weights, progress=progress)
+    except InputError as error:
+        raise TrainError(
+            f"{error}; {data.name} gives inputs {' and '.join(inputs or ())}, and --channels, "
+            "--image-size or another --data change them"
+        ) from error
+    return converted.model, converted.recipe
+
+
+def _as_text(example: Any) -> tuple[str, ...] | None:
+    """``2x1x28x28:float32`` for each positional argument; ``None`` for keyword arguments."""
+    values = example if isinstance(example, tuple | list) else (example,)
+    if not all(isinstance(value, Tensor) for value in values):
+        return None
+    return tuple(
+        f"{'x'.join(map(str, v.shape))}:{str(v.dtype).removeprefix('torch.')}" for v in values
+    )
+
+
+def _from_bundle(
+    settings: Settings, recipe: Recipe, steps: int, report: Reporter
+) -> tuple[nn.Module, Recipe]:
+    report.stage("load")
+    method = adjusted(methods.from_dict(recipe.method), settings)
+    model = load_bundle(settings.spec)
+    step = model.get_buffer("st3fx_step")
+    if int(step):
+        report.note(f"{settings.spec} was trained for {int(step)} steps: its schedule begins anew")
+        step.zero_()
+    plan = dataclasses.replace(model.st3fx_plan, target=method.target)  # type: ignore[type-var]
+    model.__dict__.update(
+        st3fx_method=method,
+        st3fx_plan=plan,
+        st3fx_total_steps=steps,
+        st3fx_update_every=settings.update_every,
+    )
+    return model, dataclasses.replace(
+        recipe,
+        method=methods.to_dict(method),
+        total_steps=steps,
+        update_every=settings.update_every,
+    )
+
+
+def _write(run: Prepared, result: TrainResult, model: nn.Module) -> TrainResult:
+    """Bundle, folded weights and curves, in the main process."""
+    session, folder = run.session, run.session.folder
+    session.report.stage("write")
+    model = model.to("cpu")
+    save_bundle(model, run.recipe, folder.bundle, force=True)
+    # Copies: safetensors refuses tied tensors, and the reader wants every key.
+    folded = {key: value.clone().contiguous() for key, value in fold(model).state_dict().items()}
+    content = safetensors_bytes(folded)
+    try:
+        replace_file(folder.folded, lambda file: file.write(content))
+        draw_curves(session.log.rows(), result, folder.curves)
+    except OSError as error:
+        raise TrainError(f"cannot write {folder.path}: {error.strerror or error}") from error
+    files = (folder.bundle / "model.safetensors", folder.folded, folder.curves, folder.last)
+    return dataclasses.replace(
+        result,
+        dense_bytes=sum(value.nbytes for value in folded.values()),
+        files={str(f.relative_to(folder.path)): f.stat().st_size for f in files if f.exists()},
+        compressed_bytes=len(zlib.compress(content, 6)),
+    )

@@ -1,0 +1,113 @@
+"""The folder of a run: what lies where in it, and when it may be written to."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from st3fx.atomic import replace_file
+from st3fx.errors import TrainError
+from st3fx.training.settings import Settings
+from st3fx.training.toml_text import to_toml
+
+SETTINGS = "settings.toml"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run's files.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        """The resolved settings."""
+        return self.path / SETTINGS
+
+    @property
+    def log(self) -> Path:
+        """One JSON object per row."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best epoch at the full sparsity."""
+        return self.path / "checkpoints" / "best.pt"
+
+    @property
+    def curves(self) -> Path:
+        """The picture."""
+        return self.path / "curves.png"
+
+    @property
+    def bundle(self) -> Path:
+        """The trained model, still converted."""
+        return self.path / "model.st3fx"
+
+    @property
+    def folded(self) -> Path:
+        """The state dict of the folded model."""
+        return self.path / "folded.safetensors"
+
+    def check_new(self, *, force: bool) -> None:
+        """Fail early if a new run cannot be written here. Writes nothing.
+
+        Raises:
+            TrainError: When something is there and ``force`` is not given, or is not a run.
+        """
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not self.settings.is_file():
+            raise TrainError(f"{self.path} is not empty and no run: choose another --output-dir")
+        if not force:
+            raise TrainError(
+                f"{self.path} holds a run: go on with it by --resume {self.path}, choose another "
+                "--output-dir, or replace it by --force"
+            )
+
+    def create(self, settings: Settings) -> None:
+        """Make the folder for a new run; a run that is there is removed.
+
+        Raises:
+            TrainError: When it cannot be written.
+        """
+        try:
+            for old in (self.log, self.last, self.best, self.curves, self.folded):
+                old.unlink(missing_ok=True)
+            for folder in (self.tensorboard, self.bundle):
+                if folder.exists():
+                    shutil.rmtree(folder)
+            self.last.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self.settings, lambda file: file.write(to_toml(settings).encode()))
+        except OSError as error:
+            raise TrainError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+
+def find_run(path: Path) -> tuple[RunFolder, Path]:
+    """The run at ``path`` and the checkpoint that is meant.
+
+    Args:
+        path: The run's folder, which means its newest checkpoint, or one of its checkpoints.
+
+    Raises:
+        TrainError: When there is no run.
+    """
+    folder = RunFolder(path.parent.parent if path.is_file() else path)
+    if not folder.settings.is_file():
+        raise TrainError(f"no run in {folder.path}: it has no {SETTINGS}")
+    return folder, path if path.is_file() else folder.last

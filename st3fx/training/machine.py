@@ -1,0 +1,87 @@
+"""Where a run computes: the Accelerator, and what it may do to a converted model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import GradientAccumulationPlugin
+from torch import nn
+from torch.optim import Optimizer
+
+from st3fx.errors import TrainError
+from st3fx.messages import describe, suggest
+from st3fx.training.folder import RunFolder
+from st3fx.training.settings import Settings
+
+
+def make_accelerator(settings: Settings, folder: RunFolder) -> Accelerator:
+    """The Accelerator of a run, with its trackers named but not started.
+
+    Raises:
+        TrainError: When this machine cannot do what is asked for.
+    """
+    _check_trackers(settings.log_with)
+    plugin = None
+    if settings.fsdp:
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+    # One process may train several models after another; Accelerate keeps its state globally.
+    release()
+    try:
+        return Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision=settings.precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(settings.grad_accum_steps),
+            fsdp_plugin=plugin,
+            log_with=["tensorboard", *settings.log_with],
+            project_dir=str(folder.path),
+        )
+    except (ValueError, RuntimeError) as error:
+        release()
+        raise TrainError(f"cannot train here: {describe(error)}") from error
+
+
+def release() -> None:
+    """Let the next run in this process choose its own precision; process groups stay."""
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    GradientState._reset_state()
+
+
+def _check_trackers(names: tuple[str, ...]) -> None:
+    known = sorted(LOGGER_TYPE_TO_CLASS)
+    available = {str(name) for name in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            close = suggest(name, known) or f"; there are {', '.join(known)}"
+            raise TrainError(f"log_with = {name!r}: Accelerate has no such tracker{close}")
+        if name not in available:
+            raise TrainError(f"log_with = {name!r}: it is not installed; pip install {name}")
+
+
+def prepare(
+    accelerator: Accelerator, model: nn.Module, optimizer: Optimizer
+) -> tuple[nn.Module, Any]:
+    """Model and optimizer, wrapped for this machine.
+
+    Accelerate's mixed precision replaces the model's ``forward``, which here is the sparse one, and
+    stops later lookups of it. It is put back: the loop itself enters ``accelerator.autocast()``.
+    """
+    forward = model.__dict__.get("forward")
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    if forward is None:
+        model.__dict__.pop("forward", None)
+    else:
+        model.__dict__["forward"] = forward
+    model.__dict__.pop("_original_forward", None)
+    return wrapped, optimizer
+
+
+def describe_device(accelerator: Accelerator) -> str:
+    """``cpu``, ``NVIDIA H200``, ``4 × cpu (DDP)``."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    count = accelerator.num_processes
+    return f"{count} × {name}" if count > 1 else name

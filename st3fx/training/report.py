@@ -1,0 +1,154 @@
+"""What the loop tells whoever watches it: plain data, and the protocol of a watcher."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a run is going to do, told once before it starts.
+
+    Attributes:
+        name: Of the model.
+        data: Of the data.
+        folder: Where the run is written.
+        method: Of the sparsification.
+        target: Final sparsity; ``None`` for thresholds that are learned.
+        budget: What the sparsity is a share of: ``weights`` or ``macs``.
+        epochs: Passes over the data.
+        steps: Optimizer steps of the whole run.
+        done: Optimizer steps that were done before: 0, or those of the run that goes on.
+        sites: How many weights become sparse.
+        site_parameters: Their scalars.
+        parameters: Scalars of the whole model.
+        device: What it runs on, e.g. ``cpu`` or ``2 × cuda``.
+    """
+
+    name: str
+    data: str
+    folder: Path
+    method: str
+    target: float | None
+    budget: str
+    epochs: int
+    steps: int
+    done: int
+    sites: int
+    site_parameters: int
+    parameters: int
+    device: str
+
+
+@dataclass(frozen=True)
+class TrainRow:
+    """The steps since the row before.
+
+    Attributes:
+        step: Optimizer steps so far.
+        epoch: Passes so far, with the share of the one under way.
+        loss: Mean training loss.
+        accuracy: Share of training samples that were right, while their weights changed.
+        lr: Learning rate of the last step.
+        sparsity: Share of zeros in the sites now.
+        wanted: Sparsity that the schedule wants now; ``None`` without one.
+        threshold: Global threshold; ``None`` while there is none.
+        rate: Samples per second, all processes together.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    accuracy: float
+    lr: float
+    sparsity: float
+    wanted: float | None
+    threshold: float | None
+    rate: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a row of the log."""
+        return {"kind": "train", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class EvalRow:
+    """An evaluation.
+
+    Attributes:
+        step: Optimizer steps so far.
+        epoch: Passes so far.
+        loss: Mean loss on the test data.
+        top1: Share of test samples whose best class is right.
+        top5: Among the best five; ``None`` for five classes or fewer.
+        sparsity: Of the model that was evaluated.
+        at_target: Whether the schedule has reached its end.
+        best: Whether it is the best so far among those at the target.
+        empty: Sites without a single weight left.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    top1: float
+    top5: float | None
+    sparsity: float
+    at_target: bool
+    best: bool
+    empty: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a row of the log."""
+        return {"kind": "eval", **asdict(self), "empty": list(self.empty)}
+
+
+class Reporter(Protocol):
+    """Watches a run. Called in the main process only; must not take long."""
+
+    def stage(self, name: str) -> None:
+        """A stage of the preparation, or of the end, begins."""
+
+    def begin(self, outline: Outline) -> None:
+        """Training begins."""
+
+    def step(self, step: int) -> None:
+        """An optimizer step was done."""
+
+    def train(self, row: TrainRow) -> None:
+        """A row of the log."""
+
+    def evaluation(self, row: EvalRow) -> None:
+        """An evaluation ended."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def end(self) -> None:
+        """Training is over, or was stopped."""
+
+
+class Silent:
+    """Watches without a word."""
+
+    def stage(self, name: str) -> None:
+        """Nothing."""
+
+    def begin(self, outline: Outline) -> None:
+        """Nothing."""
+
+    def step(self, step: int) -> None:
+        """Nothing."""
+
+    def train(self, row: TrainRow) -> None:
+        """Nothing."""
+
+    def evaluation(self, row: EvalRow) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def end(self) -> None:
+        """Nothing."""

@@ -1,0 +1,260 @@
+"""All settings of a training run: one frozen dataclass, which files and flags both spell alike.
+
+Each field carries its help text and its other spellings, so that the command line,
+``settings.toml`` and the messages about wrong values are made from this one place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from st3fx.errors import TrainError
+from st3fx.messages import suggest
+
+SECTIONS = ("model", "data", "sparsity", "optimisation", "evaluation", "machine", "run")
+
+
+def _setting(
+    section: str,
+    default: Any,
+    help: str,  # noqa: A002 (what it is called everywhere else)
+    *,
+    flags: str = "",
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    below: float | None = None,
+    free: bool = False,
+) -> Any:
+    """A field with what is needed to read it from a file or a flag.
+
+    Args:
+        section: Where it is listed, one of ``SECTIONS``.
+        default: Its value where nothing is said.
+        help: One sentence for ``--help`` and for the comment in ``settings.toml``.
+        flags: Spellings on the command line; by default the field's name with dashes.
+        choices: The values that it may have.
+        least: Smallest value allowed.
+        below: Values must be smaller than this.
+        free: Whether it may change when a run is resumed: it does not touch the weights.
+    """
+    metadata = {
+        "section": section, "help": help, "flags": tuple(flags.split()), "choices": choices,
+        "least": least, "below": below, "free": free,
+    }  # fmt: skip
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run is made of. Values are checked when it is made.
+
+    Raises:
+        TrainError: For a value outside its range, naming the setting and what is allowed.
+    """
+
+    spec: str = _setting("model", "", "The model: a SPEC or a bundle.")
+    weights: str | None = _setting("model", None, "Weights to start from.")
+    inputs: tuple[str, ...] = _setting(
+        "model", (), "An example input, e.g. 1x3x224x224; by default one from the data.",
+        flags="--input",
+    )  # fmt: skip
+    include: tuple[str, ...] = _setting("model", (), "Only weights whose name matches this glob.")
+    exclude: tuple[str, ...] = _setting("model", (), "No weight whose name matches this glob.")
+    skip_depthwise: bool = _setting("model", False, "Leave depthwise convolutions dense.")
+    skip_first: bool = _setting("model", False, "Leave the first site dense.")
+    skip_last: bool = _setting("model", False, "Leave the last site dense.")
+
+    data: str = _setting(
+        "data", "fashion-mnist-mini",
+        "fashion-mnist-mini, fashion-mnist, cifar10, cifar100, imagefolder, or your own "
+        "loaders.py:make_loaders.",
+    )  # fmt: skip
+    data_path: str | None = _setting("data", None, "Folder of the data.", free=True)
+    batch_size: int = _setting("data", 128, "Images per step and process.", least=1,
+                               flags="-b --batch-size")  # fmt: skip
+    eval_batch_size: int | None = _setting(
+        "data", None, "Images per evaluation batch; by default as in training.", least=1, free=True
+    )
+    workers: int = _setting("data", 0, "Processes that load data, per process.", least=0, free=True,
+                            flags="-j --workers")  # fmt: skip
+    augment: bool = _setting("data", True, "Shift and mirror the training images.")
+    channels: int | None = _setting("data", None, "3 repeats grey images for models of colour.",
+                                    least=1)  # fmt: skip
+    image_size: int | None = _setting(
+        "data", None, "Side of the images that the model gets, in pixels.", least=1,
+        flags="--image-size --img-size --train-crop-size",
+    )  # fmt: skip
+
+    method: str | None = _setting("sparsity", None, "How weights become sparse.")
+    sparsity: float | None = _setting(
+        "sparsity", None, "Share of the sites' weights that training prunes.",
+        flags="--sparsity --target-sparsity", least=0, below=1,
+    )  # fmt: skip
+    budget: str = _setting("sparsity", "weights", "What the sparsity is a share of.",
+                           choices=("weights", "macs"))  # fmt: skip
+    method_options: tuple[str, ...] = _setting(
+        "sparsity", (), "A setting of the method's own, e.g. normalize=sigma.",
+        flags="--method-option",
+    )  # fmt: skip
+    ramp: tuple[float, ...] = _setting(
+        "sparsity", (), "Where the sparsity begins and stops to rise, as shares of the run.",
+        least=0,
+    )  # fmt: skip
+    update_every: int = _setting("sparsity", 1, "Steps between two thresholds.", least=1)
+
+    recipe: str | None = _setting("optimisation", None, "Settings to begin with.")
+    epochs: int = _setting("optimisation", 10, "Passes over the training data.", least=1)
+    opt: str = _setting("optimisation", "sgd", "The optimizer.", choices=("sgd", "adamw", "adam"))
+    lr: float = _setting("optimisation", 0.1, "Peak learning rate.", least=0)
+    momentum: float = _setting("optimisation", 0.9, "Of SGD.", least=0, below=1)
+    nesterov: bool = _setting("optimisation", False, "Nesterov's momentum.")
+    weight_decay: float = _setting("optimisation", 5e-4, "Weight decay.", least=0,
+                                   flags="--wd --weight-decay")  # fmt: skip
+    norm_weight_decay: float | None = _setting(
+        "optimisation", None, "Weight decay of normalisation layers; by default as of the others.",
+        least=0,
+    )  # fmt: skip
+    bias_weight_decay: float | None = _setting(
+        "optimisation", None, "Weight decay of biases; by default as of the others.", least=0
+    )
+    sched: str = _setting("optimisation", "cosine", "How the learning rate falls.",
+                          choices=("cosine", "multistep", "constant"),
+                          flags="--sched --lr-scheduler")  # fmt: skip
+    milestones: tuple[float, ...] = _setting(
+        "optimisation", (), "Epochs after which multistep multiplies the rate.",
+        flags="--milestones --decay-milestones --lr-milestones", least=0,
+    )  # fmt: skip
+    lr_gamma: float = _setting("optimisation", 0.1, "What multistep multiplies by.", least=0,
+                               flags="--lr-gamma --decay-rate")  # fmt: skip
+    min_lr: float = _setting("optimisation", 0.0, "Where cosine ends.", least=0,
+                             flags="--min-lr --lr-min")  # fmt: skip
+    warmup_epochs: float = _setting(
+        "optimisation", 0.0, "Epochs in which the learning rate rises linearly.", least=0,
+        flags="--warmup-epochs --lr-warmup-epochs",
+    )  # fmt: skip
+    label_smoothing: float = _setting("optimisation", 0.0, "Label smoothing.", least=0, below=1,
+                                      flags="--label-smoothing --smoothing")  # fmt: skip
+    clip_grad: float | None = _setting("optimisation", None, "Largest norm of the gradient.",
+                                       least=0, flags="--clip-grad --clip-grad-norm")  # fmt: skip
+    grad_accum_steps: int = _setting("optimisation", 1, "Batches per optimizer step.", least=1)
+    model_ema: bool = _setting("optimisation", False, "Evaluate and keep averaged weights.")
+    model_ema_decay: float = _setting("optimisation", 0.9998, "Of the average; smaller at first.",
+                                      least=0, below=1)  # fmt: skip
+    seed: int = _setting("optimisation", 0, "For weights, shuffling and dropout.", least=0)
+
+    bn_recalibrate: int = _setting(
+        "evaluation", 16, "Training batches to take batch-norm statistics from, before evaluation; "
+        "while thresholds rise, those of training lag behind. 0 keeps those of training.", least=0,
+    )  # fmt: skip
+
+    precision: str = _setting("machine", "no", "Mixed precision; --amp is bf16.",
+                              choices=("no", "bf16", "fp16"))  # fmt: skip
+    channels_last: bool = _setting("machine", False, "Memory format of images and weights.")
+    torchcompile: bool = _setting("machine", False, "Compile the model with torch.compile.",
+                                  flags="--torchcompile --compile")  # fmt: skip
+    fsdp: bool = _setting("machine", False, "Shard the model over the processes (FSDP2).")
+    cudnn_benchmark: bool = _setting(
+        "machine", False, "Let cuDNN try for the fastest kernels; a resumed run may then differ."
+    )
+
+    output_dir: str | None = _setting("run", None, "Where the run is written.", free=True,
+                                      flags="-o --output-dir --output")  # fmt: skip
+    log_interval: int = _setting("run", 20, "Steps between two rows of the log.", least=1,
+                                 flags="--log-interval --print-freq")  # fmt: skip
+    checkpoint_every: int | None = _setting(
+        "run", None, "Steps between two checkpoints, besides those after each epoch.", least=1,
+        free=True,
+    )  # fmt: skip
+    log_with: tuple[str, ...] = _setting(
+        "run", (), "Another tracker that Accelerate knows, e.g. wandb.", free=True
+    )
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+        if self.ramp and not (len(self.ramp) == 2 and self.ramp[0] < self.ramp[1] <= 1):
+            raise TrainError(f"ramp = {list(self.ramp)}: give begin and end, 0 ≤ begin < end ≤ 1")
+        if self.sched == "multistep" and not self.milestones:
+            raise TrainError("sched = multistep needs milestones: give --milestones EPOCH, e.g. 80")
+        if self.warmup_epochs > self.epochs:
+            raise TrainError(
+                f"warmup_epochs = {self.warmup_epochs:g} is more than epochs = {self.epochs}"
+            )
+        if self.nesterov and not (self.opt == "sgd" and self.momentum > 0):
+            raise TrainError("nesterov needs opt = sgd with a momentum above 0")
+        if self.fsdp and self.model_ema:
+            raise TrainError("model_ema does not work with fsdp yet: leave one of them out")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings by name, as plain values."""
+        return dataclasses.asdict(self)
+
+    @property
+    def digest(self) -> str:
+        """A hash of everything that the weights depend on."""
+        fixed = {name: value for name, value in self.to_dict().items() if name not in FREE}
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+FREE = {field.name for field in dataclasses.fields(Settings) if field.metadata["free"]}
+"""Names of the settings that may change when a run is resumed."""
+
+
+def from_dict(values: Mapping[str, Any], where: str) -> Settings:
+    """Settings from plain values.
+
+    Args:
+        values: Name -> value; lists stand for tuples.
+        where: What they were read from, for messages.
+
+    Raises:
+        TrainError: For an unknown name, with the nearest ones, and for a value that does not fit.
+    """
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in values:
+        if name not in known:
+            raise TrainError(f"{where} has an unknown setting {name!r}{suggest(name, known)}")
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        return Settings(**tuples)
+    except TrainError as error:
+        raise TrainError(f"{where}: {error}") from error
+
+
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
+    name, allowed = field.name, field.metadata
+    optional = "None" in str(field.type)
+    if value is None and optional:
+        return
+    kinds: dict[str, tuple[type, ...]] = {
+        "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "tuple": (tuple,),
+    }  # fmt: skip
+    kind = str(field.type).removesuffix(" | None").partition("[")[0]
+    if not isinstance(value, kinds[kind]) or (kind != "bool" and isinstance(value, bool)):
+        raise TrainError(f"{name} = {value!r}: give {_WORDS[kind]}")
+    if allowed["choices"] and value not in allowed["choices"]:
+        raise TrainError(f"{name} = {value!r}: give {' or '.join(allowed['choices'])}")
+    for number in value if kind == "tuple" else (value,):
+        _check_range(name, number, allowed["least"], allowed["below"])
+
+
+def _check_range(name: str, value: Any, least: float | None, below: float | None) -> None:
+    if least is None:
+        return
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise TrainError(f"{name} = {value!r}: give a number")
+    if value < least or (below is not None and value >= below):
+        limit = f" and below {below:g}" if below is not None else ""
+        raise TrainError(f"{name} = {value:g}: give {least:g} or more{limit}")
+
+
+_WORDS = {
+    "str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false",
+    "tuple": "a list",
+}  # fmt: skip

@@ -1,0 +1,57 @@
+"""State dicts of model and optimizer, whole, also where they are sharded over processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed.checkpoint import state_dict as sharded
+
+from st3fx.errors import CheckpointError
+from st3fx.messages import describe
+
+_WHOLE = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether parameters are spread over the processes."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def get_states(
+    accelerator: Accelerator, model: nn.Module, optimizer: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Model's and optimizer's state; all processes must call it."""
+    if not is_sharded(accelerator):
+        return model.state_dict(), optimizer.state_dict()
+    return (
+        sharded.get_model_state_dict(model, options=_WHOLE),
+        sharded.get_optimizer_state_dict(model, optimizer.optimizer, options=_WHOLE),
+    )
+
+
+def set_states(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    states: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    """The inverse of :func:`get_states`.
+
+    Raises:
+        CheckpointError: When the states do not fit.
+    """
+    of_model, of_optimizer = states
+    try:
+        if is_sharded(accelerator):
+            sharded.set_model_state_dict(model, of_model, options=_WHOLE)
+            sharded.set_optimizer_state_dict(
+                model, optimizer.optimizer, of_optimizer, options=_WHOLE
+            )
+        else:
+            model.load_state_dict(of_model)
+            optimizer.load_state_dict(of_optimizer)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the checkpoint is of another model: {describe(error)}") from error
