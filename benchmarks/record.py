@@ -1,0 +1,55 @@
+"""What every benchmark shares: the machine that it ran on, and the file that its figures go into."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment(device: str = "cpu", **more: Any) -> dict[str, Any]:
+    """Versions, threads and the processor, and whatever else the figures depend on."""
+    named = {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "cpu": _cpu(),
+    }
+    if device == "cuda":
+        named["gpu"] = torch.cuda.get_device_name()
+    return {**named, **more}
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
+
+
+def write(path: Path, document: dict[str, Any]) -> None:
+    """Write figures as JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median with the quartiles, rounded to five digits."""
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else [*values] * 3
+    return {"median": _short(middle), "q1": _short(low), "q3": _short(high)}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")

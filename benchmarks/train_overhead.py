@@ -1,0 +1,231 @@
+"""What sparse training costs: step time and peak memory against the same dense model.
+
+    python -m benchmarks.train_overhead                  # the rows for the CPU
+    python -m benchmarks.train_overhead --device cuda    # those for a GPU, eager and compiled
+
+Dense and sparse steps (forward, backward, SGD with momentum, and for the sparse model the
+sparsifier's step in the middle of its ramp) take turns in one process, so that a machine that slows
+down slows both; the ratio is the median over the pairs. Peak memory is that of a process of its own
+for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import st3fx
+from benchmarks import record
+from st3fx.spec import load_spec
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row.
+
+    Attributes:
+        spec: The model.
+        shape: Of a batch of images.
+        method: Name of the method.
+        accumulate: Batches for each optimizer step.
+        compiled: Whether both models are compiled.
+        goal: Step time against dense that is aimed at.
+    """
+
+    spec: str
+    shape: tuple[int, int, int, int]
+    method: str = "st3"
+    accumulate: int = 1
+    compiled: bool = False
+    goal: float | None = None
+
+    @property
+    def name(self) -> str:
+        """For the table."""
+        extra = f", {self.accumulate} batches a step" if self.accumulate > 1 else ""
+        shape = "x".join(map(str, self.shape))
+        return f"{self.spec} {shape}{extra}{', compiled' if self.compiled else ''}, {self.method}"
+
+
+RESNET50 = "torchvision:resnet50"
+CPU = (
+    Case(RESNET50, (8, 3, 128, 128), goal=1.15),
+    Case(RESNET50, (8, 3, 128, 128), accumulate=4),
+    Case(RESNET50, (32, 3, 224, 224), goal=1.05),
+    Case("st3fx:resnet20", (128, 3, 32, 32)),
+    *(Case(RESNET50, (8, 3, 128, 128), method=m) for m in ("dst", "str", "feather", "gmp")),
+)
+GPU = (
+    Case(RESNET50, (256, 3, 224, 224), goal=1.03),
+    Case(RESNET50, (256, 3, 224, 224), compiled=True, goal=1.03),
+    Case("st3fx:resnet20", (128, 3, 32, 32), goal=1.10),
+)
+
+
+def main() -> None:
+    """Measure every case and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", type=int, help="the case at this position")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    cases = CPU if options.device == "cpu" else GPU
+    if options.child:
+        case = cases[options.only]
+        figures = {
+            "times": lambda: times(case, options.pairs, options.device),
+            "dense": lambda: memory(case, options.device, sparse=False),
+            "sparse": lambda: memory(case, options.device, sparse=True),
+        }
+        print(json.dumps(figures[options.child]()))
+        return
+    chosen = range(len(cases)) if options.only is None else [options.only]
+    rows = [run(cases[i], i, options.pairs, options.device) for i in chosen]
+    show(rows)
+    path = options.output or record.RESULTS / f"train_overhead_{options.device}.json"
+    environment = record.environment(options.device, pairs=options.pairs)
+    record.write(path, {"environment": environment, "rows": rows})
+
+
+def run(case: Case, index: int, pairs: int, device: str) -> dict[str, Any]:
+    """All figures of one case, each from a process of its own."""
+
+    def child(kind: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "benchmarks.train_overhead", "--child", kind]
+        command += ["--only", str(index), "--pairs", str(pairs), "--device", device]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        return result
+
+    row = {"case": case.name, **asdict(case), **child("times")}
+    dense, sparse = child("dense"), child("sparse")
+    extra = sparse["peak"] - dense["peak"]
+    return {
+        **row,
+        "dense_peak": dense["peak"],
+        "sparse_peak": sparse["peak"],
+        "extra_per_weight_byte": round(extra / sparse["weight_bytes"], 3),
+    }
+
+
+class Training:
+    """A model with its optimizer, dense or sparse."""
+
+    def __init__(self, case: Case, device: str, *, sparse: bool) -> None:
+        torch.manual_seed(0)
+        model = load_spec(case.spec, seed=0).model
+        self.case, self.device = case, device
+        self.sparsifier: st3fx.Sparsifier | None = None
+        if sparse:
+            example = torch.randn(2, *case.shape[1:])
+            method = st3fx.methods.create(case.method)
+            steps = 1000  # the ramp is under way from the first measured step on
+            model, self.sparsifier = st3fx.convert(
+                model, example, method, total_steps=steps, verify=False, inplace=True
+            )
+        model.to(device)
+        if device == "cuda":
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.sparsifier is not None:
+            self.sparsifier.load_state_dict({**self.sparsifier.state_dict(), "step": 200})
+        self.optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+        self.model: Callable[[Tensor], Tensor] = (
+            torch.compile(model) if case.compiled else model  # type: ignore[assignment]
+        )
+        self.weight_bytes = sum(4 * p.numel() for p in model.parameters() if p.dim() > 1)
+        self.x = torch.randn(case.shape, device=device)
+        self.y = torch.randint(0, 10, case.shape[:1], device=device)
+
+    def step(self) -> None:
+        """One optimizer step."""
+        for _ in range(self.case.accumulate):
+            with self._precision():
+                loss = nn.functional.cross_entropy(self.model(self.x), self.y)
+                if self.sparsifier is not None:
+                    loss = loss + self.sparsifier.penalty()
+            loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.sparsifier is not None:
+            self.sparsifier.step()
+
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
+        if self.device == "cuda":
+            return torch.autocast("cuda", torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def seconds(self, steps: int) -> float:
+        """Of one step, the mean over some."""
+        began = _now(self.device)
+        for _ in range(steps):
+            self.step()
+        return (_now(self.device) - began) / steps
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def times(case: Case, pairs: int, device: str) -> dict[str, Any]:
+    """Seconds of a dense and of a sparse step, in turns."""
+    dense = Training(case, device, sparse=False)
+    sparse = Training(case, device, sparse=True)
+    one = max(dense.seconds(2), sparse.seconds(2))
+    steps = max(1, round((0.3 if device == "cpu" else 1.0) / one))
+    measured = [(dense.seconds(steps), sparse.seconds(steps)) for _ in range(pairs)]
+    return {
+        "dense_seconds": record.spread([d for d, _ in measured]),
+        "sparse_seconds": record.spread([s for _, s in measured]),
+        "ratio": record.spread([s / d for d, s in measured]),
+    }
+
+
+def memory(case: Case, device: str, *, sparse: bool) -> dict[str, int]:
+    """Peak bytes of a few steps."""
+    training = Training(case, device, sparse=sparse)
+    for _ in range(3):
+        training.step()
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"peak": peak, "weight_bytes": training.weight_bytes}
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The table."""
+    table = Table("case", "dense s", "sparse s", "ratio", "quartiles", "goal", "extra memory")
+    for row in rows:
+        ratio = row["ratio"]
+        table.add_row(
+            row["case"],
+            f"{row['dense_seconds']['median']:.4f}",
+            f"{row['sparse_seconds']['median']:.4f}",
+            f"{ratio['median']:.3f}",
+            f"{ratio['q1']:.3f} – {ratio['q3']:.3f}",
+            f"{row['goal']:.2f}" if row["goal"] else "",
+            f"{row['extra_per_weight_byte']:.2f} x weights",
+        )
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
