@@ -3,9 +3,9 @@
 A sparsifier's step computes the effective weights of all sites in one pass (:func:`refresh`), and
 every forward until the next one finds them here. A change behind the sparsifier's back is noticed:
 by the version counters and storages of weight, threshold and mask, and on a CPU also by a digest of
-the weight's bits, which writes through ``.data`` or NumPy change without a trace. On other devices
-such a digest would have to be waited for; there a forward without gradients computes anew, and one
-with gradients relies on the counters.
+the weight and the threshold, which writes through ``.data`` or NumPy change without a trace. On
+other devices such a digest would have to be waited for; there a forward without gradients computes
+anew, and one with gradients relies on the counters.
 
 Only parameters that eager forwards ask for are kept; what a compiled graph or FSDP2 uses is never
 asked for here. Entries die with their parameters and are no part of any model.
@@ -13,6 +13,7 @@ asked for here. Entries die with their parameters and are no part of any model.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -45,13 +46,11 @@ class _Entry:
         if not in_place or not _alike(self.effective, inputs.weight):
             self.effective = torch.empty_like(inputs.weight, requires_grad=False)
         inputs.evaluate(self.effective)
-        self.stamp, self.digest = _stamp(inputs), _digest(inputs.weight)
+        self.stamp, self.digest = _stamp(inputs), _digest(inputs)
 
     def is_fresh(self, inputs: Inputs) -> bool:
         """Whether nothing has changed since."""
-        return self.stamp == _stamp(inputs) and all(
-            map(torch.equal, self.digest, _digest(inputs.weight))
-        )
+        return self.stamp == _stamp(inputs) and all(map(torch.equal, self.digest, _digest(inputs)))
 
 
 _ENTRIES: Any = WeakIdKeyDictionary()  # parameter -> entry
@@ -67,7 +66,7 @@ def lookup(inputs: Inputs, *, differentiable: bool) -> Tensor | None:
         differentiable: Whether the forward records gradients.
     """
     weight = inputs.weight
-    if type(weight) is not nn.Parameter or _get_current_dispatch_mode() is not None:
+    if not _can_be_kept(weight) or _get_current_dispatch_mode() is not None:
         return None
     entry = _ENTRIES.get(weight)
     if entry is None:
@@ -88,10 +87,11 @@ def lookup(inputs: Inputs, *, differentiable: bool) -> Tensor | None:
 
 def refresh(sites: Iterable[Inputs]) -> None:
     """Compute the effective weights of the sites that forwards have asked for since last time."""
-    with _LOCK:
+    # Made in inference mode, they could not be saved for a backward later on.
+    with _LOCK, torch.inference_mode(False), torch.no_grad():
         for inputs in sites:
             weight = inputs.weight
-            if type(weight) is not nn.Parameter:
+            if not _can_be_kept(weight):
                 continue
             if weight in _WANTED:
                 del _WANTED[weight]
@@ -111,6 +111,11 @@ def forget(weights: Iterable[Tensor]) -> None:
     for weight in weights:
         _ENTRIES.pop(weight, None)
         _WANTED.pop(weight, None)
+
+
+def _can_be_kept(weight: Tensor) -> bool:
+    """A parameter itself, with a version counter (inference tensors have none)."""
+    return type(weight) is nn.Parameter and not weight.is_inference()
 
 
 def _alike(kept: Tensor, weight: Tensor) -> bool:
@@ -142,10 +147,30 @@ def _where(tensor: Tensor) -> tuple[Any, ...]:
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _digest(weight: Tensor) -> tuple[Tensor, ...]:
-    """Sums of the weight's bits along its rows and along its columns; empty off the CPU."""
+def _digest(inputs: Inputs) -> tuple[Tensor, ...]:
+    """What changes with the values of weight and threshold; empty off the CPU.
+
+    The sums of the weight's bits along its rows and along its columns notice the smallest change of
+    any one weight. They wrap around, and so miss some changes of all weights at once: another sign,
+    a power of two. The product with a fixed vector notices those.
+    """
+    weight, threshold = inputs.weight.detach(), inputs.threshold.detach()
     if weight.device.type != "cpu":
         return ()
-    bits = weight.detach().view(_INTEGERS[weight.element_size()])
-    rows = in_memory_order(bits).flatten(1)
-    return rows.sum(1, dtype=rows.dtype), rows.sum(0, dtype=rows.dtype)
+    rows = in_memory_order(weight).flatten(1)
+    bits = rows.view(_INTEGERS[rows.element_size()])
+    real = rows if rows.element_size() >= 4 else rows.float()
+    parts = (
+        bits.sum(1, dtype=bits.dtype),
+        bits.sum(0, dtype=bits.dtype),
+        torch.mv(real, _vector(real.shape[1], real.dtype)),
+    )
+    # A threshold of no dimensions is part of the stamp.
+    return (*parts, threshold.clone()) if threshold.dim() else parts
+
+
+@functools.lru_cache(maxsize=64)
+def _vector(size: int, dtype: torch.dtype) -> Tensor:
+    """Fixed numbers of either sign, no two of them alike."""
+    with torch.inference_mode(False):
+        return torch.arange(1, size + 1, dtype=torch.float64).sin_().to(dtype)

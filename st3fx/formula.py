@@ -44,4 +44,5 @@ class Inputs(NamedTuple):
         if self.mask.numel():
             result.masked_fill_(~self.mask, 0.0)
         if result is not out:
-            out.copy_(result)
+            # A small negative difference rounds to a negative zero in fp16.
+            out.copy_(result).add_(0.0)

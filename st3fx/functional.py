@@ -16,11 +16,9 @@ def smallest_threshold(dtype: torch.dtype) -> float:
     """The smallest active threshold: with it, no effective weight is denormal.
 
     Two floats of magnitude ≥ b differ by at least ``b·eps/2``; with ``b = 2·tiny/eps`` of the dtype
-    computed in (fp32 for bf16) that is a normal number, about 2e-31 in fp32. In fp16 denormals are
-    part of the working range and stay.
+    computed in (fp32 for half precision) that is a normal number, about 2e-31 in fp32. It is never
+    0, so that formulas may divide by it.
     """
-    if dtype == torch.float16:
-        return 0.0
     info = torch.finfo(torch.promote_types(dtype, torch.float32))
     return 2 * info.tiny / info.eps
 
@@ -37,6 +35,19 @@ def channel_view(weight: Tensor, layout: Layout) -> tuple[Tensor, tuple[int, ...
     """
     view = weight.unflatten(0, (layout.groups, -1)) if layout.groups > 1 else weight
     return view, tuple(dim for dim in range(view.dim()) if dim not in layout.channel_dims)
+
+
+def above(weight: Tensor, threshold: Tensor) -> Tensor:
+    """``|w| > threshold``, compared in the precision that the formulas compute in.
+
+    A 0-dimensional threshold would be rounded to half precision beside a weight of that dtype, and
+    the mask would be another one than the forward's.
+
+    Args:
+        weight: Any floating dtype.
+        threshold: Broadcasts with ``weight``.
+    """
+    return weight.abs() > (threshold if threshold.dim() else threshold.reshape(1))
 
 
 def is_inactive(threshold: Tensor) -> bool:

@@ -60,18 +60,26 @@ class Count:
     Attributes:
         below: Scores below the band.
         inside: Scores in it, both ends included.
+        largest: The largest score of all; NaN if any is.
         values: Those, in any order; some are missing if there were more than wanted.
     """
 
     below: int = 0
     inside: int = 0
+    largest: float = 0.0
     values: list[Scores] = field(default_factory=list)
 
     def add(self, other: Count) -> None:
         """Take in what another part of the site has."""
         self.below += other.below
         self.inside += other.inside
+        self.largest = _maximum(self.largest, other.largest)
         self.values += other.values
+
+
+def _maximum(one: float, other: float) -> float:
+    """The larger; NaN if either is."""
+    return float(np.maximum(one, other))
 
 
 class _Buffers:
@@ -146,6 +154,7 @@ def _count_block(
     collect = inside and found.inside <= limit
     found.below += under
     found.inside += inside
+    found.largest = _maximum(found.largest, float(scores.max()))
     if collect:
         np.logical_xor(below, upto, out=below)
         found.values.append(scores[below])
@@ -156,7 +165,7 @@ def _count_on_device(scores: Tensor, low: float, high: float, limit: int) -> Cou
     band = (scores >= low) & (scores <= high)
     inside = int(band.sum())
     values = [scores[band].cpu().numpy()] if 0 < inside <= limit else []
-    return Count(below, inside, values)
+    return Count(below, inside, float(scores.max()) if len(scores) else 0.0, values)
 
 
 def smallest_above(source: Source, score: float) -> float:

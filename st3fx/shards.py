@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from st3fx.errors import StateError
 
@@ -48,7 +48,8 @@ def spread_of(weight: Tensor) -> Spread:
         return Spread()
     if any(placement.is_partial() for placement in weight.placements):
         raise StateError(f"a weight of shape {tuple(weight.shape)} is a partial DTensor: reduce it")
-    dims = tuple(i for i, placement in enumerate(weight.placements) if isinstance(placement, Shard))
+    # What is no copy is a part: tensor parallelism under FSDP2 has shards that are no `Shard`.
+    dims = tuple(i for i, p in enumerate(weight.placements) if not p.is_replicate())
     return Spread(weight.device_mesh, dims)
 
 

@@ -64,9 +64,10 @@ class Sparsifier:
     def steps(self) -> int:
         """Optimizer steps so far."""
         buffer = self.model.get_buffer("st3fx_step")
-        if self._counted is None or self._counted[:2] != (buffer, buffer._version):
-            self._counted = buffer, buffer._version, int(buffer)  # this waits for a GPU
-        return self._counted[2]
+        counted = self._counted
+        if counted is None or counted[0] is not buffer or counted[1] != buffer._version:
+            counted = self._counted = buffer, buffer._version, int(buffer)  # this waits for a GPU
+        return counted[2]
 
     def _count(self, steps: int) -> None:
         buffer = self.model.get_buffer("st3fx_step")
@@ -195,12 +196,14 @@ class Sparsifier:
         names = [name.rpartition(".") for name in (site.name, *site.aliases)]
         return [(self.model.get_submodule(owner), parameter) for owner, _, parameter in names]
 
+    @torch.inference_mode(False)  # masks made there could not be saved for a backward later on
     @torch.no_grad()
     def freeze(self) -> None:
         """Fix masks and thresholds from here on.
 
         What is zero now stays zero, whatever momentum, weight decay or a loaded checkpoint make of
-        the latent weights, and gets no gradient. Scheduled thresholds keep their values.
+        the latent weights, and gets no gradient. Scheduled thresholds keep their values. A copy
+        that follows the model's buffers (``AveragedModel``) has to be frozen with it.
         """
         weights = self.effective_weights()
         for site in self.plan.sites:
@@ -267,9 +270,10 @@ class Sparsifier:
             )
             mask = self._buffers(site, "mask")[0]
             if mask.numel():
-                masks[site.name] = mask.cpu()
+                masks[site.name] = mask.cpu().clone()
         return {"step": self.steps, "thresholds": thresholds, "masks": masks}
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`.
@@ -293,7 +297,7 @@ class Sparsifier:
             mask = state.get("masks", {}).get(site.name, torch.empty(0, dtype=torch.bool))
             for module, parameter in self._homes(site):
                 present = module.get_buffer(f"st3fx_{parameter}_mask")
-                put_mask(module, f"st3fx_{parameter}_mask", mask.to(present.device))
+                put_mask(module, f"st3fx_{parameter}_mask", mask.to(present.device, copy=True))
 
 
 def _fill(tensor: Tensor, value: Tensor) -> None:

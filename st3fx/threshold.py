@@ -84,7 +84,7 @@ class GlobalThreshold:
 
     def __init__(self) -> None:
         self._last: tuple[float, int, float] | None = None  # score, rank, cost for unit of score
-        self._low: list[int] = []  # sites with all scores below the last band's end
+        self._low: dict[int, float] = {}  # sites up to the last band's end -> largest score here
         self.passes = 0
         """Passes over the weights so far."""
         self.empty: list[int] = []
@@ -124,7 +124,12 @@ class GlobalThreshold:
             result = torch.tensor(self._select(sites, need, total)[0], dtype=torch.float32)
         else:
             result = self._quantile(sites, (total - 1) * sparsity, total)
-        self.empty = [i for i in self._low if _largest(sites[i]) <= result.item()]
+        level = result.item()
+        self.empty = [
+            i
+            for i, largest in self._low.items()
+            if sites[i].spread.reduce([largest], dist.ReduceOp.MAX)[0] <= level
+        ]
         return result.to(weights[0].device)
 
     def _quantile(self, sites: Sequence[_Site], index: float, total: int) -> Tensor:
@@ -179,19 +184,22 @@ class GlobalThreshold:
         self.passes += 1
         counts = count([site.source for site in sites], low, high, limit)
         below = inside = 0
-        self._low = []
+        self._low = {}
         scores: dict[Spread, Scores] = {}
         cumulative: dict[Spread, NDArray[np.int64]] = {}
         for spread in dict.fromkeys(site.spread for site in sites):
             indices = [i for i, site in enumerate(sites) if site.spread == spread]
             own = [(sites[i], counts[i]) for i in indices]
             here = [c.below for _, c in own] + [c.inside for _, c in own]
-            there = spread.reduce(here, dist.ReduceOp.SUM)
+            invalid = sum(math.isnan(c.largest) for _, c in own)
+            *there, invalid_there = spread.reduce([*here, invalid], dist.ReduceOp.SUM)
+            if invalid_there:
+                raise StateError("some weights are NaN: the training has diverged")
             for i, under, within in zip(indices, there, there[len(own) :], strict=False):
                 below += int(under) * sites[i].cost
                 inside += int(within) * sites[i].cost
                 if under + within == sites[i].numel:
-                    self._low.append(i)
+                    self._low[i] = counts[i].largest
             scores[spread], cumulative[spread] = _sorted(own)
         return _Band(below, inside, scores, cumulative)
 
@@ -222,8 +230,6 @@ class _Search:
 
     def is_above(self) -> None:
         """The score is above the band."""
-        if self._high == math.inf:
-            raise StateError("some weights are NaN: the training has diverged")
         if self._high >= np.finfo(np.float32).max:
             self._last = math.inf
         self._first = _after(self._high)
@@ -300,12 +306,6 @@ def _from_sample(sites: Sequence[_Site], share: float) -> tuple[float, float, fl
         low = spread.reduce([low], dist.ReduceOp.MIN)[0]
         middle, high = spread.reduce([middle, high], dist.ReduceOp.MAX)
     return low, middle, high
-
-
-def _largest(site: _Site) -> float:
-    flat = site.source.flat()
-    here = float(site.source.scores(flat).max()) if len(flat) else 0.0
-    return site.spread.reduce([here], dist.ReduceOp.MAX)[0]
 
 
 def _above(site: _Site, score: float) -> float:

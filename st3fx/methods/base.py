@@ -92,7 +92,7 @@ class ScheduledMethod(Method):
 
     def threshold(self, site: Site, weight: Tensor) -> Tensor:
         """The layer threshold ``θ_l``: 0-dimensional."""
-        return torch.full((), INACTIVE, device=weight.device)
+        return torch.full((), INACTIVE, dtype=torch.float32, device=weight.device)
 
     def trial(self, site: Site, weight: Tensor) -> Tensor:
         """The mean magnitude."""
@@ -151,4 +151,4 @@ def per_channel(site: Site, weight: Tensor, value: float) -> nn.Parameter:
     """
     view, others = channel_view(weight, site.layout)
     shape = [1 if dim in others else size for dim, size in enumerate(view.shape)]
-    return nn.Parameter(torch.full(shape, value, device=weight.device))
+    return nn.Parameter(torch.full(shape, value, dtype=torch.float32, device=weight.device))

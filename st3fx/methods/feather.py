@@ -15,7 +15,7 @@ from torch import Tensor
 from st3fx import ops
 from st3fx.errors import MethodError
 from st3fx.formula import Formula
-from st3fx.functional import is_inactive
+from st3fx.functional import above, is_inactive
 from st3fx.methods.base import ScheduledMethod
 from st3fx.schedule import CubicSchedule
 from st3fx.sites import Site
@@ -46,7 +46,7 @@ def gradient(
     """``∂L/∂ŵ``, scaled where the weight is pruned."""
     if pruned_gradient == 1.0:
         return grad, None
-    return torch.where(weight.abs() > threshold, grad, grad * pruned_gradient), None
+    return torch.where(above(weight, threshold), grad, grad * pruned_gradient), None
 
 
 OP = ops.define("power_threshold", "float p, float pruned_gradient", formula, gradient)

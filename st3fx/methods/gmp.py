@@ -15,7 +15,7 @@ from torch import Tensor
 
 from st3fx import ops
 from st3fx.formula import Formula
-from st3fx.functional import active_bound, hard
+from st3fx.functional import above, active_bound, hard
 from st3fx.methods.base import ScheduledMethod
 
 
@@ -26,7 +26,7 @@ def formula(weight: Tensor, threshold: Tensor, smallest: float, out: Tensor) -> 
 
 def gradient(grad: Tensor, weight: Tensor, threshold: Tensor) -> tuple[Tensor, None]:
     """``∂L/∂ŵ`` where the weight is left."""
-    return grad * (weight.abs() > threshold), None
+    return grad * above(weight, threshold), None
 
 
 OP = ops.define("hard_threshold", "", formula, gradient)

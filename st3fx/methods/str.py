@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from st3fx import ops
 from st3fx.errors import MethodError
 from st3fx.formula import Formula
-from st3fx.functional import soft
+from st3fx.functional import above, soft
 from st3fx.methods.base import LearnedMethod
 from st3fx.sites import Site
 
@@ -29,13 +29,13 @@ def formula(weight: Tensor, threshold: Tensor, smallest: float, out: Tensor) -> 
     """``ŵ``."""
     level = threshold.sigmoid()
     # An exact 0 stays: subtracting it changes nothing.
-    soft(weight, torch.where(level > 0, level.clamp_min(smallest), level), out)
+    soft(weight, torch.where(level > 0, level.clamp_min(smallest), level), out).add_(0.0).add_(0.0)
 
 
 def gradient(grad: Tensor, weight: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     """With respect to weight and ``s``."""
     level = threshold.sigmoid()
-    kept = (weight.abs() > level) | (level == 0)
+    kept = above(weight, level) | (level == 0)
     weight_grad = grad * kept
     slope = level * (1.0 - level)
     threshold_grad = -(weight_grad * weight.sign()).sum() * slope
@@ -70,7 +70,8 @@ class STR(LearnedMethod):
 
     def threshold(self, site: Site, weight: Tensor) -> Tensor:
         """``s``, shape (1,): FSDP2 shards no 0-dimensional parameter."""
-        return nn.Parameter(torch.full((1,), self.initial, device=weight.device))
+        start = torch.full((1,), self.initial, dtype=torch.float32, device=weight.device)
+        return nn.Parameter(start)
 
     def trial(self, site: Site, weight: Tensor) -> Tensor:
         """The ``s`` whose threshold is the mean magnitude."""

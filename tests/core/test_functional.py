@@ -144,5 +144,5 @@ def test_the_threshold_and_the_weight_are_not_changed() -> None:
 
 
 def test_the_smallest_threshold_is_tiny_but_normal() -> None:
-    assert functional.smallest_threshold(torch.float16) == 0.0
-    assert functional.smallest_threshold(torch.float32) == 2 * 2.0**-126 / 2.0**-23
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert functional.smallest_threshold(dtype) == 2 * 2.0**-126 / 2.0**-23
