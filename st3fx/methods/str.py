@@ -29,7 +29,7 @@ def formula(weight: Tensor, threshold: Tensor, smallest: float, out: Tensor) -> 
     """``ŵ``."""
     level = threshold.sigmoid()
     # An exact 0 stays: subtracting it changes nothing.
-    soft(weight, torch.where(level > 0, level.clamp_min(smallest), level), out).add_(0.0).add_(0.0)
+    soft(weight, torch.where(level > 0, level.clamp_min(smallest), level), out).add_(0.0)
 
 
 def gradient(grad: Tensor, weight: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
