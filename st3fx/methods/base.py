@@ -105,14 +105,9 @@ class ScheduledMethod(Method):
 
 @dataclass(frozen=True)
 class LearnedMethod(Method):
-    """Thresholds are parameters that the optimizer trains; the sparsity follows from them.
-
-    Attributes:
-        decays_thresholds: Whether thresholds belong to the parameters with weight decay.
-    """
+    """Thresholds are parameters that the optimizer trains; the sparsity follows from them."""
 
     straight_through: ClassVar[bool] = False
-    decays_thresholds: ClassVar[bool] = False
 
     @property
     def target(self) -> None:
@@ -121,6 +116,10 @@ class LearnedMethod(Method):
     def level(self, threshold: Tensor) -> Tensor:
         """The magnitudes below which weights are pruned, from the parameter."""
         return threshold
+
+    def threshold_decay(self, weight_decay: float) -> float:
+        """Weight decay that the optimizer should give thresholds, from that of the weights."""
+        return 0.0
 
     def penalty(self, threshold: Tensor) -> Tensor | None:
         """One site's part of what is added to the loss, or ``None``."""

@@ -38,7 +38,8 @@ def gradient(grad: Tensor, weight: Tensor, threshold: Tensor) -> tuple[Tensor, T
     kept = above(weight, level) | (level == 0)
     weight_grad = grad * kept
     slope = level * (1.0 - level)
-    threshold_grad = -(weight_grad * weight.sign()).sum() * slope
+    # A sum over the whole layer can leave the range of half precision.
+    threshold_grad = -(weight_grad * weight.sign()).sum(dtype=slope.dtype) * slope
     return weight_grad, threshold_grad.to(threshold.dtype)
 
 
@@ -52,21 +53,26 @@ class STR(LearnedMethod):
     Attributes:
         initial: Start of every ``s_l``, −150 or less, where the threshold is 0. The paper uses
             −3200 for 100 epochs of ImageNet; shorter trainings need a value nearer to 0.
+        decay: Weight decay of the ``s_l``, which sets the sparsity; by default that of the
+            weights, as in the paper.
 
     Raises:
-        MethodError: For an ``initial`` with which the training would not start dense.
+        MethodError: For an ``initial`` with which the training would not start dense, or a negative
+            ``decay``.
     """
 
     initial: float = -3200.0
+    decay: float | None = None
 
     name: ClassVar[str] = "str"
     op: ClassVar[ops.Op] = OP
     formula: ClassVar[Formula] = staticmethod(formula)
-    decays_thresholds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not -float("inf") < self.initial <= -150.0:
             raise MethodError(f"STR(initial={self.initial}): give -150 or less, where it is dense")
+        if self.decay is not None and not 0.0 <= self.decay < float("inf"):
+            raise MethodError(f"STR(decay={self.decay}): give 0 or more")
 
     def threshold(self, site: Site, weight: Tensor) -> Tensor:
         """``s``, shape (1,): FSDP2 shards no 0-dimensional parameter."""
@@ -77,6 +83,10 @@ class STR(LearnedMethod):
         """The ``s`` whose threshold is the mean magnitude."""
         mean = weight.detach().float().abs().mean().clamp(1e-6, 0.5)
         return torch.logit(mean).reshape(1)
+
+    def threshold_decay(self, weight_decay: float) -> float:
+        """As the weights', unless it is set."""
+        return weight_decay if self.decay is None else self.decay
 
     def level(self, threshold: Tensor) -> Tensor:
         """``sigmoid(s)``."""

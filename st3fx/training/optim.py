@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from st3fx.methods.base import LearnedMethod
 from st3fx.sparsifier import Sparsifier
 from st3fx.training.settings import Settings
 
@@ -44,15 +45,16 @@ def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
 def parameter_groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
     """Weights, parameters of normalisation layers, biases and thresholds, each with its decay.
 
-    Thresholds that are learned are decayed only by a method that asks for it: decay would pull
-    them to another sparsity.
+    Thresholds that are learned are decayed only as their method asks for: decay pulls them to
+    another sparsity.
     """
     method = Sparsifier(model).method
+    decay = settings.weight_decay
     decays = {
-        "weights": settings.weight_decay,
-        "norms": _or(settings.norm_weight_decay, settings.weight_decay),
-        "biases": _or(settings.bias_weight_decay, settings.weight_decay),
-        "thresholds": settings.weight_decay if getattr(method, "decays_thresholds", False) else 0.0,
+        "weights": decay,
+        "norms": _or(settings.norm_weight_decay, decay),
+        "biases": _or(settings.bias_weight_decay, decay),
+        "thresholds": method.threshold_decay(decay) if isinstance(method, LearnedMethod) else 0.0,
     }
     groups: dict[str, list[nn.Parameter]] = {kind: [] for kind in decays}
     seen: set[int] = set()

@@ -1,0 +1,234 @@
+"""Accuracy of every method at every sparsity: ResNet-20 on Fashion-MNIST, one loop for all.
+
+    python -m benchmarks.leaderboard                    # what is missing, then table and picture
+    python -m benchmarks.leaderboard --show             # table and picture of what is there
+    python -m benchmarks.leaderboard --device cuda      # the full length
+    python -m benchmarks.leaderboard --only str --sparsity 0.9 --seed 0
+
+Each run is ``st3fx train`` with the settings below, and its row is written as soon as it ends, so
+that a stopped benchmark goes on where it was. All methods share everything but what names them;
+methods that learn their thresholds have their own strength for each sparsity, found by trial on
+seed 0, and the table shows the sparsity that came of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import record
+from st3fx.driver import train_spec
+from st3fx.training.settings import Settings
+
+SPARSITIES = (0.90, 0.95, 0.98, 0.99)
+SEEDS = (0, 1, 2)
+
+LENGTHS: dict[str, dict[str, Any]] = {
+    "cpu": {"epochs": 2, "warmup_epochs": 0.2},
+    "cuda": {"epochs": 160, "warmup_epochs": 0.0, "channels_last": True},
+}
+"""The full length is the reference's; a CPU runs a short one."""
+
+COMMON: dict[str, Any] = {
+    "spec": "st3fx:resnet20",
+    "data": "fashion-mnist",
+    "batch_size": 128,
+    "opt": "sgd",
+    "lr": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "sched": "cosine",
+    "precision": "bf16",
+    "log_interval": 100,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table.
+
+    Attributes:
+        method: Its name in st3fx.
+        settings: What differs from the others'.
+        strength: For learned thresholds: the setting that makes it sparser, and its value for each
+            sparsity, by length.
+    """
+
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    strength: dict[str, dict[float, str]] = field(default_factory=dict)
+
+
+ENTRIES = {
+    "ST-3": Entry("st3"),
+    "ST-3σ": Entry("st3-sigma"),
+    "Feather": Entry("feather"),
+    "GMP": Entry("gmp"),
+    "STR": Entry(
+        "str",
+        {"method_options": ("initial=-150",)},
+        {"cpu": {0.90: "decay=0.1", 0.95: "decay=0.1", 0.98: "decay=0.1", 0.99: "decay=0.1"}},
+    ),
+    "DST": Entry(
+        "dst",
+        {},
+        {"cpu": {0.90: "alpha=1e-4", 0.95: "alpha=1e-4", 0.98: "alpha=1e-4", 0.99: "alpha=1e-4"}},
+    ),
+}
+
+
+def main() -> None:
+    """Run what is missing and show the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", choices=tuple(LENGTHS), default="cpu")
+    parser.add_argument("--show", action="store_true", help="run nothing")
+    parser.add_argument("--only", help="one method, as st3fx names it, or 'dense'")
+    parser.add_argument("--sparsity", type=float)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--try", dest="trial", help="a method's setting NAME=VALUE; not recorded")
+    options = parser.parse_args()
+    if options.trial:
+        row = run(
+            options.device, _entry_of(options.only), options.sparsity or 0.9, 0, options.trial
+        )
+        print(json.dumps(row))
+        return
+    path = record.RESULTS / f"leaderboard_{options.device}.json"
+    document = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    if not options.show:
+        for entry, sparsity, seed in missing(document["rows"]):
+            if options.only not in (None, "dense" if entry is None else ENTRIES[entry].method):
+                continue
+            if options.sparsity not in (None, sparsity) or options.seed not in (None, seed):
+                continue
+            document["rows"].append(run(options.device, entry, sparsity, seed))
+            document["environment"] = record.environment(options.device)
+            document["settings"] = {**COMMON, **LENGTHS[options.device]}
+            record.write(path, document)
+            print(json.dumps(document["rows"][-1]), flush=True)
+    show(document["rows"])
+    draw(document["rows"], path.with_suffix(".png"))
+
+
+def _entry_of(method: str) -> str:
+    return next(name for name, entry in ENTRIES.items() if entry.method == method)
+
+
+def missing(rows: list[dict[str, Any]]) -> list[tuple[str | None, float, int]]:
+    """Runs that have no row yet: all of a seed before the next."""
+    there = {(row["entry"], row["asked"], row["seed"]) for row in rows}
+    wanted: list[tuple[str | None, float, int]] = []
+    for seed in SEEDS:
+        wanted.append((None, 0.0, seed))
+        wanted += [(e, s, seed) for s, e in itertools.product(SPARSITIES, ENTRIES)]
+    return [item for item in wanted if (item[0] or "dense", item[1], item[2]) not in there]
+
+
+def run(
+    device: str, entry: str | None, sparsity: float, seed: int, trial: str | None = None
+) -> dict[str, Any]:
+    """Train once; the dense row is ST-3 at sparsity 0, which computes what the model computes."""
+    settings = {**COMMON, **LENGTHS[device], "seed": seed}
+    if entry is None:
+        settings.update(method="st3", sparsity=0.0)
+    else:
+        chosen = ENTRIES[entry]
+        settings.update(method=chosen.method, **chosen.settings)
+        if chosen.strength:
+            strength = trial or chosen.strength[device][sparsity]
+            own = settings.get("method_options", ())
+            settings["method_options"] = (*own, strength)
+        else:
+            settings["sparsity"] = sparsity
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        result = train_spec(Settings(**settings, output_dir=str(Path(folder) / "run")))
+    return {
+        "entry": entry or "dense",
+        "asked": sparsity,
+        "seed": seed,
+        "sparsity": round(result.sparsity, 5),
+        "top1": round(100 * result.scores.top1, 3),
+        "settings": {k: v for k, v in settings.items() if COMMON.get(k) != v},
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, dict[float, tuple[float, float, float, int]]]:
+    """Entry -> asked sparsity -> mean and deviation of top-1, mean sparsity, runs."""
+    table: dict[str, dict[float, tuple[float, float, float, int]]] = {}
+    for entry in ("dense", *ENTRIES):
+        for asked in (0.0, *SPARSITIES):
+            chosen = [row for row in rows if (row["entry"], row["asked"]) == (entry, asked)]
+            if chosen:
+                top1 = [row["top1"] for row in chosen]
+                deviation = statistics.stdev(top1) if len(top1) > 1 else 0.0
+                sparsity = statistics.mean(row["sparsity"] for row in chosen)
+                table.setdefault(entry, {})[asked] = (
+                    statistics.mean(top1), deviation, sparsity, len(top1),
+                )  # fmt: skip
+    return table
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Mean top-1 with its deviation over seeds; learned sparsities in brackets."""
+    table = Table("top-1, %", *(f"{100 * s:.0f} %" for s in SPARSITIES))
+    for entry, cells in summary(rows).items():
+        if entry == "dense":
+            mean, deviation, _, runs = cells[0.0]
+            table.caption = f"dense: {mean:.2f} ± {deviation:.2f} ({runs} seeds)"
+            continue
+        texts = []
+        for asked in SPARSITIES:
+            if asked not in cells:
+                texts.append("")
+                continue
+            mean, deviation, sparsity, runs = cells[asked]
+            learned = f" ({100 * sparsity:.1f} %)" if ENTRIES[entry].strength else ""
+            texts.append(f"{mean:.2f} ± {deviation:.2f}{learned}" + ("" if runs > 1 else " 1 seed"))
+        table.add_row(entry, *texts)
+    Console(width=140).print(table)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy over the share of weights that is left."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415 (after the backend is chosen)
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for entry, cells in summary(rows).items():
+        if entry == "dense":
+            axes.axhline(cells[0.0][0], color="grey", linestyle="--", label="dense")
+            continue
+        left = [100 * (1 - cell[2]) for cell in cells.values()]
+        axes.errorbar(
+            left,
+            [cell[0] for cell in cells.values()],
+            yerr=[cell[1] for cell in cells.values()],
+            marker="o",
+            capsize=3,
+            label=entry,
+        )
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.set_xlabel("weights left, %")
+    axes.set_ylabel("top-1, %")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Triton kernels: what a GPU does in few launches, without waiting for it."""
