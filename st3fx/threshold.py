@@ -326,7 +326,7 @@ def _before(score: float) -> float:
 
 
 def _after(score: float) -> float:
-    return float(np.nextafter(np.float32(score), np.float32(np.inf)))
+    return float(np.int32(_bits(score) + 1).view(np.float32))
 
 
 def _one(score: float) -> Scores:

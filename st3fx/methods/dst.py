@@ -64,7 +64,8 @@ def gradient(
     magnitude = view.abs()
     slope = step_derivative(magnitude - threshold).masked_fill_(threshold < 0, 0.0)
     weight_grad = upstream * ((magnitude > threshold) + magnitude * slope)
-    threshold_grad = -(upstream * view * slope).sum(others, keepdim=True)
+    # In this order, products of two tensors in half precision are not rounded to it.
+    threshold_grad = -(upstream * (view * slope)).sum(others, keepdim=True)
     return weight_grad.reshape(weight.shape), threshold_grad.to(threshold.dtype)
 
 
