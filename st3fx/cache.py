@@ -150,9 +150,9 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def _digest(inputs: Inputs) -> tuple[Tensor, ...]:
     """What changes with the values of weight and threshold; empty off the CPU.
 
-    The sums of the weight's bits along its rows and along its columns notice the smallest change of
-    any one weight. They wrap around, and so miss some changes of all weights at once: another sign,
-    a power of two. The product with a fixed vector notices those.
+    The sums of the bits of each row notice the smallest change of any one weight. They wrap around,
+    and so miss some changes of all weights at once (another sign, a power of two), and of their
+    order; the product with a fixed vector notices those.
     """
     weight, threshold = inputs.weight.detach(), inputs.threshold.detach()
     if weight.device.type != "cpu":
@@ -162,7 +162,6 @@ def _digest(inputs: Inputs) -> tuple[Tensor, ...]:
     real = rows if rows.element_size() >= 4 else rows.float()
     parts = (
         bits.sum(1, dtype=bits.dtype),
-        bits.sum(0, dtype=bits.dtype),
         torch.mv(real, _vector(real.shape[1], real.dtype)),
     )
     # A threshold of no dimensions is part of the stamp.

@@ -58,7 +58,11 @@ def formula(
     if rescale:
         layout = Layout(tuple(channel_dims), groups)
         view, dims = channel_view(weight, layout)
-        channel_view(out, layout)[0].mul_(rescale_factor(view, bound, dims))
+        scaled = channel_view(out, layout)[0]
+        # 0 + ŵ·c, in one pass: the sum makes negative zeros positive.
+        torch.addcmul(out.new_zeros(1), scaled, rescale_factor(view, bound, dims), out=scaled)
+    else:
+        out.add_(0.0)
     if threshold.device.type != "cpu":
         torch.where(threshold < 0, weight, out, out=out)
 
