@@ -7,8 +7,8 @@ the weight and the threshold, which writes through ``.data`` or NumPy change wit
 other devices such a digest would have to be waited for; there a forward without gradients computes
 anew, and one with gradients relies on the counters.
 
-Only parameters that eager forwards ask for are kept; what a compiled graph or FSDP2 uses is never
-asked for here. Entries die with their parameters and are no part of any model.
+Only what forwards ask for is kept, and only of parameters themselves: FSDP2's are gathered anew for
+each forward. Entries die with their parameters and are no part of any model.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ _LOCK = threading.Lock()
 
 
 def lookup(inputs: Inputs, *, differentiable: bool) -> Tensor | None:
-    """The effective weight of a parameter as an alias of the kept one, fresh; ``None`` if not kept.
+    """The effective weight of a parameter as it is now; ``None`` if it is not kept.
+
+    With gradients an alias of the kept one. Without them a copy: a compiled graph, which calls the
+    operator without gradients, may take its result's memory for something else.
 
     Args:
         inputs: What it would be computed from; only that of parameters is kept.
@@ -68,21 +71,21 @@ def lookup(inputs: Inputs, *, differentiable: bool) -> Tensor | None:
     weight = inputs.weight
     if not _can_be_kept(weight) or _get_current_dispatch_mode() is not None:
         return None
+    if not differentiable and weight.device.type != "cpu":
+        return None
     entry = _ENTRIES.get(weight)
     if entry is None:
         _WANTED[weight] = True
-        return None
-    if not differentiable and weight.device.type != "cpu":
         return None
     with _LOCK:
         entry.used = True
         if not entry.is_fresh(inputs):
             # A forward under way may hold the other one.
             entry.compute(inputs, in_place=False)
-    # An alias shares the version counter: a graph that outlives the next refresh gets autograd's
-    # error instead of other weights.
-    alias: Tensor = entry.effective.detach()
-    return alias
+        # An alias shares the version counter: a graph that outlives the next refresh gets
+        # autograd's error instead of other weights.
+        alias: Tensor = entry.effective.detach()
+        return alias if differentiable else alias.clone()
 
 
 def refresh(sites: Iterable[Inputs]) -> None:

@@ -174,7 +174,7 @@ def test_the_gradients(name: str, kind: str, dtype: torch.dtype) -> None:
     if name in ("st3", "feather"):  # straight through, as far as Feather's target is below 0.95
         assert torch.equal(case.weight_grad, case.upstream)
         return
-    tolerance = {"rtol": 2e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps}
+    rtol = 2e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
     total = 0.0
     for index, (own, level) in enumerate(zip(channels(kind), levels(case, kind), strict=True)):
         w, g = case.weight.detach()[own].double(), case.upstream[own].double()
@@ -183,7 +183,8 @@ def test_the_gradients(name: str, kind: str, dtype: torch.dtype) -> None:
             continue
         rule = dst_gradient if name == "dst" else str_gradient
         expected, threshold_grad = rule(w, level, g)
-        torch.testing.assert_close(case.weight_grad[own].double(), expected, atol=1e-6, **tolerance)
+        actual_grad = case.weight_grad[own].double()
+        torch.testing.assert_close(actual_grad, expected, atol=1e-6, rtol=rtol)
         assert case.threshold_grad is not None
         if name == "dst":
             actual = case.threshold_grad.flatten()[index].item()
@@ -340,7 +341,8 @@ def test_opcheck(name: str, frozen: bool) -> None:
     place = Site("w", ("w",), (6, 4, 2), "any", Layout((0, 2), 3), ("",), groups=3)
     threshold = method.trial(place, weight).requires_grad_(name in ("dst", "str"))
     mask = torch.rand(6, 4, 2) > 0.5 if frozen else NO_MASK
-    torch.library.opcheck(method.op, (weight, threshold, mask, *method.constants(place)))
+    operator: Any = method.op
+    torch.library.opcheck(operator, (weight, threshold, mask, *method.constants(place)))
 
 
 def test_a_sum_over_a_layer_does_not_overflow_in_half_precision() -> None:

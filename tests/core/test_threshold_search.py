@@ -34,7 +34,7 @@ def by_sorting(weights: Sequence[Tensor], scales: Sequence[float], sparsity: flo
     values = scores_of(weights, scales).sort().values
     index = (len(values) - 1) * sparsity
     low, high = values[math.floor(index)], values[math.ceil(index)]
-    return (low + (high - low) * (index - math.floor(index))).item()
+    return float(low + (high - low) * (index - math.floor(index)))
 
 
 def by_cost(
