@@ -40,7 +40,7 @@ class SectionedCommand(click.Command):
                     formatter.write_dl(rows)
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType):  # type: ignore[type-arg] # generic in newer releases of click
     """Numbers with commas between them."""
 
     name = "numbers"

@@ -76,8 +76,10 @@ def train_spec(
         session, main = run.session, run.session.accelerator.is_main_process
         if checkpoint is not None:
             restore(session, checkpoint)
-        elif main:
-            folder.create(settings)
+        else:
+            _begin_anew(session, settings.spec)
+            if main:
+                folder.create(settings)
         session.accelerator.wait_for_everyone()
         start_trackers(session)
         session.report.begin(outline(session, run.name, run.data))
@@ -128,7 +130,7 @@ def _prepared(settings: Settings, folder: RunFolder, report: Reporter) -> Iterat
         model, recipe = (
             _from_spec(settings, data, steps, report.stage)
             if bundle is None
-            else _from_bundle(settings, bundle, steps, report)
+            else _from_bundle(settings, bundle, steps, report.stage)
         )
         report.stage("prepare")
         with warnings.catch_warnings():
@@ -203,15 +205,11 @@ def _as_text(example: Any) -> tuple[str, ...] | None:
 
 
 def _from_bundle(
-    settings: Settings, recipe: Recipe, steps: int, report: Reporter
+    settings: Settings, recipe: Recipe, steps: int, progress: Callable[[str], None]
 ) -> tuple[nn.Module, Recipe]:
-    report.stage("load")
+    progress("load")
     method = adjusted(methods.from_dict(recipe.method), settings)
     model = load_bundle(settings.spec)
-    step = model.get_buffer("st3fx_step")
-    if int(step):
-        report.note(f"{settings.spec} was trained for {int(step)} steps: its schedule begins anew")
-        step.zero_()
     plan = dataclasses.replace(model.st3fx_plan, target=method.target)  # type: ignore[type-var]
     model.__dict__.update(
         st3fx_method=method,
@@ -225,6 +223,14 @@ def _from_bundle(
         total_steps=steps,
         update_every=settings.update_every,
     )
+
+
+def _begin_anew(session: Session, spec: str) -> None:
+    """Set the step of a bundle that was trained before to 0; its weights stay."""
+    step = session.plain.get_buffer("st3fx_step")
+    if int(step):
+        session.report.note(f"{spec} was trained for {int(step)} steps: its schedule begins anew")
+        step.zero_()
 
 
 def _write(run: Prepared, result: TrainResult, model: nn.Module) -> TrainResult:

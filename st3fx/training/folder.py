@@ -97,6 +97,12 @@ class RunFolder:
         except OSError as error:
             raise TrainError(f"cannot write {self.path}: {error.strerror or error}") from error
 
+    def tidy(self) -> None:
+        """Remove what a killed process left half-written."""
+        for folder in (self.path, self.last.parent):
+            for left in (*folder.glob(".*.part"), *folder.glob(".*.old")):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
 
 def find_run(path: Path) -> tuple[RunFolder, Path]:
     """The run at ``path`` and the checkpoint that is meant.
@@ -110,4 +116,7 @@ def find_run(path: Path) -> tuple[RunFolder, Path]:
     folder = RunFolder(path.parent.parent if path.is_file() else path)
     if not folder.settings.is_file():
         raise TrainError(f"no run in {folder.path}: it has no {SETTINGS}")
-    return folder, path if path.is_file() else folder.last
+    checkpoint = path if path.is_file() else folder.last
+    if not checkpoint.is_file():
+        raise TrainError(f"{folder.path} has no checkpoint yet: start it anew with --force")
+    return folder, checkpoint

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from st3fx.errors import TrainError
-from st3fx.messages import describe, suggest
+from st3fx.messages import suggest
 from st3fx.training.folder import RunFolder
 from st3fx.training.settings import Settings
 
@@ -25,6 +25,9 @@ def make_accelerator(settings: Settings, folder: RunFolder) -> Accelerator:
         TrainError: When this machine cannot do what is asked for.
     """
     _check_trackers(settings.log_with)
+    if settings.precision == "fp16" and not torch.cuda.is_available():
+        # Accelerate would compute in fp32 without a word.
+        raise TrainError("precision = fp16 needs a GPU: give --precision bf16 or no")
     plugin = None
     if settings.fsdp:
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
@@ -41,7 +44,7 @@ def make_accelerator(settings: Settings, folder: RunFolder) -> Accelerator:
         )
     except (ValueError, RuntimeError) as error:
         release()
-        raise TrainError(f"cannot train here: {describe(error)}") from error
+        raise TrainError(f"cannot train here: {error}") from error
 
 
 def release() -> None:

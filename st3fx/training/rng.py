@@ -20,7 +20,8 @@ from st3fx.state import preserved_rng, seed_everything
 def rng_state() -> dict[str, Any]:
     """All generators' states; only tensors, numbers, lists and dicts, to be stored anywhere."""
     version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
+    of_numpy: Any = np.random.get_state()
+    name, keys, position, has_gauss, cached = of_numpy
     return {
         "python": [version, torch.tensor(numbers), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],

@@ -24,7 +24,7 @@ def save(session: Session, *, best: bool = False) -> None:
         CheckpointError: When it cannot be written; the one before is there still.
     """
     session.require_finite()
-    accelerator, folder = session.accelerator, session.folder
+    accelerator = session.accelerator
     model, optimizer = get_states(accelerator, session.plain, session.optimizer)
     average, scaler = session.average, accelerator.scaler
     ranks = gather_object([{"rng": rng_state(), "running": session.running.state()}])
@@ -44,14 +44,24 @@ def save(session: Session, *, best: bool = False) -> None:
             scaler=None if scaler is None else scaler.state_dict(),
             ranks=ranks,
         )
+        _write(session, checkpoint, best=best)
+    session.saved = session.step
+    accelerator.wait_for_everyone()
+
+
+def _write(session: Session, checkpoint: Checkpoint, *, best: bool) -> None:
+    folder = session.folder
+    try:
         if best:
             # The best one first: a kill between the two repeats the epoch, and finds it again.
             checkpoint.save(folder.best)
             copy_file(folder.best, folder.last)
         else:
             checkpoint.save(folder.last)
-    session.saved = session.step
-    accelerator.wait_for_everyone()
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; {session.kept}: make room, and go on with --resume {folder.path}"
+        ) from error
 
 
 def stop_if_asked(session: Session) -> None:
@@ -98,4 +108,5 @@ def restore(session: Session, path: Path, *, read_only: bool = False) -> None:
     session.best, session.saved = saved.best, saved.step
     if accelerator.is_main_process and not read_only:
         session.log.cut(saved.log_bytes)
+        session.folder.tidy()
     set_rng_state(rank["rng"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import nn
@@ -45,8 +47,11 @@ def score(session: Session, epoch: int, *, keep: bool = False) -> tuple[Scores, 
         if number is not None:
             raise Interrupted(number)
 
-    batches = session.batches.sample(epoch, settings.bn_recalibrate)
-    with preserved_rng(), recalibrated(model, batches, session.to_format, keep=keep):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(preserved_rng())
+        if settings.bn_recalibrate:
+            batches = session.batches.sample(epoch, settings.bn_recalibrate)
+            stack.enter_context(recalibrated(model, batches, session.to_format, keep=keep))
         scores = evaluate(
             model, session.test, accelerator, to_format=session.to_format, between=stop_if_asked
         )

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from st3fx.errors import StateError, TrainError
+from st3fx.shards import local
 from st3fx.sparsifier import Sparsifier
 from st3fx.training import gauge
 from st3fx.training.average import Average
@@ -142,26 +143,29 @@ class Session:
             raise self.lost("a weight") from error
 
     def require_finite(self) -> None:
-        """Fail if a weight is not a number any more. Waits for the device.
+        """Fail if a weight or a statistic is not a number any more. Waits for the device.
 
         Raises:
             TrainError: Then.
         """
-        norms = torch.stack([p.detach().float().norm() for p in self.plain.parameters()])
-        if not bool(norms.sum().isfinite()):
+        tensors = (*self.plain.parameters(), *self.plain.buffers())
+        finite = torch.stack([local(tensor).isfinite().all() for tensor in tensors]).all()
+        if not bool(self.accelerator.gather(finite.reshape(1)).all()):
             raise self.lost("a weight")
 
     def lost(self, what: str) -> TrainError:
         """The error for a run that has left the numbers."""
-        kept = (
-            f"the checkpoint of step {self.saved} is kept in {self.folder.last}"
-            if self.folder.last.exists()
-            else "nothing was saved yet"
-        )
         return TrainError(
             f"{what} is not a number any more at step {self.step}: try a smaller --lr, --clip-grad "
-            f"or --warmup-epochs; {kept}"
+            f"or --warmup-epochs; {self.kept}"
         )
+
+    @property
+    def kept(self) -> str:
+        """What is left when the run ends here."""
+        if not self.folder.last.exists():
+            return "nothing was saved yet"
+        return f"the checkpoint of step {self.saved} is kept"
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row to the log and give its numbers to the trackers."""
@@ -170,4 +174,7 @@ class Session:
         kind = row["kind"]
         values = {f"{kind}/{name}": value for name, value in row.items()
                   if isinstance(value, int | float) and name not in ("step", "epoch")}  # fmt: skip
-        self.accelerator.log(values, step=self.step)
+        try:
+            self.accelerator.log(values, step=self.step)
+        except OSError as error:
+            raise TrainError(f"cannot write the trackers' files: {error}; {self.kept}") from error

@@ -7,8 +7,6 @@ Each field carries its help text and its other spellings, so that the command li
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -195,12 +193,6 @@ class Settings:
         """All settings by name, as plain values."""
         return dataclasses.asdict(self)
 
-    @property
-    def digest(self) -> str:
-        """A hash of everything that the weights depend on."""
-        fixed = {name: value for name, value in self.to_dict().items() if name not in FREE}
-        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
-
 
 FREE = {field.name for field in dataclasses.fields(Settings) if field.metadata["free"]}
 """Names of the settings that may change when a run is resumed."""
@@ -220,7 +212,7 @@ def from_dict(values: Mapping[str, Any], where: str) -> Settings:
     for name in values:
         if name not in known:
             raise TrainError(f"{where} has an unknown setting {name!r}{suggest(name, known)}")
-    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
         return Settings(**tuples)
     except TrainError as error:
@@ -240,7 +232,8 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
         raise TrainError(f"{name} = {value!r}: give {_WORDS[kind]}")
     if allowed["choices"] and value not in allowed["choices"]:
         raise TrainError(f"{name} = {value!r}: give {' or '.join(allowed['choices'])}")
-    for number in value if kind == "tuple" else (value,):
+    numbers: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+    for number in numbers:
         _check_range(name, number, allowed["least"], allowed["below"])
 
 

@@ -17,7 +17,7 @@ _WHOLE = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether parameters are spread over the processes."""
-    return accelerator.distributed_type == DistributedType.FSDP
+    return bool(accelerator.distributed_type == DistributedType.FSDP)
 
 
 def get_states(
