@@ -25,7 +25,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from st3fx.formula import Inputs
+from st3fx.formula import Inputs, Job, evaluate
 from st3fx.functional import in_memory_order
 
 
@@ -38,14 +38,17 @@ class _Entry:
     digest: tuple[Tensor, ...] = ()
     used: bool = True
 
-    def compute(self, inputs: Inputs, *, in_place: bool) -> None:
-        """Compute it anew.
+    def make_room(self, weight: Tensor, *, in_place: bool) -> Tensor:
+        """What to compute it into.
 
         In place no new memory is touched, and a graph that still holds it gets autograd's error.
         """
-        if not in_place or not _alike(self.effective, inputs.weight):
-            self.effective = torch.empty_like(inputs.weight, requires_grad=False)
-        inputs.evaluate(self.effective)
+        if not in_place or not _alike(self.effective, weight):
+            self.effective = torch.empty_like(weight, requires_grad=False)
+        return self.effective
+
+    def note(self, inputs: Inputs) -> None:
+        """It was computed from these."""
         self.stamp, self.digest = _stamp(inputs), _digest(inputs)
 
     def is_fresh(self, inputs: Inputs) -> bool:
@@ -81,7 +84,8 @@ def lookup(inputs: Inputs, *, differentiable: bool) -> Tensor | None:
         entry.used = True
         if not entry.is_fresh(inputs):
             # A forward under way may hold the other one.
-            entry.compute(inputs, in_place=False)
+            inputs.evaluate(entry.make_room(weight, in_place=False))
+            entry.note(inputs)
         # An alias shares the version counter: a graph that outlives the next refresh gets
         # autograd's error instead of other weights.
         alias: Tensor = entry.effective.detach()
@@ -92,21 +96,27 @@ def refresh(sites: Iterable[Inputs]) -> None:
     """Compute the effective weights of the sites that forwards have asked for since last time."""
     # Made in inference mode, they could not be saved for a backward later on.
     with _LOCK, torch.inference_mode(False), torch.no_grad():
-        for inputs in sites:
-            weight = inputs.weight
-            if not _can_be_kept(weight):
-                continue
-            if weight in _WANTED:
-                del _WANTED[weight]
-                _ENTRIES[weight] = _Entry(torch.empty(0))
-            entry = _ENTRIES.get(weight)
-            if entry is None:
-                continue
-            if not entry.used:  # a compiled graph has taken over
-                del _ENTRIES[weight]
-                continue
-            entry.compute(inputs, in_place=True)
+        entries = [(inputs, entry) for inputs in sites if (entry := _asked_for(inputs.weight))]
+        evaluate(
+            [Job(i, entry.make_room(i.weight, in_place=True)) for i, entry in entries],
+        )
+        for inputs, entry in entries:
+            entry.note(inputs)
             entry.used = False
+
+
+def _asked_for(weight: Tensor) -> _Entry | None:
+    """The entry of a weight that forwards ask for: a new one, or the present one if it was used."""
+    if not _can_be_kept(weight):
+        return None
+    if weight in _WANTED:
+        del _WANTED[weight]
+        _ENTRIES[weight] = _Entry(torch.empty(0))
+    entry: _Entry | None = _ENTRIES.get(weight)
+    if entry is not None and not entry.used:  # a compiled graph has taken over
+        del _ENTRIES[weight]
+        return None
+    return entry
 
 
 def forget(weights: Iterable[Tensor]) -> None:

@@ -32,7 +32,7 @@ ONLY_IN = {
 }
 """Packages that a single layer may use."""
 
-CORE_MAY_USE = {*sys.stdlib_module_names, "numpy", "torch"}
+CORE_MAY_USE = {*sys.stdlib_module_names, "numpy", "torch", "triton"}
 
 
 def layer(module: str) -> str:
@@ -47,7 +47,7 @@ def layer(module: str) -> str:
         return "passes"
     if name in API:
         return "api"
-    return "core" if name in CORE or name == "methods" else "engines"
+    return "core" if name in CORE or name in ("gpu", "methods") else "engines"
 
 
 def modules(root: Path) -> dict[str, str]:

@@ -9,8 +9,8 @@ and sharded weights need only the counts summed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -70,67 +70,86 @@ def _next_kernel(
     tl.atomic_min(result, tl.min(best, axis=0))
 
 
-Reduce = Callable[[Tensor, str], None]
-"""Combines a tensor over processes in place, by ``"sum"`` or ``"min"``."""
+class Group(NamedTuple):
+    """Sites whose parts are spread over the same processes.
+
+    Attributes:
+        table: Of :func:`st3fx.gpu.chunks.chunk_table`; may have no rows.
+        reduce: Combines a tensor over these processes in place, by ``"sum"`` or ``"min"``.
+    """
+
+    table: Tensor
+    reduce: Callable[[Tensor, str], None]
 
 
-def select(table: Tensor, need: int, reduce: Reduce) -> tuple[Tensor, Tensor]:
+def select(groups: Sequence[Group], need: int) -> tuple[Tensor, Tensor]:
     """The smallest score up to which all scores cost ``need``, as bits, and that cost.
 
     Args:
-        table: Of :func:`st3fx.gpu.chunks.chunk_table`.
+        groups: All sites, on one device.
         need: 1 or more.
-        reduce: Over the processes that hold other parts.
 
     Returns:
         0-dimensional int32 and int64 tensors on the device.
     """
-    device = table.device
+    device = groups[0].table.device
     prefix = torch.zeros((), dtype=torch.int32, device=device)
     missing = torch.full((), need, dtype=torch.int64, device=device)
     upto = torch.zeros((), dtype=torch.int64, device=device)
     for above, shift, width in ((31, 20, 11), (20, 10, 10), (10, 0, 10)):
-        counts = torch.zeros(1 << width, dtype=torch.int64, device=device)
-        _count_kernel[(len(table),)](
-            table, prefix, counts, above, shift, 1 << width, CHUNK, _BLOCK
-        )
-        reduce(counts, "sum")
+        counts = _count(groups, prefix, above, shift, width)
         cumulative = counts.cumsum(0)
         index = torch.searchsorted(cumulative, missing).clamp_max((1 << width) - 1)
         below = cumulative[index] - counts[index]
         missing = missing - below
         upto = upto + below
         prefix = (prefix << width) | index.to(torch.int32)
-        last = counts[index]
-    return prefix, upto + last
+    return prefix, upto + counts[index]
 
 
-def next_score(table: Tensor, score: Tensor, reduce: Reduce) -> Tensor:
+def _count(groups: Sequence[Group], prefix: Tensor, above: int, shift: int, width: int) -> Tensor:
+    """Cost of the scores with these first bits, by their next ``width`` bits."""
+    total = torch.zeros(1 << width, dtype=torch.int64, device=prefix.device)
+    for table, reduce in groups:
+        counts = torch.zeros_like(total)
+        if len(table):
+            _count_kernel[(len(table),)](
+                table, prefix, counts, above, shift, 1 << width, CHUNK, _BLOCK
+            )
+        reduce(counts, "sum")
+        total += counts
+    return total
+
+
+def next_score(groups: Sequence[Group], score: Tensor) -> Tensor:
     """The bits of the smallest score above ``score`` (bits too); the largest int if none is."""
-    result = torch.full((), _LARGEST, dtype=torch.int32, device=table.device)
-    _next_kernel[(len(table),)](table, score, result, CHUNK, _BLOCK)
-    reduce(result, "min")
-    return result
+    best = torch.full((), _LARGEST, dtype=torch.int32, device=score.device)
+    for table, reduce in groups:
+        result = torch.full_like(best, _LARGEST)
+        if len(table):
+            _next_kernel[(len(table),)](table, score, result, CHUNK, _BLOCK)
+        reduce(result, "min")
+        best = torch.minimum(best, result)
+    return best
 
 
-def quantile(table: Tensor, total: int, fraction: float, reduce: Reduce) -> Tensor:
+def quantile(groups: Sequence[Group], total: int, fraction: float) -> Tensor:
     """The linear quantile of all scores; see :mod:`st3fx.threshold`.
 
     Args:
-        table: Of :func:`st3fx.gpu.chunks.chunk_table`, with costs of 1.
+        groups: All sites, with costs of 1.
         total: Scores in all processes.
         fraction: Above 0 and below 1.
-        reduce: Over the processes that hold other parts.
 
     Returns:
         0-dimensional fp32 tensor on the device.
     """
     index = (total - 1) * fraction
     rank = math.floor(index)
-    bits, upto = select(table, rank + 1, reduce)
+    bits, upto = select(groups, rank + 1)
     low = bits.view(torch.float32)
     if index == rank:
         return low
-    above = next_score(table, bits, reduce)
+    above = next_score(groups, bits)
     high = torch.where(upto >= rank + 2, bits, above).view(torch.float32)
     return low + (high - low) * (index - rank)

@@ -1,7 +1,7 @@
-"""ST-3's effective weights on a GPU: one program for each output channel, one launch for all sites.
+"""ST-3's effective weights on a GPU: a program for each output channel, one launch for all sites.
 
-The same program makes a single site's weights and those of a whole model, so that both are equal bit
-for bit. See :mod:`st3fx.methods.st3` for the formula.
+The same program makes a single site's weights and those of a whole model, so that both are equal
+bit for bit. See :mod:`st3fx.methods.st3` for the formula.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 _BLOCK = 1024
 
 
-class Job(NamedTuple):
+class Channels(NamedTuple):
     """One site.
 
     Attributes:
@@ -63,16 +63,16 @@ def _soft_kernel(table: Any, smallest: Any, BLOCK: tl.constexpr) -> None:
 
 
 def fits(weight: Tensor, channel_dims: Sequence[int], groups: int) -> bool:
-    """Whether the kernel can do a site: fp32, output channels first, each in one piece of memory."""
+    """Whether the kernel does a site: fp32, output channels first, each in one piece of memory."""
     if weight.dtype != torch.float32 or tuple(channel_dims) != (0,) or groups != 1:
         return False
     channel = weight[:1]
-    order = sorted(range(1, weight.dim()), key=lambda dim: -weight.stride(dim))
+    order = sorted(range(1, weight.dim()), key=weight.stride, reverse=True)
     dense = channel.permute(0, *order).is_contiguous()
     return dense and (len(weight) == 1 or weight.stride(0) == channel.numel())
 
 
-def soft_threshold(jobs: Sequence[Job], smallest: float) -> None:
+def soft_threshold(jobs: Sequence[Channels], smallest: float) -> None:
     """Write the effective weights of all jobs, in one launch.
 
     Args:

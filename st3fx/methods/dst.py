@@ -69,7 +69,8 @@ def gradient(
     return weight_grad.reshape(weight.shape), threshold_grad.to(threshold.dtype)
 
 
-OP = ops.define("trained_threshold", "int[] channel_dims, int groups", formula, gradient)
+FORMULA = Formula(formula)
+OP = ops.define("trained_threshold", "int[] channel_dims, int groups", FORMULA, gradient)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class DST(LearnedMethod):
 
     name: ClassVar[str] = "dst"
     op: ClassVar[ops.Op] = OP
-    formula: ClassVar[Formula] = staticmethod(formula)
+    formula: ClassVar[Formula] = FORMULA
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha < float("inf"):

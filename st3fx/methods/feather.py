@@ -49,7 +49,8 @@ def gradient(
     return torch.where(above(weight, threshold), grad, grad * pruned_gradient), None
 
 
-OP = ops.define("power_threshold", "float p, float pruned_gradient", formula, gradient)
+FORMULA = Formula(formula)
+OP = ops.define("power_threshold", "float p, float pruned_gradient", FORMULA, gradient)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Feather(ScheduledMethod):
 
     name: ClassVar[str] = "feather"
     op: ClassVar[ops.Op] = OP
-    formula: ClassVar[Formula] = staticmethod(formula)
+    formula: ClassVar[Formula] = FORMULA
     straight_through: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from st3fx import ops
@@ -29,7 +28,8 @@ def gradient(grad: Tensor, weight: Tensor, threshold: Tensor) -> tuple[Tensor, N
     return grad * above(weight, threshold), None
 
 
-OP = ops.define("hard_threshold", "", formula, gradient)
+FORMULA = Formula(formula)
+OP = ops.define("hard_threshold", "", FORMULA, gradient)
 
 
 @dataclass(frozen=True)
@@ -47,5 +47,5 @@ class GMP(ScheduledMethod):
 
     name: ClassVar[str] = "gmp"
     op: ClassVar[ops.Op] = OP
-    formula: ClassVar[Formula] = staticmethod(formula)
+    formula: ClassVar[Formula] = FORMULA
     straight_through: ClassVar[bool] = False

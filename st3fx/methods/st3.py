@@ -20,10 +20,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from st3fx import ops
+from st3fx import gpu, ops
 from st3fx.errors import MethodError
-from st3fx.formula import Formula, Inputs
-from st3fx.functional import channel_view, is_inactive, soft, zero_up_to_
+from st3fx.formula import Formula, Inputs, Job
+from st3fx.functional import channel_view, is_inactive, smallest_threshold, soft, zero_up_to_
 from st3fx.methods.base import ScheduledMethod
 from st3fx.sites import Layout, Site
 
@@ -67,7 +67,27 @@ def formula(
         torch.where(threshold < 0, weight, out, out=out)
 
 
-OP = ops.define("soft_threshold", "int[] channel_dims, int groups, bool rescale", formula)
+def on_gpu(jobs: Sequence[Job]) -> list[Job]:
+    """One launch for all sites that the kernel fits; the others."""
+    devices = {job.inputs.weight.device for job in jobs}
+    if len(devices) > 1 or not gpu.available(devices.pop()):
+        return list(jobs)
+    from st3fx.gpu import soft as kernel  # noqa: PLC0415 (Triton is not everywhere)
+
+    fitting, rest = [], []
+    for job in jobs:
+        _, weight, threshold, _, (channel_dims, groups, rescale) = job.inputs
+        if kernel.fits(weight, channel_dims, groups) and threshold.dtype == torch.float32:
+            fitting.append(kernel.Channels(weight, threshold, job.out, rescale))
+        else:
+            rest.append(job)
+    if fitting:
+        kernel.soft_threshold(fitting, smallest_threshold(torch.float32))
+    return rest
+
+
+FORMULA = Formula(formula, on_gpu)
+OP = ops.define("soft_threshold", "int[] channel_dims, int groups, bool rescale", FORMULA)
 
 
 def effective_weight(weight: Tensor, threshold: Tensor, layout: Layout, rescale: bool) -> Tensor:
@@ -84,7 +104,7 @@ def effective_weight(weight: Tensor, threshold: Tensor, layout: Layout, rescale:
     """
     out = torch.empty_like(weight, requires_grad=False)
     constants = (layout.channel_dims, layout.groups, rescale)
-    Inputs(formula, weight, threshold, torch.empty(0), constants).evaluate(out)
+    Inputs(FORMULA, weight, threshold, torch.empty(0), constants).evaluate(out)
     return out
 
 
@@ -109,7 +129,7 @@ class ST3(ScheduledMethod):
 
     name: ClassVar[str] = "st3"
     op: ClassVar[ops.Op] = OP
-    formula: ClassVar[Formula] = staticmethod(formula)
+    formula: ClassVar[Formula] = FORMULA
 
     def __post_init__(self) -> None:
         super().__post_init__()

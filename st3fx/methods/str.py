@@ -43,7 +43,8 @@ def gradient(grad: Tensor, weight: Tensor, threshold: Tensor) -> tuple[Tensor, T
     return weight_grad, threshold_grad.to(threshold.dtype)
 
 
-OP = ops.define("sigmoid_threshold", "", formula, gradient)
+FORMULA = Formula(formula)
+OP = ops.define("sigmoid_threshold", "", FORMULA, gradient)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class STR(LearnedMethod):
 
     name: ClassVar[str] = "str"
     op: ClassVar[ops.Op] = OP
-    formula: ClassVar[Formula] = staticmethod(formula)
+    formula: ClassVar[Formula] = FORMULA
 
     def __post_init__(self) -> None:
         if not -float("inf") < self.initial <= -150.0:

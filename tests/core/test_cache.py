@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import st3fx
-from st3fx import cache
-from st3fx.formula import Inputs
+from st3fx import cache, formula
+from st3fx.formula import Job
 from st3fx.forward import sparse_forwards
 from st3fx.methods import DST, GMP, STR, Feather
 
@@ -78,13 +78,13 @@ def prune(model: nn.Module) -> None:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of the effective weights that are computed, in order."""
     shapes: list[tuple[int, ...]] = []
-    original = Inputs.evaluate
+    original = formula._evaluate_one
 
-    def evaluate(self: Inputs, out: Tensor) -> None:
-        shapes.append(tuple(out.shape))
-        original(self, out)
+    def evaluate(job: Job) -> None:
+        shapes.append(tuple(job.out.shape))
+        original(job)
 
-    monkeypatch.setattr(Inputs, "evaluate", evaluate)
+    monkeypatch.setattr(formula, "_evaluate_one", evaluate)
     return shapes
 
 
