@@ -37,6 +37,12 @@ class Spread:
         result: list[float] = tensor.tolist()
         return result
 
+    def reduce_tensor(self, tensor: Tensor, how: str) -> None:
+        """Combine a tensor in place by ``"sum"`` or ``"min"``, without waiting for it."""
+        op = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN}[how]
+        for dim in self.dims if self.mesh is not None else ():
+            dist.all_reduce(tensor, op, group=self.mesh.get_group(dim))  # type: ignore[union-attr]
+
 
 def spread_of(weight: Tensor) -> Spread:
     """How a weight is split.

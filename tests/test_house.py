@@ -17,8 +17,8 @@ LAYERS = ("core", "passes", "engines", "api", "cli")
 """From the bottom up. A module imports from its own layer and those below."""
 
 CORE = {
-    "cache", "calls", "errors", "formula", "forward", "functional", "graphs", "inputs", "masks",
-    "messages", "ops", "scan", "schedule", "selection", "shards", "sites", "state", "threshold",
+    "band", "bracket", "cache", "calls", "errors", "floats", "formula", "forward", "functional",
+    "graphs", "inputs", "masks", "messages", "ops", "scan", "schedule", "selection", "shards", "sites", "state", "threshold",
     "version",
 }  # fmt: skip
 API = {"api", "driver", "workflow"}

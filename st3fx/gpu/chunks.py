@@ -36,4 +36,4 @@ def _table(
         for (address, numel), cost, scale in zip(places, costs, bits, strict=True)
         for start in range(0, numel, CHUNK)
     ]
-    return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
+    return torch.tensor(rows, dtype=torch.int64).view(-1, 4).to(device, non_blocking=True)

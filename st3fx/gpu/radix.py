@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from st3fx.gpu.chunks import CHUNK
+from st3fx.band import ScoredSite
+from st3fx.gpu.chunks import CHUNK, chunk_table
 
 _BLOCK = 2048
 _LARGEST = 0x7FFFFFFF
@@ -80,6 +81,17 @@ class Group(NamedTuple):
 
     table: Tensor
     reduce: Callable[[Tensor, str], None]
+
+
+def groups_of(sites: Sequence[ScoredSite]) -> list[Group]:
+    """Sites, all on one GPU, by the processes that hold the rest of them."""
+    groups = []
+    for spread in dict.fromkeys(site.spread for site in sites):
+        own = [site for site in sites if site.spread == spread]
+        tensors = [site.source.weight.detach() for site in own]
+        table = chunk_table(tensors, [s.source.scale for s in own], [s.cost for s in own])
+        groups.append(Group(table, spread.reduce_tensor))
+    return groups
 
 
 def select(groups: Sequence[Group], need: int) -> tuple[Tensor, Tensor]:

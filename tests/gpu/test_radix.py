@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from st3fx import gpu
 from st3fx.gpu.chunks import CHUNK, chunk_table
 from st3fx.gpu.radix import Group, next_score, quantile, select
 from st3fx.threshold import GlobalThreshold, global_threshold
@@ -100,3 +101,14 @@ def test_the_table_follows_the_memory() -> None:
     assert table[:, 0].tolist() == [weight.data_ptr() + 4 * CHUNK * i for i in range(3)]
     assert chunk_table([weight], [1.0], [1]) is table
     assert chunk_table([weight[5:]], [1.0], [1])[0, 0].item() == weight.data_ptr() + 20
+
+
+def test_the_finder_takes_the_kernels_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, scales, costs = weights("ties"), [1.0, 0.3, 0.7], [3, 50, 1]
+    tensors[0] = tensors[0].t()  # memory in another order
+    expected = [GlobalThreshold().find(tensors, scales, 0.9, c) for c in (None, costs)]
+    monkeypatch.setattr(gpu, "available", lambda device: True)
+    finder = GlobalThreshold()
+    actual = [finder.find(tensors, scales, 0.9, c) for c in (None, costs)]
+    assert all(torch.equal(*pair) for pair in zip(expected, actual, strict=True))
+    assert finder.passes == 0  # the host counted nothing
