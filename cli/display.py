@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Collection
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
@@ -58,7 +59,7 @@ class PlainReport:
         """The run in one line."""
         self._outline = outline
         self._clock.start(outline)
-        self._out.print(headline(outline))
+        self._out.print("; ".join(headline(outline)))
 
     def step(self, step: int) -> None:
         """Counted for the time that is left."""
@@ -101,7 +102,8 @@ class LiveReport:
         self._clock = Clock()
         self._outline: Outline | None = None
         self._row: TrainRow | None = None
-        self._losses: deque[float] = deque(maxlen=24)
+        self._losses: deque[float] = deque(maxlen=16)
+        self._accuracies: deque[float] = deque(maxlen=16)
         self._stage = "starting"
         self._spinner = Spinner("dots")
         # Twice a second: drawing takes time from training on a machine with few cores.
@@ -131,7 +133,9 @@ class LiveReport:
         self._clock.start(outline)
         self._outline = outline
         self._stage = ""
-        self._console.print(Text(headline(outline)), soft_wrap=True)
+        first, second = headline(outline)
+        self._console.print(Text(first, style="bold"))
+        self._console.print(Text(second, style="dim"))
 
     def step(self, step: int) -> None:
         """Move the bar; it is drawn with the next refresh."""
@@ -141,9 +145,11 @@ class LiveReport:
         """Show the numbers from the next refresh on."""
         self._row = row
         self._losses.append(row.loss)
+        self._accuracies.append(row.accuracy)
 
     def evaluation(self, row: EvalRow) -> None:
         """A line that stays."""
+        self._stage = ""
         line = Text(f"epoch {row.epoch:>{len(str(self._epochs))}}/{self._epochs}  ", style="dim")
         line.append(score_line(row), style="bold green" if row.best else "default")
         self._console.print(line)
@@ -161,7 +167,7 @@ class LiveReport:
         return self._outline.epochs if self._outline is not None else 0
 
     def _render(self) -> RenderableType:
-        if self._outline is None or self._stage:
+        if self._outline is None:
             return _beside(self._spinner, self._stage)
         outline, step = self._outline, self._clock.step
         bar = Table.grid(padding=(0, 1), expand=True)
@@ -177,6 +183,8 @@ class LiveReport:
             Group(bar, *self._numbers(outline)),
             title=Text(f"{outline.name} on {outline.data}", style="bold"),
             title_align="left",
+            subtitle=self._stage or None,
+            subtitle_align="right",
             border_style="cyan",
         )
 
@@ -188,13 +196,20 @@ class LiveReport:
         for _ in range(2):
             grid.add_column(style="dim", no_wrap=True)
             grid.add_column(no_wrap=True, ratio=1)
-        sparsity = Text.assemble((percent(row.sparsity), "bold"), (f" of {goal(outline)}", "dim"))
+        sparsity = Text.assemble(
+            (percent(row.sparsity), "bold"),
+            (f" of {goal(outline)} ", "dim"),
+            (meter(row.sparsity / (outline.target or 1), 7), "magenta"),
+        )
         loss = Text.assemble((f"{row.loss:.4f} ", "bold"), (spark(self._losses), "cyan"))
+        accuracy = Text.assemble(
+            (f"{percent(row.accuracy)} ", "bold"), (spark(self._accuracies), "green")
+        )
         epoch = f"{epoch_of(row, outline)} of {outline.epochs}"
         grid.add_row("epoch", epoch, "loss", loss)
-        grid.add_row("sparsity", sparsity, "accuracy", Text(percent(row.accuracy), "bold"))
-        grid.add_row("threshold", number(row.threshold), "learning rate", f"{row.lr:.4g}")
-        grid.add_row("device", outline.device, "throughput", f"{row.rate:,.0f} images/s")
+        grid.add_row("sparsity", sparsity, "accuracy", accuracy)
+        grid.add_row("threshold", number(row.threshold), "rate", f"{row.lr:.4g}")
+        grid.add_row("device", outline.device, "speed", f"{row.rate:,.0f} images/s")
         return [grid]
 
 
@@ -234,16 +249,17 @@ def make_report(file: TextIO) -> LiveReport | PlainReport:
     return LiveReport(console) if console.is_terminal else PlainReport(file)
 
 
-def headline(outline: Outline) -> str:
-    """The run in one line."""
-    goal_text = "" if outline.target is None else f" to {goal(outline)} sparsity"
+def headline(outline: Outline) -> tuple[str, str]:
+    """The run in two lines: what and where, then how."""
+    aim = "" if outline.target is None else f" to {goal(outline)} sparsity"
     done = f", from step {outline.done:,}" if outline.done else ""
-    return (
-        f"{outline.name} on {outline.data}: {outline.method}{goal_text} over {outline.sites} sites "
-        f"({outline.site_parameters:,} of {outline.parameters:,} parameters), {outline.epochs} "
-        f"epochs of {outline.steps // outline.epochs:,} steps{done}, on {outline.device}; "
-        f"writing to {outline.folder}"
+    what = f"{outline.name} on {outline.data}, on {outline.device}, into {outline.folder}"
+    how = (
+        f"{outline.method}{aim} over {outline.sites} sites with {outline.site_parameters:,} of "
+        f"{outline.parameters:,} parameters, {outline.epochs} epochs of "
+        f"{outline.steps // outline.epochs:,} steps{done}"
     )
+    return what, how
 
 
 def score_line(row: EvalRow) -> str:
@@ -286,7 +302,13 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def spark(values: deque[float]) -> str:
+def meter(share: float, width: int) -> str:
+    """A bar of ``width`` columns, filled by ``share``."""
+    filled = round(min(1.0, max(0.0, share)) * width)
+    return "━" * filled + "─" * (width - filled)
+
+
+def spark(values: Collection[float]) -> str:
     """The values as a line of small bars."""
     low, high = min(values), max(values)
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0

@@ -21,16 +21,21 @@ def print_summary(result: TrainResult) -> None:
     for name in result.empty:
         out.print(Text(f"{name} has no weight left"), soft_wrap=True)
     if result.files:
+        out.print(Text(f"\n{result.folder}/"), soft_wrap=True)
         table = Table.grid(padding=(0, 2))
+        table.add_column()
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column(overflow="fold")
         for name, size in result.files.items():
-            more = ""
-            if name == "folded.safetensors":
-                more = (
-                    f"{size_text(result.compressed_bytes)} compressed; all weights are "
-                    f"{size_text(result.dense_bytes)}"
-                )
-            table.add_row(Text(f"{result.folder}/{name}"), Text(size_text(size)), Text(more))
+            table.add_row(Text(f"  {name}"), Text(size_text(size)), Text(_about(name, result)))
         out.print(table)
+
+
+def _about(name: str, result: TrainResult) -> str:
+    if name == "folded.safetensors":
+        compressed, dense = size_text(result.compressed_bytes), size_text(result.dense_bytes)
+        return f"the weights alone, zeros where pruned; {compressed} compressed, {dense} dense"
+    return {"model.st3fx": "the trained model, for the other commands"}.get(name, "")
 
 
 def _verdict(result: TrainResult) -> str:

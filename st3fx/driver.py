@@ -247,10 +247,16 @@ def _write(run: Prepared, result: TrainResult, model: nn.Module) -> TrainResult:
         draw_curves(session.log.rows(), result, folder.curves)
     except OSError as error:
         raise TrainError(f"cannot write {folder.path}: {error.strerror or error}") from error
-    files = (folder.bundle / "model.safetensors", folder.folded, folder.curves, folder.last)
+    files = (folder.bundle, folder.folded, folder.curves, folder.last, folder.best)
     return dataclasses.replace(
         result,
         dense_bytes=sum(value.nbytes for value in folded.values()),
-        files={str(f.relative_to(folder.path)): f.stat().st_size for f in files if f.exists()},
+        files={str(f.relative_to(folder.path)): _bytes(f) for f in files if f.exists()},
         compressed_bytes=len(zlib.compress(content, 6)),
     )
+
+
+def _bytes(path: Path) -> int:
+    """Of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.is_file())

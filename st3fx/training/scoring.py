@@ -71,6 +71,7 @@ def evaluate_epoch(session: Session) -> EvalRow:
     An interruption is saved before it goes on: at resumption the evaluation is done again.
     """
     session.require_finite()
+    session.report.stage("evaluate")
     try:
         scores, sparsifier = score(session, session.epoch)
     except Interrupted:
