@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from st3fx.errors import StateError
 
@@ -37,6 +38,15 @@ class Spread:
         result: list[float] = tensor.tolist()
         return result
 
+    def total(self, part: Tensor) -> Tensor:
+        """The sum of all processes' parts, the same everywhere; gradients reach the own part."""
+        if self.mesh is None or not self.dims:
+            return part
+        everything = part.detach().clone()
+        for dim in self.dims:
+            dist.all_reduce(everything, group=self.mesh.get_group(dim))
+        return everything + (part - part.detach())
+
     def reduce_tensor(self, tensor: Tensor, how: str) -> None:
         """Combine a tensor in place by ``"sum"`` or ``"min"``, without waiting for it."""
         op = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN}[how]
@@ -62,6 +72,18 @@ def spread_of(weight: Tensor) -> Spread:
 def local(weight: Tensor) -> Tensor:
     """The part of a weight that is here."""
     return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+def local_part(tensor: Tensor, weight: Tensor) -> Tensor:
+    """The part of a plain tensor that stands beside the part of ``weight``, of its shape, here."""
+    if not isinstance(weight, DTensor):
+        return tensor
+    sizes, starts = compute_local_shape_and_global_offset(
+        weight.shape, weight.device_mesh, weight.placements
+    )
+    for dim, (size, start) in enumerate(zip(sizes, starts, strict=True)):
+        tensor = tensor.narrow(dim, start, size)
+    return tensor
 
 
 def whole(weight: Tensor) -> Tensor:

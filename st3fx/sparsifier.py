@@ -14,7 +14,7 @@ from st3fx.forward import Held, sparse_forwards
 from st3fx.functional import INACTIVE
 from st3fx.masks import put_mask
 from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod, check_sparsity
-from st3fx.shards import local, whole
+from st3fx.shards import Spread, local, spread_of, whole
 from st3fx.sites import Site, SparsityPlan
 from st3fx.threshold import GlobalThreshold
 
@@ -213,14 +213,16 @@ class Sparsifier:
 
     def penalty(self) -> Tensor:
         """What to add to the loss: 0, unless the method learns its thresholds."""
-        method = self.method
-        parts: list[Tensor] = []
-        if isinstance(method, LearnedMethod):
-            thresholds = (self._buffers(site, "threshold")[0] for site in self.plan.sites)
-            parts = [part for t in thresholds if (part := method.penalty(t)) is not None]
+        parts: dict[Spread, list[Tensor]] = {}
+        if isinstance(self.method, LearnedMethod):
+            for threshold in self.threshold_parameters():
+                part = self.method.penalty(local(threshold))
+                if part is not None:
+                    parts.setdefault(spread_of(threshold), []).append(part)
         if not parts:
             return torch.zeros((), device=next(self.model.parameters()).device)
-        return torch.stack([whole(part) for part in parts]).sum()
+        totals = [spread.total(torch.stack(own).sum()) for spread, own in parts.items()]
+        return torch.stack(totals).sum()
 
     def threshold_parameters(self) -> list[nn.Parameter]:
         """The thresholds that the optimizer trains; none for scheduled methods."""

@@ -1,9 +1,13 @@
-"""DistributedDataParallel and FSDP2 around a converted model, in one process."""
+"""DistributedDataParallel and FSDP2 around a converted model, in one process and in two."""
 
 from __future__ import annotations
 
 import copy
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 import st3fx
 from tests.nets import MODELS, Net
 from tests.parity import require_plain, require_same, run
+from tests.two_processes import SCENARIOS
 
 models = pytest.mark.parametrize(("kind", "inputs"), MODELS.values(), ids=MODELS)
 
@@ -91,3 +96,29 @@ def test_sharded_it_trains_as_the_model_alone(
     expected = run(alone, (x,), {}, training=False, seed=0)
     actual = run(model, (x,), {}, training=False, seed=0)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_in_two_processes(tmp_path: Path) -> None:
+    """All scenarios at once: the two processes are started only once."""
+    command = [sys.executable, "-m", "tests.two_processes", str(tmp_path)]
+    root = Path(__file__).parent.parent
+    running = [
+        subprocess.Popen([*command, str(rank)], cwd=root, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    files = [tmp_path / f"{rank}.json" for rank in range(2)]
+    assert all(file.exists() for file in files), "\n".join(errors)
+    outcomes = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    assert [list(outcome) for outcome in outcomes] == [list(SCENARIOS)] * 2
+    failures = [
+        f"{name}, process {rank}: {error}"
+        for rank, outcome in enumerate(outcomes)
+        for name, error in outcome.items()
+        if error
+    ]
+    assert not failures, "\n".join(failures)

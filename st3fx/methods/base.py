@@ -122,7 +122,10 @@ class LearnedMethod(Method):
         return 0.0
 
     def penalty(self, threshold: Tensor) -> Tensor | None:
-        """One site's part of what is added to the loss, or ``None``."""
+        """One site's part of what is added to the loss, or ``None``; a sum over thresholds.
+
+        Of thresholds that are sharded it gets those that are here.
+        """
         return None
 
     def after_step(self, weight: Tensor, threshold: nn.Parameter, site: Site) -> None:

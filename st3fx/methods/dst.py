@@ -26,10 +26,11 @@ from st3fx.errors import MethodError
 from st3fx.formula import Formula
 from st3fx.functional import INACTIVE, active_bound, channel_view, hard
 from st3fx.methods.base import LearnedMethod, per_channel
+from st3fx.shards import local, local_part, spread_of, whole
 from st3fx.sites import Layout, Site
 
-KEPT_AT_LEAST = 0.01
-"""Share of a layer's weights at or below which its thresholds are set back."""
+ONE_IN = 100
+"""A layer that keeps one in so many of its weights, or fewer, gets its thresholds set back."""
 
 
 def formula(
@@ -114,7 +115,10 @@ class DST(LearnedMethod):
 
     def after_step(self, weight: Tensor, threshold: nn.Parameter, site: Site) -> None:
         """``t ≥ 0``, and back to 0 in a layer that is all but empty."""
-        threshold.clamp_min_(0.0)
-        view = channel_view(weight, site.layout)[0]
-        kept = (view.abs() > threshold).float().mean()
-        threshold.mul_(kept > KEPT_AT_LEAST)
+        own = local(threshold)
+        own.clamp_min_(0.0)
+        # Where weights are sharded, each process counts its own: the thresholds are small.
+        shape = channel_view(torch.empty(weight.shape, device="meta"), site.layout)[0].shape
+        bound = whole(threshold).expand(shape).reshape(weight.shape)
+        kept = spread_of(weight).total((local(weight).abs() > local_part(bound, weight)).sum())
+        own.mul_(kept * ONE_IN > weight.numel())

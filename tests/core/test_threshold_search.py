@@ -52,7 +52,7 @@ def by_cost(
         spent += cost
         last_of_its_kind = index + 1 == len(ordered) or ordered[index + 1][0] != score
         if last_of_its_kind and spent >= total * sparsity:
-            return score
+            return float(score)
     raise AssertionError
 
 
