@@ -6,6 +6,8 @@ import click
 
 from st3fx.cli.convert import convert
 from st3fx.cli.errors import ErrorBoundary
+from st3fx.cli.export import export
+from st3fx.cli.fold import fold
 from st3fx.cli.train import train
 from st3fx.version import VERSION
 
@@ -18,3 +20,5 @@ def main() -> None:
 
 main.add_command(convert)
 main.add_command(train)
+main.add_command(fold)
+main.add_command(export)

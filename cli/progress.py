@@ -20,6 +20,12 @@ STAGES = {
     "rewrite": "rewriting graphs",
     "verify": "comparing with the original",
     "write": "writing the bundle",
+    "fold": "folding",
+    "capture": "exporting the graph",
+    "save": "writing the file",
+    "check": "checking the file",
+    "compare": "comparing ONNX Runtime with PyTorch",
+    "measure": "compressing, for the sizes",
 }
 
 

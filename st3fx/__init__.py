@@ -1,7 +1,10 @@
 """A compiler for sparse training: from any PyTorch model to static sparse weights."""
 
 from st3fx.api import convert, dataflow, fold
+from st3fx.compact import load_compact, save_compact
+from st3fx.deploy import export_onnx
 from st3fx.errors import EmptyLayerWarning, St3fxError
+from st3fx.export.result import ExportResult
 from st3fx.methods import DST, GMP, ST3, STR, Feather, Method
 from st3fx.schedule import CubicSchedule
 from st3fx.sites import SparsityPlan
@@ -18,6 +21,7 @@ __all__ = [
     "STR",
     "CubicSchedule",
     "EmptyLayerWarning",
+    "ExportResult",
     "Feather",
     "Method",
     "Sparsifier",
@@ -26,7 +30,10 @@ __all__ = [
     "__version__",
     "convert",
     "dataflow",
+    "export_onnx",
     "fold",
     "load_bundle",
+    "load_compact",
     "save_bundle",
+    "save_compact",
 ]

@@ -62,5 +62,9 @@ class CheckpointError(TrainError):
     """A checkpoint cannot be written or read, or is of another run."""
 
 
+class ExportError(St3fxError):
+    """A model cannot be written as ONNX or as a weight file, or what was written differs."""
+
+
 class EmptyLayerWarning(UserWarning):
     """A layer has lost all of its weights."""

@@ -21,10 +21,11 @@ CORE = {
     "graphs", "inputs", "masks", "messages", "ops", "scan", "schedule", "selection", "shards", "sites", "state", "threshold",
     "version",
 }  # fmt: skip
-API = {"api", "driver", "workflow"}
+API = {"api", "deploy", "driver", "folded", "workflow"}
 
 ONLY_IN = {
     "onnx": {"engines"},
+    "onnx_ir": {"engines"},
     "onnxruntime": {"engines"},
     "onnxscript": {"engines"},
     "click": {"cli"},

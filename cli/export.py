@@ -1,0 +1,101 @@
+"""``st3fx export``: write a model as ONNX and compare the file with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from typing import Any
+
+import click
+
+from st3fx.cli.options import json_option, model_options
+from st3fx.cli.outcome import print_export
+from st3fx.cli.progress import Progress
+from st3fx.cli.prune_options import prune_options
+
+
+def _numbers(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
+    """The numbers in ``1,3``."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text!r}: give numbers joined by commas, e.g. 1,3", context, option
+        ) from error
+
+
+@click.command()
+@model_options
+@prune_options
+@click.option("-o", "--output", metavar="FILE", help="The file.  [default: NAME.onnx]")
+@click.option("--opset", type=int, metavar="N", help="Of the file.  [default: PyTorch's own]")
+@click.option("--fixed-batch", is_flag=True, help="Build the batch size of the example in.")
+@click.option(
+    "--batch-sizes", callback=_numbers, metavar="N,N", default="1,3", show_default=True,
+    help="Compare with PyTorch on random values at these sizes, beside the example.",
+)  # fmt: skip
+@click.option(
+    "--tolerance", type=float, metavar="X",
+    help="Largest relative difference that passes.  [default: 1e-4; more for 16-bit weights]",
+)  # fmt: skip
+@click.option("--no-verify", is_flag=True, help="Do not compare with PyTorch.")
+@click.option(
+    "--sparse-initializers", is_flag=True,
+    help="Store weights as index and value where that is smaller. This saves disk alone: ONNX "
+    "Runtime makes them dense when it loads them.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace a file that is already there.")
+@json_option
+def export(
+    *,
+    opset: int | None,
+    fixed_batch: bool,
+    batch_sizes: tuple[int, ...],
+    tolerance: float | None,
+    no_verify: bool,
+    sparse_initializers: bool,
+    output: str | None,
+    force: bool,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Write SPEC as ONNX, folded, and check the file.
+
+    SPEC is a bundle, before or after training, or a model as for st3fx convert. The batch size is
+    free in the file. Inputs are named after the arguments of the model's forward, outputs after
+    keys and fields of what it returns.
+
+    The file is there only if all checks held: onnx.checker, the number of zeros in every weight,
+    and ONNX Runtime against PyTorch on the example and on random values.
+
+    \b
+    Examples
+      st3fx export runs/resnet20/model.st3fx
+      st3fx export resnet50.st3fx --sparsity 0.9 -o sparse.onnx --sparse-initializers
+      st3fx export torchvision:resnet50 --weights resnet50.safetensors --input 1x3x224x224
+    """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
+    from st3fx.deploy import check_target, export_spec
+    from st3fx.folded import Request
+
+    request = Request(**asked)
+    # Now rather than after minutes of work.
+    target = check_target(output or f"{request.name}.onnx", force=force)
+    quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with quiet, Progress() as report:
+        result = export_spec(
+            request,
+            target,
+            progress=report,
+            opset=opset,
+            fixed_batch=fixed_batch,
+            batch_sizes=batch_sizes,
+            tolerance=tolerance,
+            verify=not no_verify,
+            sparse_initializers=sparse_initializers,
+            seed=request.seed,
+        )
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=1))
+    else:
+        print_export(result)

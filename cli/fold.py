@@ -1,0 +1,60 @@
+"""``st3fx fold``: write the sparse weights of a model for its own class."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from typing import Any
+
+import click
+
+from st3fx.cli.options import json_option, model_options
+from st3fx.cli.outcome import print_fold
+from st3fx.cli.progress import Progress
+from st3fx.cli.prune_options import prune_options
+
+
+@click.command()
+@model_options
+@prune_options
+@click.option(
+    "-o", "--output", metavar="FILE",
+    help="The file.  [default: NAME.safetensors, or NAME.st3w with --compact]",
+)  # fmt: skip
+@click.option(
+    "--compact", is_flag=True,
+    help="Write one bit for each weight and the values that are not zero. st3fx.load_compact "
+    "reads it. A FILE that ends in .st3w is written so too.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace a file that is already there.")
+@json_option
+def fold(*, output: str | None, compact: bool, force: bool, as_json: bool, **asked: Any) -> None:
+    """Write the folded weights of SPEC: static, with zeros where it was pruned.
+
+    SPEC is a bundle, before or after training, or a model as for st3fx convert. The weights are
+    a state dict with the keys of the model's own class, which loads them without st3fx:
+    model.load_state_dict(safetensors.torch.load_file("resnet20.safetensors")).
+
+    \b
+    Examples
+      st3fx fold runs/resnet20/model.st3fx
+      st3fx fold resnet50.st3fx --sparsity 0.9 -o sparse.safetensors
+      st3fx fold resnet50.st3fx --compact
+    """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
+    from st3fx.compact import SUFFIX
+    from st3fx.deploy import check_target, fold_spec
+    from st3fx.folded import Request
+
+    request = Request(**asked)
+    compact = compact or (output or "").endswith(SUFFIX)
+    suffix = SUFFIX if compact else ".safetensors"
+    # Now rather than after minutes of work.
+    target = check_target(output or f"{request.name}{suffix}", force=force)
+    quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with quiet, Progress() as report:
+        result = fold_spec(request, target, compact=compact, progress=report)
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=1))
+    else:
+        print_fold(result)

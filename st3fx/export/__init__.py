@@ -1,0 +1,1 @@
+"""From a folded model to an ONNX file that was checked against it."""

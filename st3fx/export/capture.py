@@ -1,0 +1,131 @@
+"""Runs torch's exporter: silent, and with an error that names what ONNX cannot express."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from st3fx.errors import ExportError
+from st3fx.export.batch import repeated
+from st3fx.export.blame import is_fixed_batch, reason
+from st3fx.export.call import Flat
+from st3fx.export.quiet import quiet
+
+LOWEST_OPSET = 18
+"""The exporter's operators are written in it."""
+
+BATCH = "batch"
+"""Name of the free dimension in the file."""
+
+_PREFIX = "model."
+
+
+def capture(
+    flat: Flat,
+    name: str,
+    tensors: Sequence[Tensor],
+    batched: Sequence[bool],
+    *,
+    opset: int | None,
+    fixed_batch: bool,
+) -> ir.Model:
+    """The model as an ONNX graph that is not optimised yet; initializers have state-dict names.
+
+    Args:
+        flat: The model, in eval mode.
+        name: Of its class, for messages.
+        tensors: The example's.
+        batched: Which of them have the batch as dimension 0.
+        opset: Of the file; ``None`` for the exporter's default.
+        fixed_batch: Leave the batch size as it is in the example.
+
+    Raises:
+        ExportError: When the model cannot be captured, the batch cannot be free, ONNX lacks an
+            operator, or the opset cannot be had.
+    """
+    check_opset(opset)
+    free = any(batched) and not fixed_batch
+    if free:
+        size = next(t.shape[0] for t, has in zip(tensors, batched, strict=True) if has)
+        # One sample is no example of a batch: the exporter takes sizes of 1 for constants.
+        tensors = repeated(tensors, batched, max(2, size))
+    shapes = (tuple({0: BATCH} if has else None for has in batched),) if free else None
+    with quiet():
+        try:
+            program = torch.onnx.export(
+                flat,
+                tuple(tensors),
+                dynamo=True,
+                dynamic_shapes=shapes,
+                opset_version=opset,
+                optimize=False,
+                verbose=False,
+            )
+        except Exception as error:  # noqa: BLE001 (its message says what matters of the cause)
+            raise _refusal(error, name, free=free) from None
+    assert program is not None
+    _check_result(program.model, name, opset)
+    _rename(program.model)
+    return program.model
+
+
+def check_opset(opset: int | None) -> None:
+    """Fail early for an opset that cannot be had.
+
+    Raises:
+        ExportError: Below what the exporter writes, or above what onnx knows.
+    """
+    highest = onnx.defs.onnx_opset_version()
+    if opset is not None and not LOWEST_OPSET <= opset <= highest:
+        raise ExportError(
+            f"opset {opset} cannot be had: PyTorch {torch.__version__} and onnx "
+            f"{onnx.__version__} write {LOWEST_OPSET} to {highest}"
+        )
+
+
+def _refusal(error: Exception, name: str, *, free: bool) -> ExportError:
+    if free and is_fixed_batch(error):
+        return ExportError(
+            f"{name} works for one batch size only, that of the example: export it with a fixed "
+            "batch (--fixed-batch), or take the number out of its forward"
+        )
+    return ExportError(f"{name} cannot be exported: {reason(error)}")
+
+
+def _check_result(model: ir.Model, name: str, opset: int | None) -> None:
+    written = model.opset_imports.get("", 0)
+    if opset is not None and written != opset:
+        raise ExportError(
+            f"opset {opset} cannot be had for {name}: its operators have no form in it; "
+            f"opset {written} is the nearest"
+        )
+
+
+def _rename(model: ir.Model) -> None:
+    """Take the wrapper's prefix off the initializers."""
+    for value in list(model.graph.initializers.values()):
+        name = value.name or ""
+        short = name.removeprefix(_PREFIX)
+        if short != name and short not in model.graph.initializers:
+            value.name = short
+
+
+def io_names(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Name the graph's inputs and outputs; inner values of these names get others."""
+    graph = model.graph
+    assert len(graph.inputs) == len(inputs)
+    assert len(graph.outputs) == len(outputs)
+    ports: list[ir.Value] = [*graph.inputs, *graph.outputs]
+    wanted = {*inputs, *outputs}
+    values: list[Any] = [*graph.initializers.values(), *ports]
+    values += [v for node in ir.traversal.RecursiveGraphIterator(graph) for v in node.outputs]
+    for value in values:
+        if value.name in wanted:
+            value.name = f"{value.name}_inner"
+    for value, name in zip(ports, (*inputs, *outputs), strict=True):
+        value.name = name

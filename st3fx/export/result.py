@@ -1,0 +1,147 @@
+"""What an export or a fold did: plain data that turns itself into JSON values."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of a file, or of weights in memory, as they are and after zlib at level 6."""
+
+    name: str
+    raw: int
+    compressed: int
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output: its name, its ONNX type, its shape with a name for free sizes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """ONNX Runtime against PyTorch for one call.
+
+    Attributes:
+        inputs: ``given`` or ``random``.
+        batch: Samples in it.
+        absolute: Largest difference of any output element.
+        relative: Largest difference over the largest magnitude of the same output.
+    """
+
+    inputs: str
+    batch: int
+    absolute: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """The check that initializers have as many zeros as the folded weights.
+
+    Attributes:
+        tensors: Parameters compared; each initializer has the same count.
+        elements: Scalars in them that belong to weights (two dimensions or more).
+        zeros: Zeros among these.
+        empty: Weights that are zeros and nothing else.
+    """
+
+    tensors: int
+    elements: int
+    zeros: int
+    empty: tuple[str, ...] = ()
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros."""
+        return self.zeros / self.elements if self.elements else 0.0
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A written ONNX file and what was checked.
+
+    Attributes:
+        path: The file.
+        files: All that were written: the file, and the one beside it with weights if it is large.
+        opset: Of the default domain.
+        inputs: In order.
+        outputs: In order.
+        dynamic_batch: Whether dimension 0 is free.
+        baked: Arguments that are no tensors, as ``name=value``.
+        batch_norms: How many were folded into the layer before them.
+        batch_norms_kept: Name -> why it stays.
+        zeros: The check of the zeros.
+        sparse_initializers: How many are stored as sparse.
+        parity: One for each call that was compared; empty where verification was left out.
+        tolerance: Largest relative difference that passes.
+        sizes: Weights before, files after.
+        seconds: For all of it.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    opset: int
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    dynamic_batch: bool
+    baked: tuple[str, ...]
+    batch_norms: int
+    batch_norms_kept: dict[str, str]
+    zeros: Zeros
+    sparse_initializers: int
+    parity: tuple[Parity, ...]
+    tolerance: float
+    sizes: tuple[Size, ...]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """This result as JSON values."""
+        return {
+            **dataclasses.asdict(self),
+            "path": str(self.path),
+            "files": [str(path) for path in self.files],
+            "sparsity": self.zeros.sparsity,
+        }
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """Written weights of a folded model.
+
+    Attributes:
+        path: The file with the state dict.
+        format: ``safetensors`` or ``compact``.
+        weights: How many weights can be sparse: the sites, or all of two dimensions or more.
+        elements: Scalars in them.
+        zeros: Zeros among these.
+        parameters: Scalars in all parameters.
+        empty: Weights that are zeros and nothing else.
+        sizes: Weights before, file after.
+    """
+
+    path: Path
+    format: str
+    weights: int
+    elements: int
+    zeros: int
+    parameters: int
+    empty: tuple[str, ...]
+    sizes: tuple[Size, ...]
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros among these weights."""
+        return self.zeros / self.elements if self.elements else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """This result as JSON values."""
+        return {**dataclasses.asdict(self), "path": str(self.path), "sparsity": self.sparsity}

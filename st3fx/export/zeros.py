@@ -1,0 +1,86 @@
+"""Checks that an ONNX file has the zeros of the folded model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from st3fx.errors import ExportError
+from st3fx.export.result import Zeros
+
+Array = npt.NDArray[Any]
+
+
+def used(model: ir.Model, parameters: Iterable[str]) -> set[str]:
+    """The parameters that the graph reads, of those named; a training-only head is not among them.
+
+    Args:
+        model: As the exporter gave it.
+        parameters: Names.
+    """
+    initializers = model.graph.initializers
+    return {name for name in parameters if name in initializers and initializers[name].uses()}
+
+
+def check_zeros(path: Path, model: nn.Module, expected: Iterable[str], biases: set[str]) -> Zeros:
+    """Compare the written initializers with the folded weights.
+
+    Args:
+        path: The ONNX file.
+        model: The folded model.
+        expected: Names of the parameters that must be there.
+        biases: Names of those whose values batch norm changed.
+
+    Raises:
+        ExportError: Where a parameter is missing or has another number of zeros.
+    """
+    stored = initializers(onnx.load(str(path)))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tensors = elements = zeros = 0
+    empty = []
+    for name in sorted(set(expected) - biases):
+        weight = parameters[name].detach().cpu()
+        count = weight.numel() - int(torch.count_nonzero(weight))
+        found = stored.get(name)
+        if found is None:
+            found = _twin(weight, stored)
+        if found is None:
+            raise ExportError(f"{name} {tuple(weight.shape)} is not in the ONNX file as it was")
+        there = found.size - np.count_nonzero(found)
+        if tuple(found.shape) != tuple(weight.shape) or there != count:
+            raise ExportError(
+                f"{name} {tuple(weight.shape)} has {count:,} zeros, but {there:,} in the ONNX file"
+            )
+        tensors += 1
+        if weight.dim() > 1:
+            elements, zeros = elements + weight.numel(), zeros + count
+            if count == weight.numel():
+                empty.append(name)
+    return Zeros(tensors, elements, zeros, tuple(empty))
+
+
+def initializers(proto: onnx.ModelProto) -> dict[str, Array]:
+    """All initializers, sparse ones made dense; name -> array."""
+    found = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
+    for item in proto.graph.sparse_initializer:
+        dense = np.zeros(tuple(item.dims), numpy_helper.to_array(item.values).dtype)
+        dense.reshape(-1)[numpy_helper.to_array(item.indices)] = numpy_helper.to_array(item.values)
+        found[item.values.name] = dense
+    return found
+
+
+def _twin(weight: Tensor, stored: Mapping[str, Array]) -> Array | None:
+    """An initializer with the very same values: the optimiser stores equal tensors once."""
+    values = weight.float().numpy() if weight.dtype == torch.bfloat16 else weight.numpy()
+    shape = tuple(weight.shape)
+    same = (a for a in stored.values() if a.shape == shape and np.array_equal(a, values))
+    return next(same, None)
