@@ -111,7 +111,8 @@ class DST(LearnedMethod):
 
     def penalty(self, threshold: Tensor) -> Tensor:
         """``α · Σ exp(−t)``; constant while inactive."""
-        return self.alpha * torch.exp(-threshold.clamp_min(0.0)).sum()
+        # Not clamp, whose gradient at 0, where thresholds start, is 0 in some releases of torch.
+        return self.alpha * torch.exp(-threshold.masked_fill(threshold < 0, 0.0)).sum()
 
     def after_step(self, weight: Tensor, threshold: nn.Parameter, site: Site) -> None:
         """``t ≥ 0``, and back to 0 in a layer that is all but empty."""
