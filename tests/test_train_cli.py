@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,6 @@ from st3fx.training.result import TrainResult
 from st3fx.training.settings import Settings
 from tests.models import write
 from tests.training_runs import NET
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -318,31 +314,3 @@ def test_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
         "net: top-1 75.0 % dense, 62.5 % at 90.0 % sparsity; best 70.0 % after epoch 3, "
         "400 steps in 1:15\na has no weight left\n"
     )
-
-
-def _process(*args: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(
-        [sys.executable, "-W", "error", *args],
-        capture_output=True, text=True, check=False, env=environment, timeout=120,
-    )  # fmt: skip
-
-
-def test_two_processes(folder: Path) -> None:
-    """DDP under torchrun: both see half of each step, and hold the same weights."""
-    no_norm = NET.replace("self.drop(", "(").replace("self.norm(", "(")
-    write(folder, "net.py", no_norm.replace("self.norm = nn.BatchNorm2d(4)", ""))
-    shared = ("--epochs", "1", "--log-interval", "2", "--json")
-    result = _process(
-        "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-        "-m", "st3fx", "train", "net.py", "-b", "500", "-o", "two", *shared,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    two = json.loads(result.stdout)
-    one = json.loads(_run("net.py", "-b", "1000", "-o", "one", *shared).stdout)
-    assert two["steps"] == one["steps"] == 4
-    assert two["scores"]["samples"] == 1000
-    assert two["scores"]["loss"] == pytest.approx(one["scores"]["loss"], rel=1e-2)
-    assert two["sparsity"] == pytest.approx(one["sparsity"], abs=1e-3)
-    assert len((folder / "two" / "metrics.jsonl").read_text().splitlines()) == 3

@@ -60,7 +60,7 @@ def _whole(session: Session, sparsifier: Sparsifier) -> nn.Module:
     """The model with all its weights in this process."""
     if session.twin is None:
         return sparsifier.model
-    states, _ = get_states(session.accelerator, session.plain, session.optimizer)
+    states, _ = get_states(session.plain, session.optimizer)
     if states:  # only the main process is given them
         session.twin.load_state_dict(states)
     return session.twin

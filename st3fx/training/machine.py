@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from torch import nn
 from torch.optim import Optimizer
 
@@ -34,7 +34,7 @@ def make_accelerator(settings: Settings, folder: RunFolder) -> Accelerator:
     # One process may train several models after another; Accelerate keeps its state globally.
     release()
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision=settings.precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(settings.grad_accum_steps),
@@ -45,6 +45,24 @@ def make_accelerator(settings: Settings, folder: RunFolder) -> Accelerator:
     except (ValueError, RuntimeError) as error:
         release()
         raise TrainError(f"cannot train here: {error}") from error
+    if plugin is not None:
+        _shard(accelerator, plugin)
+    return accelerator
+
+
+def _shard(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
+    """Make sure that several processes share the model.
+
+    On CPUs Accelerate leaves the plugin aside and takes DDP, though its FSDP2 works there too.
+    """
+    if accelerator.num_processes == 1:
+        release()
+        raise TrainError(
+            "fsdp shards over several processes: start them by torchrun --nproc-per-node N -m st3fx"
+        )
+    if accelerator.distributed_type == DistributedType.MULTI_CPU:
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = plugin
 
 
 def release() -> None:

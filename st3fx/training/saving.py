@@ -25,7 +25,7 @@ def save(session: Session, *, best: bool = False) -> None:
     """
     session.require_finite()
     accelerator = session.accelerator
-    model, optimizer = get_states(accelerator, session.plain, session.optimizer)
+    model, optimizer = get_states(session.plain, session.optimizer)
     average, scaler = session.average, accelerator.scaler
     ranks = gather_object([{"rng": rng_state(), "running": session.running.state()}])
     if accelerator.is_main_process:
@@ -94,7 +94,7 @@ def restore(session: Session, path: Path, *, read_only: bool = False) -> None:
     saved = load_checkpoint(path)
     sites = [site.name for site in session.sparsifier.plan.sites]
     saved.check(session.settings.to_dict(), FREE, sites, path, accelerator.num_processes)
-    set_states(accelerator, session.plain, session.optimizer, (saved.model, saved.optimizer))
+    set_states(session.plain, session.optimizer, (saved.model, saved.optimizer))
     try:
         if session.average is not None and saved.average is not None:
             session.average.model.load_state_dict(saved.average)

@@ -38,7 +38,7 @@ def score(session: Session, epoch: int, *, keep: bool = False) -> tuple[Scores, 
         model, sparsifier = session.average.model, session.average.threshold()
     else:
         # A sharded model has to be called as it is wrapped; any other is called without detours.
-        model = session.model if is_sharded(accelerator) else session.plain
+        model = session.model if is_sharded(session.plain) else session.plain
         sparsifier = session.sparsifier
     _share_buffers(accelerator, model)
 

@@ -21,7 +21,6 @@ from st3fx.training.optim import make_optimizer
 from st3fx.training.report import Outline, Reporter
 from st3fx.training.session import Session
 from st3fx.training.settings import Settings
-from st3fx.training.states import is_sharded
 
 
 def make_session(
@@ -53,7 +52,7 @@ def make_session(
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
     model.to(accelerator.device)
-    twin = copy.deepcopy(model) if is_sharded(accelerator) else None
+    twin = copy.deepcopy(model) if settings.fsdp else None
     average = Average(model, settings.model_ema_decay) if settings.model_ema else None
     optimizer = make_optimizer(model, settings)
     if settings.torchcompile:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.checkpoint import state_dict as sharded
+from torch.distributed.fsdp import FSDPModule
 
 from st3fx.errors import CheckpointError
 from st3fx.messages import describe
@@ -15,16 +14,17 @@ from st3fx.messages import describe
 _WHOLE = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether parameters are spread over the processes."""
-    return bool(accelerator.distributed_type == DistributedType.FSDP)
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the model's parameters are spread over the processes."""
+    return isinstance(model, FSDPModule)
 
 
-def get_states(
-    accelerator: Accelerator, model: nn.Module, optimizer: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Model's and optimizer's state; all processes must call it."""
-    if not is_sharded(accelerator):
+def get_states(model: nn.Module, optimizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Model's and optimizer's state; all processes must call it.
+
+    Of a sharded model only the main process gets anything.
+    """
+    if not is_sharded(model):
         return model.state_dict(), optimizer.state_dict()
     return (
         sharded.get_model_state_dict(model, options=_WHOLE),
@@ -33,7 +33,6 @@ def get_states(
 
 
 def set_states(
-    accelerator: Accelerator,
     model: nn.Module,
     optimizer: Any,
     states: tuple[dict[str, Any], dict[str, Any]],
@@ -45,7 +44,7 @@ def set_states(
     """
     of_model, of_optimizer = states
     try:
-        if is_sharded(accelerator):
+        if is_sharded(model):
             sharded.set_model_state_dict(model, of_model, options=_WHOLE)
             sharded.set_optimizer_state_dict(
                 model, optimizer.optimizer, of_optimizer, options=_WHOLE
