@@ -35,6 +35,8 @@ def reason(error: BaseException) -> str:
     if node is not None and callable(node.target):
         return f"ONNX has no form of {_operator(node)}{where}"
     root = _root(error)
+    if "data-dependent" in str(root) or "DataDependent" in type(root).__name__:
+        return f"its forward branches on the values of a tensor{where}"
     return f"{describe(root, limit=160)}{where}"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -14,10 +13,8 @@ from st3fx.errors import ExportError
 from st3fx.export.batch import repeated
 from st3fx.export.blame import is_fixed_batch, reason
 from st3fx.export.call import Flat
+from st3fx.export.opset import EXPORTERS
 from st3fx.export.quiet import quiet
-
-LOWEST_OPSET = 18
-"""The exporter's operators are written in it."""
 
 BATCH = "batch"
 """Name of the free dimension in the file."""
@@ -41,14 +38,13 @@ def capture(
         name: Of its class, for messages.
         tensors: The example's.
         batched: Which of them have the batch as dimension 0.
-        opset: Of the file; ``None`` for the exporter's default.
+        opset: Of the graph, as far down as the exporter goes; ``None`` for its default.
         fixed_batch: Leave the batch size as it is in the example.
 
     Raises:
-        ExportError: When the model cannot be captured, the batch cannot be free, ONNX lacks an
-            operator, or the opset cannot be had.
+        ExportError: When the model cannot be captured, the batch cannot be free, or ONNX lacks an
+            operator.
     """
-    check_opset(opset)
     free = any(batched) and not fixed_batch
     if free:
         size = next(t.shape[0] for t, has in zip(tensors, batched, strict=True) if has)
@@ -59,33 +55,18 @@ def capture(
         try:
             program = torch.onnx.export(
                 flat,
-                tuple(tensors),
+                tuple(tensor.clone() for tensor in tensors),
                 dynamo=True,
                 dynamic_shapes=shapes,
-                opset_version=opset,
+                opset_version=None if opset is None else max(opset, EXPORTERS),
                 optimize=False,
                 verbose=False,
             )
         except Exception as error:  # noqa: BLE001 (its message says what matters of the cause)
             raise _refusal(error, name, free=free) from None
     assert program is not None
-    _check_result(program.model, name, opset)
     _rename(program.model)
     return program.model
-
-
-def check_opset(opset: int | None) -> None:
-    """Fail early for an opset that cannot be had.
-
-    Raises:
-        ExportError: Below what the exporter writes, or above what onnx knows.
-    """
-    highest = onnx.defs.onnx_opset_version()
-    if opset is not None and not LOWEST_OPSET <= opset <= highest:
-        raise ExportError(
-            f"opset {opset} cannot be had: PyTorch {torch.__version__} and onnx "
-            f"{onnx.__version__} write {LOWEST_OPSET} to {highest}"
-        )
 
 
 def _refusal(error: Exception, name: str, *, free: bool) -> ExportError:
@@ -95,15 +76,6 @@ def _refusal(error: Exception, name: str, *, free: bool) -> ExportError:
             "batch (--fixed-batch), or take the number out of its forward"
         )
     return ExportError(f"{name} cannot be exported: {reason(error)}")
-
-
-def _check_result(model: ir.Model, name: str, opset: int | None) -> None:
-    written = model.opset_imports.get("", 0)
-    if opset is not None and written != opset:
-        raise ExportError(
-            f"opset {opset} cannot be had for {name}: its operators have no form in it; "
-            f"opset {written} is the nearest"
-        )
 
 
 def _rename(model: ir.Model) -> None:

@@ -17,7 +17,9 @@ from st3fx.errors import ExportError, InputError
 from st3fx.export import parity
 from st3fx.export.batch import batched
 from st3fx.export.call import Call, Flat, outputs, unique
-from st3fx.export.capture import capture, check_opset, io_names
+from st3fx.export.capture import capture, io_names
+from st3fx.export.opset import check_opset, lowered
+from st3fx.export.quiet import quiet
 from st3fx.export.result import ExportResult, Parity, Port, Size
 from st3fx.export.sizes import size_of_files
 from st3fx.export.write import write_model
@@ -142,9 +144,11 @@ class _Job:
         self.tolerance = settings.tolerance or widest or parity.TOLERANCE
 
     def _output_names(self) -> tuple[str, ...]:
-        args, kwargs = self.call.arguments(self.call.tensors)
+        # Clones: a forward may write into its inputs.
+        args, kwargs = self.call.arguments([tensor.clone() for tensor in self.call.tensors])
         try:
-            result = self.model(*args, **kwargs)
+            with preserved(self.model):
+                result = self.model(*args, **kwargs)
         except Exception as error:
             raise InputError(
                 f"{self.name} refuses the example inputs in eval mode: {describe(error)}"
@@ -168,7 +172,9 @@ class _Job:
         )
         names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
         expected = used(graph, names)
-        norms = prepare(graph, expected)
+        with quiet():
+            norms = prepare(graph, expected)
+            graph = lowered(graph, settings.opset)
         io_names(graph, self.call.names, self.outputs)
         return graph, norms, expected - norms.absorbed
 

@@ -51,6 +51,8 @@ def check_zeros(path: Path, model: nn.Module, expected: Iterable[str], biases: s
         weight = parameters[name].detach().cpu()
         count = weight.numel() - int(torch.count_nonzero(weight))
         found = stored.get(name)
+        if found is None and weight.dim() == 1 and count == weight.numel():
+            continue  # a bias of zeros is left out
         if found is None:
             found = _twin(weight, stored)
         if found is None:
