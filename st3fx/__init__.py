@@ -1,10 +1,12 @@
 """A compiler for sparse training: from any PyTorch model to static sparse weights."""
 
+from st3fx.analysis import count_flops
 from st3fx.api import convert, dataflow, fold
 from st3fx.compact import load_compact, save_compact
 from st3fx.deploy import export_onnx
 from st3fx.errors import EmptyLayerWarning, St3fxError
 from st3fx.export.result import ExportResult
+from st3fx.flops.report import FlopsReport
 from st3fx.methods import DST, GMP, ST3, STR, Feather, Method
 from st3fx.schedule import CubicSchedule
 from st3fx.sites import SparsityPlan
@@ -23,12 +25,14 @@ __all__ = [
     "EmptyLayerWarning",
     "ExportResult",
     "Feather",
+    "FlopsReport",
     "Method",
     "Sparsifier",
     "SparsityPlan",
     "St3fxError",
     "__version__",
     "convert",
+    "count_flops",
     "dataflow",
     "export_onnx",
     "fold",

@@ -66,5 +66,9 @@ class ExportError(St3fxError):
     """A model cannot be written as ONNX or as a weight file, or what was written differs."""
 
 
+class FlopsError(St3fxError):
+    """A graph cannot be counted: it is no ONNX, has operators of its own, or sizes that are free."""
+
+
 class EmptyLayerWarning(UserWarning):
     """A layer has lost all of its weights."""

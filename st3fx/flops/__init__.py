@@ -1,0 +1,15 @@
+"""Exact counts of multiplications, on what a model runs (ATen) and on an ONNX graph.
+
+A MAC is one multiplication with its addition. All counts are integers. Three conventions:
+
+exact   a weight that is not zero counts once for every output position where it meets a real input
+        value, so padding with zeros costs nothing, given to the convolution or put before it
+        (``F.pad``, ``Pad``). Reflected, repeated and circular padding are real values. Products of
+        two activations (attention) count in full.
+st3     as ST-3 reports it: convolutions and products with a weight, nonzeros × output positions,
+        padding counted; no products of two activations, no bias, no normalisation.
+str     as STR reports it: ``st3`` and one MAC for every input value of average pooling.
+
+``products`` has the arithmetic, ``aten_rules`` and ``onnx_rules`` one table each from operator to
+rule, and ``elementwise`` what everything else costs. What has no rule is named in the report.
+"""

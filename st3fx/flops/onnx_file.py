@@ -1,0 +1,137 @@
+"""Reads an ONNX file and gives its inputs sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import inliner
+
+from st3fx.errors import FlopsError
+from st3fx.messages import describe
+
+Shape = tuple[int, ...]
+Shapes = Sequence[Shape] | Mapping[str, Shape]
+"""Sizes of the inputs, in their order or by name."""
+
+STANDARD = ("", "ai.onnx")
+"""Names of the standard domain."""
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read a file with its external data; functions of its own are put in place.
+
+    Raises:
+        FlopsError: When it is missing, no ONNX, incomplete, or has operators that are not ONNX's.
+    """
+    if not path.is_file():
+        raise FlopsError(f"no file {path}" if not path.exists() else f"{path} is a folder")
+    try:
+        model = onnx.load(path)
+    except DecodeError as error:
+        raise FlopsError(f"{path} is not an ONNX file, or is broken") from error
+    except (OSError, onnx.checker.ValidationError, ValueError) as error:
+        raise FlopsError(
+            f"{path} has weights in other files that cannot be read: {describe(error)}; put them "
+            "beside it"
+        ) from error
+    if not model.graph.node or not model.opset_import:
+        raise FlopsError(f"{path} is not an ONNX file, or has an empty graph")
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    _check_operators(model.graph, path)
+    return model
+
+
+def _check_operators(graph: onnx.GraphProto, path: Path) -> None:
+    for node in graph.node:
+        if node.domain not in STANDARD:
+            raise FlopsError(
+                f"{path}: node {node.name or node.output[0]!r} is {node.op_type} of the domain "
+                f"{node.domain}, which is not standard ONNX, so neither its shape nor its cost is "
+                "known: analyze the graph as it was exported"
+            )
+
+
+def fix_inputs(
+    model: onnx.ModelProto, shapes: Shapes | None, batch: int | None
+) -> dict[str, onnx.TypeProto]:
+    """Types of the graph's inputs with every size known.
+
+    Args:
+        model: The model.
+        shapes: Sizes of all inputs, in their order, or of some by name.
+        batch: What free sizes in dimension 0 become, and others of the same name; 1 by default.
+
+    Raises:
+        FlopsError: When a size stays free, or one that is given contradicts the graph.
+    """
+    constants = {item.name for item in model.graph.initializer}
+    constants |= {item.values.name for item in model.graph.sparse_initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    given = _by_name(inputs, shapes)
+    free = {
+        value.type.tensor_type.shape.dim[0].dim_param
+        for value in inputs
+        if value.type.tensor_type.shape.dim and value.name not in given
+    } - {""}
+    return {value.name: _fixed(value, given.get(value.name), free, batch) for value in inputs}
+
+
+def _by_name(inputs: Sequence[onnx.ValueInfoProto], shapes: Shapes | None) -> dict[str, Shape]:
+    names = [value.name for value in inputs]
+    if shapes is None:
+        return {}
+    if isinstance(shapes, Mapping):
+        unknown = [name for name in shapes if name not in names]
+        if unknown:
+            raise FlopsError(f"no input {unknown[0]!r}: the graph has {', '.join(names)}")
+        return {name: tuple(shape) for name, shape in shapes.items()}
+    if len(shapes) != len(names):
+        raise FlopsError(
+            f"{len(shapes)} shapes for {len(names)} inputs: the graph has {', '.join(names)}"
+        )
+    return {name: tuple(shape) for name, shape in zip(names, shapes, strict=True)}
+
+
+def _fixed(
+    value: onnx.ValueInfoProto, given: Shape | None, free: set[str], batch: int | None
+) -> onnx.TypeProto:
+    if not value.type.HasField("tensor_type"):
+        raise FlopsError(f"input {value.name} is no tensor: its size is not known")
+    fixed = onnx.TypeProto()
+    fixed.CopyFrom(value.type)
+    declared = fixed.tensor_type.shape.dim
+    if given is None:
+        if not fixed.tensor_type.HasField("shape"):
+            raise _size_missing(value)
+        for index, dim in enumerate(declared):
+            if dim.HasField("dim_value"):
+                continue
+            if index and dim.dim_param not in free:
+                raise _size_missing(value)
+            dim.dim_value = batch or 1
+        return fixed
+    has_shape = fixed.tensor_type.HasField("shape")
+    if has_shape and (len(declared) != len(given) or any(
+        dim.HasField("dim_value") and dim.dim_value != size
+        for dim, size in zip(declared, given, strict=False)
+    )):  # fmt: skip
+        sizes = "x".join(map(str, given))
+        raise FlopsError(f"input {value.name} is {_text(value)} in the graph, not {sizes}")
+    return onnx.helper.make_tensor_type_proto(fixed.tensor_type.elem_type, given)
+
+
+def _size_missing(value: onnx.ValueInfoProto) -> FlopsError:
+    return FlopsError(
+        f"input {value.name} is {_text(value)}: give its sizes by --input, e.g. --input 1x3x224x224"
+    )
+
+
+def _text(value: onnx.ValueInfoProto) -> str:
+    dims = value.type.tensor_type.shape.dim
+    sizes = [str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?"
+             for dim in dims]  # fmt: skip
+    return " x ".join(sizes) or "of an unknown shape"

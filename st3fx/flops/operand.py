@@ -1,0 +1,126 @@
+"""Tensors as the rules see them: a shape, and values where they are constant."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+Window = tuple[tuple[int, int], ...]
+"""For each of the last dimensions, where real values begin and end; outside are zeros."""
+
+
+class Weight:
+    """A named tensor of a model, as one row of the report shows it."""
+
+    def __init__(self, name: str, tensor: Tensor, *, parameter: bool = True) -> None:
+        """Of what is in the model.
+
+        Args:
+            name: Full name; empty where the model gives it none.
+            tensor: Its values, or whether each is not zero.
+            parameter: Whether it counts among the parameters.
+        """
+        self.name = name
+        self.tensor = tensor
+        self.parameter = parameter
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole tensor."""
+        return tuple(self.tensor.shape)
+
+    @cached_property
+    def nonzeros(self) -> int:
+        """How many of its scalars are not zero."""
+        return int(torch.count_nonzero(self.tensor))
+
+
+class Constant:
+    """Values that multiply: a weight, or what a model computes from weights alone.
+
+    It keeps what was counted, as a recurrent cell uses the same values at every step.
+    """
+
+    def __init__(self, tensor: Tensor, weight: Weight, itemsize: int) -> None:
+        """Wrap values.
+
+        Args:
+            tensor: The values as they multiply, or whether each is not zero.
+            weight: Where they come from.
+            itemsize: Bytes that each scalar takes in the model.
+        """
+        self.tensor = tensor
+        self.weight = weight
+        self.itemsize = itemsize
+        self._alive: dict[tuple[int, ...], tuple[int, int]] = {}
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Whether each scalar is not zero."""
+        tensor = self.tensor.detach()
+        return tensor if tensor.dtype == torch.bool else tensor != 0
+
+    @cached_property
+    def nonzeros(self) -> int:
+        """How many scalars are not zero."""
+        whole = self.tensor is self.weight.tensor
+        return self.weight.nonzeros if whole else int(torch.count_nonzero(self.tensor))
+
+    @cached_property
+    def per_tap(self) -> list[int]:
+        """Nonzeros of a convolution's weight at each position of its kernel, in row-major order."""
+        taps = math.prod(self.tensor.shape[2:])
+        if taps == 1:
+            return [self.nonzeros]
+        return [int(count) for count in self.mask.reshape(-1, taps).sum(0)]
+
+    def dead(self, groups: int, first: int, second: int) -> tuple[int, int]:
+        """Channels without a nonzero, of the tensor seen as (groups, first, second, rest).
+
+        Returns:
+            How many of the ``groups × first`` and of the ``groups × second`` channels.
+        """
+        key = (groups, first, second)
+        if key not in self._alive:
+            if self.nonzeros == self.tensor.numel():
+                self._alive[key] = (0, 0)
+            else:
+                pairs = self.mask.reshape(groups, first, second, -1).any(3)
+                self._alive[key] = (
+                    groups * first - int(pairs.any(2).sum()),
+                    groups * second - int(pairs.any(1).sum()),
+                )
+        return self._alive[key]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that takes part in an operation.
+
+    Attributes:
+        shape: Its sizes.
+        itemsize: Bytes of a scalar.
+        floating: Whether arithmetic on it counts: floating-point or complex.
+        constant: Its values, unless it depends on the model's input.
+        window: Where it has real values, after explicit padding with zeros.
+    """
+
+    shape: tuple[int, ...]
+    itemsize: int = 4
+    floating: bool = True
+    constant: Constant | None = None
+    window: Window | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of scalars."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return self.numel * self.itemsize

@@ -1,0 +1,187 @@
+"""The arithmetic of everything that multiplies with weights, for both levels."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from st3fx.flops.counted import Channels, Product
+from st3fx.flops.operand import Constant, Operand
+from st3fx.flops.taps import all_hits, line_hits, transposed_line_hits
+
+
+def convolution(
+    x: Operand,
+    weight: Operand,
+    out: tuple[int, ...],
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+    transposed: bool = False,
+) -> Product:
+    """A convolution in any number of dimensions.
+
+    Each tap that is not zero counts once for every place where it meets a real input value
+    (``dense`` and ``sparse``), or for every output position (the padded counts; for a transposed
+    convolution, for every input position).
+
+    Args:
+        x: Input (N, C, *spatial).
+        weight: (O, C / groups, *kernel); transposed (C, O / groups, *kernel).
+        out: Shape of the output (N, O, *spatial).
+        stride: Per spatial dimension.
+        padding: Zeros before the input in each spatial dimension; transposed: outputs cut off.
+        dilation: Per spatial dimension.
+        groups: Groups of channels.
+        transposed: Whether it is a transposed convolution.
+    """
+    dims = len(weight.shape) - 2
+    count = transposed_line_hits if transposed else line_hits
+    lines = [
+        count(
+            out[2 + d],
+            window,
+            kernel=weight.shape[2 + d],
+            stride=stride[d],
+            padding=padding[d],
+            dilation=dilation[d],
+        )
+        for d, window in enumerate(_windows(x, dims))
+    ]
+    hits = all_hits(lines)
+    batch = x.shape[0]
+    pairs = math.prod(weight.shape[:2])
+    places = batch * math.prod(x.shape[2:] if transposed else out[2:])
+    dense, dense_padded = batch * pairs * sum(hits), weight.numel * places
+    constant = weight.constant
+    op = f"conv{'_transpose' if transposed else ''}{dims}d"
+    if constant is None:
+        return Product(op, dense, dense, dense_padded, dense_padded)
+    taps = constant.per_tap
+    return Product(
+        op,
+        dense,
+        batch * sum(hit * number for hit, number in zip(hits, taps, strict=True)),
+        dense_padded,
+        constant.nonzeros * places,
+        constant,
+        _convolution_channels(constant, groups, transposed=transposed),
+    )
+
+
+def _convolution_channels(constant: Constant, groups: int, *, transposed: bool) -> Channels:
+    """The first dimension of the weight runs over all groups."""
+    first, second = constant.tensor.shape[0] // groups, constant.tensor.shape[1]
+    if transposed:
+        return channels(constant, groups, second, first, outputs_first=False)
+    return channels(constant, groups, first, second, outputs_first=True)
+
+
+def _windows(x: Operand, dims: int) -> list[tuple[int, int]]:
+    """Where the input has real values, for each spatial dimension."""
+    windows = [(0, size) for size in x.shape[2:]]
+    known = (x.window or ())[-dims:]
+    for index, (low, high) in enumerate(known, start=dims - len(known)):
+        windows[index] = (low, high)
+    return windows
+
+
+def contraction(op: str, dense: int, *operands: Operand) -> Product:
+    """A product in which every scalar of each operand is used equally often.
+
+    Linear layers, matrix products, einsum, recurrent steps: with ``n`` nonzeros among the ``N``
+    scalars of the weight it takes ``dense · n / N`` MACs, which is a whole number.
+
+    Args:
+        op: Name for the report.
+        dense: MACs with all scalars.
+        operands: The weight is the last one that is a parameter, else the last constant one.
+    """
+    constants = [operand.constant for operand in operands if operand.constant is not None]
+    named = [constant for constant in constants if constant.weight.parameter]
+    constant = next(reversed(named or constants), None)
+    if constant is None or not constant.tensor.numel():
+        return Product(op, dense, dense, dense, dense)
+    sparse = dense // constant.tensor.numel() * constant.nonzeros
+    return Product(op, dense, sparse, dense, sparse, constant)
+
+
+def matrix_product(op: str, left: Operand, right: Operand) -> Product:
+    """``left @ right`` as NumPy has it: vectors, matrices, and batches of matrices that broadcast.
+
+    Args:
+        op: Name for the report; with a weight on either side it is a ``linear``.
+        left: (*batch, n, k) or (k,).
+        right: (*batch, k, m) or (k,).
+    """
+    rows = left.shape[-2] if len(left.shape) > 1 else 1
+    columns = right.shape[-1] if len(right.shape) > 1 else 1
+    batch = _broadcast(left.shape[:-2], right.shape[:-2])
+    product = contraction(op, batch * rows * left.shape[-1] * columns, left, right)
+    constant = product.constant
+    if constant is None:
+        return product
+    shape = constant.tensor.shape
+    groups = math.prod(shape[:-2])
+    if constant is right.constant and len(shape) > 1:
+        found = channels(constant, groups, shape[-1], shape[-2], outputs_first=False)
+    elif len(shape) > 1:
+        found = channels(constant, groups, shape[-2], shape[-1], outputs_first=True)
+    else:
+        found = channels(constant, 1, 1, shape[0], outputs_first=True)
+    return dataclasses.replace(product, op="linear", channels=found)
+
+
+def linear(x: Operand, weight: Operand, op: str = "linear") -> Product:
+    """``x @ weight.T`` for x (*, k) and weight (m, k)."""
+    product = contraction(op, x.numel * weight.shape[0], x, weight)
+    constant = product.constant
+    if constant is None or constant is not weight.constant:
+        return product
+    outputs, inputs = weight.shape
+    found = channels(constant, 1, outputs, inputs, outputs_first=True)
+    return dataclasses.replace(product, channels=found)
+
+
+def attention(query: Operand, key: Operand, value: Operand) -> Product:
+    """``query @ key.T`` and the product of its softmax with ``value``, causal or not.
+
+    Args:
+        query: (*, Lq, E), with as many heads as the output has.
+        key: (*, Lk, E).
+        value: (*, Lk, Ev).
+    """
+    rows = math.prod(query.shape[:-1])
+    dense = rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    return Product("attention", dense, dense, dense, dense)
+
+
+def _broadcast(first: Sequence[int], second: Sequence[int]) -> int:
+    """Number of matrices in two batches that broadcast."""
+    length = max(len(first), len(second))
+    pad = (1,) * length
+    pairs = zip((*pad, *first)[-length:], (*pad, *second)[-length:], strict=True)
+    return math.prod(b if a == 1 else a for a, b in pairs) if length else 1
+
+
+def channels(
+    constant: Constant, groups: int, outputs: int, inputs: int, *, outputs_first: bool
+) -> Channels:
+    """Channels of a weight, of which each group has so many outputs and inputs of its own.
+
+    Args:
+        constant: (groups, outputs, inputs, *rest), or, without ``outputs_first``,
+            (groups, inputs, outputs, *rest), or anything that can be seen so.
+        groups: Groups of channels, or matrices in a batch.
+        outputs: Output channels of a group.
+        inputs: Input channels of a group.
+        outputs_first: Which of them comes first.
+    """
+    if outputs_first:
+        dead_outputs, dead_inputs = constant.dead(groups, outputs, inputs)
+    else:
+        dead_inputs, dead_outputs = constant.dead(groups, inputs, outputs)
+    return Channels(groups * inputs, groups * outputs, dead_inputs, dead_outputs)

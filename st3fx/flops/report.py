@@ -1,0 +1,204 @@
+"""The result of a count: layers, other operations, totals, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Convention = Literal["exact", "st3", "str"]
+
+
+@dataclass(frozen=True)
+class LayerFlops:
+    """What one weight, or the products of activations in one module, cost in one call.
+
+    Attributes:
+        name: Full name of the weight; ``module:op`` where there is none.
+        op: ``conv2d``, ``linear``, ``attention``, ...; several are joined by ``+``.
+        shape: Of the weight; empty where there is none.
+        parameters: Scalars of the weight; 0 where there is none or it is no parameter.
+        nonzeros: How many of them are not zero.
+        dense_macs: MACs if no weight were zero.
+        sparse_macs: MACs of the weights that are not zero.
+        calls: Operations, over which the MACs are sums.
+        inputs: Input channels (or features) of the weight; 0 where there is none.
+        outputs: Output channels of the weight.
+        dead_inputs: Input channels that no filter reads.
+        dead_outputs: Output channels whose filter is all zero.
+        weight_bytes: Reads of the weight, once a call.
+        sparse_weight_bytes: The same with a bit for each scalar and the nonzeros' values.
+        activation_bytes: Inputs read and outputs written.
+    """
+
+    name: str
+    op: str
+    shape: tuple[int, ...] = ()
+    parameters: int = 0
+    nonzeros: int = 0
+    dense_macs: int = 0
+    sparse_macs: int = 0
+    calls: int = 0
+    inputs: int = 0
+    outputs: int = 0
+    dead_inputs: int = 0
+    dead_outputs: int = 0
+    weight_bytes: int = 0
+    sparse_weight_bytes: int = 0
+    activation_bytes: int = 0
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weight that is zero."""
+        return 1 - self.nonzeros / self.parameters if self.parameters else 0.0
+
+
+@dataclass(frozen=True)
+class OtherFlops:
+    """Operations of one kind that are no MACs.
+
+    Attributes:
+        op: ``relu``, ``batch_norm``, ...
+        calls: How many operations.
+        flops: Additions, multiplications, comparisons and functions in them.
+        activation_bytes: Inputs read and outputs written.
+    """
+
+    op: str
+    calls: int = 0
+    flops: int = 0
+    activation_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class FlopsReport:
+    """What one call of a model costs.
+
+    Attributes:
+        model: Class of the model, or the file's name.
+        level: The graph that was counted: ``aten`` or ``onnx``.
+        convention: ``exact``, ``st3`` or ``str``.
+        inputs: Shapes of the inputs.
+        by_layer: Rows by name, in the order of execution.
+        by_op: Operations that are no MACs, by their kind.
+        unknown: Operators without a rule -> calls. They are in no total.
+        parameters: Scalars in all parameters of the model, tied ones once.
+        sites: The weights that a conversion made sparse, over which ``weight_sparsity`` is taken;
+            ``None`` for all weights that multiply.
+    """
+
+    model: str
+    level: str
+    convention: str
+    inputs: tuple[tuple[int, ...], ...]
+    by_layer: dict[str, LayerFlops] = field(default_factory=dict)
+    by_op: dict[str, OtherFlops] = field(default_factory=dict)
+    unknown: dict[str, int] = field(default_factory=dict)
+    parameters: int = 0
+    sites: frozenset[str] | None = None
+
+    @property
+    def dense_macs(self) -> int:
+        """MACs if no weight were zero."""
+        return sum(layer.dense_macs for layer in self.by_layer.values())
+
+    @property
+    def sparse_macs(self) -> int:
+        """MACs of the weights that are not zero, and of everything without weights."""
+        return sum(layer.sparse_macs for layer in self.by_layer.values())
+
+    @property
+    def elementwise_flops(self) -> int:
+        """Operations that are no MACs."""
+        return sum(op.flops for op in self.by_op.values())
+
+    @property
+    def weights(self) -> int:
+        """Scalars of the sites, or of all weights that multiply."""
+        return sum(layer.parameters for layer in self._weight_layers())
+
+    @property
+    def weight_nonzeros(self) -> int:
+        """How many of ``weights`` are not zero."""
+        return sum(layer.nonzeros for layer in self._weight_layers())
+
+    @property
+    def weight_sparsity(self) -> float:
+        """Share of zeros in ``weights``."""
+        return 1 - self.weight_nonzeros / self.weights if self.weights else 0.0
+
+    @property
+    def parameter_sparsity(self) -> float:
+        """The zeros in ``weights`` as a share of all parameters.
+
+        A zero in a bias or in a normalisation is no pruned weight and does not count.
+        """
+        return (self.weights - self.weight_nonzeros) / self.parameters if self.parameters else 0.0
+
+    @property
+    def weight_bytes(self) -> int:
+        """Reads of dense weights."""
+        return sum(layer.weight_bytes for layer in self.by_layer.values())
+
+    @property
+    def sparse_weight_bytes(self) -> int:
+        """Reads of weights as bit masks and values, each where that is smaller."""
+        rows = self.by_layer.values()
+        return sum(min(row.weight_bytes, row.sparse_weight_bytes) for row in rows)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Reads and writes of activations if no two operations are fused."""
+        layers = sum(layer.activation_bytes for layer in self.by_layer.values())
+        return layers + sum(op.activation_bytes for op in self.by_op.values())
+
+    @property
+    def mac_bound(self) -> float:
+        """How many times faster it can get at most if time were proportional to MACs.
+
+        Amdahl's law: what has no zeros keeps its cost. Infinite where no MAC is left.
+        """
+        return _ratio(self.dense_macs, self.sparse_macs)
+
+    @property
+    def flop_bound(self) -> float:
+        """The same if time were proportional to all operations, a MAC being two."""
+        other = self.elementwise_flops
+        return _ratio(2 * self.dense_macs + other, 2 * self.sparse_macs + other)
+
+    def to_dict(self) -> dict[str, Any]:
+        """This report as JSON values, totals first."""
+        data = dataclasses.asdict(self)
+        layers, ops, sites = data.pop("by_layer"), data.pop("by_op"), data.pop("sites")
+        for name, row in layers.items():
+            row["sparsity"] = self.by_layer[name].sparsity
+            row["share"] = _share(row["sparse_macs"], self.sparse_macs)
+        totals = {name: _finite(getattr(self, name)) for name in TOTALS}
+        over = "layers" if sites is None else "sites"
+        rows = {"by_layer": list(layers.values()), "by_op": list(ops.values())}
+        return {**data, **totals, "weights_over": over, **rows}
+
+    def _weight_layers(self) -> list[LayerFlops]:
+        rows = [row for row in self.by_layer.values() if row.parameters and row.dense_macs]
+        return [row for row in rows if self.sites is None or row.name in self.sites]
+
+
+TOTALS = (
+    "dense_macs", "sparse_macs", "elementwise_flops", "weights", "weight_nonzeros",
+    "weight_sparsity", "parameter_sparsity", "weight_bytes", "sparse_weight_bytes",
+    "activation_bytes", "mac_bound", "flop_bound",
+)  # fmt: skip
+"""Properties of a report that go into JSON."""
+
+
+def _ratio(dense: int, sparse: int) -> float:
+    return dense / sparse if sparse else (float("inf") if dense else 1.0)
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return None if value == float("inf") else value
