@@ -185,12 +185,12 @@ def _add_computed(
     found.skipped.append(SkippedSite(name, shape, uses[0].op, "computed before it multiplies"))
 
 
-_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
 
 
 def _idle(model: nn.Module, observed: set[str]) -> list[SkippedSite]:
     """Weights of layers that the example does not reach: in a branch not taken, or left over."""
-    owners = {name for name, module in model.named_modules() if isinstance(module, _LAYERS)}
+    owners = {name for name, module in model.named_modules() if isinstance(module, LAYERS)}
     return [
         SkippedSite(name, tuple(parameter.shape), "none", "does not multiply in the example")
         for name, parameter in model.named_parameters()

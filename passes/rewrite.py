@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from st3fx.forward import Held, SparseForward
+from st3fx.forward import Held, Lent, SparseForward
 from st3fx.graphs import Variant
 from st3fx.masks import put_mask
 from st3fx.methods.base import Method
 from st3fx.passes.computed import computed_nodes, sources
-from st3fx.passes.discover import Discovery
+from st3fx.passes.discover import LAYERS, Discovery
 from st3fx.passes.islands import Archipelago
 from st3fx.passes.names import ancestors, is_below, owner, relative
 from st3fx.passes.trace import Capture
@@ -77,23 +77,29 @@ class Rewriter:
             # Its own forward cannot be swapped into: it always needs a graph.
             captures.setdefault(weight.site.holders[0], list(weight.captures.items()))
         held: dict[str, list[Site]] = {}
+        lent: dict[str, list[Site]] = {}
         inside: dict[str, list[Site]] = {}
         for site in self.found.sites:
+            for user in self._users(site).difference(site.holders):
+                lent.setdefault(user, []).append(site)
             for holder in site.holders:
                 held.setdefault(holder, []).append(site)
             for island in set().union(*map(ancestors, site.holders)) & captures.keys():
                 inside.setdefault(island, []).append(site)
         made = []
-        for name in sorted(held.keys() | captures.keys()):
+        for name in sorted(held.keys() | lent.keys() | captures.keys()):
             tries = [
                 self._variant(name, *capture, inside.get(name, []), state)
                 for capture in captures.get(name, ())
             ]
             variants = [variant for variant in tries if variant is not None]
             swapped = [self._held(site, name, state) for site in held.get(name, ())]
-            if variants or swapped:
+            if variants or swapped or name in lent:
                 module = self.model.get_submodule(name)
                 made.append(SparseForward(name, module, variants, swapped))
+        forwards = {forward.name: forward for forward in made}
+        for name, sites in lent.items():
+            forwards[name].lent = [self._lent(site, name, state, forwards) for site in sites]
         return made
 
     def _held(self, site: Site, holder: str, state: dict[str, tuple[str, ...]]) -> Held:
@@ -111,6 +117,25 @@ class Rewriter:
             constants=self.method.constants(site),
             compute=computed.compute if computed else None,
         )
+
+    def _users(self, site: Site) -> set[str]:
+        """All modules that multiply with a site when they are called.
+
+        Also layers that the example never calls, because their parents read their weights.
+        """
+        owners = set() if site.computed else set(map(owner, homes(site)))
+        layers = {name for name in owners if isinstance(self.model.get_submodule(name), LAYERS)}
+        return self.found.users[site.name] | layers
+
+    def _lent(
+        self,
+        site: Site,
+        user: str,
+        state: dict[str, tuple[str, ...]],
+        forwards: dict[str, SparseForward],
+    ) -> Lent:
+        above = [forwards[holder].swaps for holder in site.holders if is_below(user, holder)]
+        return Lent(self._held(site, user, state), tuple(above))
 
     def _place(self, home: str) -> tuple[nn.Module, str]:
         return self.model.get_submodule(owner(home)), home.rpartition(".")[2]

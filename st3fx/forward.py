@@ -90,6 +90,26 @@ def effective_parameters(held: Sequence[Held]) -> Iterator[None]:
             item.put(parameter)
 
 
+class Swaps:
+    """How many calls of a module with swapped weights are under way."""
+
+    def __init__(self) -> None:
+        self.running = 0
+
+
+@dataclass(frozen=True)
+class Lent:
+    """A weight that a module above holds and this one multiplies with too.
+
+    Attributes:
+        held: The weight.
+        holders: The calls of the modules that hold it: during these it is swapped already.
+    """
+
+    held: Held
+    holders: tuple[Swaps, ...]
+
+
 class SparseForward:
     """The forward of a converted module.
 
@@ -115,6 +135,8 @@ class SparseForward:
         self.module = module
         self.variants = list(variants)
         self.held = list(held)
+        self.lent: list[Lent] = []
+        self.swaps = Swaps()
         self.replaced = module.__dict__.get("forward")
 
     def install(self) -> None:
@@ -159,8 +181,14 @@ class SparseForward:
                 "forward, and it was called in another way than at conversion; convert it with "
                 "this call"
             )
-        with effective_parameters(self.held):
-            return self.original(*args, **kwargs)
+        # Called from outside its holder, a lent weight is still latent.
+        lent = [x.held for x in self.lent if not any(swaps.running for swaps in x.holders)]
+        with effective_parameters([*self.held, *lent]):
+            self.swaps.running += 1
+            try:
+                return self.original(*args, **kwargs)
+            finally:
+                self.swaps.running -= 1
 
 
 def sparse_forwards(model: nn.Module) -> list[SparseForward]:
