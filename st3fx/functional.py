@@ -85,4 +85,5 @@ def active_bound(threshold: Tensor, smallest: float) -> Tensor:
 
 def in_memory_order(tensor: Tensor) -> Tensor:
     """``tensor`` with its dimensions in the order of its memory: contiguous, if it is dense."""
-    return tensor.permute(sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim)))
+    strides = tensor.stride()
+    return tensor.permute(sorted(range(tensor.dim()), key=lambda dim: -strides[dim]))
