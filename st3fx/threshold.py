@@ -64,7 +64,8 @@ class GlobalThreshold:
             same in all processes.
 
         Raises:
-            StateError: If weights are NaN (not noticed on a GPU), or there are none.
+            StateError: If weights are NaN or too many infinite (not noticed on a GPU), or there are
+                none.
         """
         sites = [
             ScoredSite(Source(local(weight), scale), weight.numel(), cost, spread_of(weight))
@@ -87,6 +88,9 @@ class GlobalThreshold:
             score, _, band = self._select(sites, need, total)
             result, low_sites = torch.tensor(score, dtype=torch.float32), band.low_sites
         level = result.item()
+        if not math.isfinite(level):
+            self._last = None
+            raise StateError("some weights are infinite: the training has diverged")
         self.empty = [
             i
             for i, largest in low_sites.items()

@@ -204,7 +204,10 @@ def test_infinite_weights_are_the_largest() -> None:
     for sparsity in (0.3, 0.9, 0.99):
         expected = by_sorting(weights, [1.0, 0.5], sparsity)
         assert GlobalThreshold().find(weights, [1.0, 0.5], sparsity).item() == expected
-    assert GlobalThreshold().find([torch.full((3, 3), math.inf)], [1.0], 0.5).item() == math.inf
+    finder = GlobalThreshold()
+    for _ in range(2):  # the second time from what the first has left
+        with pytest.raises(StateError, match="some weights are infinite"):
+            finder.find([torch.full((3, 3), math.inf)], [1.0], 0.5)
 
 
 def test_without_weights_there_is_no_threshold() -> None:
