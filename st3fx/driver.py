@@ -35,7 +35,7 @@ from st3fx.training.result import TrainResult
 from st3fx.training.saving import restore
 from st3fx.training.session import Session
 from st3fx.training.settings import Settings
-from st3fx.training.start import make_session, outline, start_trackers
+from st3fx.training.start import make_session, outline, start_trackers, stop_trackers
 from st3fx.workflow import convert_spec, load_bundle, save_bundle
 
 
@@ -91,7 +91,7 @@ def train_spec(
                 result, model = finish(session, run.name, time.perf_counter() - started)
         finally:
             session.report.end()
-            session.accelerator.end_training()
+            stop_trackers(session)
         return _write(run, result, model) if main else result
 
 

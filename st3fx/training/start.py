@@ -123,3 +123,11 @@ def start_trackers(session: Session) -> None:
     )
     for name in session.settings.log_with:
         session.accelerator.get_tracker(name).store_init_configuration(session.settings.to_dict())
+
+
+def stop_trackers(session: Session) -> None:
+    """Close the trackers; on a full disk that fails, which must not hide how the run ended."""
+    try:
+        session.accelerator.end_training()
+    except OSError as error:
+        session.report.note(f"the trackers' files are incomplete: {error}")
