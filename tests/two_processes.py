@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn.parallel import DistributedDataParallel
 
 import st3fx
@@ -251,6 +252,22 @@ def shards_of_any_dimension() -> None:
                     assert find.empty == expected.empty
 
 
+def shards_of_tensor_parallelism() -> None:
+    """FSDP2 over tensor parallelism splits a dimension twice; its shards are no ``Shard``."""
+    torch.manual_seed(0)
+    weight = torch.randn(8, 5)
+    mesh = init_device_mesh("cpu", (2, 1))
+    local = weight.chunk(2)[dist.get_rank()].clone()
+    split = DTensor.from_local(
+        local, mesh, [_StridedShard(0, split_factor=1), Shard(0)],
+        run_check=False, shape=weight.shape, stride=weight.stride(),
+    )  # fmt: skip
+    for sparsity in (0.1, 0.5, 0.9):
+        find, expected = (st3fx.threshold.GlobalThreshold() for _ in range(2))
+        actual = find.find([split], [1.0], sparsity)
+        assert actual.item() == expected.find([weight], [1.0], sparsity).item()
+
+
 def nan_in_one_shard() -> None:
     model, sparsifier = converted("st3")
     sharded(model)
@@ -331,6 +348,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "copies of one shard, dst": functools.partial(shards, "dst", (2, 1)),
     "shards and plain weights": shards_and_plain_weights,
     "shards of any dimension": shards_of_any_dimension,
+    "shards of tensor parallelism": shards_of_tensor_parallelism,
     "nan in one shard": nan_in_one_shard,
     "shards, frozen": shards_frozen,
     "state of shards, dst": functools.partial(learned_state, "dst"),

@@ -380,6 +380,15 @@ def test_in_inference_mode() -> None:
     require_right(model, sparsifier)
 
 
+def test_what_is_first_kept_in_inference_mode_can_be_trained_with() -> None:
+    model, sparsifier = st3fx.convert(Twice(), X, verify=False)
+    model(X)
+    with torch.inference_mode():
+        sparsifier.set_sparsity(0.5)
+    assert kept_by(model) == set(SITES)
+    require_right(model, sparsifier)
+
+
 def test_weights_made_in_inference_mode() -> None:
     model, sparsifier = warm()
     with torch.inference_mode():
