@@ -24,7 +24,7 @@ def print_fold(result: FoldResult) -> None:
     share = result.elements / result.parameters if result.parameters else 0.0
     line = (
         f"{result.zeros:,} of {result.elements:,} weights are zero ({result.sparsity:.2%}), in "
-        f"{_count(result.weights, 'tensor')} that hold {share:.1%} of all parameters; "
+        f"{_count(result.weights, 'tensor')} with {share:.1%} of all parameters; "
         f"wrote {result.path}"
     )
     out.print(Text(line), soft_wrap=True)

@@ -50,12 +50,11 @@ def _place(error: BaseException, node: fx.Node | None) -> str:
     """``, at model.py:12: y = torch.histc(x)``, or nothing."""
     trace = node.meta.get("stack_trace") if node is not None else None
     found = _from_text(trace) if trace else None
-    if found is None:
-        found = next((place for item in _chain(error) if (place := _from_frames(item))), None)
-    if found is None:
-        found = next(
-            (p for item in _chain(error) if (p := _from_text(str(item))) is not None), None
-        )
+    # The innermost failure knows best; what wraps it was raised elsewhere.
+    for item in reversed(list(_chain(error))):
+        found = found or _from_frames(item)
+    for item in reversed(list(_chain(error))):
+        found = found or _from_text(str(item))
     if found is None:
         return ""
     file, line, code = found

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from st3fx.errors import ExportError
 from st3fx.export.batch import repeated
@@ -65,7 +65,7 @@ def capture(
         except Exception as error:  # noqa: BLE001 (its message says what matters of the cause)
             raise _refusal(error, name, free=free) from None
     assert program is not None
-    _rename(program.model)
+    _rename(program.model, flat.model)
     return program.model
 
 
@@ -78,13 +78,17 @@ def _refusal(error: Exception, name: str, *, free: bool) -> ExportError:
     return ExportError(f"{name} cannot be exported: {reason(error)}")
 
 
-def _rename(model: ir.Model) -> None:
-    """Take the wrapper's prefix off the initializers."""
-    for value in list(model.graph.initializers.values()):
+def _rename(graph: ir.Model, model: nn.Module) -> None:
+    """Take the wrapper's prefix off the initializers; a tied one gets the first of its names."""
+    first: dict[int, str] = {}
+    named = list(model.named_parameters(remove_duplicate=False))
+    names = {name: first.setdefault(id(parameter), name) for name, parameter in named}
+    for value in list(graph.graph.initializers.values()):
         name = value.name or ""
         short = name.removeprefix(_PREFIX)
-        if short != name and short not in model.graph.initializers:
-            value.name = short
+        wanted = names.get(short, short)
+        if short != name and wanted not in graph.graph.initializers:
+            value.name = wanted
 
 
 def io_names(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
