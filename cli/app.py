@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from st3fx.cli.analyze import analyze
 from st3fx.cli.convert import convert
 from st3fx.cli.errors import ErrorBoundary
 from st3fx.cli.export import export
@@ -22,3 +23,4 @@ main.add_command(convert)
 main.add_command(train)
 main.add_command(fold)
 main.add_command(export)
+main.add_command(analyze)

@@ -98,17 +98,17 @@ def analyze(
     if path.suffix == ".onnx" or (path.is_file() and path.suffix != ".py"):
         if request.weights or request.sparsity is not None:
             raise FlopsError(f"{path} has its weights: leave --weights and --sparsity out")
-        report("count")
+        report("counting multiplications")
         # Values do not matter: sizes alone are read.
         return count_flops(path, _sizes(request.inputs) or None, convention, batch=batch)
     model = folded(request, report, with_example=True)
     if model.example is None:
         raise no_example(request.spec)
-    report("count")
+    report("counting multiplications")
     counted = count_flops(model.model, model.example, convention, batch=batch)
     pruned = request.is_bundle or request.sparsity is not None
     sites = frozenset(model.weights) if pruned else None
-    return dataclasses.replace(counted, sites=sites)
+    return dataclasses.replace(counted, model=request.name, sites=sites)
 
 
 def _count_model(model: nn.Module, example: Example, convention: str) -> FlopsReport:

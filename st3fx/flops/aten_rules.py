@@ -16,7 +16,7 @@ RULES: Final[dict[str, Rule]] = {
     **{op: costs.reduce(op) for op in PER_INPUT},
     # Products.
     "convolution": costs.convolution,
-    "costs.convolution": costs.convolution,
+    "_convolution": costs.convolution,
     "convolution_overrideable": costs.convolution,
     "mm": costs.matrix("self", "mat2"),
     "bmm": costs.matrix("self", "mat2"),
@@ -29,13 +29,13 @@ RULES: Final[dict[str, Rule]] = {
     "addmv": costs.matrix("mat", "vec", "self"),
     "addbmm": costs.addbmm,
     "linear": costs.linear,
-    "costs.trilinear": costs.trilinear,
+    "_trilinear": costs.trilinear,
     **{f"_scaled_dot_product_{kind}": costs.attention for kind in ATTENTION},
     "mkldnn_rnn_layer": costs.rnn_layer,
     "_cudnn_rnn": costs.rnn,
     "_miopen_rnn": costs.rnn,
     "embedding": costs.lookup,
-    "costs.embedding_bag": costs.embedding_bag,
+    "_embedding_bag": costs.embedding_bag,
     "_embedding_bag_forward_only": costs.embedding_bag,
     # Pooling and resampling.
     "max_pool2d_with_indices": costs.pool("max_pool", 2),
@@ -60,7 +60,7 @@ RULES: Final[dict[str, Rule]] = {
     "native_layer_norm": costs.norm("layer_norm"),
     "native_group_norm": costs.norm("group_norm"),
     "_fused_rms_norm": costs.rms_norm,
-    "costs.softmax": costs.softmax,
+    "_softmax": costs.softmax,
     "_log_softmax": costs.softmax,
     "_safe_softmax": costs.softmax,
     # Activations and arithmetic that have other names here.
@@ -96,10 +96,11 @@ _to_copy _unsafe_view _upsample_nearest_exact1d _upsample_nearest_exact2d alias 
 block_diag cat channel_shuffle clone complex constant_pad_nd contiguous copy detach
 expand_copy flip im2col imag index_select lift_fresh lift_fresh_copy narrow_copy permute_copy
 pixel_shuffle pixel_unshuffle real reflection_pad1d reflection_pad2d reflection_pad3d repeat
-repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape resize_ roll
-rot90 select_copy slice_copy split_copy split_with_sizes_copy stack tril triu unfold_copy
-unsafe_split unsafe_split_with_sizes upsample_nearest1d upsample_nearest2d upsample_nearest3d
-view_as_complex view_as_real view_copy
+repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape resize roll
+rot90 select_copy slice_copy split_copy split_with_sizes_copy squeeze stack swapaxes swapdims
+t transpose tril triu unfold_copy unsafe_split unsafe_split_with_sizes unsqueeze
+upsample_nearest1d upsample_nearest2d upsample_nearest3d view_as_complex view_as_real
+view_copy
 """
 """Copies, layouts, conversions."""
 
@@ -115,7 +116,7 @@ _local_scalar_dense _unique2 _unsafe_index _unsafe_index_put _unsafe_masked_inde
 argsort bincount bitwise_and bitwise_not bitwise_or bitwise_xor bucketize eq equal gather ge
 gt index index_copy index_fill index_put is_same_size isfinite isinf isnan le logical_and
 logical_not logical_or logical_xor lt masked_fill masked_scatter masked_select ne nonzero
-nonzero_static one_hot resize_as_ scatter searchsorted select_scatter set_ slice_scatter sort
+nonzero_static one_hot resize_as scatter searchsorted select_scatter set slice_scatter sort
 sym_size take topk unique unique_consecutive where
 """
 """Choosing and comparing."""

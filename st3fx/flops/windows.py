@@ -16,14 +16,13 @@ def padded(x: Operand, before: Sequence[int], after: Sequence[int]) -> Window:
         after: Zeros behind.
 
     Returns:
-        One pair for each of these dimensions, in the coordinates of the padded tensor.
+        One pair for each of the last dimensions, in the coordinates of the padded tensor.
     """
-    dims = len(before)
+    old = x.window or ()
+    dims = max(len(before), len(old))
+    before, after = ([0] * (dims - len(pads)) + list(pads) for pads in (before, after))
     sizes = x.shape[len(x.shape) - dims :]
-    known = [(0, size) for size in sizes]
-    if x.window is not None:
-        common = min(dims, len(x.window))
-        known[dims - common :] = x.window[len(x.window) - common :]
+    known = [*((0, size) for size in sizes[: dims - len(old)]), *old]
     windows = []
     for (low, high), size, first, last in zip(known, sizes, before, after, strict=True):
         whole = max(0, size + first + last)
