@@ -100,7 +100,8 @@ def _export(
     options: dict[str, Any],
 ) -> ExportResult:
     # onnx, onnxscript and onnxruntime take seconds to import.
-    from st3fx.export.engine import Settings, export  # noqa: PLC0415
+    from st3fx.export.engine import export  # noqa: PLC0415
+    from st3fx.export.settings import Settings  # noqa: PLC0415
 
     settings = Settings(**options)
     return export(model, example, path, settings, before=before, progress=progress)
@@ -119,7 +120,7 @@ def export_spec(
         request: Which model, and how sparse.
         path: The file; one that is there is replaced.
         progress: Called with the name of each stage as it begins.
-        **options: Fields of ``st3fx.export.engine.Settings``.
+        **options: Fields of ``st3fx.export.settings.Settings``.
 
     Raises:
         St3fxError: As ``st3fx.folded.folded`` and :func:`export_onnx`.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -13,57 +12,16 @@ import torch
 from torch import nn
 
 from st3fx.atomic import temporary_neighbour
-from st3fx.errors import ExportError, InputError
-from st3fx.export import parity
-from st3fx.export.batch import batched
-from st3fx.export.call import Call, Flat, outputs, unique
-from st3fx.export.capture import capture, io_names
-from st3fx.export.opset import check_opset, lowered
-from st3fx.export.quiet import quiet
-from st3fx.export.result import ExportResult, Parity, Port, Size
+from st3fx.errors import ExportError
+from st3fx.export.job import Job
+from st3fx.export.result import ExportResult, Port, Size
+from st3fx.export.settings import Settings
 from st3fx.export.sizes import size_of_files
 from st3fx.export.write import write_model
-from st3fx.export.zeros import check_zeros, used
+from st3fx.export.zeros import check_zeros
 from st3fx.inputs import Example
 from st3fx.messages import describe
-from st3fx.onnx_passes.fold_batch_norm import BatchNorms
-from st3fx.onnx_passes.pipeline import prepare
 from st3fx.state import preserved
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to export.
-
-    Attributes:
-        opset: ``None`` for the exporter's default.
-        fixed_batch: Leave the batch size as it is in the example.
-        batch_sizes: That are compared with random values; not looked at with a fixed batch.
-        verify: Run the file beside the model.
-        sparse_initializers: Store weights as index and value where that is smaller.
-        tolerance: Largest relative difference that passes; ``None``: by the type of the weights.
-        seed: Of the random values.
-    """
-
-    opset: int | None = None
-    fixed_batch: bool = False
-    batch_sizes: tuple[int, ...] = (1, 3)
-    verify: bool = True
-    sparse_initializers: bool = False
-    tolerance: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what no export can be made with.
-
-        Raises:
-            ExportError: For an opset, batch size or tolerance outside its range.
-        """
-        check_opset(self.opset)
-        if not self.batch_sizes or any(size < 1 for size in self.batch_sizes):
-            raise ExportError(f"batch sizes {self.batch_sizes}: give numbers from 1 on, e.g. 1,3")
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise ExportError(f"tolerance {self.tolerance}: give a number above 0, e.g. 1e-4")
 
 
 def export(
@@ -92,7 +50,7 @@ def export(
     began = time.perf_counter()
     with preserved(model), torch.no_grad():
         model.eval()
-        job = _Job(model, example, settings)
+        job = Job(model, example, settings)
         progress("capture")
         graph, norms, expected = job.graph()
         try:
@@ -127,72 +85,6 @@ def export(
         sizes=sizes,
         seconds=time.perf_counter() - began,
     )
-
-
-class _Job:
-    """One model with one example of a call."""
-
-    def __init__(self, model: nn.Module, example: Example, settings: Settings) -> None:
-        self.model, self.settings = model, settings
-        self.name = type(model).__name__
-        self.call = Call.of(model, example)
-        self.batched = batched(self.call.tensors)
-        self.flat = Flat(model, self.call).eval()
-        self.outputs = self._output_names()
-        kinds = {parameter.dtype for parameter in model.parameters()}
-        widest = max((parity.TOLERANCES.get(kind, parity.TOLERANCE) for kind in kinds), default=0.0)
-        self.tolerance = settings.tolerance or widest or parity.TOLERANCE
-
-    def _output_names(self) -> tuple[str, ...]:
-        # Clones: a forward may write into its inputs.
-        args, kwargs = self.call.arguments([tensor.clone() for tensor in self.call.tensors])
-        try:
-            with preserved(self.model):
-                result = self.model(*args, **kwargs)
-        except Exception as error:
-            raise InputError(
-                f"{self.name} refuses the example inputs in eval mode: {describe(error)}"
-            ) from error
-        names = unique([name for name, _ in outputs(result)])
-        if not names:
-            raise ExportError(f"{self.name} returns no tensor: an ONNX model would have no output")
-        both = set(names) & set(self.call.names)
-        return unique([f"{n}_out" if n in both else n for n in names])
-
-    def graph(self) -> tuple[ir.Model, BatchNorms, set[str]]:
-        """The graph to write, what became of batch norms, and the parameters that are in it."""
-        settings = self.settings
-        graph = capture(
-            self.flat,
-            self.name,
-            self.call.tensors,
-            self.batched,
-            opset=settings.opset,
-            fixed_batch=settings.fixed_batch,
-        )
-        names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
-        expected = used(graph, names)
-        with quiet():
-            norms = prepare(graph, expected)
-            graph = lowered(graph, settings.opset)
-        io_names(graph, self.call.names, self.outputs)
-        return graph, norms, expected - norms.absorbed
-
-    def compare(self, path: Path) -> tuple[Parity, ...]:
-        """Run a written file beside the model."""
-        if not self.settings.verify:
-            return ()
-        fixed = self.settings.fixed_batch or not any(self.batched)
-        return parity.verify(
-            path,
-            self.flat,
-            self.call,
-            self.batched,
-            self.outputs,
-            batch_sizes=() if fixed else self.settings.batch_sizes,
-            tolerance=self.tolerance,
-            seed=self.settings.seed,
-        )
 
 
 def _write_checked(

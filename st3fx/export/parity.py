@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,29 +59,18 @@ def verify(
     session = _session(path)
     generator = torch.Generator().manual_seed(seed)
     own = next((t.shape[0] for t, has in zip(call.tensors, batched, strict=True) if has), 1)
-    rows = [_compare(session, flat, call.tensors, outputs, "given", own, tolerance)]
+    wanted = _run_torch(flat, call.tensors, own)
+    rows = [_compare(session, flat, call.tensors, wanted, outputs, "given", own, tolerance)]
     for batch in batch_sizes or (own,):
-        with _random_call(flat, call.tensors, batched, batch, generator) as tensors:
-            rows.append(_compare(session, flat, tensors, outputs, "random", batch, tolerance))
+        inputs, tensors = "random", random_like(call.tensors, batched, batch, generator)
+        try:
+            wanted = _run_torch(flat, tensors, batch)
+        except ExportError:
+            # Values that mean something, as offsets do: the example's samples are taken instead.
+            inputs, tensors = "repeated", repeated(call.tensors, batched, batch)
+            wanted = _run_torch(flat, tensors, batch)
+        rows.append(_compare(session, flat, tensors, wanted, outputs, inputs, batch, tolerance))
     return tuple(rows)
-
-
-@contextlib.contextmanager
-def _random_call(
-    flat: Flat,
-    tensors: Sequence[Tensor],
-    batched: Sequence[bool],
-    batch: int,
-    generator: torch.Generator,
-) -> Iterator[tuple[Tensor, ...]]:
-    """Random values, or the example's samples where the model refuses random ones."""
-    values = random_like(tensors, batched, batch, generator)
-    try:
-        with quiet(), preserved(flat):
-            flat(*(tensor.clone() for tensor in values))
-    except Exception:  # noqa: BLE001 (whatever the model says about values that mean something)
-        values = repeated(tensors, batched, batch)
-    yield values
 
 
 def _session(path: Path) -> Any:
@@ -101,19 +89,24 @@ def _compare(
     session: Any,
     flat: Flat,
     tensors: Sequence[Tensor],
+    wanted: Sequence[Array],
     names: Sequence[str],
     inputs: str,
     batch: int,
     tolerance: float,
 ) -> Parity:
-    wanted = [_array(tensor) for tensor in _run_torch(flat, tensors, batch)]
     given = _run_onnx(session, tensors, batch)
+    if len(wanted) != len(given):
+        raise ExportError(
+            f"the model returns {len(wanted)} tensors at batch {batch}, and {len(given)} at that "
+            "of the example: export it with a fixed batch (--fixed-batch)"
+        )
     largest = (0.0, 0.0)
     for name, left, right in zip(names, wanted, given, strict=True):
         absolute, relative = difference(left, right)
         if not relative <= tolerance:
             torch.rand(())  # the generator as it was would give the same numbers again
-            again = [_array(tensor) for tensor in _run_torch(flat, tensors, batch)]
+            again = _run_torch(flat, tensors, batch)
             random = any(difference(*pair)[0] for pair in zip(wanted, again, strict=True))
             raise ExportError(
                 f"ONNX Runtime and PyTorch differ in {name} at batch {batch}, {inputs} inputs: "
@@ -142,7 +135,7 @@ def _described(array: Array) -> str:
 def _hint(inputs: str, *, random: bool) -> str:
     if random:
         return "; the model draws random numbers in eval mode: leave this check out by --no-verify"
-    if inputs == "random":
+    if inputs != "given":
         return "; a forward that branches on sizes or values is exported for the example's branch"
     return ""
 
@@ -174,17 +167,16 @@ def difference(wanted: Array, given: Array) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def _run_torch(flat: Flat, tensors: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:
+def _run_torch(flat: Flat, tensors: Sequence[Tensor], batch: int) -> list[Array]:
     try:
         # What it writes into inputs or buffers must not reach the next call.
         with quiet(), preserved(flat):
-            result: tuple[Tensor, ...] = flat(*(tensor.clone() for tensor in tensors))
+            return [_array(tensor) for tensor in flat(*(tensor.clone() for tensor in tensors))]
     except Exception as error:
         raise ExportError(
             f"the model itself fails at batch {batch} ({describe(error)}): give --batch-sizes that "
             "it takes, or --fixed-batch"
         ) from error
-    return result
 
 
 def _run_onnx(session: Any, tensors: Sequence[Tensor], batch: int) -> list[Array]:

@@ -31,7 +31,8 @@ class Parity:
     """ONNX Runtime against PyTorch for one call.
 
     Attributes:
-        inputs: ``given`` or ``random``.
+        inputs: ``given``, ``random``, or ``repeated``: the given samples again and again, where the
+            model refuses random ones.
         batch: Samples in it.
         absolute: Largest difference of any output element.
         relative: Largest difference over the largest magnitude of the same output.

@@ -114,6 +114,22 @@ class Restless(Linear):
         return self.linear(x) * self.calls
 
 
+class Table(Linear):
+    """Takes eighths alone."""
+
+    def forward(self, x: Tensor) -> Any:
+        if not torch.compiler.is_compiling() and (x * 8 % 1).any():
+            raise ValueError("no such entry")
+        return self.linear(x)
+
+
+class PerSample(Linear):
+    """As many outputs as samples."""
+
+    def forward(self, x: Tensor) -> Any:
+        return [self.linear(x[index]) for index in range(2 if len(x) == 2 else 1)]
+
+
 class ZeroGamma(nn.Module):
     """The last batch norm of a residual block, as timm initialises it."""
 

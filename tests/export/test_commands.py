@@ -236,8 +236,8 @@ def test_everything_worth_a_line_is_printed(capsys: pytest.CaptureFixture[str]) 
         "the batch size is fixed",
         "not compared with PyTorch",
         (
-            "90 of 100 weights are zero (90.00%), as in the folded model; wrote m.onnx, m.onnx.data "
-            "(opset 20) in 1.2 s"
+            "90 of 100 weights are zero (90.00%), as in the folded model; wrote m.onnx, "
+            "m.onnx.data (opset 20) in 1.2 s"
         ),
     ):
         assert line in text, line

@@ -204,6 +204,13 @@ def test_one_sample_is_example_enough(tmp_path: Path) -> None:
     assert [row.batch for row in result.parity] == [1, 4]
 
 
+def test_samples_are_repeated_where_random_values_are_refused(tmp_path: Path) -> None:
+    result = st3fx.export_onnx(nets.Table(), X, tmp_path / "m.onnx")
+    assert [(row.inputs, row.batch) for row in result.parity] == [
+        ("given", 2), ("repeated", 1), ("repeated", 3),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

@@ -1,0 +1,90 @@
+"""One model with one example of a call: its graph, and the comparison of a file with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+from torch import nn
+
+from st3fx.errors import ExportError, InputError
+from st3fx.export import parity
+from st3fx.export.batch import batched
+from st3fx.export.call import Call, Flat, outputs, unique
+from st3fx.export.capture import capture, io_names
+from st3fx.export.opset import lowered
+from st3fx.export.quiet import quiet
+from st3fx.export.result import Parity
+from st3fx.export.settings import Settings
+from st3fx.export.zeros import used
+from st3fx.inputs import Example
+from st3fx.messages import describe
+from st3fx.onnx_passes.fold_batch_norm import BatchNorms
+from st3fx.onnx_passes.pipeline import prepare
+from st3fx.state import preserved
+
+
+class Job:
+    """One model with one example of a call."""
+
+    def __init__(self, model: nn.Module, example: Example, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.name = type(model).__name__
+        self.call = Call.of(model, example)
+        self.batched = batched(self.call.tensors)
+        self.flat = Flat(model, self.call).eval()
+        self.outputs = self._output_names()
+        kinds = {parameter.dtype for parameter in model.parameters()}
+        widest = max((parity.TOLERANCES.get(kind, parity.TOLERANCE) for kind in kinds), default=0.0)
+        self.tolerance = settings.tolerance or widest or parity.TOLERANCE
+
+    def _output_names(self) -> tuple[str, ...]:
+        # Clones: a forward may write into its inputs.
+        args, kwargs = self.call.arguments([tensor.clone() for tensor in self.call.tensors])
+        try:
+            with preserved(self.model):
+                result = self.model(*args, **kwargs)
+        except Exception as error:
+            raise InputError(
+                f"{self.name} refuses the example inputs in eval mode: {describe(error)}"
+            ) from error
+        names = unique([name for name, _ in outputs(result)])
+        if not names:
+            raise ExportError(f"{self.name} returns no tensor: an ONNX model would have no output")
+        both = set(names) & set(self.call.names)
+        return unique([f"{n}_out" if n in both else n for n in names])
+
+    def graph(self) -> tuple[ir.Model, BatchNorms, set[str]]:
+        """The graph to write, what became of batch norms, and the parameters that are in it."""
+        settings = self.settings
+        graph = capture(
+            self.flat,
+            self.name,
+            self.call.tensors,
+            self.batched,
+            opset=settings.opset,
+            fixed_batch=settings.fixed_batch,
+        )
+        names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
+        expected = used(graph, names)
+        with quiet():
+            norms = prepare(graph, expected)
+            graph = lowered(graph, settings.opset)
+        io_names(graph, self.call.names, self.outputs)
+        return graph, norms, expected - norms.absorbed
+
+    def compare(self, path: Path) -> tuple[Parity, ...]:
+        """Run a written file beside the model."""
+        if not self.settings.verify:
+            return ()
+        fixed = self.settings.fixed_batch or not any(self.batched)
+        return parity.verify(
+            path,
+            self.flat,
+            self.call,
+            self.batched,
+            self.outputs,
+            batch_sizes=() if fixed else self.settings.batch_sizes,
+            tolerance=self.tolerance,
+            seed=self.settings.seed,
+        )

@@ -1,0 +1,43 @@
+"""How a model is exported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from st3fx.errors import ExportError
+from st3fx.export.opset import check_opset
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to export.
+
+    Attributes:
+        opset: ``None`` for the exporter's default.
+        fixed_batch: Leave the batch size as it is in the example.
+        batch_sizes: That are compared with random values; not looked at with a fixed batch.
+        verify: Run the file beside the model.
+        sparse_initializers: Store weights as index and value where that is smaller.
+        tolerance: Largest relative difference that passes; ``None``: by the type of the weights.
+        seed: Of the random values.
+    """
+
+    opset: int | None = None
+    fixed_batch: bool = False
+    batch_sizes: tuple[int, ...] = (1, 3)
+    verify: bool = True
+    sparse_initializers: bool = False
+    tolerance: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no export can be made with.
+
+        Raises:
+            ExportError: For an opset, batch size or tolerance outside its range.
+        """
+        check_opset(self.opset)
+        if not self.batch_sizes or any(size < 1 for size in self.batch_sizes):
+            raise ExportError(f"batch sizes {self.batch_sizes}: give numbers from 1 on, e.g. 1,3")
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise ExportError(f"tolerance {self.tolerance}: give a number above 0, e.g. 1e-4")
