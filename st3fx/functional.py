@@ -68,7 +68,10 @@ def zero_up_to_(magnitude: Tensor, bound: Tensor) -> Tensor:
 
 
 def soft(weight: Tensor, bound: Tensor, out: Tensor) -> Tensor:
-    """``sign(w)·max(|w| − bound, 0)`` into ``out``, without a mask and without a negative zero."""
+    """``sign(w)·max(|w| − bound, 0)`` into ``out``; zeros may be negative. One pass on a CPU."""
+    if bound.device.type == "cpu" and bound.numel() == 1:
+        shrunk: Tensor = torch.ops.aten.softshrink.out(weight, bound.item(), out=out)
+        return shrunk
     torch.clamp(weight, bound.neg(), bound, out=out)
     return torch.sub(weight, out, out=out)
 
