@@ -27,6 +27,7 @@ from st3fx.training.optim import learning_rate, make_optimizer, parameter_groups
 from st3fx.training.rng import Stream, rng_state, set_rng_state
 from tests.models import write
 from tests.training_runs import (
+    LOADERS,
     NET,
     Recorder,
     folder_of,
@@ -108,8 +109,8 @@ def test_nothing_is_kept_when_the_first_row_is_not_a_number(tmp_path: Path) -> N
         "net.py",
         NET.replace("return self.head(", "return 0 / x.sum() * 0 + 1e39 * self.head("),
     )
-    with pytest.raises(TrainError, match=r"at step \d: .*; nothing was saved yet$"):
-        train_spec(settings(tmp_path))
+    with pytest.raises(TrainError, match=r"^the loss is not .* at step 2: .*; nothing was saved"):
+        train_spec(settings(tmp_path, ramp=(0.5, 1.0)))
 
 
 def test_a_missed_sparsity_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +148,18 @@ def test_a_budget_of_macs_is_met(tmp_path: Path) -> None:
     macs = 4900 * layers["stem.weight"] + 1960 * layers["head.weight"]
     assert macs / 6860 == pytest.approx(0.6, abs=0.01)
     assert abs((100 * layers["stem.weight"] + 1960 * layers["head.weight"]) / 2060 - 0.6) > 0.05
+
+
+def test_mixed_precision_finds_weights_of_the_model_itself(tmp_path: Path) -> None:
+    """Accelerate wraps the model's own forward, which is where these are held."""
+    raw = "nn.Parameter(nn.Linear(10, 196).weight.detach())"
+    text = NET.replace("nn.Linear(4 * 7 * 7, 10)", raw)
+    write(tmp_path, "net.py", text.replace("self.head(", "(").replace("(1))", "(1)) @ self.head"))
+    result = train_spec(settings(tmp_path, precision="bf16"))
+    assert set(result.layers) == {"stem.weight", "head"}
+    assert result.sparsity == pytest.approx(0.9, abs=1e-3)
+    assert all(v.dtype == torch.float32 for v in st3fx.load_bundle(
+        folder_of(settings(tmp_path)).bundle).parameters())  # fmt: skip
 
 
 def test_an_empty_layer_is_named(tmp_path: Path) -> None:
@@ -227,11 +240,14 @@ def test_a_stream_is_apart_from_the_global_generators() -> None:
     assert draw() == values
 
 
-def test_batches_begin_anywhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["fashion-mnist-mini", "loaders.py"])
+def test_batches_begin_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "loaders.py", LOADERS)
     one = settings(tmp_path, batch_size=900)
     accelerator = make_accelerator(one, folder_of(one))
     try:
-        batches = Batches(make_data(DataSettings(batch_size=900)), accelerator, 0)
+        batches = Batches(make_data(DataSettings(name, batch_size=900)), accelerator, 0)
         epochs = {epoch: list(batches.epoch(epoch)) for epoch in (0, 1)}
         for epoch, whole in epochs.items():
             for skip in range(batches.count + 1):

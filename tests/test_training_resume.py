@@ -12,6 +12,7 @@ from st3fx.training.interrupt import Interrupted
 from st3fx.training.report import EvalRow
 from tests.models import write
 from tests.training_runs import (
+    LOADERS,
     CrashError,
     Recorder,
     crash,
@@ -21,24 +22,6 @@ from tests.training_runs import (
     resumed,
     settings,
 )
-
-LOADERS = """
-    import torch
-    from torch.utils.data import DataLoader, Dataset
-
-    class Noise(Dataset):
-        "Draws from the global generator, as transforms do."
-        def __init__(self, size):
-            self.size = size
-        def __len__(self):
-            return self.size
-        def __getitem__(self, index):
-            return torch.full((1, 28, 28), index % 10 / 10) + torch.randn(1, 28, 28), index % 10
-
-    def make_loaders(batch_size, seed):
-        return (DataLoader(Noise(140), batch_size=30, shuffle=True),
-                DataLoader(Noise(20), batch_size=20))
-"""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "sgd": {"clip_grad": 1.0, "label_smoothing": 0.1, "warmup_epochs": 1.0},
@@ -64,12 +47,13 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_goes_on_bit_for_bit(in_folder: Path, variant: dict[str, Any]) -> None:
     whole = settings(in_folder, **variant, output_dir="whole")
     train_spec(whole)
-    # Ctrl-C in the middle of an epoch; a crash later, which loses a step; Ctrl-C at an epoch's end.
+    # Ctrl-C in the middle of an epoch; a crash later, which loses steps and a row of the log;
+    # Ctrl-C at the end of an epoch.
     parts = settings(in_folder, **variant, output_dir="parts", checkpoint_every=3)
     with pytest.raises(Interrupted):
         train_spec(parts, report=Recorder(7, ctrl_c))
     with pytest.raises(CrashError):
-        resumed(parts, Recorder(11, crash))
+        resumed(parts, Recorder(15, crash))
     assert folder_of(parts).last.exists()
     with pytest.raises(Interrupted):
         resumed(parts, Recorder(15, ctrl_c))
@@ -91,8 +75,9 @@ def test_each_step_can_be_the_last(in_folder: Path) -> None:
     require_same_run(whole, parts)
 
 
-def test_stopped_while_it_evaluates(in_folder: Path) -> None:
-    whole = settings(in_folder, output_dir="whole", eval_batch_size=100)
+@pytest.mark.parametrize("data", ["fashion-mnist-mini", "loaders.py"])
+def test_stopped_while_it_evaluates(in_folder: Path, data: str) -> None:
+    whole = settings(in_folder, output_dir="whole", eval_batch_size=100, data=data)
     train_spec(whole)
 
     class Stop(Recorder):
@@ -100,7 +85,7 @@ def test_stopped_while_it_evaluates(in_folder: Path) -> None:
             super().evaluation(row)
             raise AssertionError("the evaluation went on")
 
-    parts = settings(in_folder, output_dir="parts", eval_batch_size=100)
+    parts = settings(in_folder, output_dir="parts", eval_batch_size=100, data=data)
     with pytest.MonkeyPatch.context() as patch:
         calls = []
 

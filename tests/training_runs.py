@@ -34,6 +34,26 @@ NET = """
 """Batch norm and dropout: what a resumed run could get wrong."""
 
 
+LOADERS = """
+    import torch
+    from torch.utils.data import DataLoader, Dataset
+
+    class Noise(Dataset):
+        "Draws from the global generator, as transforms do."
+        def __init__(self, size):
+            self.size = size
+        def __len__(self):
+            return self.size
+        def __getitem__(self, index):
+            return torch.full((1, 28, 28), index % 10 / 10) + torch.randn(1, 28, 28), index % 10
+
+    def make_loaders(batch_size, seed):
+        return (DataLoader(Noise(140), batch_size=30, shuffle=True),
+                DataLoader(Noise(20), batch_size=5))
+"""
+"""Loaders as users have them: transforms that draw from the global generators."""
+
+
 def settings(folder: Path, **values: Any) -> Settings:
     """Three epochs of five steps; the model is written beside the run."""
     model = folder / "net.py"
