@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Collection
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
@@ -16,82 +14,38 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from st3fx.cli.plain import PlainReport
 from st3fx.cli.progress import STAGES
+from st3fx.cli.words import (
+    Clock,
+    epoch_of,
+    goal,
+    headline,
+    meter,
+    number,
+    percent,
+    score_line,
+    spark,
+)
 
 if TYPE_CHECKING:
     from st3fx.training.report import EvalRow, Outline, TrainRow
-
-_BARS = "▁▂▃▄▅▆▇█"
 
 STAGE_NAMES = {
     **STAGES,
     "data": "reading the data",
     "prepare": "preparing",
+    "save": "saving",
     "final": "evaluating the final model",
     "evaluate": "evaluating",
     "write": "folding and writing",
 }
 
 
-class PlainReport:
-    """One line per row of the log."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._out = Console(file=file, markup=False, highlight=False, soft_wrap=True)
-        self._clock = Clock()
-        self._outline: Outline | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing is open."""
-
-    def stage(self, name: str) -> None:
-        """Not shown."""
-
-    def begin(self, outline: Outline) -> None:
-        """The run in one line."""
-        self._outline = outline
-        self._clock.start(outline)
-        self._out.print("; ".join(headline(outline)))
-
-    def step(self, step: int) -> None:
-        """Counted for the time that is left."""
-        self._clock.step = step
-
-    def train(self, row: TrainRow) -> None:
-        """The numbers of a row."""
-        assert self._outline is not None
-        parts = [
-            f"epoch {epoch_of(row, self._outline)}/{self._outline.epochs}",
-            f"step {row.step}/{self._outline.steps}",
-            f"loss {row.loss:.4f}",
-            f"accuracy {percent(row.accuracy)}",
-            f"sparsity {percent(row.sparsity)} of {goal(self._outline)}",
-            f"threshold {number(row.threshold)}",
-            f"lr {row.lr:.4g}",
-            f"{row.rate:,.0f} images/s",
-            f"{self._clock.left()} left",
-        ]
-        self._out.print("  ".join(parts))
-
-    def evaluation(self, row: EvalRow) -> None:
-        """What the epoch scored."""
-        assert self._outline is not None
-        self._out.print(f"epoch {row.epoch}/{self._outline.epochs}  {score_line(row)}")
-
-    def note(self, text: str) -> None:
-        """A line of its own."""
-        self._out.print(f"note: {text}")
-
-    def end(self) -> None:
-        """Nothing is open."""
+def make_report(file: TextIO) -> LiveReport | PlainReport:
+    """What fits ``file``: a live panel for a terminal, plain lines for anything else."""
+    console = Console(file=file, markup=False, highlight=False)
+    return LiveReport(console) if console.is_terminal else PlainReport(file)
 
 
 class LiveReport:
@@ -217,99 +171,3 @@ def _beside(spinner: Spinner, text: str) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     grid.add_row(spinner, Text(text))
     return grid
-
-
-class Clock:
-    """How long a run will still take, from how long its steps took so far, evaluations included."""
-
-    def __init__(self) -> None:
-        self.step = 0
-        self._total = 0
-        self._first = 0
-        self._started = 0.0
-
-    def start(self, outline: Outline) -> None:
-        """Begin to count."""
-        self._started = time.monotonic()
-        self.step = self._first = outline.done
-        self._total = outline.steps
-
-    def left(self) -> str:
-        """``4:05``, or ``?`` before the first step."""
-        done = self.step - self._first
-        if done <= 0:
-            return "?"
-        per_step = (time.monotonic() - self._started) / done
-        return duration(per_step * (self._total - self.step))
-
-
-def make_report(file: TextIO) -> LiveReport | PlainReport:
-    """What fits ``file``: a live panel for a terminal, plain lines for anything else."""
-    console = Console(file=file, markup=False, highlight=False)
-    return LiveReport(console) if console.is_terminal else PlainReport(file)
-
-
-def headline(outline: Outline) -> tuple[str, str]:
-    """The run in two lines: what and where, then how."""
-    aim = "" if outline.target is None else f" to {goal(outline)} sparsity"
-    done = f", from step {outline.done:,}" if outline.done else ""
-    what = f"{outline.name} on {outline.data}, on {outline.device}, into {outline.folder}"
-    how = (
-        f"{outline.method}{aim} over {outline.sites} sites with {outline.site_parameters:,} of "
-        f"{outline.parameters:,} parameters, {outline.epochs} epochs of "
-        f"{outline.steps // outline.epochs:,} steps{done}"
-    )
-    return what, how
-
-
-def score_line(row: EvalRow) -> str:
-    """Loss and accuracies of an evaluation."""
-    top5 = "" if row.top5 is None else f"  top-5 {percent(row.top5)}"
-    best = "  best" if row.best else ""
-    return (
-        f"test loss {row.loss:.4f}  top-1 {percent(row.top1)}{top5}  "
-        f"sparsity {percent(row.sparsity)}{best}"
-    )
-
-
-def goal(outline: Outline) -> str:
-    """``90.0 %``, ``90.0 % of the MACs``, or what stands for no target."""
-    if outline.target is None:
-        return "what it learns"
-    macs = " of the MACs" if outline.budget == "macs" else ""
-    return f"{percent(outline.target)}{macs}"
-
-
-def epoch_of(row: TrainRow, outline: Outline) -> int:
-    """The epoch under way, 1 for the first."""
-    return min(outline.epochs, int(row.epoch - 1e-9) + 1)
-
-
-def percent(share: float) -> str:
-    """``61.7 %``."""
-    return f"{share:.1%}".replace("%", " %")
-
-
-def number(value: float | None) -> str:
-    """Three digits, or a dash."""
-    return "–" if value is None else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """``1:02:03``, ``4:05``, ``0:07``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def meter(share: float, width: int) -> str:
-    """A bar of ``width`` columns, filled by ``share``."""
-    filled = round(min(1.0, max(0.0, share)) * width)
-    return "━" * filled + "─" * (width - filled)
-
-
-def spark(values: Collection[float]) -> str:
-    """The values as a line of small bars."""
-    low, high = min(values), max(values)
-    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_BARS[round((value - low) * scale)] for value in values)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from st3fx.cli.display import duration, percent
 from st3fx.cli.tables import console
+from st3fx.cli.words import duration, percent
 
 if TYPE_CHECKING:
     from st3fx.training.result import TrainResult

@@ -7,36 +7,33 @@ import dataclasses
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor, nn
+from torch import nn
 
-from st3fx import methods
 from st3fx.api import fold
 from st3fx.atomic import replace_file
-from st3fx.bundle import MANIFEST, read_bundle
-from st3fx.data import Data, DataSettings, make_data
-from st3fx.errors import EmptyLayerWarning, InputError, TrainError
+from st3fx.data import Data, make_data
+from st3fx.errors import EmptyLayerWarning, TrainError
 from st3fx.manifest import Recipe
 from st3fx.spec import parse_spec
+from st3fx.trainee import bundle_recipe, data_settings, from_bundle, from_spec
 from st3fx.training.batches import Batches
 from st3fx.training.curves import draw_curves
 from st3fx.training.finish import finish
 from st3fx.training.folder import RunFolder
 from st3fx.training.loop import train
 from st3fx.training.machine import make_accelerator, release
-from st3fx.training.method import adjusted, make_method
 from st3fx.training.report import Reporter, Silent
 from st3fx.training.result import TrainResult
 from st3fx.training.saving import restore
 from st3fx.training.session import Session
 from st3fx.training.settings import Settings
 from st3fx.training.start import make_session, outline, start_trackers, stop_trackers
-from st3fx.workflow import convert_spec, load_bundle, save_bundle
+from st3fx.workflow import save_bundle
 
 
 @dataclass(frozen=True)
@@ -123,14 +120,14 @@ def _prepared(settings: Settings, folder: RunFolder, report: Reporter) -> Iterat
     report = report if accelerator.is_main_process else Silent()
     try:
         report.stage("data")
-        bundle = _bundle_recipe(settings.spec)
-        data = make_data(_data_settings(settings, bundle))
+        bundle = bundle_recipe(settings.spec)
+        data = make_data(data_settings(settings, bundle))
         batches = Batches(data, accelerator, settings.seed)
         steps = -(-batches.count // settings.grad_accum_steps) * settings.epochs
         model, recipe = (
-            _from_spec(settings, data, steps, report.stage)
+            from_spec(settings, data, steps, report.stage)
             if bundle is None
-            else _from_bundle(settings, bundle, steps, report.stage)
+            else from_bundle(settings, bundle, steps, report.stage)
         )
         report.stage("prepare")
         with warnings.catch_warnings():
@@ -140,89 +137,6 @@ def _prepared(settings: Settings, folder: RunFolder, report: Reporter) -> Iterat
             yield Prepared(session, data, recipe, parse_spec(recipe.spec).name)
     finally:
         release()
-
-
-def _bundle_recipe(spec: str) -> Recipe | None:
-    return read_bundle(spec).manifest.recipe if (Path(spec) / MANIFEST).is_file() else None
-
-
-def _data_settings(settings: Settings, bundle: Recipe | None) -> DataSettings:
-    spec = parse_spec(settings.spec if bundle is None else bundle.spec)
-    # torchvision's models take three channels and nothing else: grey images are repeated.
-    channels = settings.channels or (3 if spec.kind == "torchvision" else None)
-    return DataSettings(
-        name=settings.data,
-        path=settings.data_path,
-        batch_size=settings.batch_size,
-        eval_batch_size=settings.eval_batch_size,
-        workers=settings.workers,
-        augment=settings.augment,
-        channels=channels,
-        image_size=settings.image_size,
-        seed=settings.seed,
-    )
-
-
-def _from_spec(
-    settings: Settings, data: Data, steps: int, progress: Callable[[str], None]
-) -> tuple[nn.Module, Recipe]:
-    inputs = settings.inputs or _as_text(data.example(2))
-    shape = data.input_shape if data.input_shape and len(data.input_shape) == 3 else None
-    recipe = Recipe(
-        spec=settings.spec,
-        method=methods.to_dict(make_method(settings)),
-        inputs=inputs,
-        total_steps=steps,
-        include=settings.include,
-        exclude=settings.exclude,
-        skip_depthwise=settings.skip_depthwise,
-        skip_first=settings.skip_first,
-        skip_last=settings.skip_last,
-        seed=settings.seed,
-        num_classes=data.num_classes,
-        in_channels=shape[0] if shape else None,
-        image_size=shape[-1] if shape else None,
-        update_every=settings.update_every,
-    )
-    try:
-        converted = convert_spec(recipe, weights=settings.weights, progress=progress)
-    except InputError as error:
-        raise TrainError(
-            f"{error}; {data.name} gives inputs {' and '.join(inputs or ())}, and --channels, "
-            "--image-size or another --data change them"
-        ) from error
-    return converted.model, converted.recipe
-
-
-def _as_text(example: Any) -> tuple[str, ...] | None:
-    """``2x1x28x28:float32`` for each positional argument; ``None`` for keyword arguments."""
-    values = example if isinstance(example, tuple | list) else (example,)
-    if not all(isinstance(value, Tensor) for value in values):
-        return None
-    return tuple(
-        f"{'x'.join(map(str, v.shape))}:{str(v.dtype).removeprefix('torch.')}" for v in values
-    )
-
-
-def _from_bundle(
-    settings: Settings, recipe: Recipe, steps: int, progress: Callable[[str], None]
-) -> tuple[nn.Module, Recipe]:
-    progress("load")
-    method = adjusted(methods.from_dict(recipe.method), settings)
-    model = load_bundle(settings.spec)
-    plan = dataclasses.replace(model.st3fx_plan, target=method.target)  # type: ignore[type-var]
-    model.__dict__.update(
-        st3fx_method=method,
-        st3fx_plan=plan,
-        st3fx_total_steps=steps,
-        st3fx_update_every=settings.update_every,
-    )
-    return model, dataclasses.replace(
-        recipe,
-        method=methods.to_dict(method),
-        total_steps=steps,
-        update_every=settings.update_every,
-    )
 
 
 def _begin_anew(session: Session, spec: str) -> None:

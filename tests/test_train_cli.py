@@ -13,8 +13,10 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from st3fx.cli import main
-from st3fx.cli.display import LiveReport, PlainReport, duration, make_report, meter, spark
+from st3fx.cli.display import LiveReport, make_report
+from st3fx.cli.plain import PlainReport
 from st3fx.cli.summary import print_summary, size_text
+from st3fx.cli.words import duration, meter, spark
 from st3fx.training.evaluate import Scores
 from st3fx.training.report import EvalRow, Outline, TrainRow
 from st3fx.training.result import TrainResult

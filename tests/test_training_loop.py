@@ -310,6 +310,8 @@ def test_a_bundle_is_trained(tmp_path: Path) -> None:
     assert st3fx.Sparsifier(bundle).target == 0.5
     assert st3fx.Sparsifier(bundle).steps == 15
     assert st3fx.Sparsifier(bundle).sparsity == result.sparsity
+    with pytest.raises(TrainError, match="is a bundle, which has its own include: leave it out"):
+        train_spec(dataclasses.replace(two, include=("head*",)), force=True)
     scores = evaluate_spec(dataclasses.replace(two, spec=str(folder_of(two).bundle),
                                                bn_recalibrate=0)).scores  # fmt: skip
     assert scores == result.scores

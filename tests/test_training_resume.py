@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,19 @@ def test_stopped_while_it_evaluates(in_folder: Path, data: str) -> None:
             train_spec(parts, report=Stop())
     resumed(parts)
     require_same_run(whole, parts)
+
+
+def test_asked_twice_it_stops_at_once(in_folder: Path) -> None:
+    one = settings(in_folder)
+
+    def twice() -> None:
+        ctrl_c()
+        ctrl_c()
+
+    with pytest.raises(KeyboardInterrupt):
+        train_spec(one, report=Recorder(2, twice))
+    assert not folder_of(one).last.exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_finished_run_is_finished_again(in_folder: Path) -> None:

@@ -48,11 +48,14 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested is not None:
+        if self.requested is None:
+            self.requested = number
+        elif number == signal.SIGINT:
             # Asked twice: whoever waits for the save of a large model may not want to.
+            raise KeyboardInterrupt
+        else:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.requested = number
 
     def agreed(self, accelerator: Accelerator) -> int | None:
         """The signal that any of the processes got, the same answer in all; all must call it."""

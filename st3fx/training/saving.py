@@ -75,6 +75,7 @@ def stop_if_asked(session: Session) -> None:
     if alone or session.is_due(session.settings.log_interval):
         number = session.interrupt.agreed(session.accelerator)
         if number is not None:
+            session.report.stage("save")
             save(session)
             raise Interrupted(number)
 

@@ -7,45 +7,15 @@ Each field carries its help text and its other spellings, so that the command li
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from st3fx.errors import TrainError
 from st3fx.messages import suggest
+from st3fx.training.setting import check, setting
 
 SECTIONS = ("model", "data", "sparsity", "optimisation", "evaluation", "machine", "run")
-
-
-def _setting(
-    section: str,
-    default: Any,
-    help: str,  # noqa: A002 (what it is called everywhere else)
-    *,
-    flags: str = "",
-    choices: tuple[str, ...] = (),
-    least: float | None = None,
-    below: float | None = None,
-    free: bool = False,
-) -> Any:
-    """A field with what is needed to read it from a file or a flag.
-
-    Args:
-        section: Where it is listed, one of ``SECTIONS``.
-        default: Its value where nothing is said.
-        help: One sentence for ``--help`` and for the comment in ``settings.toml``.
-        flags: Spellings on the command line; by default the field's name with dashes.
-        choices: The values that it may have.
-        least: Smallest value allowed.
-        below: Values must be smaller than this.
-        free: Whether it may change when a run is resumed: it does not touch the weights.
-    """
-    metadata = {
-        "section": section, "help": help, "flags": tuple(flags.split()), "choices": choices,
-        "least": least, "below": below, "free": free,
-    }  # fmt: skip
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,126 +26,126 @@ class Settings:
         TrainError: For a value outside its range, naming the setting and what is allowed.
     """
 
-    spec: str = _setting("model", "", "The model: a SPEC or a bundle.")
-    weights: str | None = _setting("model", None, "Weights to start from.")
-    inputs: tuple[str, ...] = _setting(
+    spec: str = setting("model", "", "The model: a SPEC or a bundle.")
+    weights: str | None = setting("model", None, "Weights to start from.")
+    inputs: tuple[str, ...] = setting(
         "model", (), "An example input, e.g. 1x3x224x224; by default one from the data.",
         flags="--input",
     )  # fmt: skip
-    include: tuple[str, ...] = _setting("model", (), "Only weights whose name matches this glob.")
-    exclude: tuple[str, ...] = _setting("model", (), "No weight whose name matches this glob.")
-    skip_depthwise: bool = _setting("model", False, "Leave depthwise convolutions dense.")
-    skip_first: bool = _setting("model", False, "Leave the first site dense.")
-    skip_last: bool = _setting("model", False, "Leave the last site dense.")
+    include: tuple[str, ...] = setting("model", (), "Only weights whose name matches this glob.")
+    exclude: tuple[str, ...] = setting("model", (), "No weight whose name matches this glob.")
+    skip_depthwise: bool = setting("model", False, "Leave depthwise convolutions dense.")
+    skip_first: bool = setting("model", False, "Leave the first site dense.")
+    skip_last: bool = setting("model", False, "Leave the last site dense.")
 
-    data: str = _setting(
+    data: str = setting(
         "data", "fashion-mnist-mini",
         "fashion-mnist-mini, fashion-mnist, cifar10, cifar100, imagefolder, or your own "
         "loaders.py:make_loaders.",
     )  # fmt: skip
-    data_path: str | None = _setting("data", None, "Folder of the data.", free=True)
-    batch_size: int = _setting("data", 128, "Images per step and process.", least=1,
+    data_path: str | None = setting("data", None, "Folder of the data.", free=True)
+    batch_size: int = setting("data", 128, "Images per step and process.", least=1,
                                flags="-b --batch-size")  # fmt: skip
-    eval_batch_size: int | None = _setting(
+    eval_batch_size: int | None = setting(
         "data", None, "Images per evaluation batch; by default as in training.", least=1, free=True
     )
-    workers: int = _setting("data", 0, "Processes that load data, per process.", least=0, free=True,
+    workers: int = setting("data", 0, "Processes that load data, per process.", least=0, free=True,
                             flags="-j --workers")  # fmt: skip
-    augment: bool = _setting("data", True, "Shift and mirror the training images.")
-    channels: int | None = _setting("data", None, "3 repeats grey images for models of colour.",
+    augment: bool = setting("data", True, "Shift and mirror the training images.")
+    channels: int | None = setting("data", None, "3 repeats grey images for models of colour.",
                                     least=1)  # fmt: skip
-    image_size: int | None = _setting(
+    image_size: int | None = setting(
         "data", None, "Side of the images that the model gets, in pixels.", least=1,
         flags="--image-size --img-size --train-crop-size",
     )  # fmt: skip
 
-    method: str | None = _setting("sparsity", None, "How weights become sparse.")
-    sparsity: float | None = _setting(
+    method: str | None = setting("sparsity", None, "How weights become sparse.")
+    sparsity: float | None = setting(
         "sparsity", None, "Share of the sites' weights that training prunes.",
         flags="--sparsity --target-sparsity", least=0, below=1,
     )  # fmt: skip
-    budget: str = _setting("sparsity", "weights", "What the sparsity is a share of.",
+    budget: str = setting("sparsity", "weights", "What the sparsity is a share of.",
                            choices=("weights", "macs"))  # fmt: skip
-    method_options: tuple[str, ...] = _setting(
+    method_options: tuple[str, ...] = setting(
         "sparsity", (), "A setting of the method's own, e.g. normalize=sigma.",
         flags="--method-option",
     )  # fmt: skip
-    ramp: tuple[float, ...] = _setting(
+    ramp: tuple[float, ...] = setting(
         "sparsity", (), "Where the sparsity begins and stops to rise, as shares of the run.",
         least=0,
     )  # fmt: skip
-    update_every: int = _setting("sparsity", 1, "Steps between two thresholds.", least=1)
+    update_every: int = setting("sparsity", 1, "Steps between two thresholds.", least=1)
 
-    recipe: str | None = _setting("optimisation", None, "Settings to begin with.")
-    epochs: int = _setting("optimisation", 10, "Passes over the training data.", least=1)
-    opt: str = _setting("optimisation", "sgd", "The optimizer.", choices=("sgd", "adamw", "adam"))
-    lr: float = _setting("optimisation", 0.1, "Peak learning rate.", least=0)
-    momentum: float = _setting("optimisation", 0.9, "Of SGD.", least=0, below=1)
-    nesterov: bool = _setting("optimisation", False, "Nesterov's momentum.")
-    weight_decay: float = _setting("optimisation", 5e-4, "Weight decay.", least=0,
+    recipe: str | None = setting("optimisation", None, "Settings to begin with.")
+    epochs: int = setting("optimisation", 10, "Passes over the training data.", least=1)
+    opt: str = setting("optimisation", "sgd", "The optimizer.", choices=("sgd", "adamw", "adam"))
+    lr: float = setting("optimisation", 0.1, "Peak learning rate.", least=0)
+    momentum: float = setting("optimisation", 0.9, "Of SGD.", least=0, below=1)
+    nesterov: bool = setting("optimisation", False, "Nesterov's momentum.")
+    weight_decay: float = setting("optimisation", 5e-4, "Weight decay.", least=0,
                                    flags="--wd --weight-decay")  # fmt: skip
-    norm_weight_decay: float | None = _setting(
+    norm_weight_decay: float | None = setting(
         "optimisation", None, "Weight decay of normalisation layers; by default as of the others.",
         least=0,
     )  # fmt: skip
-    bias_weight_decay: float | None = _setting(
+    bias_weight_decay: float | None = setting(
         "optimisation", None, "Weight decay of biases; by default as of the others.", least=0
     )
-    sched: str = _setting("optimisation", "cosine", "How the learning rate falls.",
+    sched: str = setting("optimisation", "cosine", "How the learning rate falls.",
                           choices=("cosine", "multistep", "constant"),
                           flags="--sched --lr-scheduler")  # fmt: skip
-    milestones: tuple[float, ...] = _setting(
+    milestones: tuple[float, ...] = setting(
         "optimisation", (), "Epochs after which multistep multiplies the rate.",
         flags="--milestones --decay-milestones --lr-milestones", least=0,
     )  # fmt: skip
-    lr_gamma: float = _setting("optimisation", 0.1, "What multistep multiplies by.", least=0,
+    lr_gamma: float = setting("optimisation", 0.1, "What multistep multiplies by.", least=0,
                                flags="--lr-gamma --decay-rate")  # fmt: skip
-    min_lr: float = _setting("optimisation", 0.0, "Where cosine ends.", least=0,
+    min_lr: float = setting("optimisation", 0.0, "Where cosine ends.", least=0,
                              flags="--min-lr --lr-min")  # fmt: skip
-    warmup_epochs: float = _setting(
+    warmup_epochs: float = setting(
         "optimisation", 0.0, "Epochs in which the learning rate rises linearly.", least=0,
         flags="--warmup-epochs --lr-warmup-epochs",
     )  # fmt: skip
-    label_smoothing: float = _setting("optimisation", 0.0, "Label smoothing.", least=0, below=1,
+    label_smoothing: float = setting("optimisation", 0.0, "Label smoothing.", least=0, below=1,
                                       flags="--label-smoothing --smoothing")  # fmt: skip
-    clip_grad: float | None = _setting("optimisation", None, "Largest norm of the gradient.",
+    clip_grad: float | None = setting("optimisation", None, "Largest norm of the gradient.",
                                        least=0, flags="--clip-grad --clip-grad-norm")  # fmt: skip
-    grad_accum_steps: int = _setting("optimisation", 1, "Batches per optimizer step.", least=1)
-    model_ema: bool = _setting("optimisation", False, "Evaluate and keep averaged weights.")
-    model_ema_decay: float = _setting("optimisation", 0.9998, "Of the average; smaller at first.",
+    grad_accum_steps: int = setting("optimisation", 1, "Batches per optimizer step.", least=1)
+    model_ema: bool = setting("optimisation", False, "Evaluate and keep averaged weights.")
+    model_ema_decay: float = setting("optimisation", 0.9998, "Of the average; smaller at first.",
                                       least=0, below=1)  # fmt: skip
-    seed: int = _setting("optimisation", 0, "For weights, shuffling and dropout.", least=0)
+    seed: int = setting("optimisation", 0, "For weights, shuffling and dropout.", least=0)
 
-    bn_recalibrate: int = _setting(
+    bn_recalibrate: int = setting(
         "evaluation", 16, "Training batches to take batch-norm statistics from, before evaluation; "
         "while thresholds rise, those of training lag behind. 0 keeps those of training.", least=0,
     )  # fmt: skip
 
-    precision: str = _setting("machine", "no", "Mixed precision; --amp is bf16.",
+    precision: str = setting("machine", "no", "Mixed precision; --amp is bf16.",
                               choices=("no", "bf16", "fp16"))  # fmt: skip
-    channels_last: bool = _setting("machine", False, "Memory format of images and weights.")
-    torchcompile: bool = _setting("machine", False, "Compile the model with torch.compile.",
+    channels_last: bool = setting("machine", False, "Memory format of images and weights.")
+    torchcompile: bool = setting("machine", False, "Compile the model with torch.compile.",
                                   flags="--torchcompile --compile")  # fmt: skip
-    fsdp: bool = _setting("machine", False, "Shard the model over the processes (FSDP2).")
-    cudnn_benchmark: bool = _setting(
+    fsdp: bool = setting("machine", False, "Shard the model over the processes (FSDP2).")
+    cudnn_benchmark: bool = setting(
         "machine", False, "Let cuDNN try for the fastest kernels; a resumed run may then differ."
     )
 
-    output_dir: str | None = _setting("run", None, "Where the run is written.", free=True,
+    output_dir: str | None = setting("run", None, "Where the run is written.", free=True,
                                       flags="-o --output-dir --output")  # fmt: skip
-    log_interval: int = _setting("run", 20, "Steps between two rows of the log.", least=1,
+    log_interval: int = setting("run", 20, "Steps between two rows of the log.", least=1,
                                  flags="--log-interval --print-freq")  # fmt: skip
-    checkpoint_every: int | None = _setting(
+    checkpoint_every: int | None = setting(
         "run", None, "Steps between two checkpoints, besides those after each epoch.", least=1,
         free=True,
     )  # fmt: skip
-    log_with: tuple[str, ...] = _setting(
+    log_with: tuple[str, ...] = setting(
         "run", (), "Another tracker that Accelerate knows, e.g. wandb.", free=True
     )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
+            check(field, getattr(self, field.name))
         if self.ramp and not (len(self.ramp) == 2 and self.ramp[0] < self.ramp[1] <= 1):
             raise TrainError(f"ramp = {list(self.ramp)}: give begin and end, 0 ≤ begin < end ≤ 1")
         if self.sched == "multistep" and not self.milestones:
@@ -217,37 +187,3 @@ def from_dict(values: Mapping[str, Any], where: str) -> Settings:
         return Settings(**tuples)
     except TrainError as error:
         raise TrainError(f"{where}: {error}") from error
-
-
-def _check(field: dataclasses.Field[Any], value: Any) -> None:
-    name, allowed = field.name, field.metadata
-    optional = "None" in str(field.type)
-    if value is None and optional:
-        return
-    kinds: dict[str, tuple[type, ...]] = {
-        "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "tuple": (tuple,),
-    }  # fmt: skip
-    kind = str(field.type).removesuffix(" | None").partition("[")[0]
-    if not isinstance(value, kinds[kind]) or (kind != "bool" and isinstance(value, bool)):
-        raise TrainError(f"{name} = {value!r}: give {_WORDS[kind]}")
-    if allowed["choices"] and value not in allowed["choices"]:
-        raise TrainError(f"{name} = {value!r}: give {' or '.join(allowed['choices'])}")
-    numbers: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
-    for number in numbers:
-        _check_range(name, number, allowed["least"], allowed["below"])
-
-
-def _check_range(name: str, value: Any, least: float | None, below: float | None) -> None:
-    if least is None:
-        return
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise TrainError(f"{name} = {value!r}: give a number")
-    if value < least or (below is not None and value >= below):
-        limit = f" and below {below:g}" if below is not None else ""
-        raise TrainError(f"{name} = {value:g}: give {least:g} or more{limit}")
-
-
-_WORDS = {
-    "str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false",
-    "tuple": "a list",
-}  # fmt: skip

@@ -42,9 +42,11 @@ def to_toml(settings: Settings) -> str:
             if field.metadata["section"] != section:
                 continue
             lines.append(f"# {field.metadata['help']}")
-            # TOML has no null: what is not set is shown, but commented out.
-            mark = "# " if value is None else ""
-            lines.append(f"{mark}{field.name} = {_literal(value)}")
+            # TOML has no null: what is not set is shown in a comment.
+            if value is None:
+                lines.append(f"# {field.name} = (not set)")
+            else:
+                lines.append(f"{field.name} = {_literal(value)}")
     return "\n".join(lines) + "\n"
 
 
@@ -56,4 +58,4 @@ def _literal(value: Any) -> str:
         mantissa, mark, exponent = repr(value).partition("e")
         return f"{mantissa if '.' in mantissa else mantissa + '.0'}{mark}{exponent}"
     # JSON's strings, numbers and booleans are TOML's too (the DEL character apart).
-    return "" if value is None else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
