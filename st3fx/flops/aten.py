@@ -55,7 +55,7 @@ def count(steps: list[Step], convention: str) -> Collector:
         if rule is None:
             collector.miss(step.operator)
         else:
-            collector.add(rule(step.call), step.call.operands, step.call.outputs, step.module)
+            collector.add(rule(step.call), step.call.operands, [step.call.out], step.module)
     return collector
 
 

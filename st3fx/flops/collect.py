@@ -32,7 +32,7 @@ class Collector:
         Args:
             counted: What its rule gave.
             inputs: Tensors that it reads.
-            outputs: Tensors that it writes.
+            outputs: Tensors that it writes, without by-products such as indices.
             module: Full name of the module whose forward issued it.
         """
         traffic = sum(operand.bytes for operand in outputs)

@@ -17,7 +17,7 @@ class GraphCount:
     Attributes:
         rows: The counts.
         inputs: Sizes of the graph's inputs.
-        parameters: Scalars in all initializers that are no integers.
+        parameters: Scalars in all initializers but integers that are no weights.
     """
 
     rows: Collector
@@ -45,4 +45,4 @@ def count_file(
     walk = Walk(model, types, collector)
     walk.nodes(model.graph.node)
     inputs = tuple(shape for name in types if (shape := walk.types.shape(name)) is not None)
-    return GraphCount(collector, inputs, walk.values.parameters())
+    return GraphCount(collector, inputs, walk.values.parameters(collector.layers))

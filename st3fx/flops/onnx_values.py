@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +39,8 @@ class Values:
     def __init__(self, graph: onnx.GraphProto, opsets: Mapping[str, int]) -> None:
         self._opsets = dict(opsets)
         self._protos = {item.name: item for item in graph.initializer}
-        self._arrays: dict[str, Array] = {
-            item.values.name: _dense(item) for item in graph.sparse_initializer
-        }
+        self._sparse = list(graph.sparse_initializer)
+        self._arrays: dict[str, Array] = {item.values.name: _dense(item) for item in self._sparse}
         self._sources: dict[str, _Source] = {}
         self._weights: dict[str, Weight] = {}
         self._constants: dict[tuple[str, str], Constant] = {}
@@ -133,10 +132,16 @@ class Values:
             self._weights[source.name] = Weight(source.name, whole)
         return self._weights[source.name]
 
-    def parameters(self) -> int:
-        """Scalars in all initializers that are no integers."""
-        sizes = [int(np.prod(item.dims)) for item in self._protos.values() if _floating(item)]
-        return sum(sizes)
+    def parameters(self, weights: Collection[str]) -> int:
+        """Scalars in all initializers that are no integers, or that are among ``weights``."""
+        dense = [(item.name, item) for item in self._protos.values()]
+        sparse = [(item.values.name, item.values) for item in self._sparse]
+        sizes = {item.values.name: int(np.prod(item.dims)) for item in self._sparse}
+        return sum(
+            sizes.get(name, int(np.prod(item.dims)))
+            for name, item in dense + sparse
+            if name in weights or _floating(item)
+        )
 
 
 def _floating(item: onnx.TensorProto) -> bool:

@@ -139,8 +139,8 @@ class Walk:
         outputs = tuple(self._operand(name) if name else None for name in node.output)
         attributes = onnx_node.attributes(node)
         call = OnnxCall(node.op_type, attributes, tuple(inputs), outputs, self._integers(node))
-        reads, writes = [x for x in inputs if x], [x for x in outputs if x]
-        self._collector.add(rule(call), reads, writes, onnx_node.module(node))
+        reads = [operand for operand in inputs if operand is not None]
+        self._collector.add(rule(call), reads, [call.out], onnx_node.module(node))
 
     def _integers(self, node: onnx.NodeProto) -> dict[int, tuple[int, ...]]:
         arrays = {
