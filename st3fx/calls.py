@@ -23,17 +23,18 @@ def same_value(value: Any, expected: Any) -> bool:
 
     Numbers, strings and the like compare by value, containers item by item, all else by identity.
     """
-    if value is expected:
-        return True
-    if type(value) is not type(expected):
-        return False
-    if isinstance(value, list | tuple):
-        return len(value) == len(expected) and all(map(same_value, value, expected))
-    if isinstance(value, dict):
+    # Containers before identity: dynamo cannot tell whether two tuples are the same object.
+    if isinstance(value, list | tuple | dict):
+        if type(value) is not type(expected) or len(value) != len(expected):
+            return False
+        if not isinstance(value, dict):
+            return all(map(same_value, value, expected))
         return list(value) == list(expected) and all(
             same_value(item, expected[key]) for key, item in value.items()
         )
-    return is_value(value) and bool(value == expected)
+    if value is expected:
+        return True
+    return type(value) is type(expected) and is_value(value) and bool(value == expected)
 
 
 def is_value(value: Any) -> bool:

@@ -74,6 +74,8 @@ def _plain_copy(graph: fx.Graph) -> fx.Graph:
     """Without the tracer's class, which a pickle would ask for."""
     plain = fx.Graph()
     plain.output(plain.graph_copy(graph, {}))
+    for node in plain.nodes:
+        node.type = None  # an annotation may be a string, which torch 2.11 cannot import
     return plain
 
 
@@ -129,7 +131,7 @@ class Variant:
         """The graph's inputs for a call, or ``None`` if the graph does not apply to it."""
         for module, attribute, expected in self.guards:
             value = module.__dict__.get(attribute)
-            if value is not expected and not same_value(value, expected):
+            if not same_value(value, expected):
                 return None
         if self._rebuilt() or self._hooked() or self._wrapped():
             return None

@@ -35,7 +35,7 @@ class Channels(NamedTuple):
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _soft_kernel(table: Any, smallest: Any, BLOCK: tl.constexpr) -> None:
+def _soft_kernel(table: Any, smallest: Any, LONGEST: tl.constexpr, BLOCK: tl.constexpr) -> None:
     row = table + 5 * tl.program_id(0).to(tl.int64)
     weight = tl.load(row).to(tl.pointer_type(tl.float32))
     out = tl.load(row + 1).to(tl.pointer_type(tl.float32))
@@ -45,7 +45,7 @@ def _soft_kernel(table: Any, smallest: Any, BLOCK: tl.constexpr) -> None:
     bound = tl.maximum(threshold, smallest)
     total = tl.zeros([BLOCK], dtype=tl.float32)
     kept = tl.zeros([BLOCK], dtype=tl.float32)
-    for start in range(0, length, BLOCK):
+    for start in range(0, LONGEST, BLOCK):
         offsets = start + tl.arange(0, BLOCK)
         magnitude = tl.abs(tl.load(weight + offsets, mask=offsets < length, other=0.0))
         total += magnitude
@@ -53,7 +53,7 @@ def _soft_kernel(table: Any, smallest: Any, BLOCK: tl.constexpr) -> None:
     count = length.to(tl.float32)
     rho = (tl.sum(kept, axis=0) / count + 1e-6) / (tl.sum(total, axis=0) / count + 1e-6)
     factor = tl.where(rescale != 0, 1.01 / (rho + 0.01), 1.0)
-    for start in range(0, length, BLOCK):
+    for start in range(0, LONGEST, BLOCK):
         offsets = start + tl.arange(0, BLOCK)
         value = tl.load(weight + offsets, mask=offsets < length, other=0.0)
         soft = tl.where(value > bound, value - bound, tl.where(value < -bound, value + bound, 0.0))
@@ -91,7 +91,9 @@ def soft_threshold(jobs: Sequence[Channels], smallest: float) -> None:
         for job in jobs
     )
     table = _table(places, jobs[0].weight.device)
-    _soft_kernel[(len(table),)](table, smallest, _BLOCK)
+    # A power of two, so that few kernels are compiled; shorter channels read nothing beyond theirs.
+    longest = triton.next_power_of_2(max(place[4] for place in places))
+    _soft_kernel[(len(table),)](table, smallest, max(longest, _BLOCK), _BLOCK)
 
 
 @functools.lru_cache(maxsize=256)
