@@ -130,7 +130,7 @@ def measure(name: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def scaled(model: nn.Module) -> nn.Module:
-    """Weights of one scale in all layers, so that a sparse untrained network still computes.
+    """Weights in the scale that ST-3σ divides by, so that a sparse untrained network computes.
 
     Libraries' own starts would leave some layers without a weight at 90 %, and biases that outweigh
     what is made of the input: every comparison would hold.
@@ -141,7 +141,7 @@ def scaled(model: nn.Module) -> nn.Module:
         elif "layer_scale" in name:
             parameter.fill_(0.5)
         elif parameter.dim() > 1 and name.endswith("weight"):
-            nn.init.normal_(parameter, std=(2 / parameter[0].numel()) ** 0.5)
+            nn.init.normal_(parameter, std=sum(parameter.shape) ** -0.5)
     return model
 
 

@@ -19,6 +19,7 @@ _STANDARD = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
 
 _FIXED = re.compile(
     r"conflicts between user-specified ranges|[Cc]onstraints violated|You marked .{0,80} as dynamic"
+    r"|inconsistencies were found"
 )
 """In messages about a dimension that was to be free and is not."""
 
@@ -28,6 +29,11 @@ def is_fixed_batch(error: BaseException) -> bool:
     return any(_FIXED.search(str(item)) for item in _chain(error))
 
 
+def is_known(error: BaseException) -> bool:
+    """Whether it is an operator that ONNX lacks, or a branch on values: no batch size helps."""
+    return _node(error) is not None or _branches(_root(error))
+
+
 def reason(error: BaseException) -> str:
     """The innermost cause in one line, with operator and source line where they are known."""
     node = _node(error)
@@ -35,9 +41,13 @@ def reason(error: BaseException) -> str:
     if node is not None and callable(node.target):
         return f"ONNX has no form of {_operator(node)}{where}"
     root = _root(error)
-    if "data-dependent" in str(root) or "DataDependent" in type(root).__name__:
+    if _branches(root):
         return f"its forward branches on the values of a tensor{where}"
     return f"{describe(root, limit=160)}{where}"
+
+
+def _branches(root: BaseException) -> bool:
+    return "data-dependent" in str(root) or "DataDependent" in type(root).__name__
 
 
 def _operator(node: fx.Node) -> str:

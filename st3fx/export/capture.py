@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from st3fx.errors import ExportError
 from st3fx.export.batch import repeated
-from st3fx.export.blame import is_fixed_batch, reason
+from st3fx.export.blame import is_fixed_batch, is_known, reason
 from st3fx.export.call import Flat
 from st3fx.export.opset import EXPORTERS
 from st3fx.export.quiet import quiet
@@ -48,7 +48,7 @@ def capture(
     free = any(batched) and not fixed_batch
     if free:
         size = next(t.shape[0] for t, has in zip(tensors, batched, strict=True) if has)
-        # One sample is no example of a batch: the exporter takes sizes of 1 for constants.
+        # One sample is no example of a batch: a size of 1 is broadcast too.
         tensors = repeated(tensors, batched, max(2, size))
     shapes = (tuple({0: BATCH} if has else None for has in batched),) if free else None
     with quiet():
@@ -75,7 +75,10 @@ def _refusal(error: Exception, name: str, *, free: bool) -> ExportError:
             f"{name} works for one batch size only, that of the example: export it with a fixed "
             "batch (--fixed-batch), or take the number out of its forward"
         )
-    return ExportError(f"{name} cannot be exported: {reason(error)}")
+    line = f"{name} cannot be exported: {reason(error)}"
+    if free and not is_known(error):
+        line += "; if it is made for one batch size, export it with --fixed-batch"
+    return ExportError(line)
 
 
 def _rename(graph: ir.Model, model: nn.Module) -> None:

@@ -130,6 +130,22 @@ class PerSample(Linear):
         return [self.linear(x[index]) for index in range(2 if len(x) == 2 else 1)]
 
 
+class OneSample(Linear):
+    """Works for one sample only, without saying so."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(x).reshape(1, 2, 2)
+
+
+class Alone(Linear):
+    """Works for one sample only, and says so."""
+
+    def forward(self, x: Tensor) -> Any:
+        if x.shape[0] != 1:
+            raise ValueError("one sample, please")
+        return self.linear(x)
+
+
 class ZeroGamma(nn.Module):
     """The last batch norm of a residual block, as timm initialises it."""
 

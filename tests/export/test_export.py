@@ -198,6 +198,24 @@ def test_a_fixed_batch_is_a_way_out(tmp_path: Path) -> None:
     assert [(row.inputs, row.batch) for row in result.parity] == [("given", 2), ("random", 2)]
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nets.OneSample(), "OneSample works for one batch size only, that of the example"),
+        (
+            nets.Alone(),
+            r"ValueError: one sample, please, at \S*nets\.py:\d+: raise .*; if it is made",
+        ),
+    ],
+)
+def test_a_model_of_one_sample(tmp_path: Path, model: nn.Module, message: str) -> None:
+    path = tmp_path / "m.onnx"
+    with pytest.raises(ExportError, match=message) as caught:
+        st3fx.export_onnx(model, X[:1], path)
+    assert "--fixed-batch" in str(caught.value)
+    assert st3fx.export_onnx(model, X[:1], path, fixed_batch=True).parity[0].batch == 1
+
+
 def test_one_sample_is_example_enough(tmp_path: Path) -> None:
     result = st3fx.export_onnx(nets.Linear(), X[:1], tmp_path / "m.onnx", batch_sizes=(4,))
     assert result.inputs[0].shape == ("batch", 4)
