@@ -47,7 +47,11 @@ class Settings:
     batch_size: int = setting("data", 128, "Images per step and process.", least=1,
                                flags="-b --batch-size")  # fmt: skip
     eval_batch_size: int | None = setting(
-        "data", None, "Images per evaluation batch; by default as in training.", least=1, free=True
+        "data",
+        None,
+        "Images per evaluation batch; by default twice those of a training batch.",
+        least=1,
+        free=True,
     )
     workers: int = setting("data", 0, "Processes that load data, per process.", least=0, free=True,
                             flags="-j --workers")  # fmt: skip
