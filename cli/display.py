@@ -140,6 +140,8 @@ class LiveReport:
             subtitle=self._stage or None,
             subtitle_align="right",
             border_style="cyan",
+            # The terminal's echo of Ctrl-C finds room, and does not shift what is to be erased.
+            width=self._console.width - 2,
         )
 
     def _numbers(self, outline: Outline) -> list[RenderableType]:
