@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine that it ran on, and the file that its figures go into."""
+"""What benchmarks share: the machine that they run on, and the file that their figures go into."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def main() -> None:
     cases = CPU if options.device == "cpu" else GPU
     if options.child:
         case = cases[options.only]
-        figures = {
+        figures: dict[str, Callable[[], dict[str, Any]]] = {
             "times": lambda: times(case, options.pairs, options.device),
             "dense": lambda: memory(case, options.device, sparse=False),
             "sparse": lambda: memory(case, options.device, sparse=True),
@@ -141,13 +141,11 @@ class Training:
             )
         model.to(device)
         if device == "cuda":
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.to(memory_format=torch.channels_last)
         if self.sparsifier is not None:
             self.sparsifier.load_state_dict({**self.sparsifier.state_dict(), "step": 200})
         self.optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
-        self.model: Callable[[Tensor], Tensor] = (
-            torch.compile(model) if case.compiled else model  # type: ignore[assignment]
-        )
+        self.model: Callable[[Tensor], Tensor] = torch.compile(model) if case.compiled else model
         self.weight_bytes = sum(4 * p.numel() for p in model.parameters() if p.dim() > 1)
         self.x = torch.randn(case.shape, device=device)
         self.y = torch.randint(0, 10, case.shape[:1], device=device)

@@ -67,7 +67,7 @@ class ExportError(St3fxError):
 
 
 class FlopsError(St3fxError):
-    """A graph cannot be counted: it is no ONNX, has operators of its own, or sizes that are free."""
+    """A graph cannot be counted: no ONNX, operators of its own, or sizes that are free."""
 
 
 class EmptyLayerWarning(UserWarning):

@@ -18,8 +18,8 @@ LAYERS = ("core", "passes", "engines", "api", "cli")
 
 CORE = {
     "band", "bracket", "cache", "calls", "errors", "floats", "formula", "forward", "functional",
-    "graphs", "inputs", "masks", "messages", "ops", "scan", "schedule", "selection", "shards", "sites", "state", "threshold",
-    "version",
+    "graphs", "inputs", "masks", "messages", "ops", "scan", "schedule", "selection", "shards",
+    "sites", "state", "threshold", "version",
 }  # fmt: skip
 API = {"analysis", "api", "deploy", "driver", "folded", "trainee", "workflow"}
 
