@@ -98,7 +98,7 @@ def _layers(report: FlopsReport, rows: Sequence[LayerFlops], out: Console) -> Ta
     wide = out.width >= _WIDE
     dead = any(row.dead_inputs or row.dead_outputs for row in rows)
     names = ["layer", "op", "shape", "weights", "nonzeros"] if wide else ["layer", "shape"]
-    names += ["zeros", "dense MACs", "MACs", "share"]
+    names += ["zeros", "dense MACs" if wide else "dense", "MACs", "share"]
     names += ["dead in", "dead out"] if wide and dead else []
     cells = []
     for row in rows:
@@ -109,7 +109,8 @@ def _layers(report: FlopsReport, rows: Sequence[LayerFlops], out: Console) -> Ta
             "weights": f"{row.parameters:,}" if row.parameters else "",
             "nonzeros": f"{row.nonzeros:,}" if row.parameters else "",
             "zeros": f"{row.sparsity:.1%}" if row.parameters else "",
-            "dense MACs": f"{row.dense_macs:,}" if wide else short(row.dense_macs),
+            "dense MACs": f"{row.dense_macs:,}",
+            "dense": short(row.dense_macs),
             "MACs": f"{row.sparse_macs:,}" if wide else short(row.sparse_macs),
             "share": f"{row.sparse_macs / report.sparse_macs if report.sparse_macs else 0:.1%}",
             "dead in": _part(row.dead_inputs, row.inputs),
