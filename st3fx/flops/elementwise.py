@@ -55,6 +55,7 @@ PER_INPUT: Final[dict[str, int]] = {
     "norm": 2,       # square, addition
     "var": 4,        # sum for the mean; difference, square, sum
     "cumsum": 1,
+    "col2im": 1,     # overlapping patches are added up
 }  # fmt: skip
 """Operations for each scalar of the input; what is left to do once per output is left out."""
 

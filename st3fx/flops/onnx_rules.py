@@ -76,6 +76,7 @@ RULES: Final[dict[str, Rule]] = {
     "ArgMax": costs.reduce("argmax"),
     "ArgMin": costs.reduce("argmin"),
     "CumSum": costs.reduce("cumsum"),
+    "Col2Im": costs.reduce("col2im"),
     "QuantizeLinear": costs.times("quantize", 3),  # quotient, rounding, shift
     "DequantizeLinear": costs.times("quantize", 2),
     "DynamicQuantizeLinear": costs.times("quantize", 5),  # and the extremes

@@ -168,6 +168,14 @@ def test_a_converted_model_counts_with_its_effective_weights() -> None:
     assert all(torch.equal(value, state[key]) for key, value in converted.state_dict().items())
 
 
+def test_learned_thresholds_are_no_parameters_of_the_model() -> None:
+    model = nn.Linear(8, 4)
+    converted, _ = st3fx.convert(model, R(2, 8), st3fx.DST(alpha=1e-4))
+    assert sum(p.numel() for p in converted.parameters()) > 36
+    report = st3fx.count_flops(converted, R(2, 8))
+    assert (report.parameters, list(report.by_layer)) == (36, ["weight"])
+
+
 def test_dead_channels() -> None:
     conv = nn.Conv2d(4, 6, 3, groups=2)
     nn.init.ones_(conv.weight)
