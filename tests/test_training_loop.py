@@ -117,7 +117,7 @@ def test_a_missed_sparsity_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     """As when somebody counts the steps of an epoch in another way than the loop."""
     monkeypatch.setattr(
         session.Session,
-        "sparsify",
+        "follow",
         lambda self: self.sparsifier.step() if self.step % 5 else None,
     )
     one = settings(tmp_path, ramp=(0.0, 1.0))

@@ -34,8 +34,7 @@ def train(session: Session) -> None:
                 loss = F.cross_entropy(
                     logits.float(), targets, label_smoothing=settings.label_smoothing
                 )
-                share = settings.grad_accum_steps / session.group_size(number)
-                accelerator.backward(share * (loss + sparsifier.penalty()))
+                accelerator.backward(session.share(number) * (loss + sparsifier.penalty()))
                 if accelerator.sync_gradients and settings.clip_grad is not None:
                     accelerator.clip_grad_norm_(model.parameters(), settings.clip_grad)
                 set_learning_rate(optimizer, session.learning_rate)
@@ -47,9 +46,7 @@ def train(session: Session) -> None:
                 continue  # more batches belong to this step
             session.step += 1
             if not optimizer.step_was_skipped:  # fp16: gradients overflowed, nothing was changed
-                session.sparsify()
-                if session.average is not None:
-                    session.average.update(session.step)
+                session.follow()
             session.report.step(session.step)
             if session.is_due(settings.log_interval):
                 session.log_row()

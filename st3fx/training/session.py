@@ -86,10 +86,13 @@ class Session:
         """Of the next step."""
         return learning_rate(self.settings, self.step, self.steps_per_epoch)
 
-    def group_size(self, batch: int) -> int:
-        """How many batches share an optimizer step with this one: fewer at the end of an epoch."""
+    def share(self, batch: int) -> float:
+        """What to multiply a batch's loss by, so that a step has the mean over its batches.
+
+        Accelerate divides by ``grad_accum_steps``; the last step of an epoch may have fewer.
+        """
         group = self.settings.grad_accum_steps
-        return min(group, self.batches.count - batch // group * group)
+        return group / min(group, self.batches.count - batch // group * group)
 
     def to_format(self, inputs: Any) -> Any:
         """Inputs in the memory format of the run."""
@@ -131,8 +134,8 @@ class Session:
         self.report.train(row)
         self.start_clock()
 
-    def sparsify(self) -> None:
-        """Set the thresholds after an optimizer step.
+    def follow(self) -> None:
+        """After an optimizer step: the next thresholds, and the averages.
 
         Raises:
             TrainError: When weights are not numbers any more.
@@ -141,6 +144,8 @@ class Session:
             self.sparsifier.step()
         except StateError as error:
             raise self.lost("a weight") from error
+        if self.average is not None:
+            self.average.update(self.step)
 
     def require_finite(self) -> None:
         """Fail if a weight or a statistic is not a number any more. Waits for the device.

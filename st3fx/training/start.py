@@ -36,9 +36,9 @@ def make_session(
 
     Args:
         settings: Of the run.
-        accelerator: Made for the same settings.
-        data: As ``batches`` was made from.
-        batches: Training data.
+        accelerator: Made for it.
+        data: Made for it.
+        batches: Of the data.
         model: Converted.
         folder: Where the run is written; nothing is written yet.
         report: Who watches.
@@ -47,8 +47,7 @@ def make_session(
         TrainError: When model and data do not fit.
     """
     check_outputs(model, data)
-    torch.backends.cudnn.benchmark = settings.cudnn_benchmark
-    torch.backends.cudnn.deterministic = not settings.cudnn_benchmark
+    _choose_kernels(settings)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
     model.to(accelerator.device)
@@ -75,6 +74,12 @@ def make_session(
         interrupt=Interrupt(),
         twin=twin,
     )
+
+
+def _choose_kernels(settings: Settings) -> None:
+    """The same kernels in each start, unless speed is asked for: a run must be able to go on."""
+    torch.backends.cudnn.benchmark = settings.cudnn_benchmark
+    torch.backends.cudnn.deterministic = not settings.cudnn_benchmark
 
 
 @torch.no_grad()
