@@ -47,7 +47,11 @@ COMMON: dict[str, Any] = {
     "opt": "sgd",
     "lr": 0.1,
     "momentum": 0.9,
-    "weight_decay": 5e-4,
+    # As the recipe st3-cifar, but for the schedule of the learning rate.
+    "weight_decay": 1e-4,
+    "norm_weight_decay": 0.0,
+    "bias_weight_decay": 0.0,
+    "clip_grad": 3.0,
     "sched": "cosine",
     "precision": "bf16",
     "log_interval": 100,

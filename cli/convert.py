@@ -141,6 +141,7 @@ def _recipe(asked: dict[str, Any]) -> Recipe:
     from st3fx import methods
     from st3fx.manifest import Recipe
 
-    method = methods.create(asked.pop("method"), sparsity=asked.pop("sparsity"))
+    name, sparsity = asked.pop("method"), asked.pop("sparsity")
+    method = methods.create(name, **({} if sparsity is None else {"sparsity": sparsity}))
     inputs = asked.pop("inputs") or None
     return Recipe(method=methods.to_dict(method), inputs=inputs, **asked)

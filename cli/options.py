@@ -65,9 +65,8 @@ def method_options(command: Command) -> Command:
         click.option(
             "--sparsity",
             type=float,
-            default=0.9,
-            show_default=True,
-            help="Share of the sites' weights that training prunes: 0 or more, below 1.",
+            help="Share of the sites' weights that training prunes: 0 or more, below 1.  "
+            "[default: 0.9; methods that learn their thresholds have none]",
         ),
         click.option(
             "--total-steps",

@@ -20,6 +20,7 @@ STAGES = {
     "rewrite": "rewriting graphs",
     "verify": "comparing with the original",
     "write": "writing the bundle",
+    "count": "counting multiplications",
     "fold": "folding",
     "capture": "exporting the graph",
     "save": "writing the file",

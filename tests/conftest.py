@@ -1,4 +1,4 @@
-"""What all tests share: one thread per process, and the same random numbers in any order."""
+"""What all tests share: threads, kernels on the CPU, and the same random numbers in any order."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 # Set before torch is imported anywhere. Workers side by side would otherwise start as many threads
 # as there are cores each; child processes of the tests inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before triton is imported anywhere: its interpreter runs the kernels of st3fx.gpu on the CPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -78,6 +78,14 @@ def arguments(folder: Path, output: str) -> list[str]:
     ]  # fmt: skip
 
 
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_killed_again_and_again(tmp_path: Path, server: Server) -> None:
     values = {"epochs": 5, "batch_size": 400, "checkpoint_every": 1}
     whole = settings(tmp_path, output_dir=str(tmp_path / "whole"), **values)
@@ -86,8 +94,16 @@ def test_killed_again_and_again(tmp_path: Path, server: Server) -> None:
     chance, steps = random.Random(0), []
 
     def kill(pid: int) -> None:
-        time.sleep(chance.uniform(0.2, 0.9))
-        os.kill(pid, signal.SIGKILL)
+        """A moment after the run has got further, or before it has begun."""
+        before = written()
+        while alive(pid) and written() == before and chance.random() > 0.0005:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.1))
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+    def written() -> float:
+        return checkpoint.stat().st_mtime if checkpoint.exists() else 0.0
 
     command = arguments(tmp_path, str(parts.output_dir))
     checkpoint = folder_of(parts).last
@@ -97,7 +113,7 @@ def test_killed_again_and_again(tmp_path: Path, server: Server) -> None:
         if code == 0:
             break
         assert code == -signal.SIGKILL
-        steps.append(checkpoint.stat().st_mtime if checkpoint.exists() else 0.0)
+        steps.append(written())
     assert len(set(steps)) > 2  # it was killed in different places, and had got further in between
     assert server.run(*command, "--resume") == 0
     require_same_run(whole, parts)

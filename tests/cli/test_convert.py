@@ -72,6 +72,22 @@ def test_load_bundle_gives_the_model_back(folder: Path, monkeypatch: pytest.Monk
     assert torch.equal(model.eval()(x), again.eval()(x))
 
 
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_every_method_converts(folder: Path, method: str) -> None:
+    result = _run("model.py", "--method", method)
+    assert result.exit_code == 0, result.output
+    recipe = read_bundle(folder / "model.st3fx").manifest.recipe
+    assert recipe.method["name"] == METHODS[method]().name
+
+
+def test_a_learned_sparsity_cannot_be_set(folder: Path) -> None:
+    result = _run("model.py", "--method", "dst", "--sparsity", "0.9")
+    assert result.exit_code == 2
+    assert "method 'dst'" in result.stderr
+    assert "its settings are alpha" in result.stderr
+    assert _files(folder) == {"model.py"}
+
+
 def test_weights_are_loaded(folder: Path) -> None:
     from st3fx.spec import load_spec
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import get_args
 
@@ -54,9 +53,7 @@ def test_resnet50_on_both_levels(tmp_path: Path) -> None:
     steps = aten.observe(model, Example.of(x))
     dense = {"exact": 3_948_251_904, "st3": 4_089_184_256, "str": 4_089_284_608}
     for convention in get_args(Convention):
-        began = time.perf_counter()
         rows = aten.count(steps, convention)
-        assert time.perf_counter() - began < 1
         file = st3fx.count_flops(path, convention=convention)
         macs = [(row.dense_macs, row.sparse_macs) for row in rows.layers.values()]
         assert [(row.dense_macs, row.sparse_macs) for row in file.by_layer.values()] == macs
