@@ -193,7 +193,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{row['onnx_compressed'] / 1e6:.1f}",
             f"{row['compact_bytes'] / 1e6:.1f} ({row['weight_bytes'] / row['compact_bytes']:.1f}x)",
         )
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
