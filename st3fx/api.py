@@ -72,7 +72,7 @@ def convert(
         skip_depthwise: Leave depthwise convolutions dense.
         skip_first: Leave the first site dense.
         skip_last: Leave the last site dense.
-        verify: Compare with the original, which costs about ten training steps.
+        verify: Compare with the original, which costs eight to ten training steps.
         inplace: Convert ``model`` itself.
         progress: Called with the name of each stage as it begins.
 

@@ -29,7 +29,7 @@ from st3fx.functional import in_memory_order
 from st3fx.scan import Source, smallest_above
 from st3fx.shards import local, spread_of
 
-MARGIN = 0.005
+MARGIN = 0.002
 """Half the band's width, as a share of all scores."""
 
 
