@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from st3fx.methods.st3 import ST3
 from st3fx.sparsifier import Sparsifier
 from st3fx.spec import LoadedSpec, load_spec, parse_spec
 from st3fx.weights import load_weights
-from st3fx.workflow import load_bundle
+from st3fx.workflow import load_bundle, located
 
 
 @dataclass(frozen=True)
@@ -173,11 +172,8 @@ def _bundle_example(recipe: Recipe) -> Any:
     """The inputs that a bundle was made with."""
     if recipe.inputs is not None:
         return parse_inputs(recipe.inputs, seed=recipe.seed)
-    spec = parse_spec(recipe.spec)
-    if recipe.source is not None and spec.kind == "file":
-        spec = dataclasses.replace(spec, target=str(recipe.source.path))
     return load_spec(
-        spec,
+        located(recipe).spec,
         seed=recipe.seed,
         num_classes=recipe.num_classes,
         in_channels=recipe.in_channels,

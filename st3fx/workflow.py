@@ -138,7 +138,7 @@ def load_bundle(directory: str | Path) -> nn.Module:
     """
     bundle = read_bundle(directory)
     bundle.check_source()
-    recipe = _located(bundle)
+    recipe = located(bundle.manifest.recipe)
     try:
         converted = convert_spec(recipe, verify=False)
         if bundle.manifest.plan.verified and not _same_islands(converted, bundle):
@@ -173,9 +173,8 @@ def _source(loaded: LoadedSpec) -> Source | None:
     return Source(loaded.source, loaded.sha256)
 
 
-def _located(bundle: Bundle) -> Recipe:
-    """The recipe with a SPEC that leads to the source file from any working directory."""
-    recipe = bundle.manifest.recipe
+def located(recipe: Recipe) -> Recipe:
+    """A recipe with a SPEC that leads to its source file from any working directory."""
     spec = parse_spec(recipe.spec)
     if spec.kind != "file" or recipe.source is None:
         return recipe
