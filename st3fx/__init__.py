@@ -1,43 +1,37 @@
-"""A compiler for sparse training: from any PyTorch model to static sparse weights."""
+"""A compiler for sparse training: from any PyTorch model to static sparse weights.
 
-from st3fx.analysis import count_flops
-from st3fx.api import convert, dataflow, fold
-from st3fx.compact import load_compact, save_compact
-from st3fx.deploy import export_onnx
-from st3fx.errors import EmptyLayerWarning, St3fxError
-from st3fx.export.result import ExportResult
-from st3fx.flops.report import FlopsReport
-from st3fx.methods import DST, GMP, ST3, STR, Feather, Method
-from st3fx.schedule import CubicSchedule
-from st3fx.sites import SparsityPlan
-from st3fx.sparsifier import Sparsifier
+Importing it costs nothing: torch takes seconds to import, and ``st3fx --help`` needs none of it.
+The first name that is used imports the rest; ``import st3fx.methods`` does so for a program that
+only loads saved graphs with the operators ``torch.ops.st3fx`` in them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING
+
 from st3fx.version import VERSION
-from st3fx.workflow import load_bundle, save_bundle
 
 __version__ = VERSION
 
-__all__ = [
-    "DST",
-    "GMP",
-    "ST3",
-    "STR",
-    "CubicSchedule",
-    "EmptyLayerWarning",
-    "ExportResult",
-    "Feather",
-    "FlopsReport",
-    "Method",
-    "Sparsifier",
-    "SparsityPlan",
-    "St3fxError",
-    "__version__",
-    "convert",
-    "count_flops",
-    "dataflow",
-    "export_onnx",
-    "fold",
-    "load_bundle",
-    "load_compact",
-    "save_bundle",
-    "save_compact",
-]
+if TYPE_CHECKING:
+    from st3fx.public import *  # noqa: F403 (for static tools; at run time __getattr__ gives these)
+else:
+
+    def __getattr__(name: str) -> object:
+        """A public name, or a submodule, imported when it is first asked for."""
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if importlib.util.find_spec(f"{__name__}.{name}") is not None:
+            return importlib.import_module(f"{__name__}.{name}")
+        try:
+            value = getattr(importlib.import_module(f"{__name__}.public"), name)
+        except AttributeError as error:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from error
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        """The public names, and what is imported already."""
+        return sorted({*globals(), *__getattr__("__all__")})

@@ -21,7 +21,7 @@ CORE = {
     "graphs", "inputs", "masks", "messages", "ops", "scan", "schedule", "selection", "shards",
     "sites", "state", "threshold", "version",
 }  # fmt: skip
-API = {"analysis", "api", "deploy", "driver", "folded", "trainee", "workflow"}
+API = {"analysis", "api", "deploy", "driver", "folded", "public", "trainee", "workflow"}
 
 ONLY_IN = {
     "onnx": {"engines"},

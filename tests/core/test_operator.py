@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-import st3fx
+import st3fx.methods  # registers the operators
 from st3fx.functional import INACTIVE
 from tests.parity import require_same
 

@@ -1,0 +1,39 @@
+"""All public names of st3fx, which ``import st3fx`` finds here."""
+
+from st3fx.analysis import count_flops
+from st3fx.api import convert, dataflow, fold
+from st3fx.compact import load_compact, save_compact
+from st3fx.deploy import export_onnx
+from st3fx.errors import EmptyLayerWarning, St3fxError
+from st3fx.export.result import ExportResult
+from st3fx.flops.report import FlopsReport
+from st3fx.methods import DST, GMP, ST3, STR, Feather, Method
+from st3fx.schedule import CubicSchedule
+from st3fx.sites import SparsityPlan
+from st3fx.sparsifier import Sparsifier
+from st3fx.workflow import load_bundle, save_bundle
+
+__all__ = [
+    "DST",
+    "GMP",
+    "ST3",
+    "STR",
+    "CubicSchedule",
+    "EmptyLayerWarning",
+    "ExportResult",
+    "Feather",
+    "FlopsReport",
+    "Method",
+    "Sparsifier",
+    "SparsityPlan",
+    "St3fxError",
+    "convert",
+    "count_flops",
+    "dataflow",
+    "export_onnx",
+    "fold",
+    "load_bundle",
+    "load_compact",
+    "save_bundle",
+    "save_compact",
+]
