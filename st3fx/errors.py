@@ -70,5 +70,9 @@ class FlopsError(St3fxError):
     """A graph cannot be counted: no ONNX, operators of its own, or sizes that are free."""
 
 
+class BenchError(St3fxError):
+    """A benchmark cannot run: a file, its input sizes, a setting, or what the runtime refuses."""
+
+
 class EmptyLayerWarning(UserWarning):
     """A layer has lost all of its weights."""

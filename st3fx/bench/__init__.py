@@ -1,0 +1,1 @@
+"""Latency and throughput of variants of one model, measured side by side."""

@@ -1,0 +1,172 @@
+"""What a benchmark measured: plain data that turns itself into JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from st3fx.atomic import replace_file
+from st3fx.errors import BenchError
+from st3fx.messages import describe
+
+FORMAT = "st3fx-bench"
+FORMAT_VERSION = 1
+"""Raised when a file of this version could not be read by the version before."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast as the baseline: above 1 is faster.
+
+    Of the baseline's time over the variant's, one number for each round, in which both ran within
+    a moment of each other.
+
+    Attributes:
+        median: Over the rounds.
+        low: Lower quartile.
+        high: Upper quartile.
+    """
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One variant at one batch size, with one number of threads.
+
+    Attributes:
+        name: ``dense``, ``folded``, ``sparse kernels``, ``torch eager``, ``torch compile``, or the
+            name of a file. Unique among the rows of a batch size and number of threads.
+        runtime: What ran it, with its version.
+        provider: Of ONNX Runtime, e.g. ``CPUExecutionProvider``; empty for other runtimes.
+        batch: Samples in one call; 0 where the inputs have no batch dimension.
+        threads: That one call may use.
+        median_ms: Of the calls, in milliseconds.
+        p95_ms: 95 of 100 calls took at most this.
+        spread_ms: Interquartile range of the calls.
+        items_per_second: Samples over the time that all calls took together.
+        ratio: To the baseline of the same batch size and threads; ``None`` for the baseline.
+        peak_memory: Bytes of resident memory at most, while loading and running, beyond what the
+            process held before; ``None`` where the system does not tell.
+        iterations: Calls that were timed.
+        rounds: Into which they were split.
+        load_seconds: Until the model could be called.
+        sparsity: Share of zeros among the weights that multiply; ``None`` where not known.
+        bound: How many times as fast as without zeros it can be at most if time goes by
+            multiplications; ``None`` where not known, or where none is left.
+    """
+
+    name: str
+    runtime: str
+    provider: str
+    batch: int
+    threads: int
+    median_ms: float
+    p95_ms: float
+    spread_ms: float
+    items_per_second: float
+    ratio: Ratio | None
+    peak_memory: int | None
+    iterations: int
+    rounds: int
+    load_seconds: float
+    sparsity: float | None = None
+    bound: float | None = None
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """A whole benchmark.
+
+    Attributes:
+        model: A short name for what was measured.
+        rows: By batch size, then threads; the first of each is the baseline.
+        settings: How it was measured, as JSON values.
+        environment: Versions, processor and cores, as JSON values.
+        command: What measures it again.
+        verdict: What the numbers show, in sentences.
+    """
+
+    model: str
+    rows: tuple[BenchRow, ...]
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    command: str
+    verdict: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """This result as JSON values."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            **dataclasses.asdict(self),
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "verdict": list(self.verdict),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> BenchResult:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            BenchError: When it is something else, or from a newer version.
+        """
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise BenchError("not the result of st3fx bench: write one with -x out.json")
+        version = data.get("format_version")
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise BenchError(
+                f"the benchmark has format {version!r}, and this st3fx reads up to "
+                f"{FORMAT_VERSION}: upgrade st3fx"
+            )
+        try:
+            return cls(
+                model=data["model"],
+                rows=tuple(map(_row, data["rows"])),
+                settings=dict(data["settings"]),
+                environment=dict(data["environment"]),
+                command=data["command"],
+                verdict=tuple(data["verdict"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BenchError(f"the benchmark is damaged ({describe(error)})") from error
+
+    def write(self, path: str | Path) -> None:
+        """Write a JSON file, whole or not at all; one that is there is replaced.
+
+        Raises:
+            BenchError: When it cannot be written.
+        """
+        content = (json.dumps(self.to_dict(), indent=1) + "\n").encode()
+        try:
+            replace_file(Path(path), lambda file: file.write(content))
+        except OSError as error:
+            raise BenchError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_result(path: str | Path) -> BenchResult:
+    """Read what :meth:`BenchResult.write` wrote.
+
+    Raises:
+        BenchError: When it is missing, damaged, something else, or from a newer version.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BenchError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise BenchError(f"{path} is no JSON: write it with st3fx bench -x {path}") from error
+    try:
+        return BenchResult.from_dict(data)
+    except BenchError as error:
+        raise BenchError(f"{path}: {error}") from error.__cause__
+
+
+def _row(data: dict[str, Any]) -> BenchRow:
+    ratio = data["ratio"]
+    return BenchRow(**{**data, "ratio": None if ratio is None else Ratio(**ratio)})
