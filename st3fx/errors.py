@@ -74,5 +74,9 @@ class BenchError(St3fxError):
     """A benchmark cannot run: a file, its input sizes, a setting, or what the runtime refuses."""
 
 
+class NativeError(St3fxError):
+    """The compiled CPU kernels are missing, of another version, or not for this CPU."""
+
+
 class EmptyLayerWarning(UserWarning):
     """A layer has lost all of its weights."""

@@ -48,7 +48,7 @@ def layer(module: str) -> str:
         return "passes"
     if name in API:
         return "api"
-    return "core" if name in CORE or name in ("gpu", "methods") else "engines"
+    return "core" if name in CORE or name in ("gpu", "methods", "native") else "engines"
 
 
 def modules(root: Path) -> dict[str, str]:

@@ -1,0 +1,138 @@
+"""Builds the kernel library (``st3fx/native/src``) into one shared library inside the package.
+
+    python setup.py build_ext --inplace      # rebuild it in this tree
+
+The library is plain C++17 that Python loads with ctypes and ONNX Runtime with ``dlopen``; it needs
+neither Python's headers nor ONNX Runtime's. Kernels that need a CPU feature are a source file of
+their own, compiled with that feature's flags; which of them runs is decided when it is loaded.
+Where no compiler works the package is installed without the library, after one line that says so.
+
+Environment: ``CXX`` (the compiler), ``CXXFLAGS`` (added last), ``ST3FX_NO_KERNELS=1`` (do without).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Distribution, Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+SOURCES = Path("st3fx/native/src")
+LIBRARY = "libst3fx.dylib" if sys.platform == "darwin" else "libst3fx.so"
+
+# The same bytes from the same compiler everywhere: nothing here depends on the machine that builds.
+# `fp-contract` lets a*b+c become one fused instruction, which the kernels are written for. There is
+# no -ffast-math: infinities, NaN and signed zeros behave as they do in dense kernels.
+FLAGS = [
+    "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
+    "-fno-trapping-math", "-pthread", "-Wall", "-Wextra", "-Wno-psabi",
+]  # fmt: skip
+FEATURE_FLAGS = {
+    "isa_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+    "isa_avx2.cpp": ["-mavx2", "-mfma"],
+    "scalar.cpp": ["-ffp-contract=off"],
+}
+"""Further flags by file name. The other sources run on every CPU of their architecture."""
+X86_ONLY = {"isa_avx512.cpp", "isa_avx2.cpp"}
+
+
+def compiler() -> list[str]:
+    """The C++ compiler as a command."""
+    if "CXX" in os.environ:
+        return shlex.split(os.environ["CXX"])
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    raise FileNotFoundError("no C++ compiler (c++, g++, clang++) on the PATH")
+
+
+def is_x86(command: list[str]) -> bool:
+    """Whether the compiler makes x86-64 code: it may be a cross compiler."""
+    done = subprocess.run([*command, "-dumpmachine"], capture_output=True, text=True, check=False)
+    machine = done.stdout.strip().partition("-")[0] if done.returncode == 0 else ""
+    return (machine or platform.machine()).lower() in ("x86_64", "amd64")
+
+
+def compile_library(target: Path, objects: Path) -> None:
+    """Compile every source, several at a time, and link them into ``target``."""
+    command = compiler()
+    own = shlex.split(os.environ.get("CXXFLAGS", ""))
+    sources = sorted(SOURCES.glob("*.cpp"))
+    if not is_x86(command):
+        sources = [source for source in sources if source.name not in X86_ONLY]
+    objects.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+
+    def compile_one(source: Path) -> str:
+        built = objects / f"{source.stem}.o"
+        flags = [*FLAGS, *FEATURE_FLAGS.get(source.name, []), *own]
+        run([*command, *flags, "-c", str(source), "-o", str(built)])
+        return str(built)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        built = list(pool.map(compile_one, sources))
+    run([*command, "-shared", "-pthread", *own, *built, "-o", str(target)])
+
+
+def run(command: list[str]) -> None:
+    """Run one compiler command; what it says is part of the error."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)}\n{done.stderr.strip()}")
+    if done.stderr:
+        sys.stderr.write(done.stderr)
+
+
+class BuildKernels(build_ext):
+    """Builds the one extension, which is a plain shared library, or says why there is none."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")[:-1], LIBRARY))
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.unlink(missing_ok=True)
+        try:
+            if os.environ.get("ST3FX_NO_KERNELS") == "1":
+                raise RuntimeError("ST3FX_NO_KERNELS=1")
+            compile_library(target, Path(self.build_temp) / "kernels")
+        except (OSError, RuntimeError) as error:
+            lines = str(error).splitlines()
+            first = next((line for line in lines if "error" in line), lines[-1])
+            sys.stderr.write(f"warning: st3fx is built without its CPU kernels: {first}\n")
+
+    def get_outputs(self) -> list[str]:
+        """What was really built: an absent library is no missing file."""
+        return [path for path in super().get_outputs() if Path(path).exists()]
+
+
+class KernelWheel(bdist_wheel):
+    """A wheel for any Python 3 of this platform: the library does not use Python's ABI."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
+
+
+class KernelDistribution(Distribution):
+    """A distribution that has platform files."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+
+kernels = Extension(
+    "st3fx.native.libst3fx", [str(path) for path in sorted(SOURCES.glob("*.cpp"))], optional=True
+)
+setup(
+    ext_modules=[kernels],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": KernelWheel},
+    distclass=KernelDistribution,
+)
