@@ -44,7 +44,7 @@ class BenchRow:
             name of a file. Unique among the rows of a batch size and number of threads.
         runtime: What ran it, with its version.
         provider: Of ONNX Runtime, e.g. ``CPUExecutionProvider``; empty for other runtimes.
-        batch: Samples in one call; 0 where the inputs have no batch dimension.
+        batch: Samples in one call: the size of dimension 0.
         threads: That one call may use.
         median_ms: Of the calls, in milliseconds.
         p95_ms: 95 of 100 calls took at most this.
@@ -55,10 +55,11 @@ class BenchRow:
             process held before; ``None`` where the system does not tell.
         iterations: Calls that were timed.
         rounds: Into which they were split.
-        load_seconds: Until the model could be called.
+        load_seconds: For loading and the first call together.
         sparsity: Share of zeros among the weights that multiply; ``None`` where not known.
         bound: How many times as fast as without zeros it can be at most if time goes by
             multiplications; ``None`` where not known, or where none is left.
+        skips_zeros: Whether its kernels leave zeros out.
     """
 
     name: str
@@ -77,6 +78,7 @@ class BenchRow:
     load_seconds: float
     sparsity: float | None = None
     bound: float | None = None
+    skips_zeros: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,141 @@
+"""Measures variants side by side: in rounds, in each of which every variant has its turn.
+
+What slows the machine down slows neighbouring turns down alike, so the ratio of two turns of one
+round holds where times of minutes apart would not. The order is drawn anew for every round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from st3fx.bench.process import Process
+from st3fx.bench.settings import BenchSettings
+from st3fx.bench.variant import Variant
+
+TURN = 0.1
+"""Seconds of a turn, unless a single call takes longer."""
+
+ROUNDS = 10
+"""At least, where the number of calls allows it: quartiles of fewer ratios say little."""
+
+_CALLS = 1000
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured of a variant.
+
+    Attributes:
+        turns: Seconds of the calls, for each round.
+        peak: Bytes of memory at most.
+        runtime: What ran it.
+        provider: Of ONNX Runtime.
+        load_seconds: Until the end of the first call.
+    """
+
+    turns: tuple[tuple[float, ...], ...]
+    peak: int | None
+    runtime: str
+    provider: str
+    load_seconds: float
+
+
+def measure(
+    variants: Sequence[Variant],
+    batch: int,
+    threads: int,
+    settings: BenchSettings,
+    folder: Path,
+    report: Callable[[str], None],
+) -> list[Timing]:
+    """Measure variants at one batch size with one number of threads.
+
+    Args:
+        variants: The first is the baseline.
+        batch: Samples in a call.
+        threads: For a call.
+        settings: How long.
+        folder: For the inputs.
+        report: Called with what is under way.
+
+    Returns:
+        One for each variant.
+
+    Raises:
+        BenchError: When a variant cannot be loaded or called.
+    """
+    where = f"batch {batch}, threads {threads}"
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for index, variant in enumerate(variants):
+            report(f"loading {variant.name} ({where})")
+            path = folder / f"inputs-{index}.npz"
+            np.savez(path, *variant.inputs(batch))
+            processes.append(stack.enter_context(Process(variant, path, threads)))
+        latencies = []
+        for process in processes:
+            report(f"warming up {process.variant.name} ({where})")
+            latencies.append(statistics.median(process.warm(settings.warmup)))
+        turns = _rounds(processes, latencies, settings, lambda text: report(f"{text} ({where})"))
+        return [
+            Timing(tuple(map(tuple, own)), process.peak(), **process.ready)
+            for process, own in zip(processes, turns, strict=True)
+        ]
+
+
+def _rounds(
+    processes: Sequence[Process],
+    latencies: Sequence[float],
+    settings: BenchSettings,
+    report: Callable[[str], None],
+) -> list[list[list[float]]]:
+    order = random.Random(settings.seed)
+    turns: list[list[list[float]]] = [[] for _ in processes]
+    spent = [0.0] * len(processes)
+    plan = _by_count if settings.iterations else _by_time
+    for number, calls in enumerate(plan(max(latencies), settings, spent), 1):
+        for index in order.sample(range(len(processes)), len(processes)):
+            times = processes[index].run(calls)
+            turns[index].append(times)
+            spent[index] += sum(times)
+        report(f"round {number}: {_standing(processes, turns)}")
+    return turns
+
+
+def _by_count(latency: float, settings: BenchSettings, spent: Sequence[float]) -> Iterator[int]:
+    """Calls for each round until there are ``settings.iterations``."""
+    total = settings.iterations or 0
+    rounds = min(total, max(ROUNDS, round(total * latency / TURN), -(-total // _CALLS)))
+    for number in range(rounds):
+        yield (number + 1) * total // rounds - number * total // rounds
+
+
+def _by_time(latency: float, settings: BenchSettings, spent: Sequence[float]) -> Iterator[int]:
+    """Calls for each round until the calls took ``settings.seconds`` for each variant on average.
+
+    Args:
+        latency: Of the slowest variant.
+        settings: For how long.
+        spent: Seconds of each variant so far; grows between the rounds.
+    """
+    per_round = min(TURN, settings.seconds / ROUNDS)
+    calls = min(_CALLS, max(1, round(per_round / latency)))
+    number = 0
+    while number < ROUNDS or sum(spent) < settings.seconds * len(spent):
+        yield calls
+        number += 1
+
+
+def _standing(processes: Sequence[Process], turns: Sequence[Sequence[Sequence[float]]]) -> str:
+    """``dense 3.1 ms, folded 3.0 ms``: the last round."""
+    return ", ".join(
+        f"{process.variant.name} {statistics.median(own[-1]) * 1e3:.3g} ms"
+        for process, own in zip(processes, turns, strict=True)
+    )

@@ -1,0 +1,116 @@
+"""Sizes of the inputs of a graph, and values for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from st3fx.bench.onnx_file import InputPort
+from st3fx.bench.variant import Array
+from st3fx.errors import BenchError
+
+Shape = tuple[int, ...]
+
+
+def default_batch(ports: Sequence[InputPort], shapes: Sequence[Shape] = ()) -> int:
+    """Samples in a call where no batch size is asked for: those of the shapes, else 1.
+
+    Args:
+        ports: Inputs of the graph.
+        shapes: Of all inputs, or none.
+    """
+    given = [shape[0] for shape in shapes if shape]
+    fixed = [port.shape[0] for port in ports if port.shape]
+    if given:
+        return given[0]
+    return next((size for size in fixed[:1] if isinstance(size, int)), 1)
+
+
+def sized(
+    ports: Sequence[InputPort], batch: int, shapes: Sequence[Shape] = (), where: str = "the graph"
+) -> tuple[Shape, ...]:
+    """The size of every input.
+
+    Args:
+        ports: Inputs of the graph.
+        batch: What free sizes in dimension 0 become, and others of the same name.
+        shapes: Of all inputs in order; empty: as the graph has them.
+        where: Name of the graph, for errors.
+
+    Raises:
+        BenchError: When a size stays free, contradicts the graph, or no input takes ``batch``.
+    """
+    if shapes and len(shapes) != len(ports):
+        names = ", ".join(port.name for port in ports)
+        raise BenchError(
+            f"{len(shapes)} shapes for {len(ports)} inputs of {where} ({names}): give --input once "
+            "for each, in this order"
+        )
+    free = {port.shape[0] for port in ports if port.shape and isinstance(port.shape[0], str)}
+    result = []
+    for index, port in enumerate(ports):
+        given = shapes[index] if shapes else None
+        if given is not None:
+            _check_given(port, given)
+        result.append(tuple(
+            size if isinstance(size, int)
+            else batch if axis == 0 or (size in free and size != "?")
+            else _asked(port, axis, given)
+            for axis, size in enumerate(port.shape)
+        ))  # fmt: skip
+    if not free and result and result[0] and result[0][0] != batch:
+        raise BenchError(
+            f"{where} is made for batch {result[0][0]}, not {batch}: measure it at that size, or "
+            "export the model with a free batch"
+        )
+    return tuple(result)
+
+
+def values(ports: Sequence[InputPort], shapes: Sequence[Shape], seed: int) -> list[Array]:
+    """Standard normal values for floats; 0 and 1 for integers and booleans, which are valid as
+    indices without knowing the model.
+    """  # noqa: D205
+    generator = np.random.default_rng(seed)
+    return [
+        _values(port.dtype, shape, generator) for port, shape in zip(ports, shapes, strict=True)
+    ]
+
+
+def _values(dtype: np.dtype[np.generic], shape: Shape, generator: np.random.Generator) -> Array:
+    try:
+        if dtype.kind in "fc":
+            return generator.standard_normal(shape).astype(dtype)
+        return generator.integers(0, 2, shape).astype(dtype)
+    except MemoryError as error:
+        raise BenchError(f"an input of shape {shape} does not fit into memory") from error
+
+
+def _check_given(port: InputPort, given: Shape) -> None:
+    same = len(given) == len(port.shape) and all(
+        isinstance(size, str) or size == wanted or axis == 0
+        for axis, (size, wanted) in enumerate(zip(port.shape, given, strict=False))
+    )
+    if not same:
+        hint = "; for a number of calls, give --iterations" if len(given) == 1 else ""
+        raise BenchError(
+            f"input {port.name} is {_text(port)} in the graph, not {'x'.join(map(str, given))}"
+            f"{hint}"
+        )
+
+
+def _asked(port: InputPort, axis: int, given: Shape | None) -> int:
+    if given is not None:
+        return given[axis]
+    size = port.shape[axis]
+    name = f"axis {size!r}" if size != "?" else "an axis"
+    example = "x".join(str(s) if isinstance(s, int) else "1" if i == 0 else "N"
+                       for i, s in enumerate(port.shape))  # fmt: skip
+    raise BenchError(
+        f"{name} (dimension {axis}) of input {port.name}, {_text(port)}, has no size: give the "
+        f"input's by --input, as {example} with a number for each N"
+    )
+
+
+def _text(port: InputPort) -> str:
+    return " x ".join(map(str, port.shape)) or "a scalar"

@@ -1,0 +1,142 @@
+"""What the numbers of a benchmark show, in plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from st3fx.bench.result import BenchRow
+
+CLEAR = 0.03
+"""Least difference that is called one: the same file in two processes differs by about 1 %."""
+
+NOISE = 0.1
+"""Interquartile range over the median from which a time, or a ratio, is called uncertain."""
+
+
+def verdict(rows: Sequence[BenchRow], cores: int) -> tuple[str, ...]:
+    """Sentences on rows, the first of each batch size and number of threads being the baseline.
+
+    Args:
+        rows: The whole benchmark.
+        cores: Physical cores that could be used.
+    """
+    return (*_comparisons(rows), *_zeros(rows), *_noise(rows), *_threads(rows, cores))
+
+
+def judge(row: BenchRow) -> str:
+    """``faster``, ``slower`` or ``equal``: beyond the middle half of the rounds, and by 3 %."""
+    assert row.ratio is not None
+    if row.ratio.low > 1 and row.ratio.median > 1 + CLEAR:
+        return "faster"
+    if row.ratio.high < 1 and row.ratio.median < 1 / (1 + CLEAR):
+        return "slower"
+    return "equal"
+
+
+def _comparisons(rows: Sequence[BenchRow]) -> Iterator[str]:
+    """One sentence for each variant and judgement, with the places where it holds."""
+    baseline = rows[0].name
+    compared = [row for row in rows if row.ratio is not None]
+    if not compared:
+        yield f"{baseline} stands alone: there is nothing to compare it with."
+    groups: dict[tuple[str, str], list[BenchRow]] = {}
+    for row in compared:
+        groups.setdefault((row.name, judge(row)), []).append(row)
+    for (name, judgement), group in groups.items():
+        range_ = _range(group)
+        if judgement == "faster":
+            text = f"{name} is faster than {baseline}: {range_} as fast"
+        elif judgement == "slower":
+            text = f"{name} is slower than {baseline}: {range_} as fast"
+        else:
+            text = f"{name} is no faster than {baseline} beyond noise: {range_} as fast"
+        yield f"{text}, {_places(group)}."
+
+
+def _range(group: Sequence[BenchRow]) -> str:
+    """``1.51 times (half of the rounds from 1.48 to 1.55)``."""
+    ratios = [row.ratio for row in group if row.ratio is not None]
+    if len(ratios) == 1:
+        only = ratios[0]
+        middle = f"half of the rounds from {only.low:.2f} to {only.high:.2f}"
+        return f"{only.median:.2f} times ({middle})"
+    medians = [ratio.median for ratio in ratios]
+    return f"{min(medians):.2f} to {max(medians):.2f} times"
+
+
+def _places(group: Sequence[BenchRow]) -> str:
+    batches = sorted({row.batch for row in group})
+    threads = sorted({row.threads for row in group})
+    if len(group) == len(batches) * len(threads):
+        noun = "thread" if threads == [1] else "threads"
+        return f"at batch {_list(batches)} with {_list(threads)} {noun}"
+    return "at " + _list([f"batch {row.batch} with {_count(row.threads)}" for row in group])
+
+
+def _zeros(rows: Sequence[BenchRow]) -> Iterator[str]:
+    """Why zeros do not pay, and what they could be worth."""
+    idle = [row for row in rows if row.sparsity and not row.skips_zeros and row.ratio is not None]
+    wasted = {row.name: row for row in idle if judge(row) != "faster"}
+    for name, row in wasted.items():
+        runtime = _RUNTIMES.get(row.runtime.partition(" ")[0], row.runtime)
+        yield (
+            f"{runtime} multiplies zeros like any other number: the {row.sparsity:.1%} of the "
+            f"weights of {name} that are zero save no time here. They save disk and download, "
+            "where files are compressed."
+        )
+    bounds = {row.name: row.bound for row in rows if row.bound and row.bound > 1}
+    if wasted and not any(row.skips_zeros for row in rows):
+        parts = [f"{bound:.2f} times as fast for {name}" for name, bound in bounds.items()
+                 if name in wasted]  # fmt: skip
+        limit = f": at most {_list(parts)}, if time went by multiplications" if parts else ""
+        yield f"What helps is a runtime with kernels that skip zeros{limit}."
+    for row in rows:
+        if row.skips_zeros and row.bound and row.ratio is not None:
+            yield (
+                f"{row.name} reaches {row.ratio.median:.2f} of the {row.bound:.2f} times that "
+                f"its multiplications allow, at batch {row.batch} with {_count(row.threads)}."
+            )
+
+
+_RUNTIMES = {"onnxruntime": "ONNX Runtime", "torch": "PyTorch"}
+
+
+def _noise(rows: Sequence[BenchRow]) -> Iterator[str]:
+    """Warnings about what the numbers do not tell."""
+    widest = max(rows, key=lambda row: row.spread_ms / row.median_ms)
+    share = widest.spread_ms / widest.median_ms
+    if share > NOISE:
+        yield (
+            f"The machine was not quiet: half of the calls of {widest.name} lie within "
+            f"{share:.0%} of its median. The ratios are taken round by round and hold all the "
+            "same; the times hold for this moment alone."
+        )
+    for row in rows:
+        ratio = row.ratio
+        if ratio is not None and ratio.high - ratio.low > NOISE * ratio.median:
+            yield (
+                f"The ratio of {row.name} is uncertain too: between {ratio.low:.2f} and "
+                f"{ratio.high:.2f} in half of the rounds, at batch {row.batch} with "
+                f"{_count(row.threads)}. Measure longer (-t), or on a quiet machine."
+            )
+    if any(row.rounds < 10 and row.ratio is not None for row in rows):
+        yield "Fewer than 10 rounds: the quartiles say little. Measure longer."
+
+
+def _threads(rows: Sequence[BenchRow], cores: int) -> Iterator[str]:
+    most = max(row.threads for row in rows)
+    if most > cores:
+        yield (
+            f"{most} threads share {cores} {'core' if cores == 1 else 'cores'}: they take turns, "
+            "and the times say little about a machine with more cores."
+        )
+
+
+def _count(threads: int) -> str:
+    return "1 thread" if threads == 1 else f"{threads} threads"
+
+
+def _list(items: Sequence[object]) -> str:
+    """``1, 2 and 3``."""
+    texts = [str(item) for item in items]
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
