@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from st3fx.cli.analyze import analyze
+from st3fx.cli.bench import bench
 from st3fx.cli.convert import convert
+from st3fx.cli.doctor import doctor
 from st3fx.cli.errors import ErrorBoundary
 from st3fx.cli.export import export
 from st3fx.cli.fold import fold
@@ -24,3 +26,5 @@ main.add_command(train)
 main.add_command(fold)
 main.add_command(export)
 main.add_command(analyze)
+main.add_command(bench)
+main.add_command(doctor)

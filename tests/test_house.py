@@ -21,7 +21,10 @@ CORE = {
     "graphs", "inputs", "masks", "messages", "ops", "scan", "schedule", "selection", "shards",
     "sites", "state", "threshold", "version",
 }  # fmt: skip
-API = {"analysis", "api", "deploy", "driver", "folded", "public", "trainee", "workflow"}
+API = {
+    "analysis", "api", "benchmarking", "deploy", "doctor", "driver", "eager", "folded", "public",
+    "trainee", "variants", "workflow",
+}  # fmt: skip
 
 ONLY_IN = {
     "onnx": {"engines"},

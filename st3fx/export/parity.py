@@ -73,6 +73,11 @@ def verify(
     return tuple(rows)
 
 
+def providers() -> tuple[str, ...]:
+    """The execution providers of the ONNX Runtime that is installed."""
+    return tuple(onnxruntime.get_available_providers())
+
+
 def _session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT

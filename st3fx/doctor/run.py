@@ -1,0 +1,142 @@
+"""Runs the probes in child processes and puts their findings in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+from st3fx.doctor.probe import Probe
+from st3fx.doctor.result import Diagnosis, Finding
+from st3fx.doctor.table import PROBES
+from st3fx.version import VERSION
+
+_ROOT = Path(__file__).parent.parent.parent
+SLOW = 100.0
+"""Probes with a limit above this run beside the others."""
+
+
+def diagnose(
+    probes: Sequence[Probe] = PROBES, progress: Callable[[str], None] | None = None
+) -> Diagnosis:
+    """Try every part of st3fx on this machine.
+
+    Args:
+        probes: What to try.
+        progress: Called with the name of each probe as it begins.
+
+    Returns:
+        One finding for each probe; no probe raises.
+    """
+    began = time.perf_counter()
+    report = progress or _silent
+    lanes = [[p for p in probes if p.limit <= SLOW], [p for p in probes if p.limit > SLOW]]
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        found = list(pool.map(lambda lane: dict(_lane(lane, report)), lanes))
+    by_target = found[0] | found[1]
+    findings = tuple(by_target[probe.target] for probe in probes)
+    return Diagnosis(VERSION, findings, time.perf_counter() - began)
+
+
+def _lane(
+    probes: Sequence[Probe], progress: Callable[[str], None]
+) -> Iterator[tuple[str, Finding]]:
+    """Findings by target; after a process that died, another one goes on with the next probe."""
+    left = list(probes)
+    while left:
+        done = 0
+        for finding in _one_process(left, progress):
+            yield left[done].target, finding
+            done += 1
+        left = left[done:]
+
+
+def _one_process(probes: Sequence[Probe], progress: Callable[[str], None]) -> Iterator[Finding]:
+    """Findings of one child process, in order; the last one may be of its death."""
+    with tempfile.TemporaryFile() as errors:
+        process = _start([probe.target for probe in probes], errors)
+        try:
+            yield from _read(process, probes, progress, errors)
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def _read(
+    process: subprocess.Popen[str],
+    probes: Sequence[Probe],
+    progress: Callable[[str], None],
+    errors: IO[bytes],
+) -> Iterator[Finding]:
+    assert process.stdout is not None
+    for probe in probes:
+        progress(probe.name)
+        timer = threading.Timer(probe.limit, process.kill)
+        timer.start()
+        began = time.perf_counter()
+        try:
+            process.stdout.readline()  # that it begins
+            line = process.stdout.readline()
+        finally:
+            timer.cancel()
+        if not line:
+            seconds = round(time.perf_counter() - began, 3)
+            reason = _death(process.wait(), errors)
+            if seconds >= probe.limit:
+                reason = f"it did not end within {probe.limit:g} s"
+            yield _finding(probe, {"status": "failed", "detail": reason, "seconds": seconds})
+            return
+        yield _finding(probe, json.loads(line))
+
+
+def _start(targets: Sequence[str], errors: IO[bytes]) -> subprocess.Popen[str]:
+    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+    return subprocess.Popen(
+        [sys.executable, "-m", "st3fx.doctor.worker", *targets],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def _finding(probe: Probe, said: dict[str, Any]) -> Finding:
+    ok = said["status"] == "ok"
+    # What is absent comes with advice of its own, or there is nothing to do about it.
+    advice = said["advice"] if said["status"] == "absent" else probe.advice
+    return Finding(
+        section=probe.section,
+        name=probe.name,
+        status=said["status"],
+        required=probe.required,
+        detail=said["detail"],
+        consequence="" if ok else probe.consequence,
+        advice="" if ok else advice,
+        seconds=said["seconds"],
+    )
+
+
+def _death(code: int, errors: IO[bytes]) -> str:
+    """Why a process ended, with the last line that it said."""
+    try:
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    except ValueError:
+        how = f"by signal {-code}"
+    errors.seek(0)
+    lines = errors.read().decode(errors="replace").strip().splitlines()
+    last = f": {lines[-1].strip()[:200]}" if lines else ""
+    return f"its process ended {how}{last}"
+
+
+def _silent(name: str) -> None:
+    """No progress display."""
