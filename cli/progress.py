@@ -27,6 +27,8 @@ STAGES = {
     "check": "checking the file",
     "compare": "comparing ONNX Runtime with PyTorch",
     "measure": "compressing, for the sizes",
+    "draw": "drawing",
+    "dense": "writing the dense counterpart",
 }
 
 

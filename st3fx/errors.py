@@ -78,5 +78,9 @@ class NativeError(St3fxError):
     """The compiled CPU kernels are missing, of another version, or not for this CPU."""
 
 
+class ReportError(St3fxError):
+    """A report cannot be made or written: no run, no bundle, or a file of another's."""
+
+
 class EmptyLayerWarning(UserWarning):
     """A layer has lost all of its weights."""

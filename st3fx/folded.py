@@ -106,7 +106,7 @@ def _from_bundle(
     model = load_bundle(request.spec)
     example = None
     if with_example:
-        example = _given(request) or _bundle_example(read_bundle(request.spec).manifest.recipe)
+        example = _given(request) or bundle_example(read_bundle(request.spec).manifest.recipe)
     sparsifier = Sparsifier(model)
     if request.sparsity is not None:
         sparsifier.set_sparsity(request.sparsity)
@@ -168,7 +168,7 @@ def _given(request: Request) -> Any:
     return parse_inputs(request.inputs, seed=request.seed) if request.inputs else None
 
 
-def _bundle_example(recipe: Recipe) -> Any:
+def bundle_example(recipe: Recipe) -> Any:
     """The inputs that a bundle was made with."""
     if recipe.inputs is not None:
         return parse_inputs(recipe.inputs, seed=recipe.seed)

@@ -22,8 +22,8 @@ CORE = {
     "sites", "state", "threshold", "version",
 }  # fmt: skip
 API = {
-    "analysis", "api", "benchmarking", "deploy", "doctor", "driver", "eager", "folded", "public",
-    "trainee", "variants", "workflow",
+    "analysis", "api", "benchmarking", "deploy", "doctor", "driver", "eager", "evidence", "folded",
+    "model_facts", "public", "reporting", "trainee", "variants", "workflow",
 }  # fmt: skip
 
 ONLY_IN = {

@@ -1,0 +1,85 @@
+"""``st3fx report``: a run as a page that can be passed on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from st3fx.cli.options import json_option
+from st3fx.cli.progress import Progress
+from st3fx.cli.summary import size_text
+from st3fx.cli.tables import console
+
+if TYPE_CHECKING:
+    from st3fx.report.result import ReportResult
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option(
+    "-o", "--output", metavar="FILE",
+    help="The page.  [default: report.html in the run; NAME.report.html beside a bundle]",
+)  # fmt: skip
+@click.option(
+    "--bench", metavar="FILE",
+    help="What st3fx bench -x wrote.  [default: bench.json in the run, if it is there]",
+)  # fmt: skip
+@click.option("--png", "pictures", metavar="DIR", help="Write the charts as PNG files too.")
+@click.option("--force", is_flag=True, help="Replace files that no report wrote.")
+@json_option
+def report(
+    *,
+    run: str,
+    output: str | None,
+    bench: str | None,
+    pictures: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write a run as one HTML file with charts and tables, to read anywhere and to pass on.
+
+    RUN is the folder of st3fx train, while it is under way too, or a bundle. The page needs no
+    network and no other file. It shows accuracy, sparsity and loss over training, zeros and
+    multiplications of each layer, the weights around the threshold, every site, the dataflow,
+    latency, sizes, and how to do it again. What is not known yet has a line that says how to get
+    it.
+
+    \b
+    Examples
+      st3fx report runs/resnet20
+      st3fx report runs/resnet20 --png pictures
+      st3fx report resnet50.st3fx --bench out.json -o resnet50.html
+    """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
+    from st3fx.reporting import write_report
+
+    # A model's own file may print: with --json that must not mix with the result.
+    quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with quiet, Progress() as progress:
+        result = write_report(
+            run, output, bench=bench, pictures=pictures, force=force, progress=progress
+        )
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=1))
+    else:
+        print_result(result)
+
+
+def print_result(result: ReportResult) -> None:
+    """Sections with what is missing, then the files."""
+    out = console()
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, missing in result.sections.items():
+        table.add_row(Text(name), Text(missing or "filled"))
+    out.print(table)
+    if result.pictures:
+        folder = result.pictures[0].parent
+        out.print(Text(f"wrote {len(result.pictures)} pictures into {folder}"), soft_wrap=True)
+    out.print(Text(f"wrote {result.path} ({size_text(result.size)})"), soft_wrap=True)

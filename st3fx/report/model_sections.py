@@ -1,0 +1,147 @@
+"""The sections about the model: where the zeros are, what is left to compute, who feeds whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from st3fx.flops.report import FlopsReport
+from st3fx.report import text
+from st3fx.report.charts import macs_chart, sparsity_chart, weights_chart
+from st3fx.report.facts import Facts, ModelFacts
+from st3fx.report.flow import flow_chart
+from st3fx.report.markup import EMPTY, Markup, join, tag
+from st3fx.report.section import Section
+from st3fx.report.sites import site_table
+from st3fx.report.table import Column, plain_table
+
+CONVENTIONS = {
+    "exact": "each nonzero weight once for every output where it meets a real input value",
+    "st3": "convolutions and products with weights, padding included",
+    "str": "as st3, and average pooling",
+}
+"""What counts as a MAC, in words."""
+
+
+def zeros(facts: Facts) -> Section:
+    """Sparsity of each layer, and the weights' values around the threshold."""
+    title, model = "Where the zeros are", facts.model
+    if model is None:
+        return Section("zeros", title, missing=no_model(facts))
+    pruned = model.plan.numel - model.nonzeros
+    lead = (
+        f"{pruned:,} of {text.plural(model.plan.numel, 'weight')} in "
+        f"{text.plural(len(model.layers), 'site')} are zero, {text.percent(model.sparsity, 2)}. "
+        f"These sites hold {text.percent(model.plan.numel / model.plan.total_parameters)} of the "
+        f"model's {model.plan.total_parameters:,} parameters."
+    )
+    if not pruned:
+        lead = f"Nothing is pruned yet: the {model.plan.numel:,} weights of the sites are dense."
+    charts = (sparsity_chart(model.layers, model.sparsity), weights_chart(model.spread))
+    return Section("zeros", title, lead, charts, join([_remarks(model), _skipped(model)]))
+
+
+def compute(facts: Facts) -> Section:
+    """Multiplications by layer and by convention."""
+    title, model = "What is left to compute", facts.model
+    if model is None:
+        return Section("compute", title, missing=no_model(facts))
+    if not model.flops:
+        return Section("compute", title, missing=f"Not counted: {model.uncounted}")
+    exact = model.flops["exact"]
+    inputs = ", ".join(text.shape(shape) for shape in exact.inputs)
+    lead = f"One call with {inputs} takes {exact.dense_macs:,} multiplications when it is dense"
+    if exact.sparse_macs < exact.dense_macs:
+        left = exact.sparse_macs / exact.dense_macs
+        bound = "" if exact.mac_bound == float("inf") else (
+            f" If time went by multiplications it would run {text.times(exact.mac_bound)} as fast, "
+            f"by all operations {text.times(exact.flop_bound)}: no runtime can be faster than that."
+        )  # fmt: skip
+        lead += f"; without the zeros {exact.sparse_macs:,} are left ({text.percent(left)}).{bound}"
+    else:
+        lead += "."
+    return Section("compute", title, lead, (macs_chart(exact),), _conventions(model))
+
+
+def sites(facts: Facts) -> Section:
+    """The table."""
+    model = facts.model
+    if model is None:
+        return Section("sites", "Every site", missing=no_model(facts))
+    macs = model.flops["exact"].sparse_macs if model.flops else 0
+    lead = "A head sorts the table, a second time the other way round."
+    return Section("sites", "Every site", lead, rest=site_table(model.layers, macs))
+
+
+def dataflow(facts: Facts) -> Section:
+    """The picture."""
+    title, model = "Dataflow", facts.model
+    if model is None:
+        return Section("dataflow", title, missing=no_model(facts))
+    chart = flow_chart(model.flow, {layer.site.name: layer.sparsity for layer in model.layers})
+    lead = (
+        "From top to bottom as the model runs: filled dots are sites, rings are inputs, outputs "
+        "and joins (+ addition, × product, ∥ concatenation), a line beside the main one is a skip "
+        "connection."
+    )
+    outside = [row.name for row in chart.rows if row.kind == "site" and row.name not in
+               {name for edge in model.flow.edges for name in edge}]  # fmt: skip
+    note = EMPTY
+    if outside:
+        are = "site is" if len(outside) == 1 else "sites are"
+        note = tag("p", f"{len(outside)} {are} in modules that keep their own forward and stand "
+                   f"alone: {text.listed(outside)}.", class_="note")  # fmt: skip
+    return Section("dataflow", title, lead, (chart,), note)
+
+
+def no_model(facts: Facts) -> str:
+    """What gives the sections that need a converted model."""
+    return (
+        "The run has not ended, and its model is not written yet: "
+        f"`st3fx train --resume {facts.source}` goes on with it."
+    )
+
+
+def _remarks(model: ModelFacts) -> Markup:
+    """What a reader should know about single layers, one line each."""
+    lines = [f"{layer.site.name} has no weight left" for layer in model.layers
+             if not layer.nonzeros]  # fmt: skip
+    rows = [layer.flops for layer in model.layers if layer.flops]
+    outputs, inputs = sum(r.dead_outputs for r in rows), sum(r.dead_inputs for r in rows)
+    if outputs:
+        lines.append(f"{text.plural(outputs, 'output channel')} have a filter of zeros alone")
+    if inputs:
+        lines.append(f"{text.plural(inputs, 'input channel')} are read by no filter")
+    if model.spread.beyond:
+        weights = text.plural(model.spread.beyond, "latent weight")
+        lines.append(f"the histogram leaves out {weights} beyond its ends")
+    items = (tag("li", line) for line in lines)
+    return tag("ul", *items, class_="note") if lines else EMPTY
+
+
+def _skipped(model: ModelFacts) -> Markup:
+    if not model.plan.skipped:
+        return EMPTY
+    columns = [Column("stays dense"), Column("op"), Column("shape"),
+               Column("weights", number=True), Column("why")]  # fmt: skip
+    rows = [(s.name, s.op, text.shape(s.shape), f"{s.numel:,}", s.reason)
+            for s in model.plan.skipped]  # fmt: skip
+    return plain_table(columns, rows)
+
+
+def _conventions(model: ModelFacts) -> Markup:
+    columns = [Column("convention"), Column("what counts"), Column("dense MACs", number=True),
+               Column("MACs left", number=True), Column("share", number=True)]  # fmt: skip
+    rows = [
+        (name, CONVENTIONS[name], f"{r.dense_macs:,}", f"{r.sparse_macs:,}",
+         text.percent(r.sparse_macs / r.dense_macs) if r.dense_macs else "–")
+        for name, r in model.flops.items()
+    ]  # fmt: skip
+    return join([plain_table(columns, rows), _unknown(list(model.flops.values()))])
+
+
+def _unknown(reports: Sequence[FlopsReport]) -> Markup:
+    names = sorted({name for report in reports for name in report.unknown})
+    if not names:
+        return EMPTY
+    return tag("p", f"No rule says what these operators cost, and they are in no total: "
+               f"{text.listed(names)}.", class_="note")  # fmt: skip

@@ -1,0 +1,146 @@
+"""The same charts as PNG, drawn by matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from st3fx.report.chart import BarChart, Chart, FlowChart, Histogram, LineChart
+from st3fx.report.flow_html import ROW
+from st3fx.report.text import short_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLORS = {"main": "#0b6fae", "quiet": "#9aa9b5", "goal": "#b8500a", "pruned": "#c9d1d7"}
+"""As the page has them in its light scheme."""
+
+_INK, _SOFT = "#1c2126", "#5a6570"
+_DPI = 150
+_TALLEST = 60.0
+"""Inches that a picture has at most; rows of more are drawn closer."""
+
+
+def to_png(chart: Chart, software: str) -> bytes:
+    """The picture of a chart.
+
+    Args:
+        chart: Which.
+        software: What the file says that it was made by.
+    """
+    # Not pyplot, which would look for a screen and keep every figure.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 (takes a second)
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=_size(chart), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(colors=_SOFT, labelsize=9, length=0)
+    draw: dict[type, Callable[[Any, Axes], None]] = {
+        LineChart: _lines, BarChart: _bars, Histogram: _histogram, FlowChart: _flow,
+    }  # fmt: skip
+    draw[type(chart)](chart, axes)
+    # A name is text, whatever dollar signs are in it.
+    axes.set_title(chart.title, loc="left", fontsize=12, fontweight="bold", parse_math=False)
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0),
+                    ncols=len(handles), borderaxespad=0.1)  # fmt: skip
+        axes.set_title(chart.title, loc="left", fontsize=12, fontweight="bold", pad=26)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=_DPI, metadata={"Software": software})
+    return picture.getvalue()
+
+
+def _size(chart: Chart) -> tuple[float, float]:
+    rows = {BarChart: "bars", FlowChart: "rows"}.get(type(chart))
+    if rows is None:
+        return 7.0, 4.2
+    return 7.5, min(_TALLEST, 1.4 + 0.22 * len(getattr(chart, rows)))
+
+
+def _lines(chart: LineChart, axes: Axes) -> None:
+    for series in chart.series:
+        axes.plot(
+            *zip(*series.points, strict=True), color=COLORS[series.role], label=series.name,
+            linestyle="--" if series.dashed else "-", marker="o" if series.dots else None,
+            markersize=5, linewidth=2 if series.role == "main" else 1.4,
+        )  # fmt: skip
+    if chart.y.log:
+        axes.set_yscale("log")
+    axes.set_ylim(chart.y.low, chart.y.high)
+    axes.set_xlim(left=chart.x.low)
+    _finish(axes, chart.x.label, "both")
+
+
+def _bars(chart: BarChart, axes: Axes) -> None:
+    for place, bar in enumerate(chart.bars):
+        if bar.whole is not None:
+            axes.barh(place, bar.whole, height=0.72, fill=False, edgecolor=COLORS["quiet"],
+                      label="_")  # fmt: skip
+        axes.barh(place, bar.value, height=0.72, color=COLORS[bar.role])
+        end = max(bar.value, bar.whole or 0, *(bar.spread or (0,)))
+        if bar.spread is not None:
+            axes.plot(bar.spread, (place, place), color=_INK, linewidth=1.2)
+        axes.annotate(bar.text, (end, place), xytext=(4, 0), textcoords="offset points",
+                      va="center", fontsize=8, color=_INK)  # fmt: skip
+    if chart.line is not None:
+        axes.axvline(chart.line[0], color=COLORS["goal"], linestyle="--", label=chart.line[1])
+    for name, style in zip(
+        chart.legend, ({"color": COLORS["main"]}, {"fill": False, "edgecolor": COLORS["quiet"]}),
+        strict=False,
+    ):  # fmt: skip
+        axes.barh(0, 0, label=name, **style)  # type: ignore[arg-type]
+    names = [short_name(bar.label) for bar in chart.bars]
+    axes.set_yticks(range(len(names)), names, fontsize=8, color=_INK, parse_math=False)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(chart.x.low, chart.x.high)
+    if chart.x.high is None:
+        axes.margins(x=0.12)
+        axes.set_xlim(left=chart.x.low)
+    _finish(axes, chart.x.label, "x")
+
+
+def _histogram(chart: Histogram, axes: Axes) -> None:
+    left, width = chart.edges[:-1], chart.edges[1] - chart.edges[0]
+    axes.bar(left, chart.kept, width, bottom=chart.pruned, align="edge", color=COLORS["main"],
+             label="kept")  # fmt: skip
+    axes.bar(left, chart.pruned, width, align="edge", color=COLORS["pruned"], label="pruned")
+    for index, at in enumerate(chart.lines):
+        label = chart.line_name if index == 0 else "_"
+        axes.axvline(at, color=COLORS["goal"], linestyle="--", label=label)
+    axes.set_xlim(chart.edges[0], chart.edges[-1])
+    _finish(axes, chart.x.label, "y")
+
+
+def _flow(chart: FlowChart, axes: Axes) -> None:
+    from matplotlib.patches import PathPatch  # noqa: PLC0415
+    from matplotlib.path import Path  # noqa: PLC0415
+
+    step = min(1.0, 14 / chart.lanes)
+    places = [(row.lane * step, float(index)) for index, row in enumerate(chart.rows)]
+    for source, target in chart.edges:
+        (x1, y1), (x2, y2) = places[source], places[target]
+        points = [(x1, y1), (x1, y2 - 1), (x1, y2 - 0.5), (x2, y2 - 0.5), (x2, y2)]
+        codes = [Path.MOVETO, Path.LINETO, Path.CURVE4, Path.CURVE4, Path.CURVE4]
+        axes.add_patch(PathPatch(Path(points, codes), fill=False, edgecolor=COLORS["quiet"]))
+    words = chart.lanes * step + 0.4
+    for row, (x, y) in zip(chart.rows, places, strict=True):
+        site = row.kind == "site"
+        face = COLORS["main"] if site else "white"
+        axes.plot(x, y, "o", markersize=6 if site else 4, markerfacecolor=face, zorder=3,
+                  markeredgecolor="white" if site else COLORS["quiet"])  # fmt: skip
+        share = "" if row.sparsity is None else f"   {100 * row.sparsity:.1f} %"
+        axes.text(words, y, f"{row.name.removesuffix('.weight')}  {row.detail}{share}", fontsize=8,
+                  va="center", color=_INK if site else _SOFT, parse_math=False)  # fmt: skip
+    axes.set_xlim(-0.6, words + ROW)
+    axes.set_ylim(len(chart.rows) - 0.4, -0.6)
+    axes.set_axis_off()
+
+
+def _finish(axes: Axes, label: str, grid: Any) -> None:
+    axes.set_xlabel(label, loc="right", fontsize=9, color=_SOFT, parse_math=False)
+    axes.grid(visible=True, axis=grid, color="#eceeef")
+    axes.set_axisbelow(True)

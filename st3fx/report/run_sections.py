@@ -1,0 +1,125 @@
+"""The sections about the run: training, latency, sizes, how to do it again."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from st3fx.report import text
+from st3fx.report.charts import training_charts
+from st3fx.report.facts import Facts, TrainingFacts
+from st3fx.report.latency import latency_chart, latency_table
+from st3fx.report.markup import EMPTY, Markup, join, tag
+from st3fx.report.model_sections import no_model
+from st3fx.report.section import Section, facts_list
+from st3fx.report.table import Column, plain_table
+
+
+def training(facts: Facts) -> Section:
+    """Accuracy, sparsity, loss, threshold."""
+    run = facts.training
+    if run is None:
+        missing = (
+            f"{facts.source} is a bundle without a run: `st3fx train {facts.source}` trains it, "
+            "and `st3fx report` on the run's folder shows how."
+        )
+        return Section("training", "Training", missing=missing)
+    if not run.rows:
+        missing = f"The log has no rows yet: `st3fx train --resume {facts.source}` goes on."
+        return Section("training", "Training", missing=missing)
+    return Section("training", "Training", _course(run), tuple(training_charts(run)))
+
+
+def latency(facts: Facts) -> Section:
+    """What a benchmark measured."""
+    title, bench = "How fast it is", facts.bench
+    if bench is None:
+        target = facts.source / "bench.json" if facts.is_run else f"{facts.source}.bench.json"
+        what = facts.source / "model.st3fx" if facts.is_run else facts.source
+        again = "`st3fx report` finds it there" if facts.is_run else (
+            f"`st3fx report --bench {target}` shows it"
+        )  # fmt: skip
+        missing = f"Not measured yet: `st3fx bench {what} -x {target}` does it, and {again}."
+        return Section("latency", title, missing=missing)
+    rest = join([latency_table(bench), _environment("Measured on", bench.environment),
+                 tag("p", "Measured by ", tag("code", bench.command), class_="note")])  # fmt: skip
+    return Section("latency", title, " ".join(bench.verdict), (latency_chart(bench),), rest)
+
+
+def sizes(facts: Facts) -> Section:
+    """Bytes."""
+    title, model = "How large it is", facts.model
+    if model is None:
+        return Section("sizes", title, missing=no_model(facts))
+    columns = [Column(""), Column("bytes", number=True), Column("smaller", number=True),
+               Column("compressed", number=True), Column("smaller", number=True)]  # fmt: skip
+    dense = model.sizes[0]
+    rows = [
+        (one.name, text.size(one.raw), _times(dense.raw, one.raw), text.size(one.compressed),
+         _times(dense.compressed, one.compressed))
+        for one in model.sizes
+    ]  # fmt: skip
+    lead = (
+        "Zeros take as much room as other numbers until a format leaves them out. Compressed is "
+        "with zlib at level 6."
+    )
+    return Section("sizes", title, lead, rest=plain_table(columns, rows))
+
+
+def reproduce(facts: Facts) -> Section:
+    """Commands, settings, versions."""
+    commands = tag("pre", tag("code", "\n".join(facts.commands)), tabindex=0)
+    parts = [commands]
+    if facts.model is not None:
+        parts.append(_environment("Converted with", facts.model.versions))
+        method = facts.model.recipe.method
+        parts.append(_details("Method", [(key, _value(value)) for key, value in method.items()]))
+    if facts.training is not None:
+        settings = dataclasses.asdict(facts.training.settings)
+        parts.append(_details("All settings of the run", [
+            (key, _value(value)) for key, value in settings.items()
+        ]))  # fmt: skip
+    return Section("reproduce", "How to do it again", rest=join(parts))
+
+
+def _course(run: TrainingFacts) -> str:
+    """The run in a sentence or two."""
+    if not run.tests:
+        return f"{run.rows[-1]['step']:,} steps so far, and no evaluation yet."
+    last, dense = run.tests[-1], run.dense
+    said = (
+        f"After {last['step']:,} steps in {text.plural(last['epoch'], 'epoch')} the model gets "
+        f"{text.percent(last['top1'])} of the test data right at "
+        f"{text.percent(last['sparsity'])} sparsity"
+    )
+    if dense is not None and dense is not last:
+        said += f"; while it was dense it got {text.percent(dense['top1'])}"
+    best = next((row for row in reversed(run.tests) if row["best"]), None)
+    if best is not None and best["top1"] > last["top1"]:
+        said += f". Best at full sparsity: {text.percent(best['top1'])} after epoch {best['epoch']}"
+    if last["epoch"] < run.settings.epochs:
+        said += f". {last['epoch']} of {run.settings.epochs} epochs are done"
+    return f"{said}."
+
+
+def _environment(title: str, values: dict[str, object] | object) -> Markup:
+    entries = values.items() if isinstance(values, dict) else ()
+    said = ", ".join(f"{key} {_value(value)}" for key, value in entries)
+    return tag("p", f"{title} {said}.", class_="note") if said else EMPTY
+
+
+def _details(title: str, entries: list[tuple[str, str]]) -> Markup:
+    return tag("details", tag("summary", title), facts_list(entries))
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_value(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    if value is None or value == "":
+        return "not set"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _times(before: int, after: int) -> str:
+    return text.times(before / after) if after else "–"

@@ -1,0 +1,71 @@
+"""Numbers and names as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """``61.7 %``; shares that are not all or nothing are never rounded to 0 or 100 %."""
+    text = f"{100 * share:.{digits}f}"
+    least = 10.0**-digits
+    if 0 < share < 1 and float(text) in (0.0, 100.0):
+        return f"< {least:g} %" if share < 0.5 else f"> {100 - least:g} %"
+    return f"{text} %"
+
+
+def count(number: float) -> str:
+    """``4.09 G``, ``118 M``, ``512``: three digits."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= 0.9995 * size:
+            return f"{three(number / size)} {unit}"
+    return f"{number:.0f}" if float(number).is_integer() else three(number)
+
+
+def size(amount: int) -> str:
+    """``152 kB``, ``1.09 MB``."""
+    return f"{amount} B" if amount < 1000 else f"{count(amount)}B"
+
+
+def milliseconds(value: float) -> str:
+    """``12.4 ms``, ``840 µs``."""
+    return f"{three(value)} ms" if value >= 1 else f"{three(1000 * value)} µs"
+
+
+def times(ratio: float) -> str:
+    """``2.31 ×``."""
+    return f"{three(ratio)} ×"
+
+
+def three(value: float) -> str:
+    """Three digits: ``4.09``, ``61.7``, ``118``; the smallest as a power of ten."""
+    if value and abs(value) < 0.001:
+        return f"{value:.2g}"
+    digits = max(0, 3 - len(f"{abs(value):.0f}")) if abs(value) >= 1 else 3
+    return f"{value:.{digits}f}"
+
+
+def shape(sizes: Sequence[int]) -> str:
+    """``64×3×7×7``."""
+    return "×".join(map(str, sizes)) or "scalar"
+
+
+def plural(number: int, noun: str) -> str:
+    """``1 site``, ``20 sites``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def short_name(name: str, limit: int = 26) -> str:
+    """A weight's name without its last part ``weight``, cut in the middle where it is too long."""
+    text = name.removesuffix(".weight")
+    if len(text) <= limit:
+        return text
+    head = (limit - 1) // 3
+    return f"{text[:head]}…{text[head + 1 - limit :]}"
+
+
+def listed(names: Sequence[str], limit: int = 6) -> str:
+    """``a, b and c``; of more than ``limit`` the first, and how many more."""
+    if len(names) > limit:
+        return f"{', '.join(names[:limit])} and {len(names) - limit} more"
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
