@@ -61,7 +61,7 @@ enum Slot : int {
   kKernelContextGetOutput = 91,
   kReleaseStatus = 93,
   kReleaseTensorTypeAndShapeInfo = 99,
-  kKernelInfoGetAttributeArrayInt64 = 164,
+  kKernelInfoGetAttributeArrayInt64 = 163,
   kKernelInfoGetInputCount = 230,
   kKernelInfoGetNodeName = 244,
   kKernelInfoGetConstantInputTensor = 249,

@@ -1,0 +1,13 @@
+// All kernels of one instruction set. An instruction-set file sets ST3FX_ISA and includes this.
+#pragma once
+
+#include "kernels.h"
+#include "pack_taps.h"
+#include "sparse_tile.h"
+
+namespace st3fx::ST3FX_ISA {
+
+extern const Kernels kernels;
+const Kernels kernels{sparse_tile, pack_taps};
+
+}  // namespace st3fx::ST3FX_ISA

@@ -1,0 +1,2 @@
+#define ST3FX_ISA avx2
+#include "isa.h"

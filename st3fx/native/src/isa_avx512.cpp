@@ -1,0 +1,2 @@
+#define ST3FX_ISA avx512
+#include "isa.h"

@@ -1,0 +1,2 @@
+#define ST3FX_ISA baseline
+#include "isa.h"

@@ -1,0 +1,144 @@
+// What Python calls for a training step: all sites at once, in tasks of a few pages each.
+#include "latent.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <vector>
+
+#include "cpu.h"
+#include "parallel.h"
+
+#define ST3FX_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace st3fx::latent {
+namespace {
+
+const Kernels& kernels() {
+#if defined(__x86_64__)
+  if (current_isa() == Isa::avx512) return avx512_kernels;
+  if (current_isa() == Isa::avx2) return avx2_kernels;
+#endif
+  return baseline_kernels;
+}
+
+/// Items `first` to `first + size` of the site at `site`.
+struct Task {
+  int64_t site, first, size;
+};
+
+/// Cuts each site's items into tasks of `step(site)` items.
+template <class Count, class Step>
+std::vector<Task> tasks_of(int64_t sites, const Count& count, const Step& step) {
+  std::vector<Task> tasks;
+  for (int64_t site = 0; site < sites; site++)
+    for (int64_t first = 0; first < count(site); first += step(site))
+      tasks.push_back({site, first, std::min(step(site), count(site) - first)});
+  return tasks;
+}
+
+Band band_of(float low, float high) {
+  Band band;
+  std::memcpy(&band.low, &low, sizeof low);
+  std::memcpy(&band.high, &high, sizeof high);
+  return band;
+}
+
+}  // namespace
+}  // namespace st3fx::latent
+
+using namespace st3fx;
+using namespace st3fx::latent;
+
+/// Weights of one site and what divides their magnitudes; `size` floats in one piece of memory.
+struct Scored {
+  const float* weights;
+  int64_t size;
+  float scale;
+};
+
+/// One site's latent and effective weights: `channels` times `length` floats in one piece.
+struct Channels {
+  const float* weight;
+  float* out;
+  int64_t channels, length;
+  float threshold;
+  int32_t rescale;
+};
+
+struct Bytes {
+  const uint8_t* data;
+  int64_t size;
+};
+
+/// Tallies the scores of each site around the band from `low` to `high` (0 or more), and collects
+/// those in it with the position of their site, in any order, while there is room for all.
+/// Gives the number in the band; of more than `room` nothing is collected in full.
+ST3FX_EXPORT int64_t st3fx_count(const Scored* sites, int64_t count, float low, float high,
+                                 int64_t room, Tally* tallies, float* scores, int32_t* owners,
+                                 Parallel parallel, unsigned threads) {
+  const Kernels& run = kernels();
+  const Band band = band_of(low, high);
+  const auto tasks = tasks_of(
+      count, [&](int64_t site) { return sites[site].size; }, [](int64_t) { return kPiece; });
+  std::vector<Tally> found(tasks.size());
+  std::atomic<int64_t> inside{0};
+  for_each(tasks.size(), parallel, threads, [&](int64_t i) {
+    const Task& task = tasks[i];
+    const Scored& site = sites[task.site];
+    const float* values = site.weights + task.first;
+    float scaled[kPiece];
+    if (site.scale != 1.0f) {
+      run.score(values, task.size, site.scale, scaled);
+      values = scaled;
+    }
+    found[i] = run.count(values, task.size, band);
+    if (!found[i].inside) return;
+    const int64_t place = inside.fetch_add(found[i].inside);
+    if (place + found[i].inside > room) return;
+    run.collect(values, task.size, band, scores + place);
+    std::fill_n(owners + place, found[i].inside, static_cast<int32_t>(task.site));
+  });
+  std::fill_n(tallies, count, Tally());
+  for (size_t i = 0; i < tasks.size(); i++) {
+    Tally& tally = tallies[tasks[i].site];
+    tally.below += found[i].below;
+    tally.inside += found[i].inside;
+    tally.largest = std::max(tally.largest, found[i].largest);
+  }
+  return inside;
+}
+
+/// Computes the effective weights of all sites by ST-3's formula, thresholds being active.
+ST3FX_EXPORT void st3fx_soft_threshold(const Channels* sites, int64_t count, Parallel parallel,
+                                       unsigned threads) {
+  const Kernels& run = kernels();
+  const auto tasks = tasks_of(
+      count, [&](int64_t site) { return sites[site].channels; },
+      [&](int64_t site) { return std::max<int64_t>(1, kPiece / sites[site].length); });
+  for_each(tasks.size(), parallel, threads, [&](int64_t i) {
+    const Task& task = tasks[i];
+    const Channels& site = sites[task.site];
+    for (int64_t k = task.first; k < task.first + task.size; k++)
+      run.soften(site.weight + k * site.length, site.length, site.threshold, site.rescale,
+                 site.out + k * site.length);
+  });
+}
+
+/// A hash of each range of bytes.
+ST3FX_EXPORT void st3fx_digest(const Bytes* ranges, int64_t count, uint64_t* hashes,
+                               Parallel parallel, unsigned threads) {
+  constexpr int64_t kStep = kPiece * sizeof(float);
+  const Kernels& run = kernels();
+  const auto tasks = tasks_of(
+      count, [&](int64_t range) { return ranges[range].size; }, [&](int64_t) { return kStep; });
+  std::vector<uint64_t> found(tasks.size());
+  for_each(tasks.size(), parallel, threads, [&](int64_t i) {
+    found[i] = run.digest(ranges[tasks[i].site].data + tasks[i].first, tasks[i].size);
+  });
+  std::fill_n(hashes, count, 0);
+  for (size_t i = 0; i < tasks.size(); i++) {
+    uint64_t& hash = hashes[tasks[i].site];
+    hash = hash * 0xd6e8feb86659fd93u + found[i];
+  }
+}

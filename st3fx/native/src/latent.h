@@ -1,0 +1,45 @@
+// What a training step does with latent weights: count scores, make effective weights, digest.
+#pragma once
+
+#include <cstdint>
+
+namespace st3fx::latent {
+
+/// Floats at a time: what a task reads stays in the nearest caches.
+constexpr int64_t kPiece = 1 << 14;
+
+/// What lies around a band. Scores compare as their bits do; NaN is larger than all others.
+struct Tally {
+  int64_t below = 0, inside = 0;
+  int32_t largest = 0;
+};
+
+/// Ends of a band as bits of floats, both included.
+struct Band {
+  int32_t low, high;
+};
+
+/// The kernels of one instruction set. All of them give the same bits.
+struct Kernels {
+  /// `scores[i] = |weights[i] / scale|`.
+  void (*score)(const float* weights, int64_t size, float scale, float* scores);
+
+  /// Counts magnitudes around a band.
+  Tally (*count)(const float* scores, int64_t size, Band band);
+
+  /// Collects the magnitudes in a band; gives their number.
+  int64_t (*collect)(const float* scores, int64_t size, Band band, float* found);
+
+  /// One output channel's effective weight by ST-3's formula (st3fx/methods/st3.py).
+  void (*soften)(const float* weight, int64_t size, float threshold, bool rescale, float* out);
+
+  /// A hash of bytes.
+  uint64_t (*digest)(const uint8_t* bytes, int64_t size);
+};
+
+extern const Kernels baseline_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels, avx512_kernels;
+#endif
+
+}  // namespace st3fx::latent

@@ -1,0 +1,2 @@
+#define KERNELS avx2_kernels
+#include "latent_kernels.h"

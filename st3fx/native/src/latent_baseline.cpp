@@ -1,0 +1,2 @@
+#define KERNELS baseline_kernels
+#include "latent_kernels.h"

@@ -1,0 +1,139 @@
+// The table of operators, and the one function that ONNX Runtime calls.
+#include <cstdlib>
+
+#include "ort.h"
+#include "sparse_conv.h"
+
+namespace st3fx {
+namespace {
+
+using ort::CustomOp;
+
+/// A custom operator with what its callbacks answer.
+struct Operator : CustomOp {
+  const char* name;
+  size_t inputs;
+  size_t required;  ///< The first so many inputs must be there.
+  size_t any_type;  ///< Index of the input that is not float32 alone, or `inputs`.
+};
+
+const Operator& self(const CustomOp* op) { return *static_cast<const Operator*>(op); }
+
+/// A kernel and the table of functions that it was created with.
+template <class Kernel>
+struct Instance {
+  const ort::Api* api;
+  std::string name;
+  Kernel kernel;
+};
+
+template <class Kernel>
+ort::Status* create(const CustomOp* op, const ort::Api* api, const ort::KernelInfo* info,
+                    void** kernel) {
+  std::string where = self(op).name;
+  try {
+    const NodeInfo node(api, info);
+    where += " '" + node.name() + "'";
+    *kernel = new Instance<Kernel>{api, where, Kernel(node)};
+    return nullptr;
+  } catch (const std::exception& error) {
+    return status_of(api, where, error);
+  }
+}
+
+template <class Kernel>
+ort::Status* compute(void* kernel, ort::KernelContext* context) {
+  const auto* instance = static_cast<const Instance<Kernel>*>(kernel);
+  try {
+    instance->kernel(Run(instance->api, context));
+    return nullptr;
+  } catch (const std::exception& error) {
+    return status_of(instance->api, instance->name, error);
+  }
+}
+
+/// The output may be the memory of that input.
+template <int input>
+size_t may_inplace(int** inputs, int** outputs) {
+  *inputs = static_cast<int*>(std::malloc(sizeof(int)));
+  *outputs = static_cast<int*>(std::malloc(sizeof(int)));
+  if (!*inputs || !*outputs) return 0;
+  **inputs = input;
+  **outputs = 0;
+  return 1;
+}
+
+/// An operator whose inputs from `required` on are optional. Not kInt32 and the like: an input of
+/// integers says so itself.
+template <class Kernel>
+Operator make(const char* name, size_t inputs, size_t required) {
+  Operator op{};
+  op.version = ort::kApiVersion;
+  op.name = name;
+  op.inputs = inputs;
+  op.required = required;
+  op.get_name = [](const CustomOp* o) { return self(o).name; };
+  op.get_execution_provider = [](const CustomOp*) -> const char* { return nullptr; };
+  op.get_input_count = [](const CustomOp* o) { return self(o).inputs; };
+  op.get_output_count = [](const CustomOp*) { return size_t{1}; };
+  op.get_input_type = [](const CustomOp*, size_t) { return int{ort::kFloat}; };
+  op.get_output_type = [](const CustomOp*, size_t) { return int{ort::kFloat}; };
+  op.get_input_characteristic = [](const CustomOp* o, size_t i) {
+    return i < self(o).required ? 0 : 1;
+  };
+  op.get_output_characteristic = [](const CustomOp*, size_t) { return 0; };
+  op.get_input_memory_type = [](const CustomOp*, size_t) { return 0; };
+  op.get_variadic_input_min_arity = [](const CustomOp*) { return 1; };
+  op.get_variadic_input_homogeneity = [](const CustomOp*) { return 1; };
+  op.get_variadic_output_min_arity = [](const CustomOp*) { return 1; };
+  op.get_variadic_output_homogeneity = [](const CustomOp*) { return 1; };
+  op.get_start_version = [](const CustomOp*) { return 1; };
+  op.get_end_version = [](const CustomOp*) { return 0x7fffffff; };
+  op.create_kernel_v2 = create<Kernel>;
+  op.compute_v2 = compute<Kernel>;
+  op.destroy = [](void* kernel) { delete static_cast<Instance<Kernel>*>(kernel); };
+  return op;
+}
+
+/// Inputs 1 to 3 are sparse weights.
+Operator with_sparse_weights(Operator op) {
+  op.get_input_type = [](const CustomOp*, size_t i) {
+    return int{i == 2 ? ort::kAnyType : i == 3 ? ort::kInt32 : ort::kFloat};
+  };
+  return op;
+}
+
+template <int input>
+Operator in_place(Operator op) {
+  op.get_may_inplace = may_inplace<input>;
+  op.release_may_inplace = [](int* inputs, int* outputs) {
+    std::free(inputs);
+    std::free(outputs);
+  };
+  return op;
+}
+
+const Operator kOperators[] = {
+    in_place<5>(with_sparse_weights(make<SparseConv>("SparseConv", 6, 4))),
+};
+
+ort::Status* add_all(const ort::Api* api, ort::SessionOptions* options) {
+  ort::Domain* domain = nullptr;
+  ort::Status* status = ort::call(api, ort::kCreateCustomOpDomain, "st3fx", &domain);
+  for (const Operator& op : kOperators)
+    if (!status) status = ort::call(api, ort::kCustomOpDomainAdd, domain, &op);
+  return status ? status : ort::call(api, ort::kAddCustomOpDomain, options, domain);
+}
+
+}  // namespace
+}  // namespace st3fx
+
+/// What `SessionOptions.register_custom_ops_library` looks for.
+extern "C" __attribute__((visibility("default"))) st3fx::ort::Status* RegisterCustomOps(
+    st3fx::ort::SessionOptions* options, const st3fx::ort::ApiBase* base) {
+  const st3fx::ort::Api* api = base->get_api(st3fx::ort::kApiVersion);
+  if (api) return st3fx::add_all(api, options);
+  // Version 1 has what it takes to say no.
+  return st3fx::ort::call(base->get_api(1), st3fx::ort::kCreateStatus, int{st3fx::ort::kFail},
+                          "st3fx's kernels need ONNX Runtime 1.18 or newer");
+}

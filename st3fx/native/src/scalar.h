@@ -1,0 +1,23 @@
+// The reference: every operator in its plainest form, summed in double precision. What the fast
+// kernels are tested against, and what `ST3FX_ISA=scalar` runs.
+#pragma once
+
+#include "activation.h"
+#include "layout.h"
+#include "sparse_matrix.h"
+
+namespace st3fx::scalar {
+
+struct Convolution {
+  Images in, out;
+  Window window;
+  int64_t groups;
+  Activation activation;
+};
+
+void sparse_conv(const Convolution& conv, const SparseMatrix& weights, const float* x,
+                 const float* bias, const float* residual, float* y);
+
+double activate(double x, const Activation& activation);
+
+}  // namespace st3fx::scalar

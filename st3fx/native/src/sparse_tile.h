@@ -1,0 +1,109 @@
+// The inner loop of sparse convolutions and sparse matrix products. Included by the instruction-set
+// files.
+//
+// A nonzero weight is spread over a vector and multiplied with S vectors of neighbouring positions;
+// the sums of two rows stay in registers until all their nonzeros are through.
+#pragma once
+
+#include "activate.h"
+#include "kernels.h"
+#include "vec.h"
+
+namespace st3fx::ST3FX_ISA {
+
+/// S vectors of neighbouring positions of one row.
+template <int S>
+struct Sums {
+  Vec v[S];
+};
+
+/// sums += value · positions
+template <int S>
+ST3FX_INLINE void multiply_add(Sums<S>& sums, float value, const float* positions) {
+  const Vec weight = broadcast(value);
+#pragma GCC unroll 8
+  for (int s = 0; s < S; ++s) sums.v[s] += weight * load(positions + s * kWidth);
+}
+
+template <int S>
+ST3FX_INLINE void begin_row(Sums<S>& sums, const TileJob& job, int64_t row, int64_t at) {
+  const int64_t offset = row * job.row_stride + at;
+  if (!job.first) {
+    const float* from = job.out + offset;
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) sums.v[s] = load(from + s * kWidth);
+    return;
+  }
+  const Vec bias = broadcast(job.bias[row]);
+#pragma GCC unroll 8
+  for (int s = 0; s < S; ++s) sums.v[s] = bias;
+  if (!job.residual) return;
+  const float* from = job.residual + offset;
+#pragma GCC unroll 8
+  for (int s = 0; s < S; ++s) sums.v[s] += load(from + s * kWidth);
+}
+
+template <int S>
+ST3FX_INLINE void end_row(Sums<S>& sums, const TileJob& job, int64_t row, int64_t at) {
+  float* to = job.out + row * job.row_stride + at;
+  if (job.last && job.activation.kind != Activation::none) {
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) sums.v[s] = activate(sums.v[s], job.activation);
+  }
+#pragma GCC unroll 8
+  for (int s = 0; s < S; ++s) store(to + s * kWidth, sums.v[s]);
+}
+
+/// Positions [at, at + S·kWidth) of a pair of rows; U nonzeros of each row are under way at once.
+template <int S, int U>
+ST3FX_INLINE void run_pair(const TileJob& job, const RowPair& pair, int64_t at) {
+  const float* value = job.values + pair.begin;
+  const uint16_t* column = job.columns + pair.begin;
+  const float* taps = job.taps + at;
+  const int64_t width = job.width;
+  Sums<S> a[U] = {}, b[U] = {};
+  begin_row(a[0], job, pair.first, at);
+  if (pair.second >= 0) begin_row(b[0], job, pair.second, at);
+  uint32_t left = pair.common;
+  for (; left >= U; left -= U) {
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) {
+      multiply_add(a[u], value[2 * u], taps + column[2 * u] * width);
+      multiply_add(b[u], value[2 * u + 1], taps + column[2 * u + 1] * width);
+    }
+    value += 2 * U;
+    column += 2 * U;
+  }
+  for (; left > 0; --left, value += 2, column += 2) {
+    multiply_add(a[0], value[0], taps + column[0] * width);
+    multiply_add(b[0], value[1], taps + column[1] * width);
+  }
+  for (left = pair.extra; left > 0; --left, ++value, ++column)
+    multiply_add(a[0], value[0], taps + column[0] * width);
+#pragma GCC unroll 4
+  for (int u = 1; u < U; ++u)
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) a[0].v[s] += a[u].v[s], b[0].v[s] += b[u].v[s];
+  end_row(a[0], job, pair.first, at);
+  if (pair.second >= 0) end_row(b[0], job, pair.second, at);
+}
+
+/// A tile of 16·S positions, cut into pieces of S vectors.
+template <int S>
+static void run_tile(const TileJob& job) {
+  constexpr int U = S == 1 ? 4 : S == 2 ? 2 : 1;
+  const bool unchanged = !job.first && !job.last;
+  for (int64_t at = 0; at < 16 * S; at += S * kWidth)
+    for (int64_t i = 0; i < job.pair_count; ++i)
+      if (!unchanged || job.pairs[i].common + job.pairs[i].extra > 0)
+        run_pair<S, U>(job, job.pairs[i], at);
+}
+
+static void sparse_tile(const TileJob& job) {
+  using Function = void (*)(const TileJob&);
+  static constexpr Function by_width[] = {run_tile<1>, run_tile<2>, run_tile<3>, run_tile<4>,
+                                          run_tile<5>, run_tile<6>, run_tile<7>};
+  by_width[job.width / 16 - 1](job);
+}
+
+}  // namespace st3fx::ST3FX_ISA

@@ -1,0 +1,82 @@
+// One vector of floats as wide as the instruction set that this file is compiled for.
+//
+// The compilers' own vector types do the work on every architecture; what differs is the width. Only
+// the instruction-set files include this, each inside its own namespace (ST3FX_ISA), and nothing of
+// the standard library's templates: a function that two files share could end up with instructions
+// that the CPU does not have.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__AVX512F__)
+#define ST3FX_LANES 16
+#elif defined(__AVX2__)
+#define ST3FX_LANES 8
+#else
+#define ST3FX_LANES 4  // NEON, SSE
+#endif
+
+#define ST3FX_INLINE static inline __attribute__((always_inline))
+
+namespace st3fx::ST3FX_ISA {
+
+constexpr int kWidth = ST3FX_LANES;
+constexpr int kStep = 16 / kWidth;  // vectors in sixteen floats
+
+typedef float Vec __attribute__((vector_size(4 * ST3FX_LANES)));
+typedef int32_t IntVec __attribute__((vector_size(4 * ST3FX_LANES)));
+
+ST3FX_INLINE Vec load(const float* from) {
+  Vec v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+ST3FX_INLINE void store(float* to, Vec v) { __builtin_memcpy(to, &v, sizeof v); }
+/// All lanes x. (x − 0 is x, bit for bit.)
+ST3FX_INLINE Vec broadcast(float x) { return x - Vec{}; }
+ST3FX_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+ST3FX_INLINE Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
+
+/// Copies n floats, and up to 15 more behind them.
+ST3FX_INLINE void copy(float* to, const float* from, int64_t n) {
+  for (int64_t i = 0; i < n; i += 16)
+    for (int j = 0; j < kStep; ++j) store(to + i + j * kWidth, load(from + i + j * kWidth));
+}
+
+/// Copies n floats and touches no others.
+ST3FX_INLINE void copy_exactly(float* to, const float* from, int64_t n) {
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(to + i, load(from + i));
+  for (; i < n; ++i) to[i] = from[i];
+}
+
+ST3FX_INLINE void fill(float* to, float x, int64_t n) {
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(to + i, broadcast(x));
+  for (; i < n; ++i) to[i] = x;
+}
+
+/// eˣ, to about one unit in the last place: x = n·ln 2 + r, |r| ≤ ln 2 / 2, and a polynomial in r
+/// (the Taylor series of degree seven). Below −87 it gives a number under 2e-38, above 88 it grows no more.
+ST3FX_INLINE Vec exponential(Vec x) {
+  x = minimum(maximum(x, broadcast(-87.0F)), broadcast(88.0F));
+  const Vec shift = broadcast(12582912.0F);  // 1.5·2²³: adding it rounds to an integer
+  const Vec rounded = x * broadcast(1.44269504F) + shift;
+  const Vec n = rounded - shift;
+  Vec r = x - n * broadcast(0.693145752F);  // ln 2 in two parts
+  r = r - n * broadcast(1.42860677e-6F);
+  Vec p = broadcast(1.0F / 5040);
+  p = p * r + broadcast(1.0F / 720);
+  p = p * r + broadcast(1.0F / 120);
+  p = p * r + broadcast(1.0F / 24);
+  p = p * r + broadcast(1.0F / 6);
+  p = p * r + broadcast(0.5F);
+  p = p * r + broadcast(1.0F);
+  p = p * r + broadcast(1.0F);
+  const IntVec power = (__builtin_convertvector(n, IntVec) + 127) << 23;
+  Vec scale;
+  __builtin_memcpy(&scale, &power, sizeof scale);
+  return p * scale;
+}
+
+}  // namespace st3fx::ST3FX_ISA

@@ -1,0 +1,30 @@
+// Windows of convolutions and pools: attributes of a node, and what they mean on an image.
+#pragma once
+
+#include "layout.h"
+#include "ort.h"
+
+namespace st3fx {
+
+struct WindowAttributes {
+  Shape kernel, strides, dilations, pads;
+  bool ceil_mode = false;
+
+  /// Reads kernel_shape, strides, dilations, pads and ceil_mode.
+  static WindowAttributes of(const NodeInfo& node);
+
+  int64_t taps() const { return kernel[0] * kernel[1]; }
+
+  /// The window on images of that size; an error where it does not fit into one.
+  Window on(const Plane& plane) const;
+};
+
+/// Whether each output position reads the input at the same position, and nothing else.
+bool is_identity(const Window& window);
+
+/// Floats of working memory that packing the taps of a tile needs.
+int64_t patch_floats(const Window& window);
+
+Activation activation_of(const NodeInfo& node);
+
+}  // namespace st3fx
