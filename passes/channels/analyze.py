@@ -1,0 +1,112 @@
+"""Goes through a graph once and notes what is known of every tensor."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from st3fx.passes.channels.call import Call, shape_of
+from st3fx.passes.channels.coupling import Coupling, Ids
+from st3fx.passes.channels.fact import Fact
+from st3fx.passes.channels.names import attribute
+from st3fx.passes.channels.rules import RULES
+
+OUTPUT = "it reaches an output of the model"
+
+
+class Analysis:
+    """What is known of a graph.
+
+    Attributes:
+        coupling: Its channels.
+        facts: By node; a tuple where an operator has several results.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        """Walk a functional ATen graph whose nodes have values of a trace."""
+        self.module = module
+        self.coupling = Coupling()
+        self.facts: dict[fx.Node, Any] = {}
+        for node in module.graph.nodes:
+            self._visit(node)
+
+    def _visit(self, node: fx.Node) -> None:
+        if node.op == "get_attr":
+            tensor = attribute(self.module, str(node.target))
+            if isinstance(tensor, Tensor):
+                self.facts[node] = Fact(tuple(tensor.shape), self._axes(tensor), tensor=tensor.detach())
+        elif node.op == "output":
+            self._pin_all(node, OUTPUT)
+        elif node.target is operator.getitem:
+            source, index = node.args
+            found = self.facts.get(source) if isinstance(source, fx.Node) else None
+            whole = isinstance(found, tuple) and index < len(found)  # type: ignore[operator]
+            self.facts[node] = found[index] if whole else _unknown(node.meta.get("val"))
+        elif node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            self.facts[node] = self._apply(node)
+        else:
+            self._pin_all(node, f"{node.target} needs all of them")
+            self.facts[node] = _unknown(node.meta.get("val"))
+
+    def _apply(self, node: fx.Node) -> Any:
+        call = Call(node, self.facts, self.coupling)
+        rule = RULES.get(call.name)
+        found = rule(call) if rule is not None and self._tensors(call) else None
+        if found is None:
+            self._pin_all(node, call.reason)
+            found = _unknown(node.meta.get("val"))
+        if isinstance(found, Fact) and all(self._is_static(n) for n in node.all_input_nodes):
+            tensor = _computed(node, self.facts)
+            found = Fact(found.shape, found.axes, tensor=tensor) if tensor is not None else found
+        return found
+
+    def _tensors(self, call: Call) -> bool:
+        """Whether every tensor that an operator reads is known of; bounds that are tensors not."""
+        names = [a.name for a in call.schema.arguments if a.name in ("min", "max")]
+        tensors = not any(isinstance(call[name], fx.Node) for name in names)
+        return tensors and isinstance(self.facts.get(_first(call.node)), Fact)
+
+    def _axes(self, tensor: Tensor) -> tuple[Ids | None, ...]:
+        return tuple(self.coupling.fresh(size) if size > 1 else None for size in tensor.shape)
+
+    def _is_static(self, node: fx.Node) -> bool:
+        fact = self.facts.get(node)
+        return isinstance(fact, Fact) and fact.tensor is not None
+
+    def _pin_all(self, node: fx.Node, reason: str) -> None:
+        for fact in self._of(node.all_input_nodes):
+            for ids in fact.axes:
+                self.coupling.pin(ids, reason)
+
+    def _of(self, nodes: list[fx.Node]) -> Iterator[Fact]:
+        for node in nodes:
+            found = self.facts.get(node)
+            yield from found if isinstance(found, tuple) else [found] if found else []
+
+
+def _first(node: fx.Node) -> Any:
+    return node.all_input_nodes[0] if node.all_input_nodes else None
+
+
+def _unknown(value: Any) -> Any:
+    """Of a tensor: its shape; of several: each; of a number: nothing."""
+    if isinstance(value, Tensor):
+        return Fact(shape_of(value), (None,) * value.dim())
+    if isinstance(value, list | tuple):
+        return tuple(_unknown(item) for item in value)
+    return None
+
+
+def _computed(node: fx.Node, facts: dict[fx.Node, Any]) -> Tensor | None:
+    """The value of an operator on parameters and buffers alone."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    if torch.Tag.nondeterministic_seeded in node.target.tags or not node.all_input_nodes:
+        return None
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: facts[n].tensor)
+    value = node.target(*args, **kwargs)
+    return value if isinstance(value, Tensor) else None
+
