@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from st3fx.cli.options import json_option, method_options, model_options, selection_options
+from st3fx.cli.param_types import FOLDER
 from st3fx.cli.progress import Progress
 from st3fx.cli.tables import console, print_plan, total_line
 
@@ -55,7 +56,9 @@ class ConvertResult:
 
 @click.command()
 @model_options
-@click.option("-o", "--output", metavar="DIR", help="The bundle.  [default: NAME.st3fx]")
+@click.option(
+    "-o", "--output", type=FOLDER, metavar="DIR", help="The bundle.  [default: NAME.st3fx]"
+)
 @method_options
 @selection_options
 @click.option("--no-verify", is_flag=True, help="Do not compare with the original model.")

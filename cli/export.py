@@ -11,6 +11,7 @@ import click
 
 from st3fx.cli.options import json_option, model_options
 from st3fx.cli.outcome import print_export
+from st3fx.cli.param_types import ONNX
 from st3fx.cli.progress import Progress
 from st3fx.cli.prune_options import prune_options
 
@@ -28,7 +29,7 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> tupl
 @click.command()
 @model_options
 @prune_options
-@click.option("-o", "--output", metavar="FILE", help="The file.  [default: NAME.onnx]")
+@click.option("-o", "--output", type=ONNX, metavar="FILE", help="The file.  [default: NAME.onnx]")
 @click.option("--opset", type=int, metavar="N", help="Of the file.  [default: PyTorch's own]")
 @click.option("--fixed-batch", is_flag=True, help="Build the batch size of the example in.")
 @click.option(

@@ -11,6 +11,7 @@ import click
 
 from st3fx.cli.options import json_option, model_options
 from st3fx.cli.outcome import print_fold
+from st3fx.cli.param_types import WEIGHTS
 from st3fx.cli.progress import Progress
 from st3fx.cli.prune_options import prune_options
 
@@ -19,7 +20,7 @@ from st3fx.cli.prune_options import prune_options
 @model_options
 @prune_options
 @click.option(
-    "-o", "--output", metavar="FILE",
+    "-o", "--output", type=WEIGHTS, metavar="FILE",
     help="The file.  [default: NAME.safetensors, or NAME.st3w with --compact]",
 )  # fmt: skip
 @click.option(

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from st3fx.cli.param_types import WEIGHTS, Spec
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 METHOD_NAMES = ("st3", "st3-sigma", "dst", "str", "feather", "gmp")
@@ -27,9 +29,10 @@ def _all(*options: Callable[[Command], Command]) -> Callable[[Command], Command]
 def model_options(command: Command) -> Command:
     """What model, with which weights and inputs."""
     return _all(
-        click.argument("spec", metavar="SPEC"),
+        click.argument("spec", metavar="SPEC", type=Spec()),
         click.option(
             "--weights",
+            type=WEIGHTS,
             metavar="FILE",
             help="Weights to load: safetensors, or a checkpoint of torch.save.",
         ),

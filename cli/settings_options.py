@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from st3fx.cli.options import METHOD_NAMES
+from st3fx.cli.param_types import DATA, FOLDER, WEIGHTS
 from st3fx.training.recipes import RECIPES
 from st3fx.training.settings import SECTIONS, Settings
 
@@ -102,8 +103,14 @@ def _type(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     choices = tables.get(field.name, field.metadata["choices"])
     if choices:
         return {"type": click.Choice(list(choices))}
+    if field.name in _COMPLETED:
+        return {"type": _COMPLETED[field.name], "metavar": "TEXT"}
     inner = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
     return {"type": inner[0], "metavar": {int: "N", float: "X", str: "TEXT"}[inner[0]]}
+
+
+_COMPLETED = {"data": DATA, "weights": WEIGHTS, "data_path": FOLDER, "output_dir": FOLDER}
+"""Settings that a shell completes."""
 
 
 def _help(field: dataclasses.Field[Any]) -> str:

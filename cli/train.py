@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from st3fx.cli.options import json_option
+from st3fx.cli.param_types import FOLDER, SETTINGS, Spec
 from st3fx.cli.settings_options import SectionedCommand, given, settings_options
 
 if TYPE_CHECKING:
@@ -24,14 +25,19 @@ INTERRUPTED = 130
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("spec", metavar="[SPEC]", required=False)
+@click.argument("spec", metavar="[SPEC]", required=False, type=Spec())
 @settings_options
 @click.option("--target-macs", type=float, metavar="X",
               help="Share of the multiplications that training prunes: a --sparsity with "
               "--budget macs.")  # fmt: skip
 @click.option("--amp", is_flag=True, help="Mixed precision: short for --precision bf16.")
-@click.option("--config", metavar="FILE", help="Settings from a TOML file; options go over them.")
-@click.option("--resume", is_flag=False, flag_value="", metavar="[DIR]",
+@click.option(
+    "--config",
+    type=SETTINGS,
+    metavar="FILE",
+    help="Settings from a TOML file; options go over them.",
+)
+@click.option("--resume", type=FOLDER, is_flag=False, flag_value="", metavar="[DIR]",
               help="Go on with the run in DIR, by default in --output-dir, from its last "
               "checkpoint, or from the checkpoint that is named.")  # fmt: skip
 @click.option("--test-only", is_flag=True, help="Evaluate, and write nothing.")

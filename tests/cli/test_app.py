@@ -1,0 +1,53 @@
+"""The group of all commands: its help text, and what it costs to show."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from st3fx.cli import main
+from st3fx.cli.app import SECTIONS
+
+COMMANDS = list(main.commands)
+
+
+def test_help_lists_all_commands_in_the_order_of_the_work() -> None:
+    text = CliRunner().invoke(main, ["--help"]).stdout
+    below = text.partition(f"\n{next(iter(SECTIONS))}:\n")[2]
+    assert below
+    places = [below.index(f"\n  {name} ") if index else 0 for index, name in enumerate(COMMANDS)]
+    assert places == sorted(places)
+    assert COMMANDS[:4] == ["convert", "train", "fold", "export"]
+    for title in SECTIONS:
+        assert f"{title}:\n" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_sentence_is_cut_short(width: int) -> None:
+    text = CliRunner().invoke(main, ["--help"], terminal_width=width).stdout
+    assert "..." not in text.removeprefix("Usage: st3fx [OPTIONS] COMMAND [ARGS]...")
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_every_command_has_help_and_no_torch_is_imported_for_it() -> None:
+    code = f"""
+import sys
+from click.testing import CliRunner
+from st3fx.cli import main
+for name in [[], *([name] for name in {COMMANDS!r})]:
+    result = CliRunner().invoke(main, [*name, "--help"])
+    assert result.exit_code == 0, name
+    assert len(result.stdout.splitlines()) > 5, name
+print([name for name in ("torch", "onnx", "onnxruntime", "numpy") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_every_command_is_under_a_heading() -> None:
+    listed = [command for commands in SECTIONS.values() for command in commands]
+    assert listed == list(main.commands.values())
+    assert all(command.help for command in listed)
