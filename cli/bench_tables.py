@@ -32,10 +32,8 @@ def print_bench(result: BenchResult) -> None:
 def _table(rows: Sequence[BenchRow]) -> Table:
     first = rows[0]
     threads = "1 thread" if first.threads == 1 else f"{first.threads} threads"
-    table = Table(
-        title=f"batch {first.batch}, {threads}", title_justify="left", box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )  # fmt: skip
+    title = f"batch {first.batch}, {threads}, times in ms"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", overflow="fold")
     for name in ("median", "p95", "spread", "items/s", f"x {first.name}", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -46,8 +44,8 @@ def _table(rows: Sequence[BenchRow]) -> Table:
 
 def _cells(row: BenchRow) -> Iterable[str]:
     yield row.name
-    yield from map(milliseconds, (row.median_ms, row.p95_ms, row.spread_ms))
-    yield rate(row.items_per_second)
+    yield from map(three_digits, (row.median_ms, row.p95_ms, row.spread_ms))
+    yield three_digits(row.items_per_second)
     yield "1" if row.ratio is None else _ratio(row.ratio)
     yield "?" if row.peak_memory is None else size_text(row.peak_memory)
 
@@ -57,28 +55,36 @@ def _ratio(ratio: Ratio) -> str:
     return f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
 
 
-def milliseconds(value: float) -> str:
-    """``0.752 ms``, ``28.3 ms``, ``1.24 s``: three digits."""
-    return f"{value / 1000:.3g} s" if value >= 999.5 else f"{value:.3g} ms"
-
-
-def rate(value: float) -> str:
-    """``1,088``, ``35.3``, ``0.80``."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def three_digits(value: float) -> str:
+    """``0.0752``, ``28.3``, ``1,088``: three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def _method(result: BenchResult) -> str:
     """How it was measured, and on what."""
-    first, about, machine = result.rows[0], result.settings, result.environment
+    about, machine = result.settings, result.environment
     calls = {row.iterations for row in result.rows}
     count = f"{min(calls):,}" if len(calls) == 1 else f"{min(calls):,} to {max(calls):,}"
     runtimes = ", ".join(dict.fromkeys(row.runtime for row in result.rows))
     providers = ", ".join(dict.fromkeys(row.provider for row in result.rows if row.provider))
     vectors = f" ({machine['vectors'][0]})" if machine["vectors"] else ""
-    dense = f" dense: {about['dense']}." if first.name == "dense" and len(result.rows) > 1 else ""
     return (
-        f"{result.model}: {count} calls each, interleaved, after {about['warmup']:g} s of "
-        f"warm-up; spread is the interquartile range, x the median of the rounds' ratios with "
-        f"their quartiles.{dense} {runtimes} ({providers}) on {machine['cpu']}{vectors}, "
-        f"{machine['cores']} cores."
+        f"{result.model}: {count} calls each after {about['warmup']:g} s of warm-up; spread is the "
+        f"interquartile range.{_comparison(result)} {runtimes} ({providers}) on "
+        f"{machine['cpu']}{vectors}, {_cores(machine['cores'])}."
     )
+
+
+def _comparison(result: BenchResult) -> str:
+    if all(row.ratio is None for row in result.rows):
+        return ""
+    first = result.rows[0]
+    dense = f" dense: {result.settings['dense']}." if first.name == "dense" else ""
+    return (
+        " Interleaved in rounds: x is how many times as fast, the median of the rounds with their "
+        f"quartiles.{dense}"
+    )
+
+
+def _cores(count: int) -> str:
+    return "1 core" if count == 1 else f"{count} cores"

@@ -2,6 +2,9 @@
 
 from st3fx.analysis import count_flops
 from st3fx.api import convert, dataflow, fold
+from st3fx.bench.result import BenchResult
+from st3fx.bench.settings import BenchSettings
+from st3fx.benchmarking import benchmark
 from st3fx.compact import load_compact, save_compact
 from st3fx.deploy import export_onnx
 from st3fx.errors import EmptyLayerWarning, St3fxError
@@ -18,6 +21,8 @@ __all__ = [
     "GMP",
     "ST3",
     "STR",
+    "BenchResult",
+    "BenchSettings",
     "CubicSchedule",
     "EmptyLayerWarning",
     "ExportResult",
@@ -27,6 +32,7 @@ __all__ = [
     "Sparsifier",
     "SparsityPlan",
     "St3fxError",
+    "benchmark",
     "convert",
     "count_flops",
     "dataflow",

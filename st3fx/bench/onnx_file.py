@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.external_data_helper import uses_external_data
 
 from st3fx.errors import BenchError
 
@@ -41,7 +41,7 @@ def read_inputs(path: Path, *, custom_ops: bool = False) -> tuple[InputPort, ...
     if not path.is_file():
         raise BenchError(f"no file {path}" if not path.exists() else f"{path} is a folder")
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, OSError) as error:
         raise BenchError(f"{path} is not an ONNX file, or is broken") from error
     if not model.graph.node:
@@ -57,13 +57,13 @@ def read_inputs(path: Path, *, custom_ops: bool = False) -> tuple[InputPort, ...
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
-    info = ExternalDataInfo(tensor)
-    file = path.parent / info.location
+    info = {entry.key: entry.value for entry in tensor.external_data}
+    file = path.parent / info["location"]
     if not file.is_file():
         raise BenchError(
-            f"{path} has its weights in {info.location}, which is missing: put it beside the file"
+            f"{path} has its weights in {file.name}, which is missing: put it beside the file"
         )
-    end = (info.offset or 0) + (info.length or 0)
+    end = int(info.get("offset", 0)) + int(info.get("length", 0))
     if file.stat().st_size < end:
         raise BenchError(
             f"{file}, with the weights of {path}, is truncated: it has {file.stat().st_size:,} "

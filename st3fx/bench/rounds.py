@@ -16,14 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from st3fx.bench.process import Process
-from st3fx.bench.settings import BenchSettings
+from st3fx.bench.settings import ROUNDS, BenchSettings
 from st3fx.bench.variant import Variant
 
 TURN = 0.1
 """Seconds of a turn, unless a single call takes longer."""
-
-ROUNDS = 10
-"""At least, where the number of calls allows it: quartiles of fewer ratios say little."""
 
 _CALLS = 1000
 

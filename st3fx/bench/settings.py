@@ -8,6 +8,9 @@ from st3fx.errors import BenchError
 
 TORCH_MODES = ("eager", "compile")
 
+ROUNDS = 10
+"""At least, where the number of calls allows it: quartiles of fewer ratios say little."""
+
 DENSE = "the same graph with a small random number in the place of every weight that is zero"
 """What the baseline of a model with zeros is."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from st3fx.bench.result import BenchRow
+from st3fx.bench.result import BenchRow, Ratio
+from st3fx.bench.settings import ROUNDS
 
 CLEAR = 0.03
 """Least difference that is called one: the same file in two processes differs by about 1 %."""
@@ -60,8 +61,8 @@ def _range(group: Sequence[BenchRow]) -> str:
         only = ratios[0]
         middle = f"half of the rounds from {only.low:.2f} to {only.high:.2f}"
         return f"{only.median:.2f} times ({middle})"
-    medians = [ratio.median for ratio in ratios]
-    return f"{min(medians):.2f} to {max(medians):.2f} times"
+    lowest, highest = (f"{pick(r.median for r in ratios):.2f}" for pick in (min, max))
+    return f"{lowest} times" if lowest == highest else f"{lowest} to {highest} times"
 
 
 def _places(group: Sequence[BenchRow]) -> str:
@@ -75,21 +76,20 @@ def _places(group: Sequence[BenchRow]) -> str:
 
 def _zeros(rows: Sequence[BenchRow]) -> Iterator[str]:
     """Why zeros do not pay, and what they could be worth."""
-    idle = [row for row in rows if row.sparsity and not row.skips_zeros and row.ratio is not None]
-    wasted = {row.name: row for row in idle if judge(row) != "faster"}
-    for name, row in wasted.items():
-        runtime = _RUNTIMES.get(row.runtime.partition(" ")[0], row.runtime)
+    wasted = {row.name: row for row in rows if _sparser(row, rows[0]) and judge(row) != "faster"}
+    if wasted:
+        runtime = rows[0].runtime.partition(" ")[0]
+        shares = _list([f"{name} ({row.sparsity:.1%} of its weights)" for name, row in
+                        wasted.items()])  # fmt: skip
         yield (
-            f"{runtime} multiplies zeros like any other number: the {row.sparsity:.1%} of the "
-            f"weights of {name} that are zero save no time here. They save disk and download, "
-            "where files are compressed."
+            f"{_RUNTIMES.get(runtime, runtime)} multiplies zeros like any other number: those of "
+            f"{shares} save no time here, only disk and download, where files are compressed."
         )
-    bounds = {row.name: row.bound for row in rows if row.bound and row.bound > 1}
-    if wasted and not any(row.skips_zeros for row in rows):
-        parts = [f"{bound:.2f} times as fast for {name}" for name, bound in bounds.items()
-                 if name in wasted]  # fmt: skip
-        limit = f": at most {_list(parts)}, if time went by multiplications" if parts else ""
-        yield f"What helps is a runtime with kernels that skip zeros{limit}."
+        if not any(row.skips_zeros for row in rows):
+            bounds = [f"{name} at most {row.bound:.2f} times as fast" for name, row in
+                      wasted.items() if row.bound]  # fmt: skip
+            limit = f": they could make {_list(bounds)}, if time went by multiplications"
+            yield f"What helps is a runtime with kernels that skip zeros{limit if bounds else ''}."
     for row in rows:
         if row.skips_zeros and row.bound and row.ratio is not None:
             yield (
@@ -98,29 +98,45 @@ def _zeros(rows: Sequence[BenchRow]) -> Iterator[str]:
             )
 
 
+def _sparser(row: BenchRow, baseline: BenchRow) -> bool:
+    """Whether the ratio tells what zeros are worth: more of them, in the same runtime."""
+    return (
+        row.ratio is not None
+        and not row.skips_zeros
+        and row.runtime == baseline.runtime
+        and baseline.sparsity is not None
+        and (row.sparsity or 0.0) > baseline.sparsity
+    )
+
+
 _RUNTIMES = {"onnxruntime": "ONNX Runtime", "torch": "PyTorch"}
 
 
 def _noise(rows: Sequence[BenchRow]) -> Iterator[str]:
     """Warnings about what the numbers do not tell."""
+    compared = [row for row in rows if row.ratio is not None]
     widest = max(rows, key=lambda row: row.spread_ms / row.median_ms)
     share = widest.spread_ms / widest.median_ms
     if share > NOISE:
+        ratios = ", the ratios, taken round by round, beyond it" if compared else ""
         yield (
-            f"The machine was not quiet: half of the calls of {widest.name} lie within "
-            f"{share:.0%} of its median. The ratios are taken round by round and hold all the "
-            "same; the times hold for this moment alone."
+            f"The machine was not quiet: the middle half of the calls of {widest.name} spans "
+            f"{share:.0%} of their median. The times hold for this moment{ratios}."
         )
-    for row in rows:
-        ratio = row.ratio
-        if ratio is not None and ratio.high - ratio.low > NOISE * ratio.median:
-            yield (
-                f"The ratio of {row.name} is uncertain too: between {ratio.low:.2f} and "
-                f"{ratio.high:.2f} in half of the rounds, at batch {row.batch} with "
-                f"{_count(row.threads)}. Measure longer (-t), or on a quiet machine."
-            )
-    if any(row.rounds < 10 and row.ratio is not None for row in rows):
-        yield "Fewer than 10 rounds: the quartiles say little. Measure longer."
+    wide = [row.name for row in compared if _is_wide(row.ratio)]
+    if wide:
+        names = _list(list(dict.fromkeys(wide)))
+        yield (
+            f"The rounds do not agree on {names}, by more than {NOISE:.0%}: measure longer (-t), "
+            "or on a quiet machine."
+        )
+    fewest = min(row.rounds for row in rows)
+    if compared and fewest < ROUNDS:
+        yield f"Quartiles of {fewest} rounds say little: measure longer, with at least {ROUNDS}."
+
+
+def _is_wide(ratio: Ratio | None) -> bool:
+    return ratio is not None and ratio.high - ratio.low > NOISE * ratio.median
 
 
 def _threads(rows: Sequence[BenchRow], cores: int) -> Iterator[str]:
