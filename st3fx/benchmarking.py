@@ -24,7 +24,8 @@ from st3fx.errors import BenchError
 from st3fx.folded import Request
 from st3fx.input_spec import parse_inputs
 from st3fx.inputs import Example
-from st3fx.variants import Report, Subject, from_file, from_model, from_request, variants
+from st3fx.subjects import Report, Subject, from_file, from_model, from_request
+from st3fx.variants import variants
 
 Model = str | Path | Request | nn.Module
 

@@ -23,7 +23,7 @@ CORE = {
 }  # fmt: skip
 API = {
     "analysis", "api", "benchmarking", "deploy", "doctor", "driver", "eager", "evidence", "folded",
-    "model_facts", "public", "reporting", "trainee", "variants", "workflow",
+    "model_facts", "public", "reporting", "subjects", "trainee", "variants", "workflow",
 }  # fmt: skip
 
 ONLY_IN = {
