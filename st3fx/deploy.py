@@ -32,6 +32,7 @@ def export_onnx(
     batch_sizes: Sequence[int] = (1, 3),
     verify: bool = True,
     sparse_initializers: bool = False,
+    eliminate_dead_channels: bool | None = None,
     tolerance: float | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -59,6 +60,8 @@ def export_onnx(
         verify: Run the file in ONNX Runtime and compare.
         sparse_initializers: Store weights as index and value where that is smaller. It saves disk
             alone: ONNX Runtime makes them dense when it loads them.
+        eliminate_dead_channels: Remove channels that are constant or that nothing reads: the same
+            outputs from a smaller dense graph. ``None``: only where kernels are sparse.
         tolerance: Largest difference that passes, over the largest magnitude of the same output;
             ``None`` for 1e-4, or 1e-2 with float16 and 5e-2 with bfloat16 weights.
         seed: Of the random values.
@@ -82,6 +85,7 @@ def export_onnx(
         "batch_sizes": tuple(batch_sizes),
         "verify": verify,
         "sparse_initializers": sparse_initializers,
+        "eliminate_dead_channels": eliminate_dead_channels,
         "tolerance": tolerance,
         "seed": seed,
     }

@@ -38,7 +38,9 @@ class Analysis:
         if node.op == "get_attr":
             tensor = attribute(self.module, str(node.target))
             if isinstance(tensor, Tensor):
-                self.facts[node] = Fact(tuple(tensor.shape), self._axes(tensor), tensor=tensor.detach())
+                self.facts[node] = Fact(
+                    tuple(tensor.shape), self._axes(tensor), tensor=tensor.detach()
+                )
         elif node.op == "output":
             self._pin_all(node, OUTPUT)
         elif node.target is operator.getitem:
@@ -109,4 +111,3 @@ def _computed(node: fx.Node, facts: dict[fx.Node, Any]) -> Tensor | None:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: facts[n].tensor)
     value = node.target(*args, **kwargs)
     return value if isinstance(value, Tensor) else None
-

@@ -45,7 +45,11 @@ def _replace(module: fx.GraphModule, call: Call) -> bool:
             continue
         vector = _vector(fact)
         same = call.node.meta["val"].dtype == vector.dtype
-        if same and not vector.any() and (call.name == "add" or (call.name, name) == ("sub", "other")):
+        if (
+            same
+            and not vector.any()
+            and (call.name == "add" or (call.name, name) == ("sub", "other"))
+        ):
             call.node.replace_all_uses_with(call["other" if name == "self" else "self"])
         else:
             call.set(name, _parameter(module, call.node, vector))

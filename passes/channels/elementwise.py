@@ -20,7 +20,9 @@ UNARY = frozenset(
 COPIES = frozenset(("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "_to_copy"))
 """That change no more than type and layout."""
 
-BINARY = frozenset(("add", "atan2", "div", "maximum", "minimum", "mul", "pow", "sub", "true_divide"))
+BINARY = frozenset(
+    ("add", "atan2", "div", "maximum", "minimum", "mul", "pow", "sub", "true_divide")
+)
 
 
 def unary(call: Call) -> Fact:

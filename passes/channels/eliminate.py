@@ -9,9 +9,9 @@ from torch.export import ExportedProgram
 from st3fx.passes.channels.analyze import Analysis
 from st3fx.passes.channels.branches import replace_branches
 from st3fx.passes.channels.liveness import Liveness
-from st3fx.passes.channels.names import strip
+from st3fx.passes.channels.measure import report, snapshot
 from st3fx.passes.channels.normalize import normalize
-from st3fx.passes.channels.report import ChannelReport, report, snapshot
+from st3fx.passes.channels.report import ChannelReport
 from st3fx.passes.channels.shrink import shrink
 
 
@@ -42,7 +42,6 @@ def _eliminate(module: fx.GraphModule) -> tuple[fx.GraphModule, ChannelReport]:
     for node in module.graph.nodes:
         for key in ("val", "tensor_meta", "example_value"):
             node.meta.pop(key, None)
-    strip(module)
     module.graph.lint()
-    module.recompile()
-    return module, report(before, module, liveness)
+    # Made anew, it has what the graph reads and nothing else.
+    return fx.GraphModule(module, module.graph), report(before, module, liveness)

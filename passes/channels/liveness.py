@@ -15,7 +15,7 @@ from st3fx.passes.channels.coupling import Ids, Kept, Mask
 from st3fx.passes.channels.fact import Fact
 from st3fx.passes.channels.product import Product
 
-READ = "it is added to a channel that is not constant"
+READ = "it meets a channel that is not constant"
 BORDER = "its constant is not zero, and meets a border"
 CARRIER = "it stands for the constants that meet a border"
 GROUPS = "groups of a convolution are equal in size"
@@ -109,7 +109,10 @@ class Liveness:
             if not product.merges:
                 continue
             for group, dead in enumerate(self.merged(product)):
-                if dead.any() and carrier(product, group, self.lives(product.inputs[group])) is None:
+                if (
+                    dead.any()
+                    and carrier(product, group, self.lives(product.inputs[group])) is None
+                ):
                     best = np.nanargmax(np.abs(product.constants[group]))
                     changed |= self._enliven(product.inputs[group, best : best + 1], CARRIER)
         return changed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 
 def attribute(module: nn.Module, target: str) -> Any:
@@ -36,22 +36,3 @@ def free(module: nn.Module, target: str) -> str:
         number += 1
         wanted = f"{name}_{number}"
     return f"{path}.{wanted}" if path else wanted
-
-
-def strip(module: fx.GraphModule) -> None:
-    """Remove parameters, buffers and modules that the graph does not read."""
-    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-    for prefix, owner in module.named_modules():
-        for table in (owner._parameters, owner._buffers):
-            for name in [n for n in table if (f"{prefix}.{n}" if prefix else n) not in used]:
-                del table[name]
-    paths = {path for name in used for path in _above(name)}
-    for prefix, owner in list(module.named_modules()):
-        for name in list(owner._modules):
-            if (f"{prefix}.{name}" if prefix else name) not in paths:
-                del owner._modules[name]
-
-
-def _above(name: str) -> list[str]:
-    parts = name.split(".")[:-1]
-    return [".".join(parts[: count + 1]) for count in range(len(parts))]

@@ -26,7 +26,10 @@ def normalize(module: fx.GraphModule) -> None:
                 node.replace_all_uses_with(first)
                 module.graph.erase_node(node)
     for node in list(module.graph.nodes):
-        if node.op == "call_function" and node.target in (_aten.view.default, _aten.reshape.default):
+        if node.op == "call_function" and node.target in (
+            _aten.view.default,
+            _aten.reshape.default,
+        ):
             _replace_shuffle(module, node)
     module.graph.eliminate_dead_code()
 
@@ -43,7 +46,9 @@ def _replace_shuffle(module: fx.GraphModule, first: fx.Node) -> None:
     ):  # fmt: skip
         return
     before, split = shape_of(source.meta["val"]), shape_of(first.meta["val"])
-    dim = next((d for d, pair in enumerate(zip(before, split, strict=False)) if len(set(pair)) > 1), 0)
+    dim = next(
+        (d for d, pair in enumerate(zip(before, split, strict=False)) if len(set(pair)) > 1), 0
+    )
     if shape_of(join.meta["val"]) != before or not _is_swap(swap, dim, len(split)):
         return
     if (*before[:dim], *before[dim + 1 :]) != (*split[:dim], *split[dim + 2 :]):

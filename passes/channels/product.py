@@ -36,7 +36,8 @@ class Layout:
         """A view of a weight in the common form, its kernel as one dimension."""
         if self.swapped:
             weight = weight.transpose(0, 1)
-        return weight.reshape(self.groups, -1, weight.shape[1], *weight.shape[2:]).flatten(3)
+        outputs, inputs = weight.shape[0] // self.groups, weight.shape[1]
+        return weight.reshape(self.groups, outputs, inputs, math.prod(weight.shape[2:]))
 
     def restore(self, common: Tensor, kernel: tuple[int, ...]) -> Tensor:
         """Back from the common form."""

@@ -93,6 +93,8 @@ def _product(
         call.coupling.tie(inputs, _channels(call, weight.axes[second], weight.shape[second]))
     if addend is not None:
         call.coupling.tie(outputs, _channels(call, addend.axes[-1], addend.shape[-1]))
+    for kernel in weight.axes[2:]:
+        call.coupling.pin(kernel, call.reason)
     shape, size = call.shape, int(x.shape[axis])
     product = Product(
         node=call.node,

@@ -38,7 +38,9 @@ def view(call: Call) -> Fact:
     return call.result(tuple(axes), constant)
 
 
-def blocks(before: tuple[Any, ...], after: tuple[Any, ...]) -> Iterator[tuple[list[int], list[int]]]:
+def blocks(
+    before: tuple[Any, ...], after: tuple[Any, ...]
+) -> Iterator[tuple[list[int], list[int]]]:
     """Dimensions of the one shape, and those of the other that have the same elements."""
     i = j = 0
     while i < len(before) and j < len(after):

@@ -63,13 +63,14 @@ def capture(
                 verbose=False,
             )
         except Exception as error:  # noqa: BLE001 (its message says what matters of the cause)
-            raise _refusal(error, name, free=free) from None
+            raise refusal(error, name, free=free) from None
     assert program is not None
     _rename(program.model, flat.model)
     return program.model
 
 
-def _refusal(error: Exception, name: str, *, free: bool) -> ExportError:
+def refusal(error: Exception, name: str, *, free: bool) -> ExportError:
+    """What an exporter's error means to the user; ``free``: whether the batch was to be free."""
     if free and is_fixed_batch(error):
         return ExportError(
             f"{name} works for one batch size only, that of the example: export it with a fixed "

@@ -52,6 +52,7 @@ def export(
         model.eval()
         job = Job(model, example, settings)
         progress("capture")
+        channels = job.reduce() if settings.eliminate_dead_channels else None
         graph, norms, expected = job.graph()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,7 @@ def export(
                 progress("save")
                 part = folder / path.name
                 sparse = _write_checked(graph, part, settings, progress)
-                zeros = check_zeros(part, model, expected, norms.biases)
+                zeros = check_zeros(part, job.written, expected, norms.biases)
                 progress("compare")
                 rows = job.compare(part)
                 progress("measure")
@@ -84,6 +85,7 @@ def export(
         tolerance=job.tolerance,
         sizes=sizes,
         seconds=time.perf_counter() - began,
+        channels=channels,
     )
 
 

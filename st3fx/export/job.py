@@ -14,6 +14,7 @@ from st3fx.export.call import Call, Flat, outputs, unique
 from st3fx.export.capture import capture, io_names
 from st3fx.export.opset import lowered
 from st3fx.export.quiet import quiet
+from st3fx.export.reduce import reduce
 from st3fx.export.result import Parity
 from st3fx.export.settings import Settings
 from st3fx.export.zeros import used
@@ -21,14 +22,21 @@ from st3fx.inputs import Example
 from st3fx.messages import describe
 from st3fx.onnx_passes.fold_batch_norm import BatchNorms
 from st3fx.onnx_passes.pipeline import prepare
+from st3fx.passes.channels.report import ChannelReport
 from st3fx.state import preserved
 
 
 class Job:
-    """One model with one example of a call."""
+    """One model with one example of a call.
+
+    Attributes:
+        model: What a file is compared with.
+        written: What goes into it: the model, or its graph without dead channels.
+    """
 
     def __init__(self, model: nn.Module, example: Example, settings: Settings) -> None:
         self.model, self.settings = model, settings
+        self.written = model
         self.name = type(model).__name__
         self.call = Call.of(model, example)
         self.batched = batched(self.call.tensors)
@@ -54,18 +62,24 @@ class Job:
         both = set(names) & set(self.call.names)
         return unique([f"{n}_out" if n in both else n for n in names])
 
+    def reduce(self) -> ChannelReport:
+        """Write a graph without dead channels instead of the model."""
+        fixed = self.settings.fixed_batch
+        self.written, channels = reduce(self.model, self.call, self.batched, fixed_batch=fixed)
+        return channels
+
     def graph(self) -> tuple[ir.Model, BatchNorms, set[str]]:
         """The graph to write, what became of batch norms, and the parameters that are in it."""
         settings = self.settings
         graph = capture(
-            self.flat,
+            Flat(self.written, self.call).eval(),
             self.name,
             self.call.tensors,
             self.batched,
             opset=settings.opset,
             fixed_batch=settings.fixed_batch,
         )
-        names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
+        names = [name for name, _ in self.written.named_parameters(remove_duplicate=False)]
         expected = used(graph, names)
         with quiet():
             norms = prepare(graph, expected)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from st3fx.passes.channels.report import ChannelReport
+
 
 @dataclass(frozen=True)
 class Size:
@@ -86,6 +88,7 @@ class ExportResult:
         tolerance: Largest relative difference that passes.
         sizes: Weights before, files after.
         seconds: For all of it.
+        channels: What was removed with dead channels; ``None`` where they were left.
     """
 
     path: Path
@@ -103,6 +106,7 @@ class ExportResult:
     tolerance: float
     sizes: tuple[Size, ...]
     seconds: float
+    channels: ChannelReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """This result as JSON values."""
@@ -111,6 +115,7 @@ class ExportResult:
             "path": str(self.path),
             "files": [str(path) for path in self.files],
             "sparsity": self.zeros.sparsity,
+            "channels": None if self.channels is None else self.channels.to_dict(),
         }
 
 

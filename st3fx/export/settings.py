@@ -18,6 +18,8 @@ class Settings:
         batch_sizes: That are compared with random values; not looked at with a fixed batch.
         verify: Run the file beside the model.
         sparse_initializers: Store weights as index and value where that is smaller.
+        eliminate_dead_channels: Remove channels that are constant or that nothing reads; ``None``
+            for what suits the kernels that run the file: dense ones are given the whole model.
         tolerance: Largest relative difference that passes; ``None``: by the type of the weights.
         seed: Of the random values.
     """
@@ -27,6 +29,7 @@ class Settings:
     batch_sizes: tuple[int, ...] = (1, 3)
     verify: bool = True
     sparse_initializers: bool = False
+    eliminate_dead_channels: bool | None = None
     tolerance: float | None = None
     seed: int = 0
 

@@ -1,0 +1,61 @@
+"""From a model with an example to a smaller graph without its dead channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+
+from st3fx.export.batch import repeated
+from st3fx.export.call import Call
+from st3fx.export.capture import refusal
+from st3fx.export.quiet import quiet
+from st3fx.passes.channels.eliminate import eliminate
+from st3fx.passes.channels.report import ChannelReport
+
+
+def reduce(
+    model: nn.Module, call: Call, batched: Sequence[bool], *, fixed_batch: bool
+) -> tuple[fx.GraphModule, ChannelReport]:
+    """Remove a model's dead channels.
+
+    Args:
+        model: In eval mode.
+        call: The example.
+        batched: Which of its tensors have the batch as dimension 0.
+        fixed_batch: Leave the batch size as it is in the example.
+
+    Returns:
+        A graph that is called as the model is, and what was removed.
+
+    Raises:
+        ExportError: When the model cannot be captured, or the batch cannot be free.
+    """
+    free = any(batched) and not fixed_batch
+    tensors = call.tensors
+    if free:
+        size = next(t.shape[0] for t, has in zip(tensors, batched, strict=True) if has)
+        # One sample is no example of a batch: a size of 1 is broadcast too.
+        tensors = repeated(tensors, batched, max(2, size))
+    with quiet():
+        try:
+            return eliminate(captured(model, call, tensors, batched if free else ()))
+        except Exception as error:  # noqa: BLE001 (its message says what matters of the cause)
+            raise refusal(error, type(model).__name__, free=free) from None
+
+
+def captured(
+    model: nn.Module, call: Call, tensors: Sequence[Tensor], batched: Sequence[bool]
+) -> ExportedProgram:
+    """A model as ``torch.export`` sees it; dimension 0 of the tensors in ``batched`` is free."""
+    given = [tensor.clone() for tensor in tensors]
+    args, kwargs = call.arguments(given)
+    shapes = ShapesCollection()
+    for tensor, has in zip(given, batched, strict=False):
+        if has:
+            shapes[tensor] = {0: Dim.DYNAMIC}
+    return torch.export.export(
+        model, args, kwargs, dynamic_shapes=shapes if batched else None, strict=False
+    )
