@@ -1,0 +1,73 @@
+"""Processes: answers, memory, failures, deaths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from st3fx.bench.process import Process
+from st3fx.bench.variant import Variant
+from st3fx.errors import BenchError
+from tests.bench.fakes import MEGABYTE, fake
+
+
+def _process(variant: Variant, folder: Path) -> Process:
+    path = folder / "inputs.npz"
+    np.savez(path, *variant.inputs(2))
+    return Process(variant, path, threads=1)
+
+
+def test_calls_are_timed_and_prints_do_not_mix_with_answers(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with _process(fake("a", log=str(log)), tmp_path) as process:
+        assert process.ready["runtime"] == "fake (2,) 1"
+        assert len(process.warm(0.0)) == 1
+        times = process.run(5)
+        assert len(times) == 5
+        assert min(times) > 0
+    assert log.read_text() == "a" * (1 + 1 + 1 + 5)
+    assert process._process.returncode == 0
+
+
+def test_memory_counts_from_the_mark(tmp_path: Path) -> None:
+    """What was taken before is no part of it; what was held then, and is the model, is."""
+    with _process(fake("a", before=200, megabytes=50), tmp_path) as process:
+        peak = process.peak()
+    assert peak is not None
+    assert 50 * MEGABYTE <= peak < 100 * MEGABYTE
+    with _process(fake("a", held=10**9), tmp_path) as process:
+        peak = process.peak()
+    assert peak is not None
+    assert 10**9 <= peak < 10**9 + 50 * MEGABYTE
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_failure_is_one_line(at: int, tmp_path: Path) -> None:
+    for fails, message in {
+        "raise": "PyTorch cannot run a: ValueError: no such thing",
+        "refuse": "give it something else",
+        "die": "the process that ran a was ended by SIGKILL, perhaps for want of memory: try a "
+        "smaller batch, or other kernels",
+    }.items():
+        with (
+            pytest.raises(BenchError) as caught,
+            _process(fake("a", fails=fails, fails_at=at), tmp_path) as process,
+        ):
+            process.run(5)
+        assert str(caught.value) == message
+
+
+def test_an_end_without_a_reason_is_ours(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match=r"(?s)the worker ended with 3:.*the last words"),
+        _process(fake("a", fails="exit"), tmp_path),
+    ):
+        pass
+
+
+def test_a_process_does_not_outlive_an_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), _process(fake("a"), tmp_path) as process:
+        raise KeyboardInterrupt
+    assert process._process.returncode is not None

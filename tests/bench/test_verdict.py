@@ -1,0 +1,128 @@
+"""What is said about numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from st3fx.bench.verdict import judge, verdict
+from tests.bench.made import row
+
+DENSE = row("dense", sparsity=0.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "median", "high", "judgement"),
+    [
+        (1.40, 1.50, 1.60, "faster"),
+        (0.99, 1.50, 1.60, "equal"),  # a quarter of the rounds was slower
+        (1.01, 1.02, 1.03, "equal"),  # as two processes with the same file may differ
+        (0.60, 0.70, 0.80, "slower"),
+        (0.60, 0.70, 1.01, "equal"),
+        (0.97, 0.98, 0.99, "equal"),
+        (1.00, 1.00, 1.00, "equal"),
+    ],
+)
+def test_judgement(low: float, median: float, high: float, judgement: str) -> None:
+    assert judge(row("folded", (low, median, high))) == judgement
+
+
+def test_zeros_that_do_not_pay() -> None:
+    said = verdict([DENSE, row("folded", (0.98, 1.0, 1.01), sparsity=0.9, bound=7.25)], cores=2)
+    assert said == (
+        (
+            "folded is no faster than dense beyond noise: 1.00 times (half of the rounds from 0.98 to "
+            "1.01) as fast, at batch 1 with 1 thread."
+        ),
+        (
+            "ONNX Runtime multiplies zeros like any other number: those of folded (90.0% of its "
+            "weights) save no time here, only disk and download, where files are compressed."
+        ),
+        (
+            "What helps is a runtime with kernels that skip zeros: they could make folded at most 7.25 "
+            "times as fast, if time went by multiplications."
+        ),
+    )
+
+
+def test_kernels_that_skip_zeros() -> None:
+    folded = row("folded", (0.99, 1.0, 1.01), sparsity=0.9, bound=8.0)
+    sparse = row("sparse kernels", (2.7, 2.8, 2.9), sparsity=0.9, bound=8.0, skips_zeros=True)
+    said = verdict([DENSE, folded, sparse], cores=2)
+    assert said[1].startswith("sparse kernels is faster than dense: 2.80 times (half of the")
+    assert said[2].startswith(
+        "ONNX Runtime multiplies zeros like any other number: those of folded"
+    )
+    assert said[3] == (
+        "sparse kernels reaches 2.80 of the 8.00 times that its multiplications allow, at batch 1 "
+        "with 1 thread."
+    )
+    assert len(said) == 4
+
+
+def test_zeros_that_do_pay_are_not_called_useless() -> None:
+    said = verdict([DENSE, row("folded", (1.45, 1.5, 1.55), sparsity=0.9, bound=8.0)], cores=2)
+    assert len(said) == 1
+    assert said[0].startswith("folded is faster than dense: 1.50 times")
+
+
+@pytest.mark.parametrize(
+    ("base", "fields"),
+    [
+        (0.9, {"sparsity": 0.9}),  # the baseline has as many
+        (None, {"sparsity": 0.9}),
+        (0.0, {"sparsity": None}),
+        (0.0, {"sparsity": 0.0}),
+        (0.0, {"sparsity": 0.9, "runtime": "torch 2.15"}),  # another runtime differs anyway
+    ],
+)
+def test_nothing_is_said_about_zeros_that_were_not_compared(
+    base: float | None, fields: dict[str, object]
+) -> None:
+    said = verdict([row("dense", sparsity=base), row("b", (0.9, 1.0, 1.0), **fields)], cores=2)
+    assert not any("zeros" in sentence for sentence in said)
+
+
+def test_places_are_put_together() -> None:
+    rows = [
+        row(name, ratio, batch=batch, threads=threads)
+        for batch in (1, 8)
+        for threads in (1, 2)
+        for name, ratio in (("a", None), ("b", (1.4 + batch / 10, 1.5 + batch / 10, 2.5)))
+    ]
+    assert verdict(rows, cores=2)[0] == (
+        "b is faster than a: 1.60 to 2.30 times as fast, at batch 1 and 8 with 1 and 2 threads."
+    )
+    rows[3] = row("b", (0.5, 0.5, 0.5), batch=1, threads=2)
+    said = verdict(rows, cores=2)
+    assert said[0].endswith(
+        "batch 1 with 1 thread, batch 8 with 1 thread and batch 8 with 2 threads."
+    )
+    assert said[1].startswith(
+        "b is slower than a: 0.50 times (half of the rounds from 0.50 to 0.50)"
+    )
+
+
+def test_one_variant_stands_alone() -> None:
+    said = verdict([row("dense", spread_ms=1.0, rounds=2)], cores=2)
+    assert said == (
+        "dense stands alone: there is nothing to compare it with.",
+        (
+            "The machine was not quiet: the middle half of the calls of dense spans 50% of their "
+            "median. The times hold for this moment."
+        ),
+    )
+
+
+def test_noise_and_too_few_rounds_and_threads_are_told() -> None:
+    rows = [DENSE, row("b", (0.8, 1.0, 1.2), spread_ms=0.5, rounds=4, threads=3)]
+    said = verdict(rows, cores=2)
+    assert said[1] == (
+        "The machine was not quiet: the middle half of the calls of b spans 25% of their median. "
+        "The times hold for this moment, the ratios, taken round by round, beyond it."
+    )
+    assert said[2] == (
+        "The rounds do not agree on b, by more than 10%: measure longer (-t), or on a quiet "
+        "machine."
+    )
+    assert said[3] == "Quartiles of 4 rounds say little: measure longer, with at least 10."
+    assert said[4].startswith("3 threads share 2 cores: they take turns")
