@@ -114,5 +114,5 @@ def _sizes(folded: nn.Module, files: Sequence[Path]) -> list[Size]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"folded{SUFFIX}"
             save_compact(state, path)
-            sizes.append(size_of_files("compact file (st3fx fold --compact)", [path]))
+            sizes.append(size_of_files("compact file", [path]))
     return sizes + [size_of_files(path.name, [path]) for path in files]

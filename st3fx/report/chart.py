@@ -36,7 +36,6 @@ class Series:
         role: What it stands for.
         unit: After a value, e.g. `` %``.
         dots: Whether each point is marked.
-        dashed: Whether the line is.
     """
 
     name: str
@@ -44,7 +43,6 @@ class Series:
     role: Role = "main"
     unit: str = ""
     dots: bool = False
-    dashed: bool = False
 
 
 @dataclass(frozen=True)

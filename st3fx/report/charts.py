@@ -20,7 +20,7 @@ _WIDE_RATIO = 20
 
 
 def training_charts(run: TrainingFacts) -> list[LineChart]:
-    """Accuracy, sparsity, loss and threshold over epochs, those that the log has."""
+    """What the log has over epochs: accuracy, sparsity, loss, threshold, learning rate, speed."""
     tests, steps = run.tests, run.steps
     charts = [
         _accuracy(tests, steps),
@@ -28,6 +28,10 @@ def training_charts(run: TrainingFacts) -> list[LineChart]:
         _loss(tests, steps),
         _chart("threshold", "Global threshold", Axis("threshold", low=0),
                _series("threshold", steps, "threshold")),
+        _chart("learning-rate", "Learning rate", Axis("learning rate", low=0),
+               _series("learning rate", steps, "lr")),
+        _chart("rate", "Training images per second", Axis("images per second", low=0),
+               _series("images per second", steps, "rate")),
     ]  # fmt: skip
     return [chart for chart in charts if chart.series]
 
@@ -44,8 +48,8 @@ def _sparsity(tests: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, A
     rows = steps or tests
     return _chart(
         "sparsity", "Sparsity, %", Axis("sparsity, %", low=0, high=100),
+        _series("schedule", rows, "wanted", role="goal", percent=True),
         _series("measured", rows, "sparsity", percent=True),
-        _series("schedule", rows, "wanted", role="goal", percent=True, dashed=True),
     )  # fmt: skip
 
 

@@ -27,7 +27,8 @@ def draw_flow(chart: FlowChart) -> Markup:
         role="img", aria_label=chart.alt,
     )  # fmt: skip
     rows = tag("ol", *(_row(row) for row in chart.rows))
-    inner = tag("div", drawing, rows, class_="flow")
+    longest = max((len(_words(row)) for row in chart.rows), default=0)
+    inner = tag("div", drawing, rows, class_="flow", style=f"--name: {min(longest, 44)}ch")
     return tag("div", inner, class_="scroll tall", tabindex=0, role="region", aria_label="dataflow")
 
 
@@ -52,16 +53,18 @@ def _node(row: FlowRow, index: int, step: float) -> Markup:
     return tag("circle", cx=x, cy=y, r=radius, class_=f"node {row.kind}")
 
 
+def _words(row: FlowRow) -> str:
+    sign = f"{_SIGNS[row.kind]} " if row.kind in _SIGNS else ""
+    return f"{sign}{row.name.removesuffix('.weight')}"
+
+
 def _row(row: FlowRow) -> Markup:
-    if row.kind != "site":
-        sign = f"{_SIGNS[row.kind]} " if row.kind in _SIGNS else ""
-        joined = tag("span", f"{sign}{row.name}", class_="name")
-        detail = tag("span", row.detail, class_="detail")
-        return tag("li", joined, detail, title=row.tip, class_="join")
     share = row.sparsity
     meter = EMPTY if share is None else tag(
         "span", tag("span", text.percent(share), class_="share"),
         tag("span", tag("i", style=f"width:{100 * share:.1f}%"), class_="meter"),
+        class_="zeros",
     )  # fmt: skip
-    name = tag("span", row.name.removesuffix(".weight"), class_="name")
-    return tag("li", name, tag("span", row.detail, class_="detail"), meter, title=row.tip)
+    name, detail = tag("span", _words(row), class_="name"), tag("span", row.detail, class_="detail")
+    kind = None if row.kind == "site" else "join"
+    return tag("li", name, detail, meter, title=row.tip, class_=kind)

@@ -69,12 +69,8 @@ def _macs(facts: Facts) -> tuple[str, str, str] | None:
 def _bytes(facts: Facts) -> tuple[str, str, str] | None:
     if facts.model is None:
         return None
-    smallest = min(facts.model.sizes, key=lambda size: min(size.raw, size.compressed))
-    dense = facts.model.sizes[0]
-    packed = smallest.compressed < smallest.raw
-    amount = min(smallest.raw, smallest.compressed)
-    how = f"{smallest.name}{', compressed' if packed else ''}"
-    return "size", text.size(amount), f"{how}; dense {text.size(dense.raw)}"
+    smallest, dense = min(facts.model.sizes, key=lambda size: size.raw), facts.model.sizes[0]
+    return "size", text.size(smallest.raw), f"{smallest.name}; dense {text.size(dense.raw)}"
 
 
 def _latency(facts: Facts) -> tuple[str, str, str] | None:

@@ -10,7 +10,7 @@ from st3fx.report.charts import macs_chart, sparsity_chart, weights_chart
 from st3fx.report.facts import Facts, ModelFacts
 from st3fx.report.flow import flow_chart
 from st3fx.report.markup import EMPTY, Markup, join, tag
-from st3fx.report.section import Section
+from st3fx.report.section import Section, facts_list
 from st3fx.report.sites import site_table
 from st3fx.report.table import Column, plain_table
 
@@ -37,7 +37,7 @@ def zeros(facts: Facts) -> Section:
     if not pruned:
         lead = f"Nothing is pruned yet: the {model.plan.numel:,} weights of the sites are dense."
     charts = (sparsity_chart(model.layers, model.sparsity), weights_chart(model.spread))
-    return Section("zeros", title, lead, charts, join([_remarks(model), _skipped(model)]))
+    return Section("zeros", title, lead, charts, _remarks(model), _skipped(model))
 
 
 def compute(facts: Facts) -> Section:
@@ -59,7 +59,7 @@ def compute(facts: Facts) -> Section:
         lead += f"; without the zeros {exact.sparse_macs:,} are left ({text.percent(left)}).{bound}"
     else:
         lead += "."
-    return Section("compute", title, lead, (macs_chart(exact),), _conventions(model))
+    return Section("compute", title, lead, (macs_chart(exact),), _tables(model))
 
 
 def sites(facts: Facts) -> Section:
@@ -90,7 +90,7 @@ def dataflow(facts: Facts) -> Section:
         are = "site is" if len(outside) == 1 else "sites are"
         note = tag("p", f"{len(outside)} {are} in modules that keep their own forward and stand "
                    f"alone: {text.listed(outside)}.", class_="note")  # fmt: skip
-    return Section("dataflow", title, lead, (chart,), note)
+    return Section("dataflow", title, lead, (chart,), rest=note)
 
 
 def no_model(facts: Facts) -> str:
@@ -128,15 +128,25 @@ def _skipped(model: ModelFacts) -> Markup:
     return plain_table(columns, rows)
 
 
-def _conventions(model: ModelFacts) -> Markup:
-    columns = [Column("convention"), Column("what counts"), Column("dense MACs", number=True),
+def _tables(model: ModelFacts) -> Markup:
+    columns = [Column("convention"), Column("dense MACs", number=True),
                Column("MACs left", number=True), Column("share", number=True)]  # fmt: skip
     rows = [
-        (name, CONVENTIONS[name], f"{r.dense_macs:,}", f"{r.sparse_macs:,}",
+        (name, f"{r.dense_macs:,}", f"{r.sparse_macs:,}",
          text.percent(r.sparse_macs / r.dense_macs) if r.dense_macs else "–")
         for name, r in model.flops.items()
     ]  # fmt: skip
-    return join([plain_table(columns, rows), _unknown(list(model.flops.values()))])
+    terms = facts_list([(name, CONVENTIONS[name]) for name in model.flops], "terms")
+    return join([plain_table(columns, rows), terms, _others(model.flops["exact"]),
+                 _unknown(list(model.flops.values()))])  # fmt: skip
+
+
+def _others(report: FlopsReport) -> Markup:
+    """Operations that are no MACs."""
+    columns = [Column("other operations"), Column("calls", number=True),
+               Column("operations", number=True)]  # fmt: skip
+    ops = sorted(report.by_op.values(), key=lambda op: (-op.flops, op.op))
+    return plain_table(columns, [(op.op, f"{op.calls:,}", text.count(op.flops)) for op in ops])
 
 
 def _unknown(reports: Sequence[FlopsReport]) -> Markup:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from st3fx.report.chart import BarChart, Chart, FlowChart, Histogram, LineChart
-from st3fx.report.flow_html import ROW
+from st3fx.report.chart import Axis, BarChart, Chart, FlowChart, Histogram, LineChart
+from st3fx.report.scale import make_scale, tick_text
 from st3fx.report.text import short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import XAxis, YAxis
 
 COLORS = {"main": "#0b6fae", "quiet": "#9aa9b5", "goal": "#b8500a", "pruned": "#c9d1d7"}
 """As the page has them in its light scheme."""
 
 _INK, _SOFT = "#1c2126", "#5a6570"
 _DPI = 150
+_WIDTHS = {"main": 2.0, "quiet": 1.4, "goal": 6.0}
 _TALLEST = 60.0
 """Inches that a picture has at most; rows of more are drawn closer."""
 
@@ -45,7 +47,7 @@ def to_png(chart: Chart, software: str) -> bytes:
     # A name is text, whatever dollar signs are in it.
     axes.set_title(chart.title, loc="left", fontsize=12, fontweight="bold", parse_math=False)
     handles, _ = axes.get_legend_handles_labels()
-    if handles:
+    if len(handles) > 1 or (handles and isinstance(chart, BarChart)):
         axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0),
                     ncols=len(handles), borderaxespad=0.1)  # fmt: skip
         axes.set_title(chart.title, loc="left", fontsize=12, fontweight="bold", pad=26)
@@ -58,20 +60,21 @@ def _size(chart: Chart) -> tuple[float, float]:
     rows = {BarChart: "bars", FlowChart: "rows"}.get(type(chart))
     if rows is None:
         return 7.0, 4.2
-    return 7.5, min(_TALLEST, 1.4 + 0.22 * len(getattr(chart, rows)))
+    return 7.0, min(_TALLEST, 1.4 + 0.22 * len(getattr(chart, rows)))
 
 
 def _lines(chart: LineChart, axes: Axes) -> None:
     for series in chart.series:
         axes.plot(
             *zip(*series.points, strict=True), color=COLORS[series.role], label=series.name,
-            linestyle="--" if series.dashed else "-", marker="o" if series.dots else None,
-            markersize=5, linewidth=2 if series.role == "main" else 1.4,
+            marker="o" if series.dots else None, markersize=5,
+            linewidth=_WIDTHS[series.role], alpha=0.4 if series.role == "goal" else 1,
         )  # fmt: skip
     if chart.y.log:
         axes.set_yscale("log")
-    axes.set_ylim(chart.y.low, chart.y.high)
-    axes.set_xlim(left=chart.x.low)
+    points = [point for series in chart.series for point in series.points]
+    _ticks(axes.xaxis, chart.x, [x for x, _ in points])
+    _ticks(axes.yaxis, chart.y, [y for _, y in points])
     _finish(axes, chart.x.label, "both")
 
 
@@ -96,10 +99,8 @@ def _bars(chart: BarChart, axes: Axes) -> None:
     names = [short_name(bar.label) for bar in chart.bars]
     axes.set_yticks(range(len(names)), names, fontsize=8, color=_INK, parse_math=False)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(chart.x.low, chart.x.high)
-    if chart.x.high is None:
-        axes.margins(x=0.12)
-        axes.set_xlim(left=chart.x.low)
+    ends = [max(bar.value, bar.whole or 0, *(bar.spread or (0,))) for bar in chart.bars]
+    _ticks(axes.xaxis, chart.x, [0.0, *ends])
     _finish(axes, chart.x.label, "x")
 
 
@@ -111,7 +112,9 @@ def _histogram(chart: Histogram, axes: Axes) -> None:
     for index, at in enumerate(chart.lines):
         label = chart.line_name if index == 0 else "_"
         axes.axvline(at, color=COLORS["goal"], linestyle="--", label=label)
-    axes.set_xlim(chart.edges[0], chart.edges[-1])
+    _ticks(axes.xaxis, chart.x, chart.edges)
+    totals = [kept + pruned for kept, pruned in zip(chart.kept, chart.pruned, strict=True)]
+    _ticks(axes.yaxis, Axis("", low=0), totals)
     _finish(axes, chart.x.label, "y")
 
 
@@ -135,9 +138,17 @@ def _flow(chart: FlowChart, axes: Axes) -> None:
         share = "" if row.sparsity is None else f"   {100 * row.sparsity:.1f} %"
         axes.text(words, y, f"{row.name.removesuffix('.weight')}  {row.detail}{share}", fontsize=8,
                   va="center", color=_INK if site else _SOFT, parse_math=False)  # fmt: skip
-    axes.set_xlim(-0.6, words + ROW)
+    axes.set_xlim(-0.6, words + 10)
     axes.set_ylim(len(chart.rows) - 0.4, -0.6)
     axes.set_axis_off()
+
+
+def _ticks(axis: XAxis | YAxis, data: Axis, values: Iterable[float]) -> None:
+    """The ticks and ends that the page has."""
+    scale = make_scale(data, values, 0, 1)
+    axis.set_ticks(scale.ticks, [tick_text(tick) for tick in scale.ticks], minor=False)
+    axis.set_ticks([], minor=True)
+    axis.axes.set(**{f"{axis.axis_name}lim": (scale.low, scale.high)})
 
 
 def _finish(axes: Axes, label: str, grid: Any) -> None:

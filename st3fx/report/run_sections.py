@@ -42,7 +42,8 @@ def latency(facts: Facts) -> Section:
         return Section("latency", title, missing=missing)
     rest = join([latency_table(bench), _environment("Measured on", bench.environment),
                  tag("p", "Measured by ", tag("code", bench.command), class_="note")])  # fmt: skip
-    return Section("latency", title, " ".join(bench.verdict), (latency_chart(bench),), rest)
+    verdict = tag("ul", *(tag("li", sentence) for sentence in bench.verdict), class_="verdict")
+    return Section("latency", title, "", (latency_chart(bench),), verdict, rest)
 
 
 def sizes(facts: Facts) -> Section:
@@ -59,8 +60,8 @@ def sizes(facts: Facts) -> Section:
         for one in model.sizes
     ]  # fmt: skip
     lead = (
-        "Zeros take as much room as other numbers until a format leaves them out. Compressed is "
-        "with zlib at level 6."
+        "Zeros take as much room as other numbers until a format leaves them out, as the compact "
+        "file of `st3fx fold --compact` does. Compressed is with zlib at level 6."
     )
     return Section("sizes", title, lead, rest=plain_table(columns, rows))
 

@@ -12,12 +12,14 @@ from st3fx.report.svg_histogram import draw_small
 from st3fx.report.table import Cell, Column, sortable_table
 
 _COLUMNS = (
-    Column("#", number=True), Column("site"), Column("op"), Column("shape", number=True),
+    Column("#", number=True), Column("site", width=24), Column("op"), Column("shape", number=True),
     Column("weights", number=True), Column("zeros", number=True),
     Column("latent weights", sort=False), Column("threshold", number=True),
     Column("dense MACs", number=True), Column("MACs left", number=True),
-    Column("of all", number=True), Column("dead out", number=True), Column("dead in", number=True),
+    Column("of all", number=True),
 )  # fmt: skip
+_DEAD = (Column("dead out", number=True), Column("dead in", number=True))
+"""Shown where there are any."""
 
 
 def site_table(layers: Sequence[Layer], macs: int) -> Markup:
@@ -27,8 +29,11 @@ def site_table(layers: Sequence[Layer], macs: int) -> Markup:
         layers: The sites.
         macs: Left in the whole model: what shares are taken of.
     """
-    rows = [_row(index, layer, macs) for index, layer in enumerate(layers, start=1)]
-    return sortable_table(_COLUMNS, rows, "sites")
+    counted = [layer.flops for layer in layers if layer.flops]
+    dead = any(row.dead_outputs or row.dead_inputs for row in counted)
+    columns = _COLUMNS + _DEAD if dead else _COLUMNS
+    rows = [_row(index, layer, macs)[: len(columns)] for index, layer in enumerate(layers, start=1)]
+    return sortable_table(columns, rows, "sites")
 
 
 def _row(index: int, layer: Layer, macs: int) -> list[Cell]:

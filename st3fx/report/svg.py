@@ -13,7 +13,7 @@ from st3fx.report.markup import EMPTY, Markup, join, tag
 from st3fx.report.scale import Scale, tick_text
 
 WIDTH = 400.0
-LETTER = 5.9
+LETTER = 6.4
 """Width of a letter of the charts' 11-unit text, on average."""
 
 

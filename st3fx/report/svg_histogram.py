@@ -32,11 +32,11 @@ def draw_histogram(chart: Histogram) -> Markup:
             tag("rect", x=left, y=_TOP, width=width + 0.6, height=_BOTTOM - _TOP, class_="hit"),
             class_="row",
         ))  # fmt: skip
-    marks = [line(x(at), _TOP, x(at), _BOTTOM, "line goal dashed") for at in chart.lines]
+    marks = [line(x(at), _TOP, x(at), _BOTTOM, "threshold") for at in chart.lines]
     entries = [("kept", box(0, -5, 18, 10, "bar main")),
                ("pruned", box(0, -5, 18, 10, "bar pruned"))]  # fmt: skip
     if chart.lines:
-        entries.append((chart.line_name, line(0, 0, 18, 0, "line goal dashed")))
+        entries.append((chart.line_name, line(0, 0, 18, 0, "threshold")))
     parts = [vertical_axis(y, _LEFT, _RIGHT), horizontal_axis(chart.x, x, _BOTTOM, _BOTTOM),
              *bins, *marks, legend(entries, _LEFT, 12)]  # fmt: skip
     return drawing(chart, _BOTTOM + 36, parts)

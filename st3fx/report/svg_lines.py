@@ -26,27 +26,24 @@ def draw_lines(chart: LineChart) -> Markup:
         vertical_axis(y, _LEFT, _RIGHT),
         *(_line(series, x, y) for series in chart.series),
         *_stops(chart, x),
-        legend([(series.name, _key(series)) for series in chart.series], _LEFT, 12),
     ]
+    if len(chart.series) > 1:
+        parts.append(legend([(one.name, _key(one)) for one in chart.series], _LEFT, 12))
     return drawing(chart, _HEIGHT, parts)
 
 
 def _line(series: Series, x: Scale, y: Scale) -> Markup:
     places = [(x(px), y(py)) for px, py in series.points]
     path = "M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in places)
-    parts = [tag("path", d=path, class_=_class(series))]
+    parts = [tag("path", d=path, class_=f"line {series.role}")]
     if series.dots or len(places) == 1:
         parts += [tag("circle", cx=px, cy=py, r=3, class_=f"dot {series.role}")
                   for px, py in places]  # fmt: skip
     return join(parts)
 
 
-def _class(series: Series) -> str:
-    return f"line {series.role}{' dashed' if series.dashed else ''}"
-
-
 def _key(series: Series) -> Markup:
-    return join([line(0, 0, 18, 0, _class(series)), *(
+    return join([line(0, 0, 18, 0, f"line {series.role}"), *(
         [tag("circle", cx=9, cy=0, r=3, class_=f"dot {series.role}")] if series.dots else []
     )])  # fmt: skip
 

@@ -16,11 +16,13 @@ class Column:
         name: Its head.
         number: Whether it holds numbers, which stand at the right.
         sort: Whether the table can be sorted by it.
+        width: Letters for which it has room at least.
     """
 
     name: str
     number: bool = False
     sort: bool = True
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def _head(column: Column) -> Markup:
     content: object = column.name
     if column.sort:
         content = tag("button", column.name, type="button")
-    return tag("th", content, scope="col", class_=_class(column),
+    style = None if column.width is None else f"min-width:{column.width}ch"
+    return tag("th", content, scope="col", class_=_class(column), style=style,
                data_kind="number" if column.number else "text")  # fmt: skip
 
 

@@ -1,8 +1,11 @@
-"""Numbers and names as a person reads them."""
+"""Numbers and names as a person reads them; a number and its unit stay on one line."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+SPACE = "\u00a0"
+"""Between a number and its unit."""
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -10,31 +13,31 @@ def percent(share: float, digits: int = 1) -> str:
     text = f"{100 * share:.{digits}f}"
     least = 10.0**-digits
     if 0 < share < 1 and float(text) in (0.0, 100.0):
-        return f"< {least:g} %" if share < 0.5 else f"> {100 - least:g} %"
-    return f"{text} %"
+        return f"<{SPACE}{least:g}{SPACE}%" if share < 0.5 else f">{SPACE}{100 - least:g}{SPACE}%"
+    return f"{text}{SPACE}%"
 
 
 def count(number: float) -> str:
     """``4.09 G``, ``118 M``, ``512``: three digits."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(number) >= 0.9995 * size:
-            return f"{three(number / size)} {unit}"
+            return f"{three(number / size)}{SPACE}{unit}"
     return f"{number:.0f}" if float(number).is_integer() else three(number)
 
 
 def size(amount: int) -> str:
     """``152 kB``, ``1.09 MB``."""
-    return f"{amount} B" if amount < 1000 else f"{count(amount)}B"
+    return f"{amount}{SPACE}B" if amount < 1000 else f"{count(amount)}B"
 
 
 def milliseconds(value: float) -> str:
     """``12.4 ms``, ``840 µs``."""
-    return f"{three(value)} ms" if value >= 1 else f"{three(1000 * value)} µs"
+    return f"{three(value)}{SPACE}ms" if value >= 1 else f"{three(1000 * value)}{SPACE}µs"
 
 
 def times(ratio: float) -> str:
     """``2.31 ×``."""
-    return f"{three(ratio)} ×"
+    return f"{three(ratio)}{SPACE}×"
 
 
 def three(value: float) -> str:
