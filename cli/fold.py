@@ -28,9 +28,23 @@ from st3fx.cli.prune_options import prune_options
     help="Write one bit for each weight and the values that are not zero. st3fx.load_compact "
     "reads it. A FILE that ends in .st3w is written so too.",
 )  # fmt: skip
+@click.option(
+    "--eliminate-dead-channels", is_flag=True,
+    help="Remove channels that are constant or that nothing reads. The model's own class cannot "
+    "lose any: NAME.pt2 has a graph of plain operators with the smaller weights, which "
+    "torch.export.load(FILE).module() gives back without st3fx.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a file that is already there.")
 @json_option
-def fold(*, output: str | None, compact: bool, force: bool, as_json: bool, **asked: Any) -> None:
+def fold(
+    *,
+    output: str | None,
+    compact: bool,
+    eliminate_dead_channels: bool,
+    force: bool,
+    as_json: bool,
+    **asked: Any,
+) -> None:
     """Write the folded weights of SPEC: static, with zeros where it was pruned.
 
     SPEC is a bundle, before or after training, or a model as for st3fx convert. The weights are
@@ -42,19 +56,27 @@ def fold(*, output: str | None, compact: bool, force: bool, as_json: bool, **ask
       st3fx fold runs/resnet20/model.st3fx
       st3fx fold resnet50.st3fx --sparsity 0.9 -o sparse.safetensors
       st3fx fold resnet50.st3fx --compact
+      st3fx fold resnet50.st3fx --sparsity 0.95 --eliminate-dead-channels
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
-    from st3fx.compact import SUFFIX
+    from st3fx import channels, compact as compact_file
     from st3fx.deploy import check_target, fold_spec
     from st3fx.folded import Request
 
     request = Request(**asked)
-    compact = compact or (output or "").endswith(SUFFIX)
-    suffix = SUFFIX if compact else ".safetensors"
+    compact = compact or (output or "").endswith(compact_file.SUFFIX)
+    if compact and eliminate_dead_channels:
+        raise click.UsageError("--compact is for weights of the model's own class: a graph without "
+                               "dead channels is written as .pt2")  # fmt: skip
+    suffix = compact_file.SUFFIX if compact else ".safetensors"
+    suffix = channels.SUFFIX if eliminate_dead_channels else suffix
     # Now rather than after minutes of work.
     target = check_target(output or f"{request.name}{suffix}", force=force)
     quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with quiet, Progress() as report:
-        result = fold_spec(request, target, compact=compact, progress=report)
+        if eliminate_dead_channels:
+            result = channels.fold_reduced(request, target, progress=report)
+        else:
+            result = fold_spec(request, target, compact=compact, progress=report)
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=1))
     else:

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from st3fx.cli.channels_table import print_channels
 from st3fx.cli.summary import size_text
 from st3fx.cli.tables import console
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 def print_fold(result: FoldResult) -> None:
     """Sparsity and sizes."""
     out = console()
+    print_channels(result.channels)
     out.print(_size_table(result.sizes))
     _empty(result.empty)
     share = result.elements / result.parameters if result.parameters else 0.0
@@ -43,6 +45,7 @@ def print_export(result: ExportResult) -> None:
         ]
         columns = ("inputs", "batch", "largest difference", "relative")
         out.print(_table("ONNX Runtime against PyTorch", columns, calls))
+    print_channels(result.channels)
     out.print(_size_table(result.sizes))
     _empty(result.zeros.empty)
     for line in _notes(result):

@@ -92,7 +92,7 @@ def export_onnx(
     example = Example.of(example_inputs, example_kwargs)
     state = unwrapped(model).state_dict()
     before = partial(size_of_tensors, "weights before", state)
-    return _export(_plain(model), example, Path(path), before, progress or _silent, options)
+    return _export(plain(model), example, Path(path), before, progress or _silent, options)
 
 
 def _export(
@@ -199,7 +199,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def _plain(model: nn.Module) -> nn.Module:
+def plain(model: nn.Module) -> nn.Module:
     """A model without anything of ours, on the CPU; the given one where it is that already."""
     model = unwrapped(model)
     if is_converted(model):

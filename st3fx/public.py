@@ -5,6 +5,7 @@ from st3fx.api import convert, dataflow, fold
 from st3fx.bench.result import BenchResult
 from st3fx.bench.settings import BenchSettings
 from st3fx.benchmarking import benchmark
+from st3fx.channels import eliminate_dead_channels
 from st3fx.compact import load_compact, save_compact
 from st3fx.deploy import export_onnx
 from st3fx.errors import EmptyLayerWarning, St3fxError
@@ -36,6 +37,7 @@ __all__ = [
     "convert",
     "count_flops",
     "dataflow",
+    "eliminate_dead_channels",
     "export_onnx",
     "fold",
     "load_bundle",

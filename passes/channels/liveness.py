@@ -132,9 +132,11 @@ class Liveness:
             facts = [part for part in parts if isinstance(part, Fact)]
             if not any(self._is_gone(fact) for fact in facts) or not self._is_used(node, facts):
                 continue
-            for ids in (ids for fact in facts for ids in fact.axes if ids is not None):
-                if not self.lives(ids).any():
-                    changed |= self._enliven(ids[:1], LAST)
+            for fact in facts:
+                for dim, ids in enumerate(fact.axes):
+                    if ids is not None and not self.lives(ids).any():
+                        place = _cheapest(fact, dim)
+                        changed |= self._enliven(ids[place : place + 1], LAST)
         return changed
 
     def _is_gone(self, fact: Fact) -> bool:
@@ -152,6 +154,12 @@ class Liveness:
             if isinstance(found, Fact) and str(name) != "aten.cat" and not self._is_gone(found):
                 return True
         return False
+
+
+def _cheapest(fact: Fact, dim: int) -> int:
+    """An index to keep when all could go: one that is constant, as little is computed for it."""
+    known = fact.constant.known if fact.constant and fact.constant.axis == dim else None
+    return int(known.int().argmax()) if known is not None else 0
 
 
 def carrier(product: Product, group: int, living: Mask) -> int | None:

@@ -34,16 +34,19 @@ def reduce(
         ExportError: When the model cannot be captured, or the batch cannot be free.
     """
     free = any(batched) and not fixed_batch
-    tensors = call.tensors
-    if free:
-        size = next(t.shape[0] for t, has in zip(tensors, batched, strict=True) if has)
-        # One sample is no example of a batch: a size of 1 is broadcast too.
-        tensors = repeated(tensors, batched, max(2, size))
+    which = batched if free else ()
     with quiet():
         try:
-            return eliminate(captured(model, call, tensors, batched if free else ()))
+            return eliminate(captured(model, call, samples(call, which), which))
         except Exception as error:  # noqa: BLE001 (its message says what matters of the cause)
             raise refusal(error, type(model).__name__, free=free) from None
+
+
+def samples(call: Call, batched: Sequence[bool]) -> Sequence[Tensor]:
+    """The example's tensors, of two samples or more where the batch is free."""
+    sizes = [t.shape[0] for t, has in zip(call.tensors, batched, strict=False) if has]
+    # One sample is no example of a batch: a size of 1 is broadcast too.
+    return repeated(call.tensors, batched, max(2, sizes[0])) if sizes else call.tensors
 
 
 def captured(

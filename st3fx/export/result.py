@@ -125,13 +125,14 @@ class FoldResult:
 
     Attributes:
         path: The file with the state dict.
-        format: ``safetensors`` or ``compact``.
+        format: ``safetensors``, ``compact``, or ``pt2``: a graph without dead channels.
         weights: How many weights can be sparse: the sites, or all of two dimensions or more.
         elements: Scalars in them.
         zeros: Zeros among these.
         parameters: Scalars in all parameters.
         empty: Weights that are zeros and nothing else.
         sizes: Weights before, file after.
+        channels: What was removed with dead channels; ``None`` where they were left.
     """
 
     path: Path
@@ -142,6 +143,7 @@ class FoldResult:
     parameters: int
     empty: tuple[str, ...]
     sizes: tuple[Size, ...]
+    channels: ChannelReport | None = None
 
     @property
     def sparsity(self) -> float:
@@ -150,4 +152,9 @@ class FoldResult:
 
     def to_dict(self) -> dict[str, Any]:
         """This result as JSON values."""
-        return {**dataclasses.asdict(self), "path": str(self.path), "sparsity": self.sparsity}
+        return {
+            **dataclasses.asdict(self),
+            "path": str(self.path),
+            "sparsity": self.sparsity,
+            "channels": None if self.channels is None else self.channels.to_dict(),
+        }
