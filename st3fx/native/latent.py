@@ -57,14 +57,14 @@ def _library() -> ctypes.CDLL | None:
         library = load()
     except NativeError:
         return None
-    pointer, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    parallel = [ctypes.c_void_p, ctypes.c_uint]
-    library.st3fx_count.argtypes = [pointer, size, real, real, size, pointer, pointer, pointer,
-                                    *parallel]  # fmt: skip
+    pointer, size, real, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_uint
+    library.st3fx_count.argtypes = (
+        pointer, size, real, real, size, pointer, pointer, pointer, pointer, threads,
+    )  # fmt: skip
     library.st3fx_count.restype = size
-    library.st3fx_soft_threshold.argtypes = [pointer, size, *parallel]
+    library.st3fx_soft_threshold.argtypes = (pointer, size, pointer, threads)
     library.st3fx_soft_threshold.restype = None
-    library.st3fx_digest.argtypes = [pointer, size, pointer, *parallel]
+    library.st3fx_digest.argtypes = (pointer, size, pointer, pointer, threads)
     library.st3fx_digest.restype = None
     return library
 
@@ -108,8 +108,8 @@ def count(
     scores, owners = np.empty(room, np.float32), np.empty(room, np.int32)
     # A negative zero's bits are those of no magnitude.
     found = library.st3fx_count(
-        table.ctypes.data, len(table), low + 0.0, high, room, tallies.ctypes.data, scores.ctypes.data,
-        owners.ctypes.data, *_threads(),
+        table.ctypes.data, len(table), low + 0.0, high, room,
+        tallies.ctypes.data, scores.ctypes.data, owners.ctypes.data, *_threads(),
     )  # fmt: skip
     kept = found if found <= room else 0
     return tallies, scores[:kept], owners[:kept]

@@ -4,10 +4,11 @@
 #include "kernels.h"
 #include "pack_taps.h"
 #include "sparse_tile.h"
+#include "stage_rows.h"
 
 namespace st3fx::ST3FX_ISA {
 
 extern const Kernels kernels;
-const Kernels kernels{sparse_tile, pack_taps};
+const Kernels kernels{sparse_tile, pack_taps, gather_rows, scatter_rows};
 
 }  // namespace st3fx::ST3FX_ISA

@@ -23,8 +23,10 @@ struct TileJob {
   const RowPair* pairs;
   int64_t pair_count;
   const float* values;
-  const uint16_t* columns;
-  const float* taps;      ///< Input at column 0; column j lies `j · width` floats further.
+  const float* taps;        ///< The input of a nonzero begins …
+  const uint32_t* offsets;  ///< … at `taps + offsets[i]`, or where there are none
+  const uint16_t* columns;  ///< at `taps + columns[i] · column_stride`.
+  int64_t column_stride;
   int64_t width;          ///< Positions of the tile: a multiple of 16, at most 112.
   float* out;             ///< Row 0; row k lies `k · row_stride` floats further.
   const float* residual;  ///< As `out`, or null.
@@ -45,28 +47,54 @@ struct Window {
   int64_t out_height, out_width;
 };
 
-/// One image in memory. Position p of channel c, in the blocked layout, lies in tile p / 112.
-struct Image {
-  const float* data;
-  int64_t channels, positions;
-  int64_t size;  ///< Floats, with padding: nothing behind them is read.
-  bool blocked;
+/// Positions that lie side by side both in an image and in a tile's working memory.
+struct PixelRun {
+  int64_t image_offset;    ///< Of the first one, in channel 0.
+  int64_t channel_stride;  ///< In the image, at this place.
+  int32_t tile_offset;
+  int32_t count;
+  bool may_overrun;  ///< Whether up to 15 floats behind it in the image may be overwritten.
 };
 
-/// The input of some channels as the taps of one output tile: for each channel, kernel row and kernel
-/// column the input under it at each of the tile's positions.
-struct TapsJob {
-  Window window;
-  Image image;
+/// Zeros in a tile's working memory.
+struct Gap {
+  int32_t tile_offset, count;
+};
+
+/// Runs and gaps of one plane of one tile, as ranges of two lists.
+struct PlaneRuns {
+  int32_t run_begin, run_end, gap_begin, gap_end;
+};
+
+/// Packs the input that a tile of outputs reads.
+struct PackJob {
+  const PixelRun* runs;
+  const Gap* gaps;
+  const PlaneRuns* planes;
+  int64_t plane_count, plane_floats;
+  int64_t stride;  ///< Of neighbours of a run in the image; `count` counts what is copied.
+  const float* x;
   int64_t channel_begin, channel_end;
-  int64_t position, valid, width;  ///< The output tile: first position, positions, with padding.
-  float* taps;                     ///< `width` floats for each tap.
-  float* patch;                    ///< Working memory: `patch_floats(window)`.
+  float* taps;  ///< [channel][plane][plane_floats]
+};
+
+/// Moves rows of a tile between working memory and an image.
+struct StageJob {
+  const PixelRun* runs;
+  int64_t run_count;
+  int64_t row_begin, row_end;
+  float* stage;  ///< Row k lies at `k · width`.
+  int64_t width;
+  float* y;
+  Gap padding;              ///< Of the image, in channel 0, where the tile ends with it; else empty.
+  int64_t padding_stride;   ///< From one channel to the next.
 };
 
 struct Kernels {
   void (*sparse_tile)(const TileJob&);
-  void (*pack_taps)(const TapsJob&);
+  void (*pack_taps)(const PackJob&);
+  void (*gather_rows)(const StageJob&);   ///< From the image to working memory.
+  void (*scatter_rows)(const StageJob&);  ///< From working memory to the image.
 };
 
 /// The kernels of an instruction set; null for `scalar`, which has none.

@@ -65,11 +65,6 @@ struct Images {
     const int64_t t = p / kTile;
     return tile_offset(n, t) + c * channel_stride(t) + p % kTile;
   }
-  /// Image `n` as the kernels see it.
-  Image image(const float* data, int64_t n) const {
-    return {data + n * image_size(), channels, plane.positions(), image_size(),
-            layout == Layout::blocked};
-  }
 };
 
 /// The layout of that name.

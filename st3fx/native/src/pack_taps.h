@@ -1,113 +1,47 @@
-// From an image to the taps of one output tile. Included by the instruction-set files.
-//
-// The input rows under the tile are first copied to a *patch*, one channel at a time: with zeros where
-// the window reaches over the border, and the pixels of a row sorted by their column modulo the stride
-// (the *phases*). In it the inputs of a row of outputs lie side by side for every tap.
+// Copies the input that a tile of outputs reads, so that every tap of the kernel reads vectors.
+// Included by the instruction-set files. What is copied where is worked out in `taps.cpp`.
 #pragma once
 
-#include "image.h"
 #include "kernels.h"
 #include "vec.h"
 
 namespace st3fx::ST3FX_ISA {
 
-/// How a patch lies in memory.
-struct Patch {
-  int64_t phase_floats;  ///< From one phase of a row to the next.
-  int64_t row_floats;
-  int64_t pixels;  ///< Of an input row that some window reads, padding included.
-};
-
-ST3FX_INLINE Patch patch_of(const Window& w) {
-  const int64_t pixels =
-      (w.out_width - 1) * w.stride_width + (w.kernel_width - 1) * w.dilation_width + 1;
-  const int64_t phase = (pixels + w.stride_width - 1) / w.stride_width;
-  return {phase, phase * w.stride_width, pixels};
-}
-
-/// One row of the patch: pixels [-pad_left, …) of input row `row`, zeros outside of the image. May
-/// write up to 15 floats behind the row.
-ST3FX_INLINE void pack_row(const TapsJob& job, const Patch& patch, int64_t channel, int64_t row,
-                           float* to, float* line) {
-  const Window& w = job.window;
-  if (row < 0 || row >= w.height) return fill(to, 0, patch.row_floats);
-  float* pixels = w.stride_width == 1 ? to : line;
-  const int64_t left = w.pad_left < patch.pixels ? w.pad_left : patch.pixels;
-  const int64_t inside = patch.pixels - left < w.width ? patch.pixels - left : w.width;
-  for (int64_t i = 0; i < left; ++i) pixels[i] = 0;
-  read_positions(job.image, channel, row * w.width, inside, pixels + left);
-  for (int64_t i = left + inside; i < patch.row_floats; ++i) pixels[i] = 0;
-  if (w.stride_width == 2) {
-    for (int64_t i = 0; i < patch.phase_floats; ++i) {
-      to[i] = line[2 * i];
-      to[patch.phase_floats + i] = line[2 * i + 1];
-    }
-  } else if (w.stride_width > 2) {
-    for (int64_t i = 0; i < patch.row_floats; ++i)
-      to[i % w.stride_width * patch.phase_floats + i / w.stride_width] = line[i];
+/// Copies whole vectors: up to 15 floats are written behind the run, twice as many read.
+ST3FX_INLINE void copy_run(float* to, const float* from, int64_t n, int64_t stride) {
+  if (stride == 1) {
+    copy(to, from, n);
+  } else if (stride == 2) {
+    for (int64_t i = 0; i < n; i += kWidth) store(to + i, load_even(from + 2 * i));
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i] = from[i * stride];
   }
 }
 
-/// One tap at every position of the tile, from the patch.
-ST3FX_INLINE void pack_tap(const TapsJob& job, const float* origin, int64_t row_floats, float* to,
-                           bool is_last) {
-  const Window& w = job.window;
-  const int64_t step = w.stride_height * row_floats;
-  int64_t column = job.position % w.out_width;
-  const float* from = origin;
-  for (int64_t done = 0; done < job.valid; from += step, column = 0) {
-    const int64_t left = job.valid - done, row = w.out_width - column;
-    const int64_t n = left < row ? left : row;
-    if (is_last && n == left) {
-      copy_exactly(to + done, from + column, n);
-    } else {
-      copy(to + done, from + column, n);
-    }
-    done += n;
-  }
-  if (job.valid < job.width) fill(to + job.valid, 0, job.width - job.valid);
+ST3FX_INLINE void copy_run_exactly(float* to, const float* from, int64_t n, int64_t stride) {
+  if (stride == 1) return copy_exactly(to, from, n);
+  for (int64_t i = 0; i < n; ++i) to[i] = from[i * stride];
 }
 
-/// One pixel under each position: the tap is the image itself.
-ST3FX_INLINE bool is_identity(const Window& w) {
-  return w.kernel_height * w.kernel_width == 1 && w.stride_height == 1 && w.stride_width == 1 &&
-         w.pad_top == 0 && w.pad_left == 0 && w.out_width == w.width && w.out_height == w.height;
-}
-
-static void pack_taps(const TapsJob& job) {
-  const Window& w = job.window;
+static void pack_taps(const PackJob& job) {
   float* to = job.taps;
-  if (is_identity(w)) {
-    for (int64_t c = job.channel_begin; c < job.channel_end; ++c, to += job.width) {
-      for (int64_t done = 0; done < job.valid;) {
-        const Stretch run = locate(job.image, c, job.position + done);
-        const int64_t left = job.valid - done, n = left < run.length ? left : run.length;
-        copy_exactly(to + done, run.at, n);
-        done += n;
-      }
-      fill(to + job.valid, 0, job.width - job.valid);
-    }
-    return;
-  }
-  const Patch patch = patch_of(w);
-  const int64_t first = job.position / w.out_width;
-  const int64_t last = (job.position + job.valid - 1) / w.out_width;
-  const int64_t top = first * w.stride_height - w.pad_top;
-  const int64_t rows =
-      (last - first) * w.stride_height + (w.kernel_height - 1) * w.dilation_height + 1;
-  float* line = job.patch + rows * patch.row_floats + 16;
   for (int64_t c = job.channel_begin; c < job.channel_end; ++c) {
-    for (int64_t r = 0; r < rows; ++r)
-      pack_row(job, patch, c, top + r, job.patch + r * patch.row_floats, line);
-    for (int64_t r = 0; r < w.kernel_height; ++r) {
-      for (int64_t s = 0; s < w.kernel_width; ++s, to += job.width) {
-        const int64_t shift = s * w.dilation_width;
-        const float* origin = job.patch + r * w.dilation_height * patch.row_floats +
-                              shift % w.stride_width * patch.phase_floats + shift / w.stride_width;
-        const bool is_last = c + 1 == job.channel_end && r + 1 == w.kernel_height &&
-                             s + 1 == w.kernel_width;
-        pack_tap(job, origin, patch.row_floats, to, is_last);
+    // Behind the last channel lies what others read or write.
+    const bool exactly = c + 1 == job.channel_end;
+    for (int64_t i = 0; i < job.plane_count; ++i, to += job.plane_floats) {
+      const PlaneRuns& plane = job.planes[i];
+      for (int32_t r = plane.run_begin; r < plane.run_end; ++r) {
+        const PixelRun& run = job.runs[r];
+        const float* from = job.x + run.image_offset + c * run.channel_stride;
+        if (exactly) {
+          copy_run_exactly(to + run.tile_offset, from, run.count, job.stride);
+        } else {
+          copy_run(to + run.tile_offset, from, run.count, job.stride);
+        }
       }
+      // Last: the runs have written over them.
+      for (int32_t g = plane.gap_begin; g < plane.gap_end; ++g)
+        clear(to + job.gaps[g].tile_offset, job.gaps[g].count);
     }
   }
 }

@@ -75,18 +75,28 @@ std::vector<int64_t> cut_rows(const SparseMatrix& m, int64_t first, int64_t rows
 
 }  // namespace
 
+int64_t PackedRows::largest_block() const {
+  int64_t largest = 0;
+  for (const ColumnBlock& block : blocks) largest = std::max(largest, block.size);
+  return largest;
+}
+
 PackedRows pack_rows(const SparseMatrix& matrix, int64_t groups, int64_t column_step,
                      int64_t block_columns) {
   PackedRows packed;
   packed.blocks = cut_columns(matrix.columns, column_step, block_columns);
   const int64_t rows = matrix.rows / groups;
   packed.parts_per_group = std::clamp<int64_t>(rows / kRowsPerPart, 1, kMaxParts);
+  int64_t nonzeros = 0;
   for (int64_t group = 0; group < groups; ++group) {
     const auto cuts = cut_rows(matrix, group * rows, rows, packed.parts_per_group);
     for (int64_t i = 0; i < packed.parts_per_group; ++i) {
       RowPart part{cuts[i], cuts[i + 1] - cuts[i], {}};
-      for (const ColumnBlock& block : packed.blocks)
+      for (const ColumnBlock& block : packed.blocks) {
         part.blocks.push_back(pack_segment(matrix, part.first_row, part.rows, block));
+        part.blocks.back().first_nonzero = nonzeros;
+        nonzeros += static_cast<int64_t>(part.blocks.back().values.size());
+      }
       packed.parts.push_back(std::move(part));
     }
   }

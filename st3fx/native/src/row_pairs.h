@@ -18,6 +18,7 @@ struct Segment {
   std::vector<RowPair> pairs;
   std::vector<float> values;
   std::vector<uint16_t> columns;  ///< Counted from the block's first column.
+  int64_t first_nonzero = 0;      ///< Nonzeros of all segments before this one.
 };
 
 /// A run of neighbouring columns that is worked on before the next one begins.
@@ -35,6 +36,9 @@ struct PackedRows {
   std::vector<ColumnBlock> blocks;  ///< Of the columns of one convolution group.
   std::vector<RowPart> parts;       ///< `parts_per_group` for each group, in order.
   int64_t parts_per_group = 1;
+
+  /// Columns of the largest block.
+  int64_t largest_block() const;
 };
 
 /// Packs a matrix whose rows fall into `groups` equal runs. The rows of a group are cut into parts of

@@ -10,17 +10,21 @@ namespace {
 
 constexpr int64_t kEnoughTasks = 8;  // with fewer tiles the rows are split too
 constexpr int64_t kPackTasks = 4;    // shares of a tile's channels
+constexpr int64_t kCacheBytes = 32 * 1024;
+constexpr int64_t kBlockNonzeros = 16;  // of a row
 
 /// How many columns to work on before the next ones: their input should stay in the L1 cache, unless
 /// that leaves a row so few nonzeros that loading and storing its sums costs more.
-int64_t block_columns(const SparseMatrix& matrix) {
+int64_t block_columns(const SparseMatrix& matrix, const WindowAttributes& window) {
   static const char* env1 = std::getenv("BLK_KB");
   static const char* env2 = std::getenv("BLK_NNZ");
-  const int64_t kb = env1 ? std::atoi(env1) : 32, nn = env2 ? std::atoi(env2) : 16;
-  const int64_t cache = kb * 1024 / (kTile * 4);
-  const double density =
-      static_cast<double>(matrix.nonzeros() + 1) / static_cast<double>(matrix.rows * matrix.columns);
-  return std::max(cache, static_cast<int64_t>(static_cast<double>(nn) / density));
+  const int64_t kb = env1 ? std::atoi(env1)*1024 : kCacheBytes, nn = env2 ? std::atoi(env2) : kBlockNonzeros;
+  const int64_t planes = std::min(window.strides[0], window.kernel[0]) *
+                         std::min(window.strides[1], window.kernel[1]);
+  const int64_t cached = kb / (kTile * 4 * planes) * window.taps();
+  const double size = static_cast<double>(matrix.rows * matrix.columns);
+  const double density = static_cast<double>(matrix.nonzeros() + 1) / size;
+  return std::max(cached, static_cast<int64_t>(static_cast<double>(nn) / density));
 }
 
 std::vector<float> read_bias(const NodeInfo& node, size_t input, int64_t rows) {
@@ -34,17 +38,33 @@ std::vector<float> read_bias(const NodeInfo& node, size_t input, int64_t rows) {
 
 }  // namespace
 
+/// What depends on the size of the images alone.
+struct SparseConv::Sized {
+  Images in;
+  TapPlan taps;
+  std::vector<uint32_t> offsets;  ///< Of each nonzero's input; empty where columns are evenly spaced.
+};
+
 /// One run: its tensors and sizes.
 struct SparseConv::Call {
-  Images in, out;
-  Window window;
+  Images in;
+  std::shared_ptr<const Sized> sized;
   const float* x;
   const float* residual;
   float* y;
 
-  int64_t tiles() const { return out.plane.tiles(); }
-  /// Whether the taps of a tile are the input itself.
-  bool is_direct() const { return in.layout == Layout::blocked && is_identity(window); }
+  const TapPlan& taps() const { return sized->taps; }
+  const Images& out() const { return taps().out(); }
+  /// Whether a tile of the input is its taps as it is.
+  bool is_direct() const { return in.layout == Layout::blocked && is_identity(taps().window()); }
+  int64_t tiles() const { return taps().tiling().tiles(); }
+  int64_t width(int64_t t) const { return taps().tiling().tile_width(t); }
+  /// Whether tile t cannot be computed where it belongs: its rows have gaps, or whole vectors would
+  /// reach over the end of a channel.
+  bool is_staged(int64_t t) const {
+    return !taps().is_compact() ||
+           (out().layout == Layout::nchw && taps().tiling().tile_valid(t) < width(t));
+  }
 };
 
 SparseConv::SparseConv(const NodeInfo& node)
@@ -54,7 +74,8 @@ SparseConv::SparseConv(const NodeInfo& node)
       window_(WindowAttributes::of(node)),
       input_layout_(parse_layout(node.text("input_layout", "nchw"))),
       output_layout_(parse_layout(node.text("output_layout", "nchw"))),
-      activation_(activation_of(node)) {
+      activation_(activation_of(node)),
+      last_(std::make_unique<Memory>()) {
   if (groups_ < 1 || channels_ % groups_)
     throw Error(std::to_string(channels_) + " channels do not fall into " +
                 std::to_string(groups_) + " groups");
@@ -65,7 +86,7 @@ SparseConv::SparseConv(const NodeInfo& node)
                 " groups");
   bias_ = read_bias(node, 4, rows_);
   if (!kernels_) return;
-  packed_ = pack_rows(matrix_, groups_, window_.taps(), block_columns(matrix_));
+  packed_ = pack_rows(matrix_, groups_, window_.taps(), block_columns(matrix_, window_));
   matrix_ = {};
 }
 
@@ -74,19 +95,39 @@ void SparseConv::operator()(const Run& run) const {
   Call call;
   call.x = x.floats();
   call.in = images_of(x, input_layout_, channels_);
-  call.window = window_.on(call.in.plane);
-  call.out = {output_layout_, call.in.batch, rows_, {call.window.out_height, call.window.out_width}};
+  call.sized = sized_for(call.in);
+  const Images& out = call.out();
   const std::optional<Tensor> residual = run.optional_input(5);
-  if (residual && residual->shape != call.out.shape())
+  if (residual && residual->shape != out.shape())
     throw Error("residual of shape " + to_string(residual->shape) + " for an output of shape " +
-                to_string(call.out.shape()));
+                to_string(out.shape()));
   call.residual = residual ? residual->floats() : nullptr;
-  call.y = run.output(call.out.shape());
+  call.y = run.output(out.shape());
   if (kernels_) return run_tasks(call, run);
-  scalar::sparse_conv({call.in, call.out, call.window, groups_, activation_}, matrix_, call.x,
+  scalar::sparse_conv({call.in, out, call.taps().window(), groups_, activation_}, matrix_, call.x,
                       bias_.data(), call.residual, call.y);
 }
 
+std::shared_ptr<const SparseConv::Sized> SparseConv::sized_for(const Images& in) const {
+  {
+    std::lock_guard<std::mutex> lock(last_->mutex);
+    const auto& last = last_->sized;
+    if (last && last->in.shape() == in.shape()) return last;
+  }
+  Sized sized{in, TapPlan(window_, in, output_layout_, rows_), {}};
+  if (kernels_ && window_.taps() > 1) {
+    const std::vector<uint32_t> of_column = sized.taps.column_offsets(packed_.largest_block());
+    for (const RowPart& part : packed_.parts)
+      for (const Segment& segment : part.blocks)
+        for (uint16_t column : segment.columns) sized.offsets.push_back(of_column[column]);
+  }
+  auto made = std::make_shared<const Sized>(std::move(sized));
+  std::lock_guard<std::mutex> lock(last_->mutex);
+  last_->sized = made;
+  return made;
+}
+
+/// Splits the output into tasks, tiles or shares of their rows, and runs them.
 void SparseConv::run_tasks(const Call& call, const Run& run) const {
   const int64_t parts = static_cast<int64_t>(packed_.parts.size());
   const int64_t tiles = call.in.batch * call.tiles();
@@ -104,79 +145,86 @@ void SparseConv::run_tasks(const Call& call, const Run& run) const {
   }
   if (shares == 1) return run.parallel_for(tiles, [&](int64_t task) { run_share(task, nullptr); });
   // Few tiles: their input is packed once, by all threads, and then shared.
-  const int64_t taps = channels_ * window_.taps() * kTile;
-  const Scratch packed(tiles * taps);
+  const int64_t channel_floats = call.taps().channel_floats();
+  const Scratch packed(tiles * channels_ * channel_floats);
   run.parallel_for(tiles * kPackTasks, [&](int64_t task) {
     const int64_t tile = task / kPackTasks, share = task % kPackTasks;
     const int64_t begin = channels_ * share / kPackTasks, end = channels_ * (share + 1) / kPackTasks;
-    const int64_t width = call.out.plane.tile_width(tile % call.tiles());
-    const Scratch patch(patch_floats(call.window));
-    pack(call, tile, begin, end, packed.data() + tile * taps + begin * window_.taps() * width,
-         patch.data());
+    pack(call, tile, begin, end, packed.data() + (tile * channels_ + begin) * channel_floats);
   });
-  run.parallel_for(tiles * shares,
-                   [&](int64_t task) { run_share(task, packed.data() + task / shares * taps); });
+  run.parallel_for(tiles * shares, [&](int64_t task) {
+    run_share(task, packed.data() + task / shares * channels_ * channel_floats);
+  });
 }
 
-void SparseConv::pack(const Call& call, int64_t tile, int64_t begin, int64_t end, float* taps,
-                      float* patch) const {
-  const int64_t t = tile % call.tiles();
-  kernels_->pack_taps({call.window, call.in.image(call.x, tile / call.tiles()), begin, end, t * kTile,
-                       call.out.plane.tile_valid(t), call.out.plane.tile_width(t), taps, patch});
+/// Packs the input of a tile, channels [begin, end) of it.
+void SparseConv::pack(const Call& call, int64_t tile, int64_t begin, int64_t end,
+                      float* taps) const {
+  const float* x = call.x + tile / call.tiles() * call.in.image_size();
+  kernels_->pack_taps(call.taps().pack_job(tile % call.tiles(), x, begin, end, taps));
 }
 
+/// Parts [begin, end) of one tile. `taps` holds its input, or is null: then it is packed here.
 void SparseConv::run_tile(const Call& call, int64_t tile, int64_t begin, int64_t end,
                           const float* taps) const {
   const int64_t n = tile / call.tiles(), t = tile % call.tiles();
-  const int64_t width = call.out.plane.tile_width(t), valid = call.out.plane.tile_valid(t);
-  const int64_t offset = call.out.tile_offset(n, t), stride = call.out.channel_stride(t);
-  // Whole vectors would reach over the end of a plane: such a tile is computed aside.
-  const bool aside = call.out.layout == Layout::nchw && valid < width;
-  const Scratch stage(aside ? 2 * rows_ * width : 0);
-  const int64_t first_row = packed_.parts[begin].first_row;
-  const int64_t last_row = packed_.parts[end - 1].first_row + packed_.parts[end - 1].rows;
-  float* const held = stage.data() + rows_ * width;
-  TileJob job{};
-  job.width = width;
-  job.out = aside ? stage.data() : call.y + offset;
-  job.row_stride = aside ? width : stride;
-  job.bias = bias_.data();
-  job.activation = activation_;
-  if (call.residual) {
-    job.residual = aside ? held : call.residual + offset;
-    for (int64_t row = first_row; aside && row < last_row; ++row)
-      std::copy_n(call.residual + offset + row * stride, valid, held + row * width);
-  }
-  const int64_t group_channels = channels_ / groups_, window_taps = window_.taps();
-  const int64_t block_limit = packed_.blocks.back().size + window_taps;
-  const Scratch own(taps ? 0 : block_limit * width + patch_floats(call.window));
-  for (int64_t group = begin / packed_.parts_per_group; group * packed_.parts_per_group < end; ++group) {
-    const int64_t from = std::max(begin, group * packed_.parts_per_group);
-    const int64_t to = std::min(end, (group + 1) * packed_.parts_per_group);
+  const bool staged = call.is_staged(t);
+  const Scratch stage(staged ? rows_ * call.width(t) : 0);
+  TileJob job = tile_job(call, n, t, staged ? stage.data() : nullptr);
+  const int64_t taps_per_channel = window_.taps(), channel_floats = job.column_stride;
+  const Scratch own(taps ? 0 : packed_.largest_block() / taps_per_channel * channel_floats);
+  const int64_t per_group = packed_.parts_per_group;
+  for (int64_t group = begin / per_group; group * per_group < end; ++group) {
+    const int64_t first = std::max(begin, group * per_group);
+    const int64_t last = std::min(end, (group + 1) * per_group);
     for (size_t b = 0; b < packed_.blocks.size(); ++b) {
       const ColumnBlock& block = packed_.blocks[b];
-      if (taps) {
-        job.taps = taps + (group * group_channels * window_taps + block.begin) * width;
-      } else {
-        const int64_t channel = group * group_channels + block.begin / window_taps;
-        pack(call, tile, channel, channel + block.size / window_taps, own.data(),
-             own.data() + block_limit * width);
-        job.taps = own.data();
-      }
+      const int64_t channel = group * (channels_ / groups_) + block.begin / taps_per_channel;
+      if (!taps) pack(call, tile, channel, channel + block.size / taps_per_channel, own.data());
+      job.taps = taps ? taps + channel * channel_floats : own.data();
       job.first = b == 0;
       job.last = b + 1 == packed_.blocks.size();
-      for (int64_t p = from; p < to; ++p) {
-        const Segment& segment = packed_.parts[p].blocks[b];
-        job.pairs = segment.pairs.data();
-        job.pair_count = static_cast<int64_t>(segment.pairs.size());
-        job.values = segment.values.data();
-        job.columns = segment.columns.data();
-        kernels_->sparse_tile(job);
-      }
+      for (int64_t p = first; p < last; ++p)
+        run_part(call, n, t, packed_.parts[p], packed_.parts[p].blocks[b], job, staged);
     }
   }
-  for (int64_t row = first_row; aside && row < last_row; ++row)
-    std::copy_n(stage.data() + row * width, valid, call.y + offset + row * stride);
+}
+
+/// What all parts and blocks of a tile have in common.
+TileJob SparseConv::tile_job(const Call& call, int64_t n, int64_t t, float* stage) const {
+  TileJob job{};
+  job.width = call.width(t);
+  job.column_stride = call.is_direct() ? job.width : call.taps().channel_floats();
+  job.bias = bias_.data();
+  job.activation = activation_;
+  const int64_t offset = call.out().tile_offset(n, t);
+  job.out = stage ? stage : call.y + offset;
+  job.row_stride = stage ? job.width : call.out().channel_stride(t);
+  if (call.residual) job.residual = stage ? stage : call.residual + offset;
+  return job;
+}
+
+/// One segment, and what moves its rows between the stage and the image.
+void SparseConv::run_part(const Call& call, int64_t n, int64_t t, const RowPart& part,
+                          const Segment& segment, TileJob job, bool staged) const {
+  job.pairs = segment.pairs.data();
+  job.pair_count = static_cast<int64_t>(segment.pairs.size());
+  job.values = segment.values.data();
+  job.columns = segment.columns.data();
+  if (!call.sized->offsets.empty()) job.offsets = call.sized->offsets.data() + segment.first_nonzero;
+  StageJob rows{};
+  if (staged && (job.first || job.last)) {
+    rows = call.taps().stage_job(t, job.out, call.y + n * call.out().image_size());
+    rows.row_begin = part.first_row;
+    rows.row_end = part.first_row + part.rows;
+  }
+  if (staged && job.first && call.residual) {
+    StageJob residual = rows;
+    residual.y = const_cast<float*>(call.residual) + n * call.out().image_size();
+    kernels_->gather_rows(residual);
+  }
+  kernels_->sparse_tile(job);
+  if (staged && job.last) kernels_->scatter_rows(rows);
 }
 
 }  // namespace st3fx

@@ -1,11 +1,13 @@
 // The operator SparseConv.
 #pragma once
 
+#include <memory>
+#include <mutex>
 #include <vector>
 
 #include "kernels.h"
 #include "row_pairs.h"
-#include "window.h"
+#include "taps.h"
 
 namespace st3fx {
 
@@ -16,13 +18,15 @@ class SparseConv {
 
  private:
   struct Call;
+  struct Sized;
 
-  /// Splits the output into tasks and runs them.
+  std::shared_ptr<const Sized> sized_for(const Images& in) const;
   void run_tasks(const Call& call, const Run& run) const;
-  /// Parts [begin, end) of one tile; `taps` holds its whole input, or is null: then it is packed here.
+  void pack(const Call& call, int64_t tile, int64_t begin, int64_t end, float* taps) const;
   void run_tile(const Call& call, int64_t tile, int64_t begin, int64_t end, const float* taps) const;
-  void pack(const Call& call, int64_t tile, int64_t channel_begin, int64_t channel_end, float* taps,
-            float* patch) const;
+  TileJob tile_job(const Call& call, int64_t n, int64_t t, float* stage) const;
+  void run_part(const Call& call, int64_t n, int64_t t, const RowPart& part, const Segment& segment,
+                TileJob job, bool staged) const;
 
   const Kernels* kernels_;  ///< Null for the scalar reference.
   int64_t channels_, groups_, rows_;
@@ -32,6 +36,12 @@ class SparseConv {
   std::vector<float> bias_;
   SparseMatrix matrix_;  ///< Kept by the scalar reference alone.
   PackedRows packed_;
+
+  struct Memory {
+    std::mutex mutex;
+    std::shared_ptr<const Sized> sized;
+  };
+  std::unique_ptr<Memory> last_;  ///< What was worked out for the size of the last run.
 };
 
 }  // namespace st3fx

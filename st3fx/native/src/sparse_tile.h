@@ -54,32 +54,40 @@ ST3FX_INLINE void end_row(Sums<S>& sums, const TileJob& job, int64_t row, int64_
   for (int s = 0; s < S; ++s) store(to + s * kWidth, sums.v[s]);
 }
 
+/// Where the input of a nonzero begins: listed, or computed where columns are evenly spaced.
+struct Listed {
+  const uint32_t* offsets;
+  ST3FX_MEMBER int64_t operator[](uint32_t nonzero) const { return offsets[nonzero]; }
+};
+struct Spaced {
+  const uint16_t* columns;
+  int64_t stride;
+  ST3FX_MEMBER int64_t operator[](uint32_t nonzero) const { return columns[nonzero] * stride; }
+};
+
 /// Positions [at, at + S·kWidth) of a pair of rows; U nonzeros of each row are under way at once.
-template <int S, int U>
-ST3FX_INLINE void run_pair(const TileJob& job, const RowPair& pair, int64_t at) {
-  const float* value = job.values + pair.begin;
-  const uint16_t* column = job.columns + pair.begin;
+template <int S, int U, class Offsets>
+ST3FX_INLINE void run_pair(const TileJob& job, const RowPair& pair, const Offsets offsets,
+                           int64_t at) {
+  const float* value = job.values;
   const float* taps = job.taps + at;
-  const int64_t width = job.width;
   Sums<S> a[U] = {}, b[U] = {};
   begin_row(a[0], job, pair.first, at);
   if (pair.second >= 0) begin_row(b[0], job, pair.second, at);
-  uint32_t left = pair.common;
-  for (; left >= U; left -= U) {
+  uint32_t i = pair.begin;
+  const uint32_t turns_end = i + 2 * pair.common, end = turns_end + pair.extra;
+  for (; i + 2 * U <= turns_end; i += 2 * U) {
 #pragma GCC unroll 4
-    for (int u = 0; u < U; ++u) {
-      multiply_add(a[u], value[2 * u], taps + column[2 * u] * width);
-      multiply_add(b[u], value[2 * u + 1], taps + column[2 * u + 1] * width);
+    for (uint32_t u = 0; u < U; ++u) {
+      multiply_add(a[u], value[i + 2 * u], taps + offsets[i + 2 * u]);
+      multiply_add(b[u], value[i + 2 * u + 1], taps + offsets[i + 2 * u + 1]);
     }
-    value += 2 * U;
-    column += 2 * U;
   }
-  for (; left > 0; --left, value += 2, column += 2) {
-    multiply_add(a[0], value[0], taps + column[0] * width);
-    multiply_add(b[0], value[1], taps + column[1] * width);
+  for (; i < turns_end; i += 2) {
+    multiply_add(a[0], value[i], taps + offsets[i]);
+    multiply_add(b[0], value[i + 1], taps + offsets[i + 1]);
   }
-  for (left = pair.extra; left > 0; --left, ++value, ++column)
-    multiply_add(a[0], value[0], taps + column[0] * width);
+  for (; i < end; ++i) multiply_add(a[0], value[i], taps + offsets[i]);
 #pragma GCC unroll 4
   for (int u = 1; u < U; ++u)
 #pragma GCC unroll 8
@@ -89,14 +97,23 @@ ST3FX_INLINE void run_pair(const TileJob& job, const RowPair& pair, int64_t at) 
 }
 
 /// A tile of 16·S positions, cut into pieces of S vectors.
-template <int S>
-static void run_tile(const TileJob& job) {
+template <int S, class Offsets>
+ST3FX_INLINE void run_pieces(const TileJob& job, const Offsets offsets) {
   constexpr int U = S == 1 ? 4 : S == 2 ? 2 : 1;
   const bool unchanged = !job.first && !job.last;
   for (int64_t at = 0; at < 16 * S; at += S * kWidth)
     for (int64_t i = 0; i < job.pair_count; ++i)
       if (!unchanged || job.pairs[i].common + job.pairs[i].extra > 0)
-        run_pair<S, U>(job, job.pairs[i], at);
+        run_pair<S, U>(job, job.pairs[i], offsets, at);
+}
+
+template <int S>
+static void run_tile(const TileJob& job) {
+  if (job.offsets) {
+    run_pieces<S>(job, Listed{job.offsets});
+  } else {
+    run_pieces<S>(job, Spaced{job.columns, job.column_stride});
+  }
 }
 
 static void sparse_tile(const TileJob& job) {

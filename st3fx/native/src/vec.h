@@ -16,7 +16,8 @@
 #define ST3FX_LANES 4  // NEON, SSE
 #endif
 
-#define ST3FX_INLINE static inline __attribute__((always_inline))
+#define ST3FX_MEMBER inline __attribute__((always_inline))
+#define ST3FX_INLINE static ST3FX_MEMBER
 
 namespace st3fx::ST3FX_ISA {
 
@@ -46,14 +47,34 @@ ST3FX_INLINE void copy(float* to, const float* from, int64_t n) {
 /// Copies n floats and touches no others.
 ST3FX_INLINE void copy_exactly(float* to, const float* from, int64_t n) {
   int64_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) store(to + i, load(from + i));
-  for (; i < n; ++i) to[i] = from[i];
+  for (; i + 16 <= n; i += 16) copy(to + i, from + i, 16);
+  if (n & 8) __builtin_memcpy(to + i, from + i, 32), i += 8;
+  if (n & 4) __builtin_memcpy(to + i, from + i, 16), i += 4;
+  if (n & 2) __builtin_memcpy(to + i, from + i, 8), i += 2;
+  if (n & 1) to[i] = from[i];
 }
 
-ST3FX_INLINE void fill(float* to, float x, int64_t n) {
-  int64_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) store(to + i, broadcast(x));
-  for (; i < n; ++i) to[i] = x;
+/// Every second one of the 2·kWidth floats from there on.
+ST3FX_INLINE Vec load_even(const float* from) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+  const Vec a = load(from), b = load(from + kWidth);
+#if ST3FX_LANES == 16
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+#elif ST3FX_LANES == 8
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+#else
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6);
+#endif
+#else
+  Vec v;
+  for (int i = 0; i < kWidth; ++i) v[i] = from[2 * i];
+  return v;
+#endif
+}
+
+ST3FX_INLINE void clear(float* to, int64_t n) {
+  for (; n >= kWidth; n -= kWidth, to += kWidth) store(to, Vec{});
+  for (; n > 0; --n) *to++ = 0;
 }
 
 /// eˣ, to about one unit in the last place: x = n·ln 2 + r, |r| ≤ ln 2 / 2, and a polynomial in r

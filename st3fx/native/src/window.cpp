@@ -59,17 +59,6 @@ bool is_identity(const Window& w) {
          w.out_height == w.height;
 }
 
-int64_t patch_floats(const Window& w) {
-  const int64_t pixels =
-      (w.out_width - 1) * w.stride_width + (w.kernel_width - 1) * w.dilation_width + 1;
-  const int64_t row = round_up(pixels, w.stride_width);
-  // A tile may begin and end within a row of outputs.
-  const int64_t out_rows = std::min(w.out_height, (kTile - 2) / w.out_width + 2);
-  const int64_t rows =
-      (out_rows - 1) * w.stride_height + (w.kernel_height - 1) * w.dilation_height + 1;
-  return (rows + 1) * row + 4 * kLanes;
-}
-
 Activation activation_of(const NodeInfo& node) {
   const std::string name = node.text("activation", "none");
   if (name == "none") return {};

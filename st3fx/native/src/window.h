@@ -22,9 +22,6 @@ struct WindowAttributes {
 /// Whether each output position reads the input at the same position, and nothing else.
 bool is_identity(const Window& window);
 
-/// Floats of working memory that packing the taps of a tile needs.
-int64_t patch_floats(const Window& window);
-
 Activation activation_of(const NodeInfo& node);
 
 }  // namespace st3fx

@@ -1,0 +1,171 @@
+#include "taps.h"
+
+#include <limits>
+
+namespace st3fx {
+namespace {
+
+/// Adds positions [p, p + n), every stride-th, to `runs`: one run for each tile that they lie in.
+void add_runs(std::vector<PixelRun>& runs, const Images& images, int64_t p, int64_t n,
+              int64_t stride, int64_t tile_offset) {
+  const bool cut = images.layout == Layout::blocked;
+  while (n > 0) {
+    const int64_t t = cut ? p / kTile : 0;
+    const int64_t room = (cut ? kTile - p % kTile : images.plane.positions() - p) + stride - 1;
+    const int64_t length = std::min(n, room / stride);
+    const int64_t channel_stride = cut ? images.channel_stride(t) : images.plane.positions();
+    runs.push_back({images.index(0, 0, p), channel_stride, static_cast<int32_t>(tile_offset),
+                    static_cast<int32_t>(length), false});
+    p += length * stride;
+    tile_offset += length;
+    n -= length;
+  }
+}
+
+}  // namespace
+
+TapPlan::TapPlan(const WindowAttributes& attributes, const Images& in, Layout out_layout,
+                 int64_t rows)
+    : window_(attributes.on(in.plane)),
+      in_(in),
+      out_{out_layout, in.batch, rows, {window_.out_height, window_.out_width}} {
+  choose_pitch();
+  find_taps();
+  tiling_ = {1, (window_.out_height - 1) * pitch_ + window_.out_width};
+  if (channel_floats() * in.channels > std::numeric_limits<int32_t>::max())
+    throw Error("images of " + to_string(in.shape()) + " are too large for this kernel");
+  list_inputs();
+  list_outputs();
+}
+
+void TapPlan::choose_pitch() {
+  const Window& w = window_;
+  const int64_t span = (w.kernel_width - 1) * w.dilation_width;
+  pitch_ = w.out_width + span / w.stride_width;
+  if (w.stride_width > 1) return;
+  // The zeros on the right of a row may be those on the left of the next one.
+  const int64_t right = std::max<int64_t>(w.out_width + span - w.pad_left - w.width, 0);
+  pitch_ -= std::min({right, w.pad_left, span});
+}
+
+void TapPlan::find_taps() {
+  const Window& w = window_;
+  int64_t reach = 0;
+  for (int64_t r = 0; r < w.kernel_height; ++r) {
+    for (int64_t s = 0; s < w.kernel_width; ++s) {
+      const int64_t row = r * w.dilation_height, column = s * w.dilation_width;
+      const int64_t plane = plane_of(row % w.stride_height, column % w.stride_width);
+      taps_.push_back({plane, row / w.stride_height * pitch_ + column / w.stride_width});
+      reach = std::max(reach, taps_.back().offset);
+    }
+  }
+  plane_floats_ = round_up(kTile + reach, kLanes);
+}
+
+int64_t TapPlan::plane_of(int64_t row_phase, int64_t column) {
+  for (size_t i = 0; i < planes_.size(); ++i)
+    if (planes_[i].row_phase == row_phase && planes_[i].column == column)
+      return static_cast<int64_t>(i);
+  // Pixel x of a row is column x · stride + column − pad_left of the image.
+  auto first_from = [&](int64_t image_column) {
+    const int64_t distance = image_column + window_.pad_left - column;
+    return std::max<int64_t>((distance + window_.stride_width - 1) / window_.stride_width, 0);
+  };
+  planes_.push_back({row_phase, column, first_from(0), first_from(window_.width)});
+  return static_cast<int64_t>(planes_.size()) - 1;
+}
+
+std::vector<uint32_t> TapPlan::column_offsets(int64_t columns) const {
+  std::vector<uint32_t> offsets;
+  offsets.reserve(columns);
+  const int64_t channels = columns / static_cast<int64_t>(taps_.size());
+  for (int64_t channel = 0; channel < channels; ++channel)
+    for (const Tap& tap : taps_)
+      offsets.push_back(static_cast<uint32_t>(channel * channel_floats() +
+                                              tap.plane * plane_floats_ + tap.offset));
+  return offsets;
+}
+
+void TapPlan::list_inputs() {
+  for (int64_t t = 0; t < tiling_.tiles(); ++t) {
+    for (const PixelPlane& plane : planes_) {
+      PlaneRuns range{};
+      range.run_begin = static_cast<int32_t>(inputs_.size());
+      range.gap_begin = static_cast<int32_t>(gaps_.size());
+      list_plane(plane, t * kTile);
+      range.run_end = static_cast<int32_t>(inputs_.size());
+      range.gap_end = static_cast<int32_t>(gaps_.size());
+      plane_runs_.push_back(range);
+    }
+  }
+}
+
+/// Pixels [first, first + plane_floats) of the plane, counted in rows of `pitch`.
+void TapPlan::list_plane(const PixelPlane& plane, int64_t first) {
+  const Window& w = window_;
+  auto add_gap = [&](int64_t at, int64_t n) {
+    if (n > 0) gaps_.push_back({static_cast<int32_t>(at), static_cast<int32_t>(n)});
+  };
+  int64_t row = first / pitch_, x = first % pitch_;
+  for (int64_t at = 0; at < plane_floats_; ++row, x = 0) {
+    const int64_t n = std::min(plane_floats_ - at, pitch_ - x);
+    const int64_t image_row = row * w.stride_height + plane.row_phase - w.pad_top;
+    const bool outside = image_row < 0 || image_row >= w.height;
+    const int64_t begin = outside ? n : std::clamp<int64_t>(plane.begin - x, 0, n);
+    const int64_t end = outside ? n : std::clamp<int64_t>(plane.end - x, begin, n);
+    add_gap(at, begin);
+    const int64_t column = (x + begin) * w.stride_width + plane.column - w.pad_left;
+    add_runs(inputs_, in_, image_row * w.width + column, end - begin, w.stride_width, at + begin);
+    add_gap(at + end, n - end);
+    at += n;
+  }
+}
+
+void TapPlan::list_outputs() {
+  for (int64_t t = 0; t < tiling_.tiles(); ++t) {
+    const size_t begin = outputs_.size();
+    output_begin_.push_back(begin);
+    const int64_t width = tiling_.tile_valid(t);
+    int64_t row = t * kTile / pitch_, x = t * kTile % pitch_;
+    for (int64_t at = 0; at < width; at += pitch_ - x, ++row, x = 0) {
+      const int64_t n = std::min(width - at, window_.out_width - x);
+      if (n > 0) add_runs(outputs_, out_, row * window_.out_width + x, n, 1, at);
+    }
+    // What a run overwrites behind itself must be written by the tile's own later runs.
+    for (size_t i = outputs_.size(), follow = 0; i-- > begin;) {
+      PixelRun& run = outputs_[i];
+      const bool adjacent = i + 1 < outputs_.size() &&
+                            outputs_[i + 1].image_offset == run.image_offset + run.count &&
+                            outputs_[i + 1].channel_stride == run.channel_stride;
+      if (!adjacent) follow = 0;
+      run.may_overrun = round_up(run.count, kLanes) - run.count <= static_cast<int64_t>(follow);
+      follow += run.count;
+    }
+  }
+  output_begin_.push_back(outputs_.size());
+}
+
+PackJob TapPlan::pack_job(int64_t t, const float* x, int64_t begin, int64_t end,
+                          float* taps) const {
+  const int64_t planes = static_cast<int64_t>(planes_.size());
+  return {inputs_.data(), gaps_.data(), plane_runs_.data() + t * planes, planes, plane_floats_,
+          window_.stride_width, x, begin, end, taps};
+}
+
+StageJob TapPlan::stage_job(int64_t t, float* stage, float* y) const {
+  StageJob job{};
+  job.runs = outputs_.data() + output_begin_[t];
+  job.run_count = static_cast<int64_t>(output_begin_[t + 1] - output_begin_[t]);
+  job.stage = stage;
+  job.width = tiling_.tile_width(t);
+  job.y = y;
+  if (out_.layout == Layout::blocked && t + 1 == tiling_.tiles()) {
+    const int64_t positions = out_.plane.positions(), last = out_.plane.tiles() - 1;
+    job.padding = {static_cast<int32_t>(out_.index(0, 0, positions - 1) + 1),
+                   static_cast<int32_t>(out_.plane.padded() - positions)};
+    job.padding_stride = out_.channel_stride(last);
+  }
+  return job;
+}
+
+}  // namespace st3fx

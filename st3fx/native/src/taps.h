@@ -1,0 +1,66 @@
+// How a convolution's input is packed, and where each tap finds it.
+//
+// The outputs of an image are computed in rows of `pitch` positions, of which the first `out_width`
+// count; a *tile* is 112 of these positions, or what is left of them. The input is split into *planes*:
+// every stride-th row and column of it. In a plane the inputs of neighbouring outputs are neighbours,
+// so that a tile reads, for each tap of the kernel, one stretch of one plane.
+#pragma once
+
+#include <vector>
+
+#include "layout.h"
+#include "window.h"
+
+namespace st3fx {
+
+class TapPlan {
+ public:
+  /// Throws `Error` where the image is too large for 32-bit offsets.
+  TapPlan(const WindowAttributes& attributes, const Images& in, Layout out_layout, int64_t rows);
+
+  const Window& window() const { return window_; }
+  const Images& out() const { return out_; }
+
+  /// Whether rows of outputs follow each other without gaps.
+  bool is_compact() const { return pitch_ == window_.out_width; }
+  /// The computed positions, and how they are cut into tiles.
+  const Plane& tiling() const { return tiling_; }
+  /// Floats of one packed channel.
+  int64_t channel_floats() const { return plane_floats_ * static_cast<int64_t>(planes_.size()); }
+  /// Where each of `columns` columns of the weights begins, counted from the first channel's begin.
+  std::vector<uint32_t> column_offsets(int64_t columns) const;
+
+  /// Packs channels [begin, end) of tile `t` of an image.
+  PackJob pack_job(int64_t t, const float* x, int64_t begin, int64_t end, float* taps) const;
+  /// Moves rows of tile `t` to or from an image.
+  StageJob stage_job(int64_t t, float* stage, float* y) const;
+
+ private:
+  struct PixelPlane {
+    int64_t row_phase, column;  ///< Its first row and column, counted in the padded image.
+    int64_t begin, end;         ///< Pixels [begin, end) of a row lie in the image.
+  };
+  struct Tap {
+    int64_t plane, offset;
+  };
+
+  void choose_pitch();
+  void find_taps();
+  int64_t plane_of(int64_t row_phase, int64_t column);
+  void list_inputs();
+  void list_plane(const PixelPlane& plane, int64_t first);
+  void list_outputs();
+
+  Window window_;
+  Images in_, out_;
+  int64_t pitch_ = 0, plane_floats_ = 0;
+  Plane tiling_;
+  std::vector<PixelPlane> planes_;
+  std::vector<Tap> taps_;
+  std::vector<PixelRun> inputs_, outputs_;
+  std::vector<Gap> gaps_;
+  std::vector<PlaneRuns> plane_runs_;  ///< [tile][plane]
+  std::vector<size_t> output_begin_;   ///< Of each tile's outputs, and the end.
+};
+
+}  // namespace st3fx
