@@ -35,13 +35,18 @@ FLAGS = [
     "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
     "-fno-trapping-math", "-pthread", "-Wall", "-Wextra", "-Wno-psabi",
 ]  # fmt: skip
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 FEATURE_FLAGS = {
-    "isa_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+    "isa_avx512.cpp": [*AVX512, "-mfma"],
     "isa_avx2.cpp": ["-mavx2", "-mfma"],
     "scalar.cpp": ["-ffp-contract=off"],
+    # The same bits from all of these: products and sums stay apart.
+    "latent_avx512.cpp": [*AVX512, "-ffp-contract=off"],
+    "latent_avx2.cpp": ["-mavx2", "-ffp-contract=off"],
+    "latent_baseline.cpp": ["-ffp-contract=off"],
 }
 """Further flags by file name. The other sources run on every CPU of their architecture."""
-X86_ONLY = {"isa_avx512.cpp", "isa_avx2.cpp"}
+X86_ONLY = {"isa_avx512.cpp", "isa_avx2.cpp", "latent_avx512.cpp", "latent_avx2.cpp"}
 
 
 def compiler() -> list[str]:

@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 
 from st3fx import floats
 from st3fx.errors import StateError
-from st3fx.scan import Count, Scores, Source, count
+from st3fx.scan import Scores, Source, count
 from st3fx.shards import Spread
-
-NONE = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -93,35 +91,34 @@ def count_band(sites: Sequence[ScoredSite], low: float, high: float, limit: int)
         StateError: If weights are NaN.
     """
     counts = count([site.source for site in sites], low, high, limit)
+    everything, owners = counts.collected()
+    prices = np.array([site.cost for site in sites], np.int64)
     below = inside = 0
     low_sites: dict[int, float] = {}
     scores: dict[Spread, Scores] = {}
     cumulative: dict[Spread, NDArray[np.int64]] = {}
-    for spread in dict.fromkeys(site.spread for site in sites):
-        indices = [i for i, site in enumerate(sites) if site.spread == spread]
-        own = [(sites[i], counts[i]) for i in indices]
-        here = [c.below for _, c in own] + [c.inside for _, c in own]
-        invalid = sum(math.isnan(c.largest) for _, c in own)
-        *there, invalid_there = spread.reduce([*here, invalid], dist.ReduceOp.SUM)
+    spreads = [site.spread for site in sites]
+    for spread in dict.fromkeys(spreads):
+        indices = np.array([i for i, other in enumerate(spreads) if other == spread])
+        own = counts.below[indices], counts.inside[indices]
+        invalid = int(np.isnan(counts.largest[indices]).sum())
+        here = [*own[0].tolist(), *own[1].tolist(), invalid]
+        *there, invalid_there = spread.reduce(here, dist.ReduceOp.SUM)
         if invalid_there:
             raise StateError("some weights are NaN: the training has diverged")
-        for i, under, within in zip(indices, there, there[len(own) :], strict=False):
+        for i, under, within in zip(indices.tolist(), there, there[len(indices) :], strict=False):
             below += int(under) * sites[i].cost
             inside += int(within) * sites[i].cost
             if under + within == sites[i].numel:
-                low_sites[i] = counts[i].largest
-        scores[spread], cumulative[spread] = _sorted(own)
+                low_sites[i] = float(counts.largest[i])
+        mine = np.isin(owners, indices) if len(indices) < len(sites) else slice(None)
+        scores[spread], cumulative[spread] = _sorted(everything[mine], prices[owners[mine]])
     return Band(below, inside, scores, cumulative, low_sites)
 
 
-def _sorted(own: Sequence[tuple[ScoredSite, Count]]) -> tuple[Scores, NDArray[np.int64]]:
-    """The collected scores in order, with their cumulative costs."""
-    scores = [np.concatenate([*count.values, NONE]) for _, count in own]
-    joined = np.concatenate(scores)
-    costs = {site.cost for site, _ in own}
-    if len(costs) == 1:
-        joined.sort()
-        return joined, np.arange(1, len(joined) + 1) * costs.pop()
-    order = np.argsort(joined)
-    each = np.concatenate([np.full(len(s), o.cost) for s, (o, _) in zip(scores, own, strict=True)])
-    return joined[order], np.cumsum(each[order], dtype=np.int64)
+def _sorted(scores: Scores, costs: NDArray[np.int64]) -> tuple[Scores, NDArray[np.int64]]:
+    """Scores in order, with their cumulative costs."""
+    if not len(costs) or costs.min() == costs.max():
+        return np.sort(scores), np.cumsum(costs)
+    order = np.argsort(scores)
+    return scores[order], np.cumsum(costs[order])

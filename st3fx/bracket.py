@@ -9,7 +9,8 @@ import numpy as np
 import torch.distributed as dist
 
 from st3fx import floats
-from st3fx.band import NONE, ScoredSite
+from st3fx.band import ScoredSite
+from st3fx.scan import NONE
 
 SAMPLE = 1 << 16
 """Scores in a sample."""

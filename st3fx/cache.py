@@ -13,9 +13,8 @@ each forward. Entries die with their parameters and are no part of any model.
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +24,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from st3fx.digest import Digest, digests
 from st3fx.formula import Inputs, Job, evaluate
-from st3fx.functional import in_memory_order
 
 
 @dataclass
@@ -35,7 +34,7 @@ class _Entry:
 
     effective: Tensor
     stamp: tuple[Any, ...] = ()
-    digest: tuple[Tensor, ...] = ()
+    digest: tuple[Digest, ...] = ()
     used: bool = True
 
     def make_room(self, weight: Tensor, *, in_place: bool) -> Tensor:
@@ -47,13 +46,9 @@ class _Entry:
             self.effective = torch.empty_like(weight, requires_grad=False)
         return self.effective
 
-    def note(self, inputs: Inputs) -> None:
-        """It was computed from these."""
-        self.stamp, self.digest = _stamp(inputs), _digest(inputs)
-
     def is_fresh(self, inputs: Inputs) -> bool:
         """Whether nothing has changed since."""
-        return self.stamp == _stamp(inputs) and all(map(torch.equal, self.digest, _digest(inputs)))
+        return self.stamp == _stamp(inputs) and self.digest == tuple(digests(_digested(inputs)))
 
 
 _ENTRIES: Any = WeakIdKeyDictionary()  # parameter -> entry
@@ -85,7 +80,7 @@ def lookup(inputs: Inputs, *, differentiable: bool) -> Tensor | None:
         if not entry.is_fresh(inputs):
             # A forward under way may hold the other one.
             inputs.evaluate(entry.make_room(weight, in_place=False))
-            entry.note(inputs)
+            _note([(inputs, entry)])
         # An alias shares the version counter: a graph that outlives the next refresh gets
         # autograd's error instead of other weights.
         alias: Tensor = entry.effective.detach()
@@ -100,8 +95,8 @@ def refresh(sites: Iterable[Inputs]) -> None:
         evaluate(
             [Job(i, entry.make_room(i.weight, in_place=True)) for i, entry in entries],
         )
-        for inputs, entry in entries:
-            entry.note(inputs)
+        _note(entries)
+        for _, entry in entries:
             entry.used = False
 
 
@@ -157,32 +152,14 @@ def _where(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor._version, storage, tensor.storage_offset(), tensor.dtype)
 
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+def _note(entries: Sequence[tuple[Inputs, _Entry]]) -> None:
+    """The entries were computed from these inputs."""
+    tensors = [_digested(inputs) for inputs, _ in entries]
+    found = iter(digests([tensor for own in tensors for tensor in own]))
+    for (inputs, entry), own in zip(entries, tensors, strict=True):
+        entry.stamp, entry.digest = _stamp(inputs), tuple(next(found) for _ in own)
 
 
-def _digest(inputs: Inputs) -> tuple[Tensor, ...]:
-    """What changes with the values of weight and threshold; empty off the CPU.
-
-    The sums of the bits of each row notice the smallest change of any one weight. They wrap around,
-    and so miss some changes of all weights at once (another sign, a power of two), and of their
-    order; the product with a fixed vector notices those.
-    """
-    weight, threshold = inputs.weight.detach(), inputs.threshold.detach()
-    if weight.device.type != "cpu":
-        return ()
-    rows = in_memory_order(weight).flatten(1)
-    bits = rows.view(_INTEGERS[rows.element_size()])
-    real = rows if rows.element_size() >= 4 else rows.float()
-    parts = (
-        bits.sum(1, dtype=bits.dtype),
-        torch.mv(real, _vector(real.shape[1], real.dtype)),
-    )
-    # A threshold of no dimensions is part of the stamp.
-    return (*parts, threshold.clone()) if threshold.dim() else parts
-
-
-@functools.lru_cache(maxsize=64)
-def _vector(size: int, dtype: torch.dtype) -> Tensor:
-    """Fixed numbers of either sign, no two of them alike."""
-    with torch.inference_mode(False):
-        return torch.arange(1, size + 1, dtype=torch.float64).sin_().to(dtype)
+def _digested(inputs: Inputs) -> list[Tensor]:
+    """What an entry is digested from; a threshold of no dimensions is part of the stamp."""
+    return [inputs.weight, inputs.threshold] if inputs.threshold.dim() else [inputs.weight]

@@ -90,3 +90,13 @@ def in_memory_order(tensor: Tensor) -> Tensor:
     """``tensor`` with its dimensions in the order of its memory: contiguous, if it is dense."""
     strides = tensor.stride()
     return tensor.permute(sorted(range(tensor.dim()), key=lambda dim: -strides[dim]))
+
+
+def has_dense_channels(weight: Tensor, layout: Layout) -> bool:
+    """Whether output channels are the first dimension, one after another in memory, each dense."""
+    if layout != Layout((0,)) or weight.numel() == 0:
+        return False
+    channel = weight[:1]
+    order = sorted(range(1, weight.dim()), key=weight.stride, reverse=True)
+    dense = channel.permute(0, *order).is_contiguous()
+    return dense and (len(weight) == 1 or weight.stride(0) == channel.numel())

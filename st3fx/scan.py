@@ -1,16 +1,13 @@
 """One pass over the scores of all sites: how many are below a band, and which lie in it.
 
-A score is ``|w| / σ`` in fp32. On a CPU the pass goes through blocks that stay in the cache, with
-NumPy in threads (its calls cost less than torch's, and release the interpreter), so that it reads
-each weight once and writes next to nothing.
+A score is ``|w| / σ`` in fp32. For fp32 weights on a CPU the pass is the kernel library's, which
+reads each weight once; for others, or without the library, it is several operators of torch.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,11 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from st3fx.functional import in_memory_order
+from st3fx.native import latent
 
-BLOCK = 1 << 16
-"""Scores at a time: 256 KiB."""
+BLOCK = 1 << 20
+"""Scores at a time, where each operator writes as many."""
 
 Scores = NDArray[np.float32]
+NONE: Scores = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -53,119 +52,78 @@ class Source:
         return scores
 
 
-@dataclass
-class Count:
-    """What one site has in a band.
+class Counts:
+    """What the sites have in a band.
 
     Attributes:
-        below: Scores below the band.
+        below: Scores below the band, for each site.
         inside: Scores in it, both ends included.
         largest: The largest score of all; NaN if any is.
-        values: Those, in any order; some are missing if there were more than wanted.
     """
 
-    below: int = 0
-    inside: int = 0
-    largest: float = 0.0
-    values: list[Scores] = field(default_factory=list)
+    def __init__(self, sites: int) -> None:
+        self.below = np.zeros(sites, np.int64)
+        self.inside = np.zeros(sites, np.int64)
+        self.largest = np.zeros(sites, np.float32)
+        self._scores = [NONE]
+        self._owners = [np.empty(0, np.int32)]
 
-    def add(self, other: Count) -> None:
-        """Take in what another part of the site has."""
-        self.below += other.below
-        self.inside += other.inside
-        self.largest = _maximum(self.largest, other.largest)
-        self.values += other.values
+    def add(self, site: int, below: int, inside: int, largest: float, scores: Scores) -> None:
+        """Take in what a part of a site has; ``scores`` may be empty if there are too many."""
+        self.below[site] += below
+        self.inside[site] += inside
+        self.largest[site] = np.maximum(self.largest[site], largest)  # NaN if either is
+        self.collect(scores, np.full(len(scores), site, np.int32))
 
+    def collect(self, scores: Scores, owners: NDArray[np.int32]) -> None:
+        """Keep scores in the band with the position of the site of each."""
+        self._scores.append(scores)
+        self._owners.append(owners)
 
-def _maximum(one: float, other: float) -> float:
-    """The larger; NaN if either is."""
-    return float(np.maximum(one, other))
-
-
-class _Buffers:
-    """What one thread computes in."""
-
-    def __init__(self) -> None:
-        self.scores = np.empty(BLOCK, np.float32)
-        self.below = np.empty(BLOCK, np.bool_)
-        self.upto = np.empty(BLOCK, np.bool_)
+    def collected(self) -> tuple[Scores, NDArray[np.int32]]:
+        """The scores in the band, in any order, and the position of the site of each."""
+        return np.concatenate(self._scores), np.concatenate(self._owners)
 
 
-def count(sources: Sequence[Source], low: float, high: float, limit: int) -> list[Count]:
+def count(sources: Sequence[Source], low: float, high: float, limit: int) -> Counts:
     """Count and collect the scores of each site in the band ``low ≤ score ≤ high``.
 
     Args:
         sources: The sites.
-        low: Lower end, an fp32 number.
+        low: Lower end, an fp32 number, 0 or more.
         high: Upper end, an fp32 number, at least ``low``.
-        limit: How many scores to collect from a site (by each thread) before only counting goes on.
+        limit: If there are more scores in the band, some may be missing from those collected.
     """
-    ends = np.float32(low), np.float32(high)
-    counts = [Count() for _ in sources]
-    blocks = []
-    for index, source in enumerate(sources):
-        flat = source.flat()
-        if flat.device.type == "cpu":
-            starts = range(0, flat.numel(), BLOCK)
-            blocks += [(index, source, flat[start : start + BLOCK]) for start in starts]
+    counts = Counts(len(sources))
+    native: dict[int, latent.Scored] = {}
+    flats = [source.flat() for source in sources]  # a copy must live as long as its address
+    for index, (source, flat) in enumerate(zip(sources, flats, strict=True)):
+        if flat.device.type == "cpu" and flat.dtype == torch.float32 and latent.available():
+            native[index] = latent.Scored(flat.data_ptr(), flat.numel(), source.scale)
         else:
-            counts[index] = _count_on_device(source.scores(flat), low, high, limit)
-
-    def work(part: list[tuple[int, Source, Tensor]]) -> dict[int, Count]:
-        buffers, found = _Buffers(), dict[int, Count]()
-        for index, source, values in part:
-            _count_block(source, values, ends, buffers, found.setdefault(index, Count()), limit)
-        return found
-
-    workers = min(torch.get_num_threads(), 1 + len(blocks) // 8)
-    parts = [blocks[worker::workers] for worker in range(workers)]
-    for found in _pool(workers).map(work, parts) if workers > 1 else map(work, parts):
-        for index, part in found.items():
-            counts[index].add(part)
+            for block in flat.split(BLOCK):
+                _count_block(index, source.scores(block), (low, high), limit, counts)
+    if native:
+        indices = np.array(list(native), np.int32)
+        tallies, scores, owners = latent.count(list(native.values()), low, high, limit)
+        counts.below[indices] = tallies["below"]
+        counts.inside[indices] = tallies["inside"]
+        counts.largest[indices] = tallies["largest"]
+        counts.collect(scores, indices[owners])
     return counts
 
 
-@functools.lru_cache(maxsize=1)
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="st3fx")
-
-
 def _count_block(
-    source: Source,
-    values: Tensor,
-    ends: tuple[np.float32, np.float32],
-    buffers: _Buffers,
-    found: Count,
-    limit: int,
+    site: int, scores: Tensor, band: tuple[float, float], limit: int, counts: Counts
 ) -> None:
-    size = values.numel()
-    if values.dtype == torch.float32:
-        scores = buffers.scores[:size]
-        np.abs(values.numpy(), out=scores)
-        if source.scale != 1.0:
-            np.divide(scores, np.float32(source.scale), out=scores)
-    else:
-        scores = source.scores(values).numpy()
-    below, upto = buffers.below[:size], buffers.upto[:size]
-    np.less(scores, ends[0], out=below)
-    np.less_equal(scores, ends[1], out=upto)
-    under = int(np.count_nonzero(below))
-    inside = int(np.count_nonzero(upto)) - under
-    collect = inside and found.inside <= limit
-    found.below += under
-    found.inside += inside
-    found.largest = _maximum(found.largest, float(scores.max()))
-    if collect:
-        np.logical_xor(below, upto, out=below)
-        found.values.append(scores[below])
-
-
-def _count_on_device(scores: Tensor, low: float, high: float, limit: int) -> Count:
-    below = int((scores < low).sum())
-    band = (scores >= low) & (scores <= high)
-    inside = int(band.sum())
-    values = [scores[band].cpu().numpy()] if 0 < inside <= limit else []
-    return Count(below, inside, float(scores.max()) if len(scores) else 0.0, values)
+    if not len(scores):
+        return
+    low, high = band
+    under, inside = scores < low, (scores >= low) & (scores <= high)
+    within = int(inside.sum())
+    wanted = 0 < within <= limit and counts.inside[site] <= limit
+    found = scores[inside].cpu().numpy() if wanted else NONE
+    counts.add(site, int(under.sum()), within, float(scores.max()), found)
 
 
 def smallest_above(source: Source, score: float) -> float:

@@ -117,7 +117,7 @@ class GlobalThreshold:
         self, sites: Sequence[ScoredSite], need: int, total: int
     ) -> tuple[float, int, Band]:
         """The smallest score up to which all scores cost ``need``, that cost, and its band."""
-        limit = max(8 * SAMPLE, int(8 * MARGIN * total))
+        limit = max(4 * SAMPLE, int(12 * MARGIN * total))
         bracket = Bracket(self._guesses(sites, need, total))
         while True:
             low, high = bracket.band()

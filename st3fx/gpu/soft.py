@@ -62,21 +62,11 @@ def _soft_kernel(table: Any, smallest: Any, LONGEST: tl.constexpr, BLOCK: tl.con
         tl.store(out + offsets, effective, mask=offsets < length)
 
 
-def fits(weight: Tensor, channel_dims: Sequence[int], groups: int) -> bool:
-    """Whether the kernel does a site: fp32, output channels first, each in one piece of memory."""
-    if weight.dtype != torch.float32 or tuple(channel_dims) != (0,) or groups != 1:
-        return False
-    channel = weight[:1]
-    order = sorted(range(1, weight.dim()), key=weight.stride, reverse=True)
-    dense = channel.permute(0, *order).is_contiguous()
-    return dense and (len(weight) == 1 or weight.stride(0) == channel.numel())
-
-
 def soft_threshold(jobs: Sequence[Channels], smallest: float) -> None:
     """Write the effective weights of all jobs, in one launch.
 
     Args:
-        jobs: Sites that :func:`fits`, on one device.
+        jobs: Sites on one device.
         smallest: The smallest active threshold.
     """
     places = tuple(

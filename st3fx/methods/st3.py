@@ -18,13 +18,21 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from st3fx import gpu, ops
 from st3fx.errors import MethodError
 from st3fx.formula import Formula, Inputs, Job
-from st3fx.functional import channel_view, is_inactive, smallest_threshold, soft, zero_up_to_
+from st3fx.functional import (
+    channel_view,
+    has_dense_channels,
+    is_inactive,
+    smallest_threshold,
+    soft,
+    zero_up_to_,
+)
 from st3fx.methods.base import ScheduledMethod
+from st3fx.native import latent
 from st3fx.sites import Layout, Site
 
 _RHO_EPS = 1e-6
@@ -67,26 +75,60 @@ def formula(
         torch.where(threshold < 0, weight, out, out=out)
 
 
-def on_gpu(jobs: Sequence[Job]) -> list[Job]:
-    """One launch for all sites that the kernel fits; the others."""
-    devices = {job.inputs.weight.device for job in jobs}
-    if len(devices) > 1 or not gpu.available(devices.pop()):
+def together(jobs: Sequence[Job]) -> list[Job]:
+    """All sites that a kernel fits, in one call; gives back the others."""
+    fitting = [job for job in jobs if _fits(job)]
+    devices = {job.out.device for job in fitting}
+    if len(devices) != 1:
         return list(jobs)
+    device = devices.pop()
+    if gpu.available(device):
+        _on_gpu(fitting)
+    elif device.type == "cpu" and latent.available():
+        _on_cpu(fitting)
+    else:
+        return list(jobs)
+    return [job for job in jobs if not _fits(job)]
+
+
+def _fits(job: Job) -> bool:
+    """Whether the kernels do a site: plain fp32 tensors, each channel in one piece of memory."""
+    _, weight, threshold, _, (channel_dims, groups, _) = job.inputs
+    tensors = (weight, threshold, job.out)
+    return (
+        all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 for t in tensors)
+        and weight.device == job.out.device == threshold.device
+        and weight.stride() == job.out.stride()
+        and has_dense_channels(weight, Layout(tuple(channel_dims), groups))
+    )
+
+
+def _on_cpu(jobs: Sequence[Job]) -> None:
+    smallest, active = smallest_threshold(torch.float32), []
+    for job in jobs:
+        _, weight, threshold, _, (_, _, rescale) = job.inputs
+        level = threshold.item()
+        if level < 0:
+            job.out.copy_(weight)
+            continue
+        rows, addresses = len(weight), (weight.data_ptr(), job.out.data_ptr())
+        length, bound = weight.numel() // rows, max(level, smallest)
+        active.append(latent.Channels(*addresses, rows, length, bound, rescale))
+    if active:
+        latent.soft_threshold(active)
+
+
+def _on_gpu(jobs: Sequence[Job]) -> None:
     from st3fx.gpu import soft as kernel  # noqa: PLC0415 (Triton is not everywhere)
 
-    fitting, rest = [], []
-    for job in jobs:
-        _, weight, threshold, _, (channel_dims, groups, rescale) = job.inputs
-        if kernel.fits(weight, channel_dims, groups) and threshold.dtype == torch.float32:
-            fitting.append(kernel.Channels(weight, threshold, job.out, rescale))
-        else:
-            rest.append(job)
-    if fitting:
-        kernel.soft_threshold(fitting, smallest_threshold(torch.float32))
-    return rest
+    sites = [
+        kernel.Channels(job.inputs.weight, job.inputs.threshold, job.out, job.inputs.constants[2])
+        for job in jobs
+    ]
+    kernel.soft_threshold(sites, smallest_threshold(torch.float32))
 
 
-FORMULA = Formula(formula, on_gpu)
+FORMULA = Formula(formula, together)
 OP = ops.define("soft_threshold", "int[] channel_dims, int groups, bool rescale", FORMULA)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -78,13 +78,14 @@ def prune(model: nn.Module) -> None:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of the effective weights that are computed, in order."""
     shapes: list[tuple[int, ...]] = []
-    original = formula._evaluate_one
+    original = formula.evaluate
 
-    def evaluate(job: Job) -> None:
-        shapes.append(tuple(job.out.shape))
-        original(job)
+    def evaluate(jobs: Sequence[Job]) -> None:
+        shapes.extend(tuple(job.out.shape) for job in jobs)
+        original(jobs)
 
-    monkeypatch.setattr(formula, "_evaluate_one", evaluate)
+    monkeypatch.setattr(formula, "evaluate", evaluate)
+    monkeypatch.setattr(cache, "evaluate", evaluate)
     return shapes
 
 

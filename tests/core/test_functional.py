@@ -146,3 +146,22 @@ def test_the_threshold_and_the_weight_are_not_changed() -> None:
 def test_the_smallest_threshold_is_tiny_but_normal() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         assert functional.smallest_threshold(dtype) == 2 * 2.0**-126 / 2.0**-23
+
+
+@pytest.mark.parametrize(
+    ("weight", "layout", "expected"),
+    [
+        (torch.empty(4, 6), Layout((0,)), True),
+        (torch.empty(4, 3, 2, 2).to(memory_format=torch.channels_last), Layout((0,)), True),
+        (torch.empty(0, 6), Layout((0,)), False),
+        (torch.empty(4, 6), Layout((1,)), False),
+        (torch.empty(4, 6), Layout((0,), 2), False),
+        (torch.empty(4, 6), Layout(()), False),
+        (torch.empty(4, 6).t(), Layout((0,)), False),
+        (torch.empty(8, 6)[:, :4], Layout((0,)), False),
+        (torch.empty(8, 6)[::2], Layout((0,)), False),
+        (torch.empty(8, 6)[:1, :4], Layout((0,)), True),
+    ],
+)
+def test_dense_channels(weight: Tensor, layout: Layout, expected: bool) -> None:
+    assert functional.has_dense_channels(weight, layout) is expected

@@ -9,7 +9,7 @@ from torch import Tensor
 from st3fx import gpu
 from st3fx.formula import Inputs, Job, evaluate
 from st3fx.functional import smallest_threshold
-from st3fx.gpu.soft import Channels, fits, soft_threshold
+from st3fx.gpu.soft import Channels, soft_threshold
 from st3fx.methods.st3 import FORMULA, effective_weight
 from st3fx.sites import Layout
 
@@ -52,22 +52,6 @@ def test_one_launch_and_several_give_the_same_bits() -> None:
     for job, out in zip(jobs, alone, strict=True):
         soft_threshold([job._replace(out=out)], SMALLEST)
     assert all(torch.equal(*pair) for pair in zip(together, alone, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("weight", "dims", "groups", "expected"),
-    [
-        (torch.empty(4, 6), [0], 1, True),
-        (torch.empty(4, 3, 2, 2).to(memory_format=torch.channels_last), [0], 1, True),
-        (torch.empty(4, 6, dtype=torch.bfloat16), [0], 1, False),
-        (torch.empty(4, 6), [1], 1, False),
-        (torch.empty(4, 6), [0], 2, False),
-        (torch.empty(4, 6).t(), [0], 1, False),
-        (torch.empty(8, 6)[:, :4], [0], 1, False),
-    ],
-)
-def test_what_it_can_do(weight: Tensor, dims: list[int], groups: int, expected: bool) -> None:
-    assert fits(weight, dims, groups) is expected
 
 
 def test_sites_that_it_cannot_do_are_done_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
