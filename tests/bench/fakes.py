@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from st3fx.bench import onnx_call
 from st3fx.bench.variant import Array, Mark, Prepared, Variant
 from st3fx.errors import BenchError
 
@@ -68,6 +70,21 @@ def prepare(
                 file.write(name)
 
     return Prepared(call, f"fake {inputs[0].shape} {threads}", "FakeProvider")
+
+
+def shown(
+    inputs: Sequence[Array], threads: int, mark: Mark, *, flush: bool = True, **arguments: Any
+) -> Prepared:
+    """ONNX Runtime, with what it computes in the runtime's name.
+
+    In a process of its own alone: a session that flushes denormals sets the thread that calls it to
+    do so for good.
+    """
+    if not flush:
+        onnx_call.CONFIG.pop("session.set_denormal_as_zero")
+    prepared = onnx_call.prepare(inputs, threads, mark, **arguments)
+    outputs: Any = prepared.call()
+    return Prepared(prepared.call, json.dumps(outputs[0].tolist()), prepared.runtime)
 
 
 def _raise() -> None:

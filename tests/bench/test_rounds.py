@@ -71,10 +71,13 @@ def test_every_round_has_every_variant_in_an_order_of_its_own(tmp_path: Path) ->
 
 
 def test_the_order_follows_the_seed(tmp_path: Path) -> None:
-    texts = []
+    texts: list[str] = []
+    said: list[str] = []
     for seed in (0, 0, 1):
         log = tmp_path / f"log{len(texts)}"
         made = [fake(name, log=str(log)) for name in "abc"]
-        measure(made, 1, 1, BenchSettings(iterations=10, warmup=0, seed=seed), tmp_path, str)
+        measure(
+            made, 1, 1, BenchSettings(iterations=10, warmup=0, seed=seed), tmp_path, said.append
+        )
         texts.append(log.read_text())
     assert texts[0] == texts[1] != texts[2]

@@ -30,16 +30,16 @@ def test_zeros_that_do_not_pay() -> None:
     said = verdict([DENSE, row("folded", (0.98, 1.0, 1.01), sparsity=0.9, bound=7.25)], cores=2)
     assert said == (
         (
-            "folded is no faster than dense beyond noise: 1.00 times (half of the rounds from 0.98 to "
-            "1.01) as fast, at batch 1 with 1 thread."
+            "folded is no faster than dense beyond noise: 1.00 times (half of the rounds from "
+            "0.98 to 1.01) as fast, at batch 1 with 1 thread."
         ),
         (
             "ONNX Runtime multiplies zeros like any other number: those of folded (90.0% of its "
             "weights) save no time here, only disk and download, where files are compressed."
         ),
         (
-            "What helps is a runtime with kernels that skip zeros: they could make folded at most 7.25 "
-            "times as fast, if time went by multiplications."
+            "What helps is a runtime with kernels that skip zeros: they could make folded at most "
+            "7.25 times as fast, if time went by multiplications."
         ),
     )
 
