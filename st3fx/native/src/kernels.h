@@ -56,7 +56,7 @@ struct PixelRun {
   bool may_overrun;  ///< Whether up to 15 floats behind it in the image may be overwritten.
 };
 
-/// Zeros in a tile's working memory.
+/// Pixels outside of the image, in a tile's working memory.
 struct Gap {
   int32_t tile_offset, count;
 };
@@ -75,7 +75,8 @@ struct PackJob {
   int64_t stride;  ///< Of neighbours of a run in the image; `count` counts what is copied.
   const float* x;
   int64_t channel_begin, channel_end;
-  float* taps;  ///< [channel][plane][plane_floats]
+  float* taps;      ///< [channel][plane][plane_floats]
+  float gap_value;  ///< Of pixels outside of the image.
 };
 
 /// Moves rows of a tile between working memory and an image.
@@ -90,11 +91,52 @@ struct StageJob {
   int64_t padding_stride;   ///< From one channel to the next.
 };
 
+/// Every channel by itself: a depthwise convolution or a pool, of one tile.
+struct WindowJob {
+  enum Kind { convolve, largest, average };
+  Kind kind;
+  const float* taps;  ///< Of the first channel.
+  int64_t channel_floats;
+  const uint32_t* tap_offsets;
+  int64_t tap_count;
+  int64_t channel_begin, channel_end;
+  const float* weights;  ///< To convolve: [channel][tap].
+  const float* bias;     ///< To convolve: one for each channel.
+  const float* scale;    ///< To average: one for each position of the tile.
+  int64_t width;
+  float* out;             ///< As in `TileJob`.
+  const float* residual;
+  int64_t row_stride;
+  Activation activation;
+};
+
+/// Sparse rows times one vector.
+struct DotJob {
+  const float* values;
+  const uint32_t* columns;
+  const int32_t* row_start;
+  int64_t row_begin, row_end;
+  const float* x;
+  const float* bias;
+  float* y;
+  Activation activation;
+};
+
 struct Kernels {
   void (*sparse_tile)(const TileJob&);
+  void (*sparse_dot)(const DotJob&);
+  void (*window_tile)(const WindowJob&);
   void (*pack_taps)(const PackJob&);
   void (*gather_rows)(const StageJob&);   ///< From the image to working memory.
   void (*scatter_rows)(const StageJob&);  ///< From working memory to the image.
+  /// y = activation(a + b), n floats; y may be a or b.
+  void (*add)(const float* a, const float* b, float* y, int64_t n, const Activation&);
+  /// y = x · factor
+  void (*scale)(const float* x, float factor, float* y, int64_t n);
+  float (*sum)(const float* x, int64_t n);
+  /// to[column · to_stride + row] = from[row · from_stride + column]
+  void (*transpose)(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to,
+                    int64_t to_stride);
 };
 
 /// The kernels of an instruction set; null for `scalar`, which has none.

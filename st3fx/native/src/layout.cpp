@@ -21,4 +21,20 @@ Images images_of(const Tensor& tensor, Layout layout, int64_t channels) {
   return images;
 }
 
+const Tensor& same_shape(const Tensor& tensor, const Images& images) {
+  if (tensor.shape != images.shape())
+    throw Error("operand of shape " + to_string(tensor.shape) + " for an output of shape " +
+                to_string(images.shape()));
+  return tensor;
+}
+
+std::vector<float> read_bias(const NodeInfo& node, size_t input, int64_t outputs) {
+  const std::optional<Tensor> bias = node.optional_constant(input, "bias", ort::kFloat);
+  if (!bias) return std::vector<float>(outputs, 0.0F);
+  if (bias->shape != Shape{outputs})
+    throw Error("bias of shape " + to_string(bias->shape) + " for " + std::to_string(outputs) +
+                " outputs");
+  return {bias->floats(), bias->floats() + outputs};
+}
+
 }  // namespace st3fx

@@ -73,4 +73,10 @@ Layout parse_layout(const std::string& name);
 /// What a tensor of this shape holds; an error where the shape does not fit the layout.
 Images images_of(const Tensor& tensor, Layout layout, int64_t channels);
 
+/// The tensor, which must have the shape of these images.
+const Tensor& same_shape(const Tensor& tensor, const Images& images);
+
+/// A constant input of that many numbers, zeros if there is none.
+std::vector<float> read_bias(const NodeInfo& node, size_t input, int64_t outputs);
+
 }  // namespace st3fx

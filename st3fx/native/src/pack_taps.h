@@ -41,7 +41,7 @@ static void pack_taps(const PackJob& job) {
       }
       // Last: the runs have written over them.
       for (int32_t g = plane.gap_begin; g < plane.gap_end; ++g)
-        clear(to + job.gaps[g].tile_offset, job.gaps[g].count);
+        fill(to + job.gaps[g].tile_offset, job.gap_value, job.gaps[g].count);
     }
   }
 }

@@ -3,6 +3,7 @@
 
 #include "ort.h"
 #include "sparse_conv.h"
+#include "window_op.h"
 
 namespace st3fx {
 namespace {
@@ -115,6 +116,9 @@ Operator in_place(Operator op) {
 
 const Operator kOperators[] = {
     in_place<5>(with_sparse_weights(make<SparseConv>("SparseConv", 6, 4))),
+    in_place<3>(make<DepthwiseConv>("DepthwiseConv", 4, 2)),
+    make<MaxPool>("MaxPool", 1, 1),
+    make<AveragePool>("AveragePool", 1, 1),
 };
 
 ort::Status* add_all(const ort::Api* api, ort::SessionOptions* options) {

@@ -5,6 +5,7 @@
 #include "activation.h"
 #include "layout.h"
 #include "sparse_matrix.h"
+#include "window.h"
 
 namespace st3fx::scalar {
 
@@ -17,6 +18,13 @@ struct Convolution {
 
 void sparse_conv(const Convolution& conv, const SparseMatrix& weights, const float* x,
                  const float* bias, const float* residual, float* y);
+
+void depthwise(const Convolution& conv, const float* weights, const float* bias, const float* x,
+               const float* residual, float* y);
+
+/// The largest or the average of each window; `count_padding` as in ONNX's count_include_pad.
+void pool(const Convolution& conv, const WindowAttributes& window, bool largest,
+          bool count_padding, const float* x, float* y);
 
 double activate(double x, const Activation& activation);
 

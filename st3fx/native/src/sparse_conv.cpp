@@ -1,7 +1,5 @@
 #include "sparse_conv.h"
 
-#include <cstdlib>
-
 #include "scalar.h"
 #include "scratch.h"
 
@@ -16,31 +14,18 @@ constexpr int64_t kBlockNonzeros = 16;  // of a row
 /// How many columns to work on before the next ones: their input should stay in the L1 cache, unless
 /// that leaves a row so few nonzeros that loading and storing its sums costs more.
 int64_t block_columns(const SparseMatrix& matrix, const WindowAttributes& window) {
-  static const char* env1 = std::getenv("BLK_KB");
-  static const char* env2 = std::getenv("BLK_NNZ");
-  const int64_t kb = env1 ? std::atoi(env1)*1024 : kCacheBytes, nn = env2 ? std::atoi(env2) : kBlockNonzeros;
   const int64_t planes = std::min(window.strides[0], window.kernel[0]) *
                          std::min(window.strides[1], window.kernel[1]);
-  const int64_t cached = kb / (kTile * 4 * planes) * window.taps();
+  const int64_t cached = kCacheBytes / (kTile * 4 * planes) * window.taps();
   const double size = static_cast<double>(matrix.rows * matrix.columns);
   const double density = static_cast<double>(matrix.nonzeros() + 1) / size;
-  return std::max(cached, static_cast<int64_t>(static_cast<double>(nn) / density));
-}
-
-std::vector<float> read_bias(const NodeInfo& node, size_t input, int64_t rows) {
-  const std::optional<Tensor> bias = node.optional_constant(input, "bias", ort::kFloat);
-  if (!bias) return std::vector<float>(rows, 0.0F);
-  if (bias->shape != Shape{rows})
-    throw Error("bias of shape " + to_string(bias->shape) + " for " + std::to_string(rows) +
-                " outputs");
-  return {bias->floats(), bias->floats() + rows};
+  return std::max(cached, static_cast<int64_t>(static_cast<double>(kBlockNonzeros) / density));
 }
 
 }  // namespace
 
 /// What depends on the size of the images alone.
 struct SparseConv::Sized {
-  Images in;
   TapPlan taps;
   std::vector<uint32_t> offsets;  ///< Of each nonzero's input; empty where columns are evenly spaced.
 };
@@ -59,12 +44,6 @@ struct SparseConv::Call {
   bool is_direct() const { return in.layout == Layout::blocked && is_identity(taps().window()); }
   int64_t tiles() const { return taps().tiling().tiles(); }
   int64_t width(int64_t t) const { return taps().tiling().tile_width(t); }
-  /// Whether tile t cannot be computed where it belongs: its rows have gaps, or whole vectors would
-  /// reach over the end of a channel.
-  bool is_staged(int64_t t) const {
-    return !taps().is_compact() ||
-           (out().layout == Layout::nchw && taps().tiling().tile_valid(t) < width(t));
-  }
 };
 
 SparseConv::SparseConv(const NodeInfo& node)
@@ -75,7 +54,7 @@ SparseConv::SparseConv(const NodeInfo& node)
       input_layout_(parse_layout(node.text("input_layout", "nchw"))),
       output_layout_(parse_layout(node.text("output_layout", "nchw"))),
       activation_(activation_of(node)),
-      last_(std::make_unique<Memory>()) {
+      sized_(std::make_unique<SizedCache<Sized>>()) {
   if (groups_ < 1 || channels_ % groups_)
     throw Error(std::to_string(channels_) + " channels do not fall into " +
                 std::to_string(groups_) + " groups");
@@ -95,36 +74,24 @@ void SparseConv::operator()(const Run& run) const {
   Call call;
   call.x = x.floats();
   call.in = images_of(x, input_layout_, channels_);
-  call.sized = sized_for(call.in);
+  call.sized = sized_->get(call.in, [&] { return work_out(call.in); });
   const Images& out = call.out();
   const std::optional<Tensor> residual = run.optional_input(5);
-  if (residual && residual->shape != out.shape())
-    throw Error("residual of shape " + to_string(residual->shape) + " for an output of shape " +
-                to_string(out.shape()));
-  call.residual = residual ? residual->floats() : nullptr;
+  call.residual = residual ? same_shape(*residual, out).floats() : nullptr;
   call.y = run.output(out.shape());
   if (kernels_) return run_tasks(call, run);
   scalar::sparse_conv({call.in, out, call.taps().window(), groups_, activation_}, matrix_, call.x,
                       bias_.data(), call.residual, call.y);
 }
 
-std::shared_ptr<const SparseConv::Sized> SparseConv::sized_for(const Images& in) const {
-  {
-    std::lock_guard<std::mutex> lock(last_->mutex);
-    const auto& last = last_->sized;
-    if (last && last->in.shape() == in.shape()) return last;
-  }
-  Sized sized{in, TapPlan(window_, in, output_layout_, rows_), {}};
-  if (kernels_ && window_.taps() > 1) {
-    const std::vector<uint32_t> of_column = sized.taps.column_offsets(packed_.largest_block());
-    for (const RowPart& part : packed_.parts)
-      for (const Segment& segment : part.blocks)
-        for (uint16_t column : segment.columns) sized.offsets.push_back(of_column[column]);
-  }
-  auto made = std::make_shared<const Sized>(std::move(sized));
-  std::lock_guard<std::mutex> lock(last_->mutex);
-  last_->sized = made;
-  return made;
+SparseConv::Sized SparseConv::work_out(const Images& in) const {
+  Sized sized{TapPlan(window_, in, output_layout_, rows_), {}};
+  if (!kernels_ || window_.taps() == 1) return sized;
+  const std::vector<uint32_t> of_column = sized.taps.column_offsets(packed_.largest_block());
+  for (const RowPart& part : packed_.parts)
+    for (const Segment& segment : part.blocks)
+      for (uint16_t column : segment.columns) sized.offsets.push_back(of_column[column]);
+  return sized;
 }
 
 /// Splits the output into tasks, tiles or shares of their rows, and runs them.
@@ -168,7 +135,7 @@ void SparseConv::pack(const Call& call, int64_t tile, int64_t begin, int64_t end
 void SparseConv::run_tile(const Call& call, int64_t tile, int64_t begin, int64_t end,
                           const float* taps) const {
   const int64_t n = tile / call.tiles(), t = tile % call.tiles();
-  const bool staged = call.is_staged(t);
+  const bool staged = call.taps().is_staged(t);
   const Scratch stage(staged ? rows_ * call.width(t) : 0);
   TileJob job = tile_job(call, n, t, staged ? stage.data() : nullptr);
   const int64_t taps_per_channel = window_.taps(), channel_floats = job.column_stride;

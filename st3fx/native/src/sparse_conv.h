@@ -2,11 +2,11 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "kernels.h"
 #include "row_pairs.h"
+#include "sized_cache.h"
 #include "taps.h"
 
 namespace st3fx {
@@ -20,7 +20,7 @@ class SparseConv {
   struct Call;
   struct Sized;
 
-  std::shared_ptr<const Sized> sized_for(const Images& in) const;
+  Sized work_out(const Images& in) const;
   void run_tasks(const Call& call, const Run& run) const;
   void pack(const Call& call, int64_t tile, int64_t begin, int64_t end, float* taps) const;
   void run_tile(const Call& call, int64_t tile, int64_t begin, int64_t end, const float* taps) const;
@@ -37,11 +37,7 @@ class SparseConv {
   SparseMatrix matrix_;  ///< Kept by the scalar reference alone.
   PackedRows packed_;
 
-  struct Memory {
-    std::mutex mutex;
-    std::shared_ptr<const Sized> sized;
-  };
-  std::unique_ptr<Memory> last_;  ///< What was worked out for the size of the last run.
+  std::unique_ptr<SizedCache<Sized>> sized_;
 };
 
 }  // namespace st3fx

@@ -29,7 +29,7 @@ static void scatter_rows(const StageJob& job) {
         copy_exactly(to, stage + run.tile_offset, run.count);
       }
     }
-    clear(job.y + job.padding.tile_offset + k * job.padding_stride, job.padding.count);
+    fill(job.y + job.padding.tile_offset + k * job.padding_stride, 0, job.padding.count);
   }
 }
 

@@ -149,7 +149,7 @@ PackJob TapPlan::pack_job(int64_t t, const float* x, int64_t begin, int64_t end,
                           float* taps) const {
   const int64_t planes = static_cast<int64_t>(planes_.size());
   return {inputs_.data(), gaps_.data(), plane_runs_.data() + t * planes, planes, plane_floats_,
-          window_.stride_width, x, begin, end, taps};
+          window_.stride_width, x, begin, end, taps, 0};
 }
 
 StageJob TapPlan::stage_job(int64_t t, float* stage, float* y) const {

@@ -21,8 +21,14 @@ class TapPlan {
   const Window& window() const { return window_; }
   const Images& out() const { return out_; }
 
-  /// Whether rows of outputs follow each other without gaps.
-  bool is_compact() const { return pitch_ == window_.out_width; }
+  /// Whether tile `t` cannot be computed where it belongs: its rows have gaps, or whole vectors would
+  /// reach over the end of a channel.
+  bool is_staged(int64_t t) const {
+    const bool ends_early = tiling_.tile_valid(t) < tiling_.tile_width(t);
+    return pitch_ != window_.out_width || (out_.layout == Layout::nchw && ends_early);
+  }
+  /// Where an output stands among the computed positions.
+  int64_t computed_position(int64_t row, int64_t column) const { return row * pitch_ + column; }
   /// The computed positions, and how they are cut into tiles.
   const Plane& tiling() const { return tiling_; }
   /// Floats of one packed channel.

@@ -72,9 +72,9 @@ ST3FX_INLINE Vec load_even(const float* from) {
 #endif
 }
 
-ST3FX_INLINE void clear(float* to, int64_t n) {
-  for (; n >= kWidth; n -= kWidth, to += kWidth) store(to, Vec{});
-  for (; n > 0; --n) *to++ = 0;
+ST3FX_INLINE void fill(float* to, float x, int64_t n) {
+  for (; n >= kWidth; n -= kWidth, to += kWidth) store(to, broadcast(x));
+  for (; n > 0; --n) *to++ = x;
 }
 
 /// eˣ, to about one unit in the last place: x = n·ln 2 + r, |r| ≤ ln 2 / 2, and a polynomial in r

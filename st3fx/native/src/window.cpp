@@ -53,6 +53,25 @@ Window WindowAttributes::on(const Plane& plane) const {
   return window;
 }
 
+int64_t WindowAttributes::counted(const Window& w, int64_t row, int64_t column,
+                                  bool with_padding) const {
+  auto inside = [](int64_t begin, int64_t taps, int64_t dilation, int64_t low, int64_t high) {
+    int64_t number = 0;
+    for (int64_t i = 0; i < taps; ++i) {
+      const int64_t at = begin + i * dilation;
+      number += at >= low && at < high;
+    }
+    return number;
+  };
+  const int64_t top = row * w.stride_height - w.pad_top;
+  const int64_t left = column * w.stride_width - w.pad_left;
+  const int64_t bottom = w.height + (with_padding ? pads[2] : 0);
+  const int64_t right = w.width + (with_padding ? pads[3] : 0);
+  const int64_t number = inside(top, kernel[0], dilations[0], with_padding ? -pads[0] : 0, bottom) *
+                         inside(left, kernel[1], dilations[1], with_padding ? -pads[1] : 0, right);
+  return std::max<int64_t>(number, 1);
+}
+
 bool is_identity(const Window& w) {
   return w.kernel_height == 1 && w.kernel_width == 1 && w.stride_height == 1 &&
          w.stride_width == 1 && w.pad_top == 0 && w.pad_left == 0 && w.out_width == w.width &&

@@ -15,6 +15,9 @@ struct WindowAttributes {
 
   int64_t taps() const { return kernel[0] * kernel[1]; }
 
+  /// Pixels that an average at that output divides by; `with_padding`: those of the padding too.
+  int64_t counted(const Window& window, int64_t row, int64_t column, bool with_padding) const;
+
   /// The window on images of that size; an error where it does not fit into one.
   Window on(const Plane& plane) const;
 };
