@@ -108,9 +108,11 @@ def _remarks(model: ModelFacts) -> Markup:
     rows = [layer.flops for layer in model.layers if layer.flops]
     outputs, inputs = sum(r.dead_outputs for r in rows), sum(r.dead_inputs for r in rows)
     if outputs:
-        lines.append(f"{text.plural(outputs, 'output channel')} have a filter of zeros alone")
+        have = "has" if outputs == 1 else "have"
+        lines.append(f"{text.plural(outputs, 'output channel')} {have} a filter of zeros alone")
     if inputs:
-        lines.append(f"{text.plural(inputs, 'input channel')} are read by no filter")
+        are = "is" if inputs == 1 else "are"
+        lines.append(f"{text.plural(inputs, 'input channel')} {are} read by no filter")
     if model.spread.beyond:
         weights = text.plural(model.spread.beyond, "latent weight")
         lines.append(f"the histogram leaves out {weights} beyond its ends")

@@ -102,6 +102,6 @@ def _log_marks(value: float) -> list[float]:
 
 def _log_ticks(low: float, high: float) -> tuple[float, ...]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    factors = (1, 2, 5) if last - first <= 2 else (1,)
+    factors = (1, 2, 5) if last - first <= 3 else (1,)
     marks = (_clean(f * 10.0**p) for p in range(first, last + 1) for f in factors)
     return tuple(mark for mark in marks if low * (1 - 1e-9) <= mark <= high * (1 + 1e-9))

@@ -56,7 +56,7 @@ def sortable_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], no
         for row in rows
     )
     label = f"Filter {noun}"
-    field = tag("input", type="search", placeholder=f"{label}, e.g. conv2 or 64×64",
+    field = tag("input", type="search", placeholder=f"{label}, e.g. layer3 3×3",
                 aria_label=label, autocomplete="off", spellcheck="false")  # fmt: skip
     count = tag("output", f"{len(rows)} {noun}", aria_live="polite", data_noun=noun)
     table = tag("table", tag("thead", head), tag("tbody", *body))

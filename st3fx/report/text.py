@@ -44,7 +44,7 @@ def three(value: float) -> str:
     """Three digits: ``4.09``, ``61.7``, ``118``; the smallest as a power of ten."""
     if value and abs(value) < 0.001:
         return f"{value:.2g}"
-    digits = max(0, 3 - len(f"{abs(value):.0f}")) if abs(value) >= 1 else 3
+    digits = max(0, 3 - len(f"{abs(value):.0f}")) if abs(value) >= 0.9995 else 3
     return f"{value:.{digits}f}"
 
 

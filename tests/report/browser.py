@@ -45,7 +45,8 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
         self._loaded = False
-        self._call("Page.navigate", url=path.as_uri())
+        answer = self._call("Page.navigate", url=path.as_uri())
+        assert "errorText" not in answer, answer
         while not self._loaded:
             self._note(self._read())
 
@@ -54,6 +55,11 @@ class Page:
         answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def settle(self) -> None:
+        """Wait until what was scrolled or changed is drawn."""
+        frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        self._call("Runtime.evaluate", expression=f"{frames}.then(() => 0)", awaitPromise=True)
 
     def click(self, selector: str) -> None:
         """Press the mouse where an element is."""

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from st3fx.report.chart import BarChart, Chart, Histogram, LineChart
+from st3fx.report.charts import (
+    MOST_POINTS,
+    macs_chart,
+    sparsity_chart,
+    training_charts,
+    weights_chart,
+)
+from st3fx.report.facts import ModelFacts, TrainingFacts
+from st3fx.report.latency import best, label, latency_chart
+from st3fx.report.png import to_png
+from st3fx.report.svg_chart import draw
+from st3fx.training.report import EvalRow, TrainRow
+from st3fx.training.settings import Settings
+from tests.report.conftest import bench_result
+from tests.report.made import block_names, made_facts
+
+
+def step(number: int, **values: Any) -> dict[str, Any]:
+    row = TrainRow(number, number / 10, 2.0, 0.4, 0.1, 0.5, 0.5, 0.05, 200.0)
+    return {**row.to_dict(), **values}
+
+
+def evaluation(number: int, **values: Any) -> dict[str, Any]:
+    row = EvalRow(10 * number, number, 1.0, 0.6, 0.98, 0.5, False, False, ())
+    return {**row.to_dict(), **values}
+
+
+def run(*rows: dict[str, Any]) -> dict[str, LineChart]:
+    facts = TrainingFacts(Settings(spec="m.py"), rows)
+    return {chart.key: chart for chart in training_charts(facts)}
+
+
+def test_curves_hold_what_the_log_says() -> None:
+    charts = run(step(5), evaluation(1), step(15, accuracy=0.7), evaluation(2, top1=0.8))
+    assert list(charts) == ["accuracy", "sparsity", "loss", "threshold", "learning-rate", "rate"]
+    training, tests = charts["accuracy"].series
+    assert training.points == ((0.5, 40.0), (1.5, 70.0))
+    assert tests.points == ((1, 60.0), (2, 80.0))
+    assert charts["accuracy"].alt == (
+        "Top-1 accuracy, % over epochs: training from 40.0 to 70.0 %; test from 60.0 to 80.0 %"
+    )
+    assert [series.name for series in charts["sparsity"].series] == ["schedule", "measured"]
+
+
+def test_learned_thresholds_have_neither_schedule_nor_threshold() -> None:
+    charts = run(step(5, wanted=None, threshold=None))
+    assert "threshold" not in charts
+    assert [series.name for series in charts["sparsity"].series] == ["measured"]
+    assert [series.name for series in charts["accuracy"].series] == ["training"]
+
+
+def test_a_long_log_is_thinned_and_keeps_its_last_row() -> None:
+    charts = run(*(step(k, lr=k) for k in range(5001)))
+    points = charts["learning-rate"].series[0].points
+    assert len(points) <= MOST_POINTS
+    assert points[-1] == (500.0, 5000)
+    assert len(draw(charts["loss"])) < 60_000
+
+
+@pytest.mark.parametrize(("losses", "log"), [((8.0, 0.1), True), ((2.0, 0.5), False)])
+def test_a_loss_over_decades_is_logarithmic(losses: tuple[float, ...], log: bool) -> None:
+    charts = run(*(step(k, loss=loss) for k, loss in enumerate(losses)))
+    assert charts["loss"].y.log is log
+
+
+def model(count: int) -> ModelFacts:
+    found = made_facts(block_names(count)).model
+    assert found is not None
+    return found
+
+
+def test_bars_are_layers_or_blocks_and_sum_up() -> None:
+    few, many = model(6), model(500)
+    chart = sparsity_chart(few.layers, few.sparsity)
+    assert [bar.label for bar in chart.bars] == block_names(6)
+    assert chart.bars[0].value == pytest.approx(100 * (1 - 100 / 576))
+    assert chart.line == (pytest.approx(100 * few.sparsity), "all sites")
+    macs = macs_chart(many.flops["exact"])
+    assert [bar.label for bar in macs.bars] == [f"stages.{k}.blocks" for k in range(6)]
+    assert sum(bar.value for bar in macs.bars) == 500 * 6400
+    assert sum(bar.whole or 0 for bar in macs.bars) == 500 * 36864
+    assert macs.bars[0].tip.startswith("stages.0.blocks: 90 layers\n576,000 of 3,317,760 MACs")
+
+
+def test_the_histogram_names_its_threshold() -> None:
+    chart = weights_chart(model(3).spread)
+    assert chart.lines == (-0.5, 0.5)
+    assert chart.line_name == "threshold ±0.500"
+    dense = dataclasses.replace(model(3).spread, threshold=None)
+    assert weights_chart(dense).lines == ()
+
+
+def test_latency_compares_with_the_baseline_of_the_same_batch() -> None:
+    bench = bench_result()
+    chart = latency_chart(bench)
+    assert [bar.label for bar in chart.bars] == [
+        "dense, batch 1", "folded, batch 1", "dense, batch 8", "folded, batch 8",
+    ]  # fmt: skip
+    assert [bar.role for bar in chart.bars] == ["quiet", "main", "quiet", "main"]
+    assert chart.bars[1].spread == (1.6, pytest.approx(1.92))
+    found = best(bench)
+    assert found is not None
+    assert [label(row, bench) for row in found] == ["folded, batch 1", "dense, batch 1"]
+    assert best(dataclasses.replace(bench, rows=bench.rows[:1])) is None
+
+
+def all_charts() -> list[Chart]:
+    facts = model(6)
+    curves = run(step(5), evaluation(1), step(15, loss=0.05), evaluation(2))
+    return [
+        *curves.values(), sparsity_chart(facts.layers, facts.sparsity),
+        macs_chart(facts.flops["exact"]), weights_chart(facts.spread),
+        latency_chart(bench_result()),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("chart", all_charts(), ids=lambda chart: chart.key)
+def test_every_chart_has_a_text_and_a_mark_for_each_value(chart: Chart) -> None:
+    assert isinstance(chart, LineChart | BarChart | Histogram)
+    drawn = draw(chart)
+    assert f'aria-label="{chart.alt}"' in drawn
+    if isinstance(chart, LineChart):
+        assert drawn.count('<path d="M') == len(chart.series)
+    else:
+        marks = chart.bars if isinstance(chart, BarChart) else chart.kept
+        assert drawn.count('class="row"') == drawn.count("<title>") == len(marks)
+
+
+@pytest.mark.parametrize("chart", all_charts(), ids=lambda chart: chart.key)
+def test_pictures_are_png_and_the_same_each_time(chart: Chart) -> None:
+    picture = to_png(chart, "st3fx report 1")
+    assert picture.startswith(b"\x89PNG")
+    assert b"st3fx report 1" in picture[:512]
+    assert picture == to_png(chart, "st3fx report 1")
