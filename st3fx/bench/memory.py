@@ -14,7 +14,8 @@ _RESET = Path("/proc/self/clear_refs")
 class Memory:
     """The rise of this process's resident memory over what it was at the mark.
 
-    Linux keeps the highest value and lets a process reset it; elsewhere nothing is measured.
+    Linux keeps the highest value, right to some hundred kB, and lets a process reset it; elsewhere
+    nothing is measured.
     """
 
     def __init__(self) -> None:

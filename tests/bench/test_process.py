@@ -37,11 +37,12 @@ def test_memory_counts_from_the_mark(tmp_path: Path) -> None:
     with _process(fake("a", before=200, megabytes=50), tmp_path) as process:
         peak = process.peak()
     assert peak is not None
-    assert 50 * MEGABYTE <= peak < 100 * MEGABYTE
+    # The kernel counts pages in batches, so that some hundred kB may be missing.
+    assert 49 * MEGABYTE < peak < 100 * MEGABYTE
     with _process(fake("a", held=10**9), tmp_path) as process:
         peak = process.peak()
     assert peak is not None
-    assert 10**9 <= peak < 10**9 + 50 * MEGABYTE
+    assert 10**9 - MEGABYTE < peak < 10**9 + 50 * MEGABYTE
 
 
 @pytest.mark.parametrize("at", [0, 3])
