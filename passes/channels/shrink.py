@@ -96,8 +96,9 @@ def _add_bias(
         return
     if product.addend is not None:
         shift = shift + product.addend.double()
-    stem = str(product.weight.target).removesuffix(".weight")
-    name = free(module, f"{stem}.bias" if product.weight.op == "get_attr" else "bias")
+    path, _, weight = product.name.rpartition(".")
+    own = "bias" if weight == "weight" else f"{weight}_bias"
+    name = free(module, f"{path}.{own}" if path else own)
     assign(module, name, shift.to(dtype))
     with module.graph.inserting_before(product.node):
         node = module.graph.get_attr(name)
