@@ -49,21 +49,30 @@ static void transpose(const float* from, int64_t from_stride, int64_t rows, int6
   }
 }
 
-/// Scalar multiply-adds, eight sums under way: fetching sixteen scattered floats into a vector takes
-/// longer than using them one by one.
+/// Scalar multiply-adds, eight sums under way: fetching scattered floats into a vector takes longer
+/// than using them one by one.
+ST3FX_INLINE void dot_pair(const DotJob& job, const RowPair& pair) {
+  float sums[8] = {};  // in turn of the first and of the second row
+  const uint32_t turns_end = pair.begin + 2 * pair.common, end = turns_end + pair.extra;
+  uint32_t i = pair.begin;
+  for (; i + 8 <= turns_end; i += 8)
+    for (uint32_t j = 0; j < 8; ++j) sums[j] += job.values[i + j] * job.x[job.columns[i + j]];
+  for (uint32_t j = 0; i < turns_end; ++i, ++j)
+    sums[j] += job.values[i] * job.x[job.columns[i]];
+  for (; i + 4 <= end; i += 4)
+    for (uint32_t j = 0; j < 4; ++j)
+      sums[2 * j] += job.values[i + j] * job.x[job.columns[i + j]];
+  for (; i < end; ++i) sums[0] += job.values[i] * job.x[job.columns[i]];
+  auto finish = [&](int32_t row, float sum) {
+    sum += job.first ? job.bias[row] : job.y[row];
+    job.y[row] = job.last ? activate_one(sum, job.activation) : sum;
+  };
+  finish(pair.first, (sums[0] + sums[2]) + (sums[4] + sums[6]));
+  if (pair.second >= 0) finish(pair.second, (sums[1] + sums[3]) + (sums[5] + sums[7]));
+}
+
 static void sparse_dot(const DotJob& job) {
-  constexpr int kSums = 8;
-  for (int64_t row = job.row_begin; row < job.row_end; ++row) {
-    const int32_t end = job.row_start[row + 1];
-    int32_t i = job.row_start[row];
-    float sums[kSums] = {job.bias[row]};
-    for (; i + kSums <= end; i += kSums)
-      for (int j = 0; j < kSums; ++j) sums[j] += job.values[i + j] * job.x[job.columns[i + j]];
-    for (; i < end; ++i) sums[0] += job.values[i] * job.x[job.columns[i]];
-    const float total = ((sums[0] + sums[1]) + (sums[2] + sums[3])) +
-                        ((sums[4] + sums[5]) + (sums[6] + sums[7]));
-    job.y[row] = activate_one(total, job.activation);
-  }
+  for (int64_t i = 0; i < job.pair_count; ++i) dot_pair(job, job.pairs[i]);
 }
 
 }  // namespace st3fx::ST3FX_ISA

@@ -110,15 +110,16 @@ struct WindowJob {
   Activation activation;
 };
 
-/// Sparse rows times one vector.
+/// Pairs of sparse rows times one vector.
 struct DotJob {
+  const RowPair* pairs;
+  int64_t pair_count;
   const float* values;
-  const uint32_t* columns;
-  const int32_t* row_start;
-  int64_t row_begin, row_end;
-  const float* x;
+  const uint16_t* columns;
+  const float* x;  ///< At column 0.
   const float* bias;
   float* y;
+  bool first, last;  ///< As in `TileJob`.
   Activation activation;
 };
 

@@ -1,8 +1,10 @@
 // The table of operators, and the one function that ONNX Runtime calls.
 #include <cstdlib>
 
+#include "channel_ops.h"
 #include "ort.h"
 #include "sparse_conv.h"
+#include "sparse_linear.h"
 #include "window_op.h"
 
 namespace st3fx {
@@ -15,7 +17,6 @@ struct Operator : CustomOp {
   const char* name;
   size_t inputs;
   size_t required;  ///< The first so many inputs must be there.
-  size_t any_type;  ///< Index of the input that is not float32 alone, or `inputs`.
 };
 
 const Operator& self(const CustomOp* op) { return *static_cast<const Operator*>(op); }
@@ -64,8 +65,7 @@ size_t may_inplace(int** inputs, int** outputs) {
   return 1;
 }
 
-/// An operator whose inputs from `required` on are optional. Not kInt32 and the like: an input of
-/// integers says so itself.
+/// An operator of float32 tensors whose inputs from `required` on are optional.
 template <class Kernel>
 Operator make(const char* name, size_t inputs, size_t required) {
   Operator op{};
@@ -104,6 +104,12 @@ Operator with_sparse_weights(Operator op) {
   return op;
 }
 
+/// One input or more.
+Operator with_any_inputs(Operator op) {
+  op.get_input_characteristic = [](const CustomOp*, size_t) { return 2; };
+  return op;
+}
+
 template <int input>
 Operator in_place(Operator op) {
   op.get_may_inplace = may_inplace<input>;
@@ -117,8 +123,14 @@ Operator in_place(Operator op) {
 const Operator kOperators[] = {
     in_place<5>(with_sparse_weights(make<SparseConv>("SparseConv", 6, 4))),
     in_place<3>(make<DepthwiseConv>("DepthwiseConv", 4, 2)),
+    with_sparse_weights(make<SparseLinear>("SparseLinear", 5, 4)),
     make<MaxPool>("MaxPool", 1, 1),
     make<AveragePool>("AveragePool", 1, 1),
+    make<GlobalAveragePool>("GlobalAveragePool", 1, 1),
+    in_place<0>(make<Add>("Add", 2, 2)),
+    in_place<0>(make<ChannelScale>("ChannelScale", 2, 2)),
+    with_any_inputs(make<Concat>("Concat", 1, 1)),
+    make<ChangeLayout>("Layout", 1, 1),
 };
 
 ort::Status* add_all(const ort::Api* api, ort::SessionOptions* options) {

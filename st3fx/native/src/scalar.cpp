@@ -91,4 +91,18 @@ void pool(const Convolution& conv, const WindowAttributes& window, bool largest,
   });
 }
 
+void sparse_product(const Product& product, const SparseMatrix& weights, const float* x,
+                    const float* bias, float* y) {
+  for (int64_t m = 0; m < product.count; ++m) {
+    for (int64_t k = 0; k < weights.rows; ++k) {
+      double sum = bias[k];
+      for (int64_t i = weights.row_start[k]; i < weights.row_start[k + 1]; ++i)
+        sum += static_cast<double>(weights.values[i]) *
+               x[m * product.x_step + weights.column[i] * product.x_stride];
+      y[m * product.y_step + k * product.y_stride] =
+          static_cast<float>(activate(sum, product.activation));
+    }
+  }
+}
+
 }  // namespace st3fx::scalar

@@ -26,6 +26,15 @@ void depthwise(const Convolution& conv, const float* weights, const float* bias,
 void pool(const Convolution& conv, const WindowAttributes& window, bool largest,
           bool count_padding, const float* x, float* y);
 
+/// y[m, k] = activation(bias[k] + Σ weights[k, c] · x[m, c]): element (m, c) of x lies at
+/// `m · x_step + c · x_stride`, (m, k) of y at `m · y_step + k · y_stride`.
+struct Product {
+  int64_t count, x_step, x_stride, y_step, y_stride;
+  Activation activation;
+};
+void sparse_product(const Product& product, const SparseMatrix& weights, const float* x,
+                    const float* bias, float* y);
+
 double activate(double x, const Activation& activation);
 
 }  // namespace st3fx::scalar
