@@ -14,6 +14,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_report_header() -> list[str]:
+    """Say so where the tests that need a browser are left out."""
+    from tests.report.browser import has_browser
+
+    return [] if has_browser() else ["no Chromium: tests/report/test_browser.py is not collected"]
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     import torch

@@ -65,6 +65,9 @@ def _row(row: FlowRow) -> Markup:
         tag("span", tag("i", style=f"width:{100 * share:.1f}%"), class_="meter"),
         class_="zeros",
     )  # fmt: skip
-    name, detail = tag("span", _words(row), class_="name"), tag("span", row.detail, class_="detail")
+    # Where there is no room, the beginning of a name goes: its end tells the rows apart.
+    head, dot, tail = _words(row).rpartition(".")
+    name = tag("span", tag("span", f"{head}{dot}"), tag("b", tail), class_="name")
+    detail = tag("span", row.detail, class_="detail")
     kind = None if row.kind == "site" else "join"
     return tag("li", name, detail, meter, title=row.tip, class_=kind)

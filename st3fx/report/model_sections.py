@@ -145,6 +145,8 @@ def _tables(model: ModelFacts) -> Markup:
 
 def _others(report: FlopsReport) -> Markup:
     """Operations that are no MACs."""
+    if not report.by_op:
+        return EMPTY
     columns = [Column("other operations"), Column("calls", number=True),
                Column("operations", number=True)]  # fmt: skip
     ops = sorted(report.by_op.values(), key=lambda op: (-op.flops, op.op))

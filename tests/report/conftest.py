@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from st3fx.bench.result import BenchResult, BenchRow, Ratio
 from st3fx.driver import train_spec
-from tests.report.browser import find_browser
+from tests.report.browser import has_browser
 from tests.training_runs import folder_of, settings
 
-REQUIRED = "ST3FX_TEST_BROWSER"
-"""Set by continuous integration: the tests in a browser run, whether there is one or not."""
-
-collect_ignore = [] if find_browser() or os.environ.get(REQUIRED) else ["test_browser.py"]
+collect_ignore = [] if has_browser() else ["test_browser.py"]
 
 
 def bench_row(name: str, median: float, ratio: Ratio | None, *, batch: int = 1) -> BenchRow:
