@@ -34,6 +34,8 @@ class _Entry:
 
     effective: Tensor
     stamp: tuple[Any, ...] = ()
+    memory: tuple[StorageWeakRef, ...] = ()
+    """Keeps the identities in the stamp from coming back for other storages."""
     digest: tuple[Digest, ...] = ()
     used: bool = True
 
@@ -147,8 +149,8 @@ def _stamp(inputs: Inputs) -> tuple[Any, ...]:
 
 
 def _where(tensor: Tensor) -> tuple[Any, ...]:
-    """Version and memory; the weak reference keeps a freed storage's identity from coming back."""
-    storage = StorageWeakRef(tensor.untyped_storage())
+    """Version and memory."""
+    storage = tensor.untyped_storage()._cdata
     return (tensor._version, storage, tensor.storage_offset(), tensor.dtype)
 
 
@@ -158,6 +160,8 @@ def _note(entries: Sequence[tuple[Inputs, _Entry]]) -> None:
     found = iter(digests([tensor for own in tensors for tensor in own]))
     for (inputs, entry), own in zip(entries, tensors, strict=True):
         entry.stamp, entry.digest = _stamp(inputs), tuple(next(found) for _ in own)
+        held = (inputs.weight, inputs.threshold, inputs.mask)
+        entry.memory = tuple(StorageWeakRef(tensor.untyped_storage()) for tensor in held)
 
 
 def _digested(inputs: Inputs) -> list[Tensor]:

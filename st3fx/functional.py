@@ -88,6 +88,8 @@ def active_bound(threshold: Tensor, smallest: float) -> Tensor:
 
 def in_memory_order(tensor: Tensor) -> Tensor:
     """``tensor`` with its dimensions in the order of its memory: contiguous, if it is dense."""
+    if tensor.is_contiguous():
+        return tensor
     strides = tensor.stride()
     return tensor.permute(sorted(range(tensor.dim()), key=lambda dim: -strides[dim]))
 
@@ -96,6 +98,8 @@ def has_dense_channels(weight: Tensor, layout: Layout) -> bool:
     """Whether output channels are the first dimension, one after another in memory, each dense."""
     if layout != Layout((0,)) or weight.numel() == 0:
         return False
+    if weight.is_contiguous():
+        return True
     channel = weight[:1]
     order = sorted(range(1, weight.dim()), key=weight.stride, reverse=True)
     dense = channel.permute(0, *order).is_contiguous()

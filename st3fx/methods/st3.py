@@ -77,7 +77,10 @@ def formula(
 
 def together(jobs: Sequence[Job]) -> list[Job]:
     """All sites that a kernel fits, in one call; gives back the others."""
-    fitting = [job for job in jobs if _fits(job)]
+    fitting: list[Job] = []
+    rest: list[Job] = []
+    for job in jobs:
+        (fitting if _fits(job) else rest).append(job)
     devices = {job.out.device for job in fitting}
     if len(devices) != 1:
         return list(jobs)
@@ -88,7 +91,7 @@ def together(jobs: Sequence[Job]) -> list[Job]:
         _on_cpu(fitting)
     else:
         return list(jobs)
-    return [job for job in jobs if not _fits(job)]
+    return rest
 
 
 def _fits(job: Job) -> bool:
