@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -73,3 +75,10 @@ def test_a_process_does_not_outlive_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), _process(fake("a"), tmp_path) as process:
         raise KeyboardInterrupt
     assert process._process.returncode == -signal.SIGKILL  # at once, whatever it was doing
+
+
+def test_a_process_for_onnx_loads_no_torch() -> None:
+    """It would take seconds and hundreds of megabytes."""
+    code = "import sys, st3fx.bench.worker, st3fx.bench.onnx_call; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
