@@ -42,8 +42,8 @@ def test_curves_hold_what_the_log_says() -> None:
     charts = run(step(5), evaluation(1), step(15, accuracy=0.7), evaluation(2, top1=0.8))
     assert list(charts) == ["accuracy", "sparsity", "loss", "threshold", "learning-rate", "rate"]
     training, tests = charts["accuracy"].series
-    assert training.points == ((0.5, 40.0), (1.5, 70.0))
-    assert tests.points == ((1, 60.0), (2, 80.0))
+    assert list(training.points) == [(0.5, 40.0), (1.5, 70.0)]
+    assert list(tests.points) == [(1, 60.0), (2, 80.0)]
     assert charts["accuracy"].alt == (
         "Top-1 accuracy, % over epochs: training from 40.0 to 70.0 %; test from 60.0 to 80.0 %"
     )
@@ -59,9 +59,9 @@ def test_learned_thresholds_have_neither_schedule_nor_threshold() -> None:
 
 def test_a_long_log_is_thinned_and_keeps_its_last_row() -> None:
     charts = run(*(step(k, lr=k) for k in range(5001)))
-    points = charts["learning-rate"].series[0].points
+    points = list(charts["learning-rate"].series[0].points)
     assert len(points) <= MOST_POINTS
-    assert points[-1] == (500.0, 5000)
+    assert points[-1] == (500.0, 5000.0)
     assert len(draw(charts["loss"])) < 60_000
 
 
@@ -82,7 +82,7 @@ def test_bars_are_layers_or_blocks_and_sum_up() -> None:
     chart = sparsity_chart(few.layers, few.sparsity)
     assert [bar.label for bar in chart.bars] == block_names(6)
     assert chart.bars[0].value == pytest.approx(100 * (1 - 100 / 576))
-    assert chart.line == (pytest.approx(100 * few.sparsity), "all sites")
+    assert chart.line == (100 * few.sparsity, "all sites")
     macs = macs_chart(many.flops["exact"])
     assert [bar.label for bar in macs.bars] == [f"stages.{k}.blocks" for k in range(6)]
     assert sum(bar.value for bar in macs.bars) == 500 * 6400
@@ -105,7 +105,7 @@ def test_latency_compares_with_the_baseline_of_the_same_batch() -> None:
         "dense, batch 1", "folded, batch 1", "dense, batch 8", "folded, batch 8",
     ]  # fmt: skip
     assert [bar.role for bar in chart.bars] == ["quiet", "main", "quiet", "main"]
-    assert chart.bars[1].spread == (1.6, pytest.approx(1.92))
+    assert chart.bars[1].spread == (1.6, 1.2 * 1.6)
     found = best(bench)
     assert found is not None
     assert [label(row, bench) for row in found] == ["folded, batch 1", "dense, batch 1"]

@@ -17,7 +17,7 @@ from st3fx.training.recipes import RECIPES
 from st3fx.training.resolve import resolve
 from st3fx.training.settings import Settings
 
-CHANGED = {
+CHANGED: dict[str, Any] = {
     "spec": "my net.py", "epochs": 4, "augment": False, "model_ema": True, "sched": "multistep",
     "milestones": (80.0, 120.5), "exclude": ("fc*", "a b"), "output_dir": "out",
 }  # fmt: skip

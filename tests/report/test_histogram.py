@@ -13,9 +13,9 @@ def site(values: torch.Tensor, threshold: float | None) -> Weights:
 
 def test_counts_say_what_is_kept_and_what_is_pruned() -> None:
     counts = count(site(torch.tensor([-0.9, -0.6, -0.1, 0.1, 0.2, 0.7]), 0.5), 1.0, 4)
-    assert counts.edges == (-1, -0.5, 0, 0.5, 1)
-    assert counts.kept == (2, 0, 0, 1)
-    assert counts.pruned == (0, 1, 2, 0)
+    assert list(counts.edges) == [-1, -0.5, 0, 0.5, 1]
+    assert list(counts.kept) == [2, 0, 0, 1]
+    assert list(counts.pruned) == [0, 1, 2, 0]
     assert counts.total == 6
 
 
