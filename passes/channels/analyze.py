@@ -44,15 +44,20 @@ class Analysis:
         elif node.op == "output":
             self._pin_all(node, OUTPUT)
         elif node.target is operator.getitem:
-            source, index = node.args
-            found = self.facts.get(source) if isinstance(source, fx.Node) else None
-            whole = isinstance(found, tuple) and index < len(found)  # type: ignore[operator]
-            self.facts[node] = found[index] if whole else _unknown(node.meta.get("val"))
+            self.facts[node] = self._item(node)
         elif node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
             self.facts[node] = self._apply(node)
         else:
             self._pin_all(node, f"{node.target} needs all of them")
             self.facts[node] = _unknown(node.meta.get("val"))
+
+    def _item(self, node: fx.Node) -> Any:
+        """One of several results."""
+        args: Any = node.args
+        found, index = self.facts.get(args[0]), args[1]
+        if isinstance(found, tuple) and index < len(found):
+            return found[index]
+        return _unknown(node.meta.get("val"))
 
     def _apply(self, node: fx.Node) -> Any:
         call = Call(node, self.facts, self.coupling)

@@ -13,7 +13,7 @@ _BINARY = ("add", "sub", "mul", "div")
 
 
 def replace_branches(module: fx.GraphModule, analysis: Analysis) -> Analysis:
-    """Put vectors in the place of constant operands of sums and products, as often as there are any.
+    """Put vectors in the place of constant operands of sums and products, while there are any.
 
     What is left of a residual block that has lost all of its weights is a vector that is added; if
     it is zero, the addition goes too.

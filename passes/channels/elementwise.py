@@ -10,11 +10,13 @@ from st3fx.passes.channels.call import Call
 from st3fx.passes.channels.fact import Fact, Slices, join
 
 UNARY = frozenset(
-    """abs ceil celu clamp clamp_max clamp_min cos dropout elu erf exp expm1 floor gelu hardshrink
-    hardsigmoid hardswish hardtanh leaky_relu log log1p log2 log_sigmoid logical_not mish neg
-    reciprocal relu relu6 round rsqrt selu sigmoid sign silu sin softplus softshrink sqrt square
-    tan tanh tanhshrink threshold trunc""".split()
-)
+    ("abs", "ceil", "celu", "clamp", "clamp_max", "clamp_min", "cos", "dropout", "elu", "erf",
+     "exp", "expm1", "floor", "gelu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh",
+     "leaky_relu", "log", "log1p", "log2", "log_sigmoid", "logical_not", "mish", "neg",
+     "reciprocal", "relu", "relu6", "round", "rsqrt", "selu", "sigmoid", "sign", "silu", "sin",
+     "softplus", "softshrink", "sqrt", "square", "tan", "tanh", "tanhshrink", "threshold",
+     "trunc")
+)  # fmt: skip
 """Of one tensor; other arguments are numbers."""
 
 COPIES = frozenset(("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "_to_copy"))
@@ -44,7 +46,7 @@ def copy(call: Call) -> Fact:
 
 
 def binary(call: Call) -> Fact:
-    """Channels of both operands are one; two constants give one, and so does a product with zero."""
+    """Channels of both operands are one; two constants give one, a product with zero too."""
     operands = [call.optional(name) for name in ("self", "other")]
     facts = [fact for fact in operands if fact is not None]
     shape = call.shape

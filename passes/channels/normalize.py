@@ -71,7 +71,8 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 def _is_swap(node: fx.Node, dim: int, rank: int) -> bool:
     """Whether a node swaps a dimension with the next."""
+    args: Any = node.args
     if node.target is _aten.transpose.int:
-        return sorted(int(number) % rank for number in node.args[1:]) == [dim, dim + 1]  # type: ignore[call-overload]
+        return sorted(number % rank for number in args[1:]) == [dim, dim + 1]
     order = [*range(dim), dim + 1, dim, *range(dim + 2, rank)]
-    return node.target is _aten.permute.default and list(node.args[1]) == order  # type: ignore[arg-type]
+    return node.target is _aten.permute.default and list(args[1]) == order

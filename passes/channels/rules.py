@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from st3fx.passes.channels import elementwise, layout, products, reshape, spatial
+from st3fx.passes.channels import elementwise, layout, padding, products, reshape, spatial
 from st3fx.passes.channels.call import Call
 
 Rule = Callable[[Call], Any]
@@ -46,7 +46,7 @@ RULES: dict[str, Rule] = {
     "select": layout.select,
     "index_select": layout.index_select,
     **_all("split split_with_sizes chunk", layout.split),
-    **_all("pad constant_pad_nd", layout.pad),
+    **_all("pad constant_pad_nd", padding.pad),
     **_all("view reshape _unsafe_view", reshape.view),
     "expand": reshape.expand,
     "pixel_shuffle": reshape.pixel_shuffle,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 from st3fx.passes.channels.call import Call
 from st3fx.passes.channels.fact import Fact, Slices
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -40,7 +41,7 @@ def reduced(model: nn.Module, *inputs: Tensor) -> tuple[fx.GraphModule, ChannelR
     return graph, report
 
 
-def emptied(model: nn.Module, share: float = 0.4, seed: int = 0) -> nn.Module:
+def emptied(model: nn.Module, share: float = 0.4, seed: int = 0) -> Any:
     """In float64 and eval mode, with filters and columns of zeros, and constants that matter."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -111,7 +112,8 @@ class Gate(nn.Module):
         self.down, self.up = nn.Conv2d(width, 3, 1), nn.Conv2d(3, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        gate: Tensor = self.up(self.down(x.mean((2, 3), keepdim=True)).relu())
+        return x * gate.sigmoid()
 
 
 def shuffle(x: Tensor, groups: int) -> Tensor:
@@ -132,7 +134,7 @@ ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
 )  # fmt: skip
 
 
-def random_net(seed: int) -> nn.Module:
+def random_net(seed: int) -> Any:
     """A network for (batch, 4, 8, 8) of parts that are drawn."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
@@ -147,12 +149,12 @@ def random_net(seed: int) -> nn.Module:
     return emptied(Chain(parts, head), share=draw.choice((0.2, 0.5, 0.8, 0.95)), seed=seed)
 
 
-def _layer(draw: random.Random, width: int, out: int) -> nn.Module:
+def _layer(draw: random.Random, width: int, out: int) -> Any:
     """A convolution, perhaps with batch norm, and an activation."""
     kernel = draw.choice((1, 3, 3))
     groups = draw.choice((1, 1, 2, width)) if width % 2 == 0 else 1
     out = -(-out // groups) * groups
-    mode = draw.choice(("zeros", "zeros", "reflect"))
+    mode: Any = draw.choice(("zeros", "zeros", "reflect"))
     pads = kernel // 2
     layers: list[nn.Module] = [
         nn.Conv2d(width, out, kernel, padding=pads, groups=groups, bias=draw.random() < 0.5,
@@ -168,7 +170,7 @@ def _part(draw: random.Random, width: int) -> tuple[nn.Module, int]:
     kind = draw.randrange(12)
     out = draw.choice((4, 6, 8, 12))
     layer = _layer(draw, width, out)
-    out = layer[0].out_channels  # type: ignore[index, union-attr, assignment]
+    out = layer[0].out_channels
     if kind < 4:
         return layer, out
     if kind == 4:
@@ -185,9 +187,9 @@ def _part(draw: random.Random, width: int) -> tuple[nn.Module, int]:
     if kind == 8:
         return nn.Sequential(layer, Function(lambda x: shuffle(x, 2))), out
     if kind == 9:
-        half = Both(Function(lambda x: x[:, : out // 2]), Function(lambda x: x.chunk(2, 1)[1].relu()),
-                    concatenated)  # fmt: skip
-        return nn.Sequential(layer, half), out
+        left = Function(lambda x: x[:, : out // 2])
+        right = Function(lambda x: x.chunk(2, 1)[1].relu())
+        return nn.Sequential(layer, Both(left, right, concatenated)), out
     if kind == 10:
         up = nn.Sequential(nn.Conv2d(width, 16, 1), nn.PixelShuffle(2), nn.AvgPool2d(2))
         return up, 4

@@ -1,0 +1,56 @@
+"""Networks of torchvision with filters emptied at random, and pruned by one threshold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+
+import st3fx
+from st3fx.channels import eliminate_dead_channels
+from tests.passes.channels.nets import emptied, reduced
+
+SINGLE = 1e-6
+"""Largest difference over the largest output, in float32."""
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "share"),
+    [
+        ("resnet18", 64, 0.6), ("resnet50", 64, 0.8), ("mobilenet_v2", 64, 0.4),
+        ("shufflenet_v2_x0_5", 64, 0.35), ("densenet121", 64, 0.35), ("vgg11_bn", 32, 0.3),
+        ("efficientnet_b0", 64, 0.7), ("regnet_y_400mf", 64, 0.95), ("googlenet", 64, 0.35),
+        ("convnext_tiny", 64, 0.7), ("vit_b_16", 224, 0.8),
+    ],
+)  # fmt: skip
+def test_exact_and_smaller(name: str, size: int, share: float) -> None:
+    extra = {"init_weights": False} if name == "googlenet" else {}
+    model = emptied(torchvision.models.get_model(name, weights=None, **extra))
+    _, report = reduced(model, torch.randn(2, 3, size, size, dtype=torch.float64))
+    assert report.macs[1] < share * report.macs[0]
+    assert report.constant > 0
+
+
+@pytest.mark.parametrize("sparsity", [0.95, 0.99])
+def test_pruned_by_one_threshold(sparsity: float) -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(weights=None)
+    x = torch.randn(2, 3, 64, 64)
+    converted, sparsifier = st3fx.convert(model, x, st3fx.ST3(sparsity), verify=False)
+    sparsifier.set_sparsity(sparsity)
+    with torch.no_grad():
+        converted.fc.weight.normal_()  # type: ignore[union-attr, operator]
+    folded = st3fx.fold(converted).eval()
+    graph, report = eliminate_dead_channels(converted, x)
+    for batch in (1, 3):
+        x = torch.randn(batch, 3, 64, 64)
+        wanted, given = folded(x), graph(x)
+        assert float((wanted - given).abs().max()) <= SINGLE * float(wanted.abs().max())
+    weights = {name: p for name, p in folded.named_parameters() if p.dim() > 1}
+    dead = sum(int((p.flatten(1) == 0).all(1).sum()) for p in weights.values())
+    assert report.constant >= dead > 0
+    assert report.parameters[1] < report.parameters[0]
+    names = dict(graph.named_parameters())
+    for name, weight in weights.items():
+        if name in names:
+            assert torch.count_nonzero(names[name]) <= torch.count_nonzero(weight)
