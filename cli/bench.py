@@ -109,7 +109,8 @@ def bench(
     Each variant has a process of its own. After warm-up they are called in rounds, each variant in
     each round, in random order, and the ratio is taken round by round: what else the machine does
     slows neighbours down alike. Denormals are zero; the threads of ONNX Runtime spin while a call
-    runs and not between calls. Peak memory is what loading and running add to the process.
+    runs and not between calls. Memory is the peak that loading and running add to the process, to
+    be compared within one runtime.
 
     \b
     Examples

@@ -52,7 +52,8 @@ class BenchRow:
         items_per_second: Samples over the time that all calls took together.
         ratio: To the baseline of the same batch size and threads; ``None`` for the baseline.
         peak_memory: Bytes of resident memory at most, while loading and running, beyond what the
-            process held before; ``None`` where the system does not tell.
+            process held before; ``None`` where the system does not tell. Compare it within one
+            runtime: of ONNX Runtime its own code is in it, of PyTorch that was there before.
         iterations: Calls that were timed.
         rounds: Into which they were split.
         load_seconds: For loading and the first call together.

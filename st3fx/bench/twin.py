@@ -6,10 +6,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
+import onnx
+from onnx import numpy_helper
 
 from st3fx.bench.variant import Array
-from st3fx.export.write import write_model
+from st3fx.export.write import ONE_FILE
 
 _SCALE = 0.1
 
@@ -23,26 +24,43 @@ def write_dense(source: Path, target: Path, names: Collection[str]) -> int:
     Args:
         source: The ONNX file.
         target: The file to write.
-        names: The initializers whose zeros are meant.
+        names: The initializers whose zeros are meant; sparse ones become dense.
 
     Returns:
         How many zeros there were. Where there were none, nothing is written.
     """
-    model = ir.load(source)
-    generator = np.random.default_rng(0)
+    model = onnx.load(source)
+    graph, generator = model.graph, np.random.default_rng(0)
+    _densify(graph, names)
     count = 0
-    for name in names:
-        value = model.graph.initializers.get(name)
-        if value is None or value.const_value is None:
+    for tensor in graph.initializer:
+        if tensor.name not in names:
             continue
-        array = value.const_value.numpy()
+        array = numpy_helper.to_array(tensor)
         zeros = int(array.size - np.count_nonzero(array))
         if zeros:
-            value.const_value = ir.tensor(_filled(array, zeros, generator), name=name)
+            filled = _filled(array, zeros, generator)
+            tensor.CopyFrom(numpy_helper.from_array(filled, tensor.name))
             count += zeros
     if count:
-        write_model(model, target)
+        size = sum(len(tensor.raw_data) for tensor in graph.initializer)
+        onnx.save_model(
+            model, target, save_as_external_data=size > ONE_FILE, location=f"{target.name}.data"
+        )
     return count
+
+
+def _densify(graph: onnx.GraphProto, names: Collection[str]) -> None:
+    """Put ordinary initializers in the places of sparse ones."""
+    for sparse in list(graph.sparse_initializer):
+        if sparse.values.name in names:
+            values, indices = map(numpy_helper.to_array, (sparse.values, sparse.indices))
+            array = np.zeros(tuple(sparse.dims), values.dtype)
+            # Indices are positions in the flat tensor, or one row of coordinates for each value.
+            places = (indices,) if indices.ndim == 1 else tuple(indices.T)
+            (array.reshape(-1) if indices.ndim == 1 else array)[places] = values
+            graph.initializer.append(numpy_helper.from_array(array, sparse.values.name))
+            graph.sparse_initializer.remove(sparse)
 
 
 def _filled(array: Array, zeros: int, generator: np.random.Generator) -> Array:

@@ -55,3 +55,20 @@ def test_a_weight_that_lost_everything(tmp_path: Path) -> None:
     assert write_dense(tmp_path / "model.onnx", tmp_path / "dense.onnx", ["w"]) == 4
     (item,) = onnx.load(tmp_path / "dense.onnx").graph.initializer
     assert np.count_nonzero(numpy_helper.to_array(item)) == 4
+
+
+@pytest.mark.parametrize("indices", [[1, 3], [[0, 1], [1, 1]]])
+def test_a_sparse_initializer_becomes_dense(tmp_path: Path, indices: list[int]) -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    model = graph([node], {"x": ["n", 2]})
+    values = numpy_helper.from_array(np.array([5, 7], np.float32), "w")
+    places = numpy_helper.from_array(np.array(indices, np.int64), "w_indices")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [2, 2]))
+    onnx.save(model, tmp_path / "model.onnx")
+    assert write_dense(tmp_path / "model.onnx", tmp_path / "dense.onnx", ["w"]) == 2
+    dense = onnx.load(tmp_path / "dense.onnx")
+    (item,) = dense.graph.initializer
+    assert item.name == "w"
+    assert numpy_helper.to_array(item)[:, 1].tolist() == [5, 7]
+    assert np.count_nonzero(numpy_helper.to_array(item)) == 4
+    assert not dense.graph.sparse_initializer

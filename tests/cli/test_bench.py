@@ -197,5 +197,5 @@ def test_modes_are_those_of_the_library() -> None:
 def test_help_explains_everything() -> None:
     found = _run("--help")
     assert found.exit_code == 0
-    for text in ("-ncores", "-x", "--torch", "dense counterpart", "Denormals", "Peak memory"):
+    for text in ("-ncores", "-x", "--torch", "dense counterpart", "Denormals", "Memory is the peak"):
         assert text in found.stdout
