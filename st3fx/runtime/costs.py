@@ -1,0 +1,176 @@
+"""How long layers take: the cost model that chooses between sparse and dense kernels.
+
+A sparse convolution multiplies each nonzero with vectors of neighbouring output positions, for one
+row after the other; its time is linear in what it has to do::
+
+    t = call + pack · bytes packed + multiply · nonzeros · vectors + row · rows · tiles
+        + store · bytes written
+
+and that of a dense one in its multiplications. The constants are seconds, for one thread. They hold
+for the machine that they were measured on (``calibrate``); what is compared are two times of the
+same machine, so they are of use on others too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+LANES = 16
+TILE = 112
+
+
+@dataclass(frozen=True)
+class ConvWork:
+    """A convolution of one image.
+
+    Attributes:
+        rows: Output channels.
+        columns: Weights of an output channel.
+        nonzeros: Weights that are not zero.
+        taps: Weights of a kernel: 9 for 3×3.
+        stride: The larger of the two.
+        groups: Of channels.
+        in_positions: Pixels of the input.
+        out_positions: Pixels of the output.
+    """
+
+    rows: int
+    columns: int
+    nonzeros: int
+    taps: int
+    stride: int
+    groups: int
+    in_positions: int
+    out_positions: int
+
+    @property
+    def channels(self) -> int:
+        """Input channels."""
+        return self.columns // self.taps * self.groups
+
+    @property
+    def in_bytes(self) -> int:
+        """Of the input."""
+        return 4 * self.channels * self.in_positions
+
+    @property
+    def out_bytes(self) -> int:
+        """Of the output."""
+        return 4 * self.rows * self.out_positions
+
+    @property
+    def vectors(self) -> int:
+        """Of an output channel."""
+        return math.ceil(self.out_positions / LANES)
+
+    @property
+    def macs(self) -> int:
+        """Multiplications of the dense convolution."""
+        return self.rows * self.columns * self.out_positions
+
+    @property
+    def is_window(self) -> bool:
+        """Whether it reads more than one pixel, or not all of them."""
+        return self.taps > 1 or self.stride > 1
+
+
+@dataclass(frozen=True)
+class LinearWork:
+    """A product with a matrix.
+
+    Attributes:
+        rows: Output features.
+        columns: Input features.
+        nonzeros: Weights that are not zero.
+        vectors: How many vectors of features are multiplied with it.
+    """
+
+    rows: int
+    columns: int
+    nonzeros: int
+    vectors: int
+
+    @property
+    def macs(self) -> int:
+        """Multiplications of the dense product."""
+        return self.rows * self.columns * self.vectors
+
+
+Work = ConvWork | LinearWork
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The constants of the model, in seconds, for one thread.
+
+    Attributes:
+        call: Of one of our operators.
+        multiply: A nonzero times 16 positions.
+        row: One row of one tile.
+        pack: A byte of the input that is copied.
+        store: A byte of the output.
+        dense_pointwise: A multiplication of a dense 1×1 convolution.
+        dense_window: A multiplication of any other dense convolution.
+        dense_store: A byte that a dense convolution reads or writes.
+        move: A byte of an image that changes its layout.
+        sparse_linear: A nonzero times one vector of features.
+        sparse_linear_many: The same, where there are 16 vectors or more.
+        dense_linear: A multiplication of a dense product with 16 vectors or more.
+        dense_linear_weight: A weight that a dense product reads.
+    """
+
+    call: float = 2e-6
+    multiply: float = 1.6e-10
+    row: float = 6e-9
+    pack: float = 3e-11
+    store: float = 3e-11
+    dense_pointwise: float = 1.1e-11
+    dense_window: float = 1.1e-11
+    dense_store: float = 3e-11
+    move: float = 1e-10
+    sparse_linear: float = 5e-10
+    sparse_linear_many: float = 1e-10
+    dense_linear: float = 1.1e-11
+    dense_linear_weight: float = 1.5e-10
+
+
+MANY = 16
+"""Vectors of features from which a product is one of two matrices."""
+
+
+def sparse_features(work: Work, *, blocked: bool) -> dict[str, float]:
+    """How much of each constant a sparse kernel takes.
+
+    Args:
+        work: What it computes.
+        blocked: Whether its input is in the blocked layout.
+    """
+    if isinstance(work, LinearWork):
+        many = work.vectors >= MANY
+        return {
+            "call": 1.0,
+            "sparse_linear_many" if many else "sparse_linear": work.nonzeros * work.vectors,
+        }
+    copied = work.is_window or not blocked
+    return {
+        "call": 1.0,
+        "pack": work.in_bytes if copied else 0.0,
+        "multiply": work.nonzeros * work.vectors,
+        "row": work.rows * math.ceil(work.out_positions / TILE),
+        "store": work.out_bytes,
+    }
+
+
+def dense_features(work: Work) -> dict[str, float]:
+    """How much of each constant ONNX Runtime's own kernel takes."""
+    if isinstance(work, LinearWork):
+        many = work.macs if work.vectors >= MANY else 0
+        return {"dense_linear": many, "dense_linear_weight": work.rows * work.columns}
+    kind = "dense_window" if work.is_window else "dense_pointwise"
+    return {kind: work.macs, "dense_store": work.in_bytes + work.out_bytes}
+
+
+def seconds(costs: Costs, features: dict[str, float]) -> float:
+    """The time for that much of each constant."""
+    return sum(getattr(costs, name) * amount for name, amount in features.items())
