@@ -102,8 +102,16 @@ def _rounds(
             times = processes[index].run(calls)
             turns[index].append(times)
             spent[index] += sum(times)
-        report(f"round {number}: {_standing(processes, turns)}")
+        share = _share(settings, number, sum(map(len, turns[0])), spent)
+        report(f"round {number}, {share:.0%}: {_standing(processes, turns)}")
     return turns
+
+
+def _share(settings: BenchSettings, rounds: int, calls: int, spent: Sequence[float]) -> float:
+    """How much of the measurement is done."""
+    if settings.iterations:
+        return min(1.0, calls / settings.iterations)
+    return min(1.0, rounds / ROUNDS, sum(spent) / (settings.seconds * len(spent)))
 
 
 def _by_count(latency: float, settings: BenchSettings, spent: Sequence[float]) -> Iterator[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from st3fx.bench.rounds import _by_count, _by_time, measure
+from st3fx.bench.rounds import _by_count, _by_time, _share, measure
 from st3fx.bench.settings import BenchSettings
 from tests.bench.fakes import fake
 
@@ -67,7 +67,7 @@ def test_every_round_has_every_variant_in_an_order_of_its_own(tmp_path: Path) ->
     assert all([len(turn) for turn in timing.turns] == rounds for timing in timings)
     assert (timings[0].runtime, timings[0].provider) == ("fake (5,) 3", "FakeProvider")
     assert said[0] == "loading a (batch 5, threads 3)"
-    assert re.fullmatch(r"round 10: a .* ms, b .* ms, c .* ms .batch 5, threads 3.", said[-1])
+    assert re.fullmatch(r"round 10, 100%: a .* ms, b .* ms, c .* ms .batch 5, threads 3.", said[-1])
 
 
 def test_the_order_follows_the_seed(tmp_path: Path) -> None:
@@ -81,3 +81,11 @@ def test_the_order_follows_the_seed(tmp_path: Path) -> None:
         )
         texts.append(log.read_text())
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_how_much_is_done() -> None:
+    by_count, by_time = BenchSettings(iterations=40), BenchSettings(seconds=10.0)
+    assert _share(by_count, 3, 10, [99.0]) == 0.25
+    assert _share(by_time, 20, 5, [4.0, 6.0]) == 0.5
+    assert _share(by_time, 2, 5, [40.0, 60.0]) == 0.2  # there are ten rounds at least
+    assert _share(by_time, 20, 5, [40.0, 60.0]) == 1.0
