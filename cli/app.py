@@ -8,6 +8,7 @@ from st3fx.cli.analyze import analyze
 from st3fx.cli.bench import bench
 from st3fx.cli.completion import completion
 from st3fx.cli.convert import convert
+from st3fx.cli.demo import demo
 from st3fx.cli.doctor import doctor
 from st3fx.cli.errors import ErrorBoundary
 from st3fx.cli.export import export
@@ -20,7 +21,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Make a model sparse": (convert, train),
     "Put it to use": (fold, export),
     "See what it is worth": (analyze, bench, report),
-    "Find your way": (doctor, completion),
+    "Find your way": (demo, doctor, completion),
 }
 """All commands, in the order of the work, under the headings of the help text."""
 

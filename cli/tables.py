@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from rich import box
 from rich.console import Console
@@ -18,12 +18,12 @@ _PIPE_WIDTH = 10_000
 """Columns where the output is no terminal: a line of a table is never broken in a file."""
 
 
-def console() -> Console:
-    """The console on stdout."""
-    terminal = Console(markup=False, highlight=False)
+def console(file: TextIO | None = None) -> Console:
+    """The console on ``file``, or on stdout."""
+    terminal = Console(file=file, markup=False, highlight=False)
     if terminal.is_terminal:
         return terminal
-    return Console(markup=False, highlight=False, width=_PIPE_WIDTH)
+    return Console(file=file, markup=False, highlight=False, width=_PIPE_WIDTH)
 
 
 def print_plan(plan: SparsityPlan, out: Console) -> None:
