@@ -93,7 +93,7 @@ def benchmark(
     return BenchResult(
         model=", ".join(subject.name for subject in subjects),
         rows=tuple(rows),
-        settings={**dataclasses.asdict(chosen), "session": CONFIG, "dense": DENSE},
+        settings=_as_json(chosen),
         environment=environment(),
         command=_command(requests, chosen, fixed_batch=fixed_batch),
         verdict=verdict(rows, cores()),
@@ -143,6 +143,12 @@ def _check(request: Request | nn.Module, *, fixed_batch: bool) -> None:
         raise BenchError(
             f"{path} is exported already: leave --weights, --sparsity and --fixed-batch out"
         )
+
+
+def _as_json(settings: BenchSettings) -> dict[str, Any]:
+    fields = dataclasses.asdict(settings).items()
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields}
+    return {**plain, "session": dict(CONFIG), "dense": DENSE}
 
 
 def _command(

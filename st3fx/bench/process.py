@@ -63,7 +63,7 @@ class Process:
         try:
             self.ready = self._ask(self._job)
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__(*sys.exc_info())
             raise
         return self
 

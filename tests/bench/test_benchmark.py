@@ -14,6 +14,7 @@ from torch import nn
 import st3fx
 from st3fx import variants
 from st3fx.bench.onnx_call import CONFIG
+from st3fx.bench.result import read_result
 from st3fx.bench.settings import BenchSettings
 from st3fx.bench.variant import Variant
 from st3fx.errors import BenchError, ExportError
@@ -62,7 +63,9 @@ def test_a_spec_against_its_dense_counterpart() -> None:
         "st3fx bench tiny.py -b 2 -b 5 -ncores 1 -ncores 2 --sparsity 0.75 --iterations 20 -w 0"
     )
     assert result.settings["session"] == CONFIG
-    assert result.settings["batch_sizes"] == (2, 5)
+    assert result.settings["batch_sizes"] == [2, 5]
+    result.write("out.json")
+    assert read_result("out.json") == result
     assert result.verdict
     assert {"load", "fold", "capture", "compare", "count", "dense"} <= set(stages)
     assert "loading folded (batch 5, threads 2)" in stages
