@@ -166,11 +166,18 @@ def test_ctrl_c_leaves_nothing(folder: Path) -> None:
         process.communicate(timeout=60)
     assert process.returncode == 1
     assert list(temporary.glob("st3fx*")) == []  # ONNX Runtime has a file of its own there
-    with pytest.raises(ProcessLookupError):
-        # A child that was being started then ends when it finds nobody to answer.
-        for _ in range(600):
-            os.killpg(process.pid, 0)
-            time.sleep(0.1)
+    assert _ends(process.pid)
+
+
+def _ends(group: int) -> bool:
+    """Whether all of a group end: a child that was being started does when it is told nothing."""
+    for _ in range(600):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @pytest.mark.parametrize("width", [80, 140])
@@ -201,5 +208,5 @@ def test_modes_are_those_of_the_library() -> None:
 def test_help_explains_everything() -> None:
     found = _run("--help")
     assert found.exit_code == 0
-    for text in ("-ncores", "-x", "--torch", "dense counterpart", "Denormals", "Memory is the peak"):
+    for text in ("-ncores", "-x", "--torch", "dense counterpart", "Denormals", "Memory is the"):
         assert text in found.stdout
