@@ -92,7 +92,14 @@ def from_request(
         model.model, example, folder / f"{request.name}.onnx", settings, report,
         fixed_batch=fixed_batch, given=bool(request.inputs),
     )  # fmt: skip
-    return dataclasses.replace(subject, name=request.name, request=request)
+    return dataclasses.replace(subject, name=_name(request), request=request)
+
+
+def _name(request: Request) -> str:
+    """A short name: that of its folder where training called a bundle ``model.st3fx``."""
+    if request.is_bundle and request.name == "model":
+        return Path(request.spec).resolve().parent.name
+    return request.name
 
 
 def from_model(

@@ -92,8 +92,12 @@ def test_a_bundle_needs_zeros_or_a_word() -> None:
     assert found.stderr.splitlines()[-1].startswith("error: tiny.st3fx is not trained yet, its spa")
     names = [row["name"] for row in _json("tiny.st3fx", "--allow-dense")["rows"]]
     assert names == ["dense"]
-    names = [row["name"] for row in _json("tiny.st3fx", "--sparsity", "0.5")["rows"]]
-    assert names == ["dense", "folded"]
+    data = _json("tiny.st3fx", "--sparsity", "0.5")
+    assert ([row["name"] for row in data["rows"]], data["model"]) == (["dense", "folded"], "tiny")
+    # As training writes it.
+    Path("runs/mine").mkdir(parents=True)
+    Path("tiny.st3fx").rename("runs/mine/model.st3fx")
+    assert _json("runs/mine/model.st3fx", "--allow-dense")["model"] == "mine"
 
 
 def test_shapes_as_deepsparse_writes_them() -> None:
