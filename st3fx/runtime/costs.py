@@ -13,6 +13,7 @@ same machine, so they are of use on others too.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -173,4 +174,5 @@ def dense_features(work: Work) -> dict[str, float]:
 
 def seconds(costs: Costs, features: dict[str, float]) -> float:
     """The time for that much of each constant."""
-    return sum(getattr(costs, name) * amount for name, amount in features.items())
+    constants: dict[str, float] = dataclasses.asdict(costs)
+    return sum(constants[name] * amount for name, amount in features.items())

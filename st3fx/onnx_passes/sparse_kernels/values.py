@@ -1,0 +1,93 @@
+"""Questions about values of an ONNX graph: constants, users, sizes of images."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Image:
+    """Channels and size of a tensor of images, without its batch."""
+
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def positions(self) -> int:
+        """Pixels."""
+        return self.height * self.width
+
+    @property
+    def nbytes(self) -> int:
+        """Of one image in float32."""
+        return 4 * self.channels * self.positions
+
+
+def is_op(node: ir.Node | None, *names: str) -> bool:
+    """Whether a node is one of these operators of ONNX."""
+    return node is not None and node.domain == "" and node.op_type in names
+
+
+def image(value: ir.Value | None) -> Image | None:
+    """Of a float32 tensor of four dimensions whose channels and size are known; else ``None``."""
+    if value is None or value.dtype != ir.DataType.FLOAT or value.shape is None:
+        return None
+    sizes = list(value.shape)
+    if len(sizes) != 4 or not all(isinstance(size, int) for size in sizes[1:]):
+        return None
+    return Image(*(int(size) for size in sizes[1:]))  # type: ignore[arg-type]
+
+
+def rows(value: ir.Value | None) -> int:
+    """Vectors along the last dimension, for one sample: free sizes are 1, ``12*batch`` is 12."""
+    if value is None or value.shape is None:
+        return 1
+    numbers = re.findall(r"\d+", " ".join(str(size) for size in list(value.shape)[:-1]))
+    return math.prod(max(int(number), 1) for number in numbers)
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """The values of an initializer or a Constant node; else ``None``."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def matrix(value: ir.Value | None) -> tuple[str, Array] | None:
+    """Name and values of a constant float32 weight, through a transposition; else ``None``."""
+    node = value.producer() if value is not None else None
+    if node is not None and is_op(node, "Transpose") and len(node.inputs) == 1:
+        inner = matrix(node.inputs[0])
+        order = node.attributes.get_ints("perm")
+        return None if inner is None else (inner[0], inner[1].transpose(order))
+    array = constant(value)
+    if array is None or value is None or array.dtype != np.float32:
+        return None
+    return str(value.name), array
+
+
+def bias(value: ir.Value | None, size: int) -> Array | None:
+    """A constant float32 bias as ``[size]``; ``None`` where it is computed or does not fit."""
+    array = constant(value)
+    if array is None or array.dtype != np.float32 or array.size not in (1, size):
+        return None
+    if array.size == size and size not in array.shape[-1:]:
+        return None  # along another dimension
+    return np.ascontiguousarray(np.broadcast_to(array.reshape(-1), (size,)))
+
+
+def only_user(value: ir.Value) -> ir.Node | None:
+    """The node that reads a value, where it is the only reader and reads it once."""
+    uses = value.uses()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    return next(iter(uses)).node
