@@ -34,7 +34,7 @@ def model_options(command: Command) -> Command:
             "--weights",
             type=WEIGHTS,
             metavar="FILE",
-            help="Weights to load: safetensors, or a checkpoint of torch.save.",
+            help="Weights to load: safetensors, .st3w, or a checkpoint of torch.save.",
         ),
         click.option(
             "--input",

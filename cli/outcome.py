@@ -82,6 +82,8 @@ def _notes(result: ExportResult) -> Iterable[str]:
         yield "the batch size is fixed"
     if not result.parity:
         yield "not compared with PyTorch"
+    if result.says_little:
+        yield result.says_little
 
 
 def _empty(names: Sequence[str]) -> None:

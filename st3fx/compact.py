@@ -33,6 +33,7 @@ from torch import Tensor
 from st3fx.atomic import replace_file
 from st3fx.errors import ExportError
 from st3fx.messages import describe, few
+from st3fx.tensor_file import storable, untied
 
 SUFFIX = ".st3w"
 MAGIC = b"ST3W"
@@ -66,7 +67,10 @@ def save_compact(state_dict: Mapping[str, Tensor], path: str | Path) -> int:
     Raises:
         ExportError: For values that are not plain tensors, and when the file cannot be written.
     """
-    stored, aliases = _untied(state_dict)
+    odd = [key for key, value in state_dict.items() if not _fits(value)]
+    if odd:
+        raise ExportError(f"cannot store {few(odd)}: not a dense tensor with values")
+    stored, aliases = untied(state_dict)
     parts = [(name, tensor, *_encode(tensor)) for name, tensor in stored.items()]
     digest = hashlib.sha256()
     for *_, blocks in parts:
@@ -206,29 +210,5 @@ def _rows(tensor: Tensor) -> Bytes:
     return flat.view(torch.uint8).numpy().reshape(-1, tensor.dtype.itemsize)
 
 
-def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors to store, and for each other name the one that the same memory is stored under."""
-    odd = [key for key, value in state.items() if not _storable(value)]
-    if odd:
-        raise ExportError(f"cannot store {few(odd)}: not a dense tensor with values")
-    stored: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    first: dict[object, str] = {}
-    for key, value in state.items():
-        place = (value.device, value.dtype, value.data_ptr(), value.shape, value.stride())
-        name = first.setdefault(place if value.numel() else key, key)
-        if name == key:
-            stored[key] = value
-        else:
-            aliases[key] = name
-    return stored, aliases
-
-
-def _storable(value: object) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and not value.is_meta
-        and not value.is_quantized
-        and value.dtype in DTYPES.values()
-    )
+def _fits(value: object) -> bool:
+    return storable(value) and isinstance(value, Tensor) and value.dtype in DTYPES.values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from st3fx.api import fold
-from st3fx.errors import ExportError
+from st3fx.errors import EmptyLayerWarning, ExportError
 from st3fx.export.result import ExportResult, FoldResult, Size
 from st3fx.export.sizes import size_of_files, size_of_tensors
 from st3fx.export.weights import write_weights
@@ -92,7 +93,10 @@ def export_onnx(
     example = Example.of(example_inputs, example_kwargs)
     state = unwrapped(model).state_dict()
     before = partial(size_of_tensors, "weights before", state)
-    return _export(plain(model), example, Path(path), before, progress or _silent, options)
+    result = _export(plain(model), example, Path(path), before, progress or _silent, options)
+    if result.says_little:
+        warnings.warn(f"{path}: {result.says_little}", EmptyLayerWarning, stacklevel=2)
+    return result
 
 
 def _export(

@@ -83,4 +83,4 @@ class ReportError(St3fxError):
 
 
 class EmptyLayerWarning(UserWarning):
-    """A layer has lost all of its weights."""
+    """A layer has lost all of its weights, or a model's outputs no longer depend on its inputs."""

@@ -28,19 +28,14 @@ def save_state(state: Mapping[str, Any], path: Path) -> dict[str, str]:
     Raises:
         BundleError: For values that are not plain tensors, and when the file cannot be written.
     """
-    odd = [key for key, value in state.items() if not _storable(value)]
+    odd = [key for key, value in state.items() if not storable(value)]
     if odd:
         raise BundleError(
             f"cannot store {few(odd)}: not a dense tensor with values (a bundle holds no pickles)"
         )
+    distinct, aliases = untied(state)
     stored: dict[str, Tensor] = {}
-    first: dict[object, str] = {}
-    aliases: dict[str, str] = {}
-    for key, value in state.items():
-        name = first.setdefault(_identity(value, key), key)
-        if name != key:
-            aliases[key] = name
-            continue
+    for key, value in distinct.items():
         tensor = value.detach().cpu().contiguous()
         # A view of part of a storage must not be taken for a tied tensor by the writer.
         whole = tensor.untyped_storage().nbytes() == tensor.nbytes
@@ -68,13 +63,28 @@ def load_state(path: Path, aliases: Mapping[str, str]) -> dict[str, Tensor]:
     return state | {key: state[name] for key, name in aliases.items()}
 
 
-def _storable(value: object) -> bool:
+def storable(value: object) -> bool:
+    """Whether a value is a plain tensor: dense, with values, not quantised."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
         and not value.is_meta
         and not value.is_quantized
     )
+
+
+def untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors to store, and for each other name the one that the same memory is stored under."""
+    stored: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[object, str] = {}
+    for key, value in state.items():
+        name = first.setdefault(_identity(value, key), key)
+        if name == key:
+            stored[key] = value
+        else:
+            aliases[key] = name
+    return stored, aliases
 
 
 def _identity(tensor: Tensor, key: str) -> object:

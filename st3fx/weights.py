@@ -1,4 +1,4 @@
-"""Loads a file of weights into a model: safetensors, or a checkpoint that torch can read safely."""
+"""Loads a file of weights into a model: safetensors, .st3w, or a checkpoint read safely."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from st3fx.errors import SpecError
+from st3fx.compact import SUFFIX, load_compact
+from st3fx.errors import ExportError, SpecError
 from st3fx.messages import describe, few
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
@@ -27,8 +28,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Args:
         model: Changed in place.
-        path: A ``.safetensors`` file, or what ``torch.save`` wrote: a state dict, or a checkpoint
-            that holds one. Nothing but tensors and plain containers is unpickled.
+        path: A ``.safetensors`` or compact ``.st3w`` file, or what ``torch.save`` wrote: a state
+            dict, or a checkpoint that holds one. Nothing but tensors and plain containers is
+            unpickled.
 
     Raises:
         SpecError: When the file is missing, broken, holds no state dict or does not fit the model;
@@ -48,6 +50,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def _read(file: Path) -> Any:
+    if file.suffix == SUFFIX:
+        try:
+            return load_compact(file)
+        except ExportError as error:
+            raise SpecError(str(error)) from error
     if file.suffix == ".safetensors":
         try:
             return load_file(file)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import st3fx
 from st3fx.errors import SpecError
 from st3fx.weights import load_weights
 
@@ -46,6 +47,16 @@ def test_safetensors(tmp_path: Path) -> None:
     save_file(trained.state_dict(), tmp_path / "w.safetensors")
     load_weights(fresh, tmp_path / "w.safetensors")
     assert _same(trained, fresh)
+
+
+def test_compact_files(tmp_path: Path) -> None:
+    trained, fresh = Tied(), Tied()
+    st3fx.save_compact(trained.state_dict(), tmp_path / "w.st3w")
+    load_weights(fresh, tmp_path / "w.st3w")
+    assert _same(trained, fresh)
+    (tmp_path / "w.st3w").write_bytes(b"ST3W")
+    with pytest.raises(SpecError, match="is not a compact weight file"):
+        load_weights(fresh, tmp_path / "w.st3w")
 
 
 def test_safetensors_without_the_tied_name(tmp_path: Path) -> None:

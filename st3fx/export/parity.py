@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ _SILENT = 4
 
 Array = npt.NDArray[Any]
 
+Opener = Callable[[Path], Any]
+"""Opens a file as a session of ONNX Runtime."""
+
 
 def verify(
     path: Path,
@@ -40,6 +44,7 @@ def verify(
     batch_sizes: Sequence[int],
     tolerance: float,
     seed: int,
+    session: Opener | None = None,
 ) -> tuple[Parity, ...]:
     """Compare ONNX Runtime with PyTorch on the example and on random values.
 
@@ -52,15 +57,17 @@ def verify(
         batch_sizes: For the random values; empty: the example's.
         tolerance: Largest relative difference that passes.
         seed: Of the random values.
+        session: Opens the file; :func:`open_plain` by default.
 
     Raises:
         ExportError: When ONNX Runtime refuses the file or computes something else.
     """
-    session = _session(path)
+    running = (session or open_plain)(path)
     generator = torch.Generator().manual_seed(seed)
     own = next((t.shape[0] for t, has in zip(call.tensors, batched, strict=True) if has), 1)
     wanted = _run_torch(flat, call.tensors, own)
-    rows = [_compare(session, flat, call.tensors, wanted, outputs, "given", own, tolerance)]
+    answers = [wanted]
+    rows = [_compare(running, flat, call.tensors, wanted, outputs, "given", own, tolerance)]
     for batch in batch_sizes or (own,):
         inputs, tensors = "random", random_like(call.tensors, batched, batch, generator)
         try:
@@ -69,8 +76,31 @@ def verify(
             # Values that mean something, as offsets do: the example's samples are taken instead.
             inputs, tensors = "repeated", repeated(call.tensors, batched, batch)
             wanted = _run_torch(flat, tensors, batch)
-        rows.append(_compare(session, flat, tensors, wanted, outputs, inputs, batch, tolerance))
-    return tuple(rows)
+        answers.append(wanted)
+        rows.append(_compare(running, flat, tensors, wanted, outputs, inputs, batch, tolerance))
+    return tuple(dataclasses.replace(row, constant=is_constant(answers)) for row in rows)
+
+
+def is_constant(answers: Sequence[Sequence[Array]]) -> bool:
+    """Whether no output depends on the inputs, as far as several calls tell.
+
+    Args:
+        answers: The outputs of each call; those with a batch have it as dimension 0.
+    """
+    return len(answers) > 1 and all(
+        _repeats(first, other)
+        for answer in answers
+        for first, other in zip(answers[0], answer, strict=True)
+    )
+
+
+def _repeats(first: Array, other: Array) -> bool:
+    """Whether ``other`` is ``first``, or its first sample again and again."""
+    if np.array_equal(first, other) or not first.ndim:
+        return np.array_equal(first, other)
+    sample = first[:1]
+    same_shape = sample.shape[1:] == other.shape[1:]
+    return same_shape and np.array_equal(np.broadcast_to(sample, other.shape), other)
 
 
 def providers() -> tuple[str, ...]:
@@ -78,7 +108,40 @@ def providers() -> tuple[str, ...]:
     return tuple(onnxruntime.get_available_providers())
 
 
-def _session(path: Path) -> Any:
+def compare(
+    session: Any,
+    flat: Flat,
+    tensors: Sequence[Tensor],
+    outputs: Sequence[str],
+    inputs: str,
+    *,
+    tolerance: float,
+) -> Parity:
+    """Compare a session with PyTorch on these tensors; ``inputs`` says which they are.
+
+    Raises:
+        ExportError: When either of them fails, or they differ.
+    """
+    batch = next((tensor.shape[0] for tensor in tensors if tensor.dim()), 1)
+    wanted = _run_torch(flat, tensors, batch)
+    return _compare(session, flat, tensors, wanted, outputs, inputs, batch, tolerance)
+
+
+def takes(flat: Flat, tensors: Sequence[Tensor]) -> bool:
+    """Whether the model runs with these tensors."""
+    try:
+        _run_torch(flat, tensors, 1)
+    except ExportError:
+        return False
+    return True
+
+
+def open_plain(path: Path) -> Any:
+    """A session of ONNX Runtime as it is.
+
+    Raises:
+        ExportError: When it refuses the file.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
     options.intra_op_num_threads = torch.get_num_threads()

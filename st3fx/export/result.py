@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from st3fx.messages import few
 from st3fx.passes.channels.report import ChannelReport
 
 
@@ -38,12 +39,14 @@ class Parity:
         batch: Samples in it.
         absolute: Largest difference of any output element.
         relative: Largest difference over the largest magnitude of the same output.
+        constant: Whether no output changed from call to call.
     """
 
     inputs: str
     batch: int
     absolute: float
     relative: float
+    constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class ExportResult:
         sizes: Weights before, files after.
         seconds: For all of it.
         channels: What was removed with dead channels; ``None`` where they were left.
+        sparse: The file with sparse kernels; ``None`` where none was asked for.
     """
 
     path: Path
@@ -107,12 +111,22 @@ class ExportResult:
     sizes: tuple[Size, ...]
     seconds: float
     channels: ChannelReport | None = None
+    sparse: SparseFile | None = None
+
+    @property
+    def says_little(self) -> str:
+        """Why the comparison with PyTorch means little; empty if it does mean something."""
+        if not any(row.constant for row in self.parity):
+            return ""
+        lost = f", as {few(self.zeros.empty)} lost all weights" if self.zeros.empty else ""
+        return f"the outputs are the same for every input{lost}: that they agree says little"
 
     def to_dict(self) -> dict[str, Any]:
         """This result as JSON values."""
         return {
             **dataclasses.asdict(self),
             "path": str(self.path),
+            "says_little": self.says_little,
             "files": [str(path) for path in self.files],
             "sparsity": self.zeros.sparsity,
             "channels": None if self.channels is None else self.channels.to_dict(),

@@ -164,6 +164,7 @@ def test_batch_norm_stays_where_it_would_empty_a_weight(tmp_path: Path) -> None:
     assert result.zeros.sparsity == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.filterwarnings("ignore:.*the outputs are the same for every input")
 def test_sparse_initializers_are_smaller_and_the_same(tmp_path: Path) -> None:
     layers = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64))
     x = torch.randn(2, 64)
@@ -304,3 +305,15 @@ def test_wrong_examples_are_refused_at_once(tmp_path: Path) -> None:
         st3fx.export_onnx(nets.Linear(), (3,), path)
     with pytest.raises(ExportError, match=r"model is a str: give an nn\.Module"):
         st3fx.export_onnx("model", X, path)  # type: ignore[arg-type]
+
+
+def test_a_comparison_that_says_little_is_no_silent_success(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    assert st3fx.export_onnx(model, X, tmp_path / "dense.onnx").says_little == ""
+    with torch.no_grad():
+        model[2].weight.zero_()
+    said = "the outputs are the same for every input, as 2.weight lost all weights: that they agree"
+    with pytest.warns(st3fx.EmptyLayerWarning, match=said):
+        result = st3fx.export_onnx(model, X, tmp_path / "empty.onnx")
+    assert result.says_little in result.to_dict()["says_little"] != ""
+    assert all(row.constant for row in result.parity)

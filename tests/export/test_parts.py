@@ -17,7 +17,7 @@ from st3fx.errors import ExportError
 from st3fx.export.batch import batched, random_like, repeated
 from st3fx.export.blame import is_fixed_batch, reason
 from st3fx.export.call import Call, outputs, unique
-from st3fx.export.parity import difference
+from st3fx.export.parity import difference, is_constant
 from st3fx.export.quiet import quiet
 from st3fx.inputs import Example
 from tests.export.nets import Pair, Scores
@@ -198,3 +198,22 @@ def test_what_a_fixed_batch_looks_like() -> None:
     wrapped.__cause__ = ValueError(message)
     assert is_fixed_batch(wrapped)
     assert not is_fixed_batch(RuntimeError("aten::histc"))
+
+
+A, B = np.array([[1.0, 2.0]]), np.array([[1.0, 2.5]])
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([[A], [np.concatenate([A, A])]], True),
+        ([[A], [A], [np.concatenate([A, B])]], False),
+        ([[A, A], [A, B]], False),
+        ([[A]], False),  # a single call tells nothing
+        ([[np.array(3.0)], [np.array(3.0)]], True),
+        ([[np.array(3.0)], [np.array(4.0)]], False),
+        ([[A], [np.concatenate([A, A], axis=1)]], False),
+    ],
+)
+def test_outputs_that_never_change(answers: Any, expected: bool) -> None:
+    assert is_constant(answers) is expected
