@@ -95,7 +95,7 @@ def _lanes(rows: int, edges: list[tuple[int, int]]) -> list[int]:
     for row in range(rows):
         free = [lanes[source] for source in inputs[row] if last[source] == row]
         busy = {lane: end for lane, end in busy.items() if end > row}
-        lane = min((lane for lane in free if lane not in busy), default=None)
+        lane = min(free, default=None)
         if lane is None:
             lane = next(k for k in range(rows) if k not in busy)
         lanes.append(lane)

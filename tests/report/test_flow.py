@@ -58,6 +58,15 @@ def test_a_weight_that_feeds_itself_through_others_is_no_trap() -> None:
     assert "from b" in chart.rows[1].tip
 
 
+def test_a_weight_that_feeds_itself_keeps_its_place() -> None:
+    graph = nx.DiGraph()
+    for name in ("b", "a"):
+        graph.add_node(name, kind="site", op="rnn", shape=(4, 4))
+    graph.add_node("x", kind="input")
+    graph.add_edges_from([("x", "b"), ("b", "b"), ("x", "a")], through=())
+    assert [row.name for row in flow_chart(graph, {}).rows] == ["x", "b", "a"]
+
+
 def test_sites_outside_graphs_and_no_nodes_at_all() -> None:
     graph = nx.DiGraph()
     graph.add_node("alone.weight", kind="site", op="linear", shape=(2, 2))

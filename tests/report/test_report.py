@@ -11,6 +11,7 @@ from st3fx.errors import BenchError, BundleError, ReportError, TrainError
 from st3fx.evidence import gather
 from st3fx.report.facts import Facts
 from st3fx.reporting import default_output, write_report
+from st3fx.sparsifier import Sparsifier
 from st3fx.workflow import load_bundle
 
 
@@ -65,6 +66,9 @@ def test_facts_are_those_of_the_engines(run: Path) -> None:
     assert exact.inputs == ((1, 1, 28, 28),)
     assert set(found.model.flops) == {"exact", "st3", "str"}
     assert exact.weight_nonzeros == found.model.nonzeros
+    thresholds = Sparsifier(model).thresholds
+    assert {row.site.name: row.threshold for row in found.model.layers} == thresholds
+    assert found.model.spread.threshold in thresholds.values()
     counts = found.model.spread.counts
     assert counts.total + found.model.spread.beyond == found.model.plan.numel
     assert [size.name for size in found.model.sizes] == [
