@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -28,8 +27,9 @@ from rich.table import Table
 from torch import Tensor, fx, nn
 
 import st3fx
+from benchmarks import record
 
-RESULTS = Path(__file__).parent / "results" / "convert.json"
+RESULTS = record.RESULTS / "convert.json"
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 SHAPE = (8, 3, 128, 128)
 
@@ -50,17 +50,8 @@ def main() -> None:
         row = {"model": name, **_child("times", name, options.rounds), **_child("memory", name, 1)}
         rows.append(row)
     show(rows)
-    environment = {
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "input": list(SHAPE),
-        "rounds": options.rounds,
-    }
-    document = {"environment": environment, "models": rows}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(document, indent=1) + "\n")
+    environment = record.environment(input=list(SHAPE), rounds=options.rounds)
+    record.write(options.output, {"environment": environment, "models": rows})
 
 
 def _child(kind: str, name: str, rounds: int) -> dict[str, Any]:

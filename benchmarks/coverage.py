@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -21,16 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import st3fx
-from benchmarks import cases
+from benchmarks import cases, record
 
-RESULTS = Path(__file__).parent / "results" / "coverage.json"
+RESULTS = record.RESULTS / "coverage.json"
 SPARSITY = 0.8
 
 
@@ -61,14 +59,7 @@ def save(rows: list[dict[str, Any]], path: Path, *, keep: bool) -> None:
         known = {row["model"] for row in old}
         rows = [new.get(row["model"], row) for row in old]
         rows += [row for name, row in new.items() if name not in known]
-    environment = {
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"environment": environment, "models": rows}, indent=1) + "\n")
+    record.write(path, {"environment": record.environment(), "models": rows})
 
 
 def run_child(name: str, timeout: float) -> dict[str, Any]:
