@@ -36,8 +36,8 @@ def demo(*, output_dir: str, seed: int, resume: bool, force: bool, as_json: bool
     A ResNet-20 learns to tell the ten kinds of clothing of Fashion-MNIST apart (a subset), once
     dense and once while 90 % of its weights become zero; both trainings begin with the same
     weights and take the same steps. The sparse one is folded, exported, counted, timed and
-    reported. All that is printed is measured as it runs; on two CPU cores it takes about two and a
-    half minutes.
+    reported. All that is printed is measured as it runs. It takes about four minutes of processor
+    time, which two idle cores share.
 
     Ctrl-C saves; --resume goes on.
 

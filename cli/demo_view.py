@@ -153,8 +153,9 @@ def print_demo(result: DemoResult) -> None:
     out.print(table)
     for sentence in result.timed.verdict:
         out.print(Text(sentence), soft_wrap=not out.is_terminal)
+    when = "here, the last of it in" if result.again else "now, in"
     out.print(
-        Text(f"\nall of it was measured now, in {duration(result.seconds)}; read on in "),
+        Text(f"\nall of it was measured {when} {duration(result.seconds)}; read on in "),
         Text(str(result.report.path), style="bold"),
         sep="", soft_wrap=True,
     )  # fmt: skip

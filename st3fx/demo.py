@@ -98,6 +98,7 @@ def run_demo(
         timed=demo.stage("bench", "one image at a time", demo.measure),
         report=demo.stage("report", "all of it on one page", demo.tell),
         seconds=time.perf_counter() - began,
+        again=demo.again,
     )
 
 

@@ -60,7 +60,8 @@ class DemoResult:
         counted: Multiplications of one image.
         timed: Latency of one image.
         report: The page.
-        seconds: For all of it.
+        seconds: For all of it, or for what was left of a demo that was gone on with.
+        again: Whether it was.
     """
 
     folder: Path
@@ -73,6 +74,7 @@ class DemoResult:
     timed: BenchResult
     report: ReportResult
     seconds: float
+    again: bool = False
 
     @property
     def bytes(self) -> tuple[int, int]:
