@@ -49,7 +49,12 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> tupl
 @click.option(
     "--eliminate-dead-channels/--keep-dead-channels", default=None,
     help="Remove channels that are constant or that nothing reads: the same outputs from a smaller "
-    "dense graph, faster on any runtime.  [default: keep]",
+    "dense graph, faster on any runtime.  [default: keep; remove with --sparse-kernels]",
+)  # fmt: skip
+@click.option(
+    "--sparse-kernels", is_flag=True,
+    help="Write NAME.sparse.onnx beside it: layers that gain run by sparse kernels, in sessions "
+    "that st3fx.runtime.session opens.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a file that is already there.")
 @json_option
@@ -62,6 +67,7 @@ def export(
     no_verify: bool,
     sparse_initializers: bool,
     eliminate_dead_channels: bool | None,
+    sparse_kernels: bool,
     output: str | None,
     force: bool,
     as_json: bool,
@@ -79,6 +85,7 @@ def export(
     \b
     Examples
       st3fx export runs/resnet20/model.st3fx
+      st3fx export resnet50.st3fx --sparse-kernels
       st3fx export resnet50.st3fx --sparsity 0.9 -o sparse.onnx --sparse-initializers
       st3fx export torchvision:resnet50 --weights resnet50.safetensors --input 1x3x224x224
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
@@ -87,7 +94,8 @@ def export(
 
     request = Request(**asked)
     # Now rather than after minutes of work.
-    target = check_target(output or f"{request.name}.onnx", force=force)
+    name = output or f"{request.name}.onnx"
+    target = check_target(name, force=force, sparse=sparse_kernels)
     quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with quiet, Progress() as report:
         result = export_spec(
@@ -101,6 +109,7 @@ def export(
             verify=not no_verify,
             sparse_initializers=sparse_initializers,
             eliminate_dead_channels=eliminate_dead_channels,
+            sparse_kernels=sparse_kernels,
             seed=request.seed,
         )
     if as_json:

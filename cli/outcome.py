@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from st3fx.cli.channels_table import print_channels
+from st3fx.cli.kernels_table import print_kernels
 from st3fx.cli.summary import size_text
 from st3fx.cli.tables import console
 
@@ -46,6 +47,8 @@ def print_export(result: ExportResult) -> None:
         columns = ("inputs", "batch", "largest difference", "relative")
         out.print(_table("ONNX Runtime against PyTorch", columns, calls))
     print_channels(result.channels)
+    if result.sparse is not None:
+        print_kernels(result.sparse)
     out.print(_size_table(result.sizes))
     _empty(result.zeros.empty)
     for line in _notes(result):

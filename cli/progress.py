@@ -24,6 +24,7 @@ STAGES = {
     "fold": "folding",
     "capture": "exporting the graph",
     "save": "writing the file",
+    "lower": "choosing sparse kernels",
     "check": "checking the file",
     "compare": "comparing ONNX Runtime with PyTorch",
     "measure": "compressing, for the sizes",

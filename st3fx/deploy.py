@@ -18,6 +18,7 @@ from st3fx.export.weights import write_weights
 from st3fx.folded import Request, folded, no_example
 from st3fx.inputs import Example
 from st3fx.passes.fold import is_converted
+from st3fx.runtime.names import sparse_path
 from st3fx.state import copied
 
 
@@ -53,7 +54,10 @@ def export_onnx(
             as the model is called in eval mode. Arguments that are no tensors are built in.
         path: The file; one that is there is replaced. Weights of more than 1.5 GB go into
             ``<path>.data`` beside it.
-        sparse_kernels: Not in this version.
+        sparse_kernels: Write ``<path without .onnx>.sparse.onnx`` beside it too: the layers that
+            the cost model expects to gain run by sparse kernels, in sessions that
+            ``st3fx.runtime.session`` opens. It is compared like the plain file, with a tolerance of
+            1e-5.
         example_kwargs: Keyword arguments beside positional ``example_inputs``.
         opset: Of the file; ``None`` for the exporter's default.
         fixed_batch: Build the batch size of the example in.
@@ -76,8 +80,6 @@ def export_onnx(
         ExportError: When ONNX cannot express the model, a check fails, or the file cannot be
             written.
     """
-    if sparse_kernels:
-        raise ExportError("sparse_kernels=True: this version has no sparse kernels; leave it out")
     if not isinstance(model, nn.Module):
         raise ExportError(f"model is a {type(model).__name__}: give an nn.Module")
     options = {
@@ -89,6 +91,7 @@ def export_onnx(
         "eliminate_dead_channels": eliminate_dead_channels,
         "tolerance": tolerance,
         "seed": seed,
+        "sparse_kernels": sparse_kernels,
     }
     example = Example.of(example_inputs, example_kwargs)
     state = unwrapped(model).state_dict()
@@ -179,13 +182,20 @@ def fold_spec(
     )
 
 
-def check_target(path: str | Path, *, force: bool) -> Path:
+def check_target(path: str | Path, *, force: bool, sparse: bool = False) -> Path:
     """Fail early if a file cannot be written. Writes nothing.
+
+    Args:
+        path: The file.
+        force: Whether one that is there may be replaced.
+        sparse: Whether there will be one with sparse kernels beside it.
 
     Raises:
         ExportError: When something is there and ``force`` is not given, or it is a folder.
     """
     target = Path(path)
+    if sparse:
+        check_target(sparse_path(target), force=force)
     if target.is_dir():
         raise ExportError(f"{path} is a folder: name the file to write")
     if target.exists() and not force:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,10 +18,12 @@ from st3fx.export.job import Job
 from st3fx.export.result import ExportResult, Port, Size
 from st3fx.export.settings import Settings
 from st3fx.export.sizes import size_of_files
+from st3fx.export.sparse import check_library, write_sparse
 from st3fx.export.write import write_model
 from st3fx.export.zeros import check_zeros
 from st3fx.inputs import Example
 from st3fx.messages import describe
+from st3fx.runtime.names import sparse_path
 from st3fx.state import preserved
 
 
@@ -48,12 +51,15 @@ def export(
         ExportError: When it cannot be exported, or a check fails. Nothing is left then.
     """
     began = time.perf_counter()
+    if settings.sparse_kernels:
+        check_library(verify=settings.verify)
     with preserved(model), torch.no_grad():
         model.eval()
         job = Job(model, example, settings)
         progress("capture")
-        channels = job.reduce() if settings.eliminate_dead_channels else None
+        channels = job.reduce() if settings.is_reduced else None
         graph, norms, expected = job.graph()
+        inputs, outputs = (tuple(map(_port, v)) for v in (graph.graph.inputs, graph.graph.outputs))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary_neighbour(path) as folder:
@@ -63,9 +69,12 @@ def export(
                 zeros = check_zeros(part, job.written, expected, norms.biases)
                 progress("compare")
                 rows = job.compare(part)
+                kernels = (
+                    write_sparse(graph, part, job, progress) if settings.sparse_kernels else None
+                )
                 progress("measure")
                 files = sorted(folder.iterdir())
-                sizes = (before(), size_of_files(path.name, files))
+                sizes = (before(), *_file_sizes(files, path))
                 written = _put_in_place(files, path)
         except OSError as error:
             raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
@@ -73,8 +82,8 @@ def export(
         path=path,
         files=written,
         opset=graph.opset_imports[""],
-        inputs=tuple(map(_port, graph.graph.inputs)),
-        outputs=tuple(map(_port, graph.graph.outputs)),
+        inputs=inputs,
+        outputs=outputs,
         dynamic_batch=not settings.fixed_batch and any(job.batched),
         baked=job.call.baked,
         batch_norms=len(norms.folded),
@@ -86,6 +95,7 @@ def export(
         sizes=sizes,
         seconds=time.perf_counter() - began,
         channels=channels,
+        sparse=kernels and dataclasses.replace(kernels, path=sparse_path(path)),
     )
 
 
@@ -115,9 +125,17 @@ def _check(path: Path, *, full: bool) -> None:
         raise ExportError(f"onnx.checker refuses the model: {describe(error)}") from error
 
 
+def _file_sizes(files: Sequence[Path], path: Path) -> list[Size]:
+    """Of the plain file, and of the one with sparse operators."""
+    name = sparse_path(path).name
+    more = [file for file in files if file.name.startswith(name)]
+    sizes = [size_of_files(path.name, [file for file in files if file not in more])]
+    return [*sizes, size_of_files(name, more)] if more else sizes
+
+
 def _put_in_place(files: Sequence[Path], path: Path) -> tuple[Path, ...]:
-    """Move what was written beside the file; the file that names the others comes last."""
-    for file in sorted(files, key=lambda file: file.name == path.name):
+    """Move what was written beside the file; files that name others come last."""
+    for file in sorted(files, key=lambda file: file.suffix == path.suffix):
         file.replace(path.parent / file.name)
     return tuple(sorted(path.parent / file.name for file in files))
 

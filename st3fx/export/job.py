@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
-from torch import nn
+from torch import Tensor, nn
 
 from st3fx.errors import ExportError, InputError
 from st3fx.export import parity
@@ -13,6 +14,7 @@ from st3fx.export.batch import batched
 from st3fx.export.call import Call, Flat, outputs, unique
 from st3fx.export.capture import capture, io_names
 from st3fx.export.opset import lowered
+from st3fx.export.parity import Opener, open_plain
 from st3fx.export.quiet import quiet
 from st3fx.export.reduce import reduce
 from st3fx.export.result import Parity
@@ -87,8 +89,16 @@ class Job:
         io_names(graph, self.call.names, self.outputs)
         return graph, norms, expected - norms.absorbed
 
-    def compare(self, path: Path) -> tuple[Parity, ...]:
-        """Run a written file beside the model."""
+    def compare(
+        self, path: Path, *, session: Opener = open_plain, tolerance: float | None = None
+    ) -> tuple[Parity, ...]:
+        """Run a written file beside the model.
+
+        Args:
+            path: The file.
+            session: Opens it.
+            tolerance: Largest relative difference that passes; ``None``: that of the job.
+        """
         if not self.settings.verify:
             return ()
         fixed = self.settings.fixed_batch or not any(self.batched)
@@ -99,6 +109,19 @@ class Job:
             self.batched,
             self.outputs,
             batch_sizes=() if fixed else self.settings.batch_sizes,
-            tolerance=self.tolerance,
+            tolerance=tolerance or self.tolerance,
             seed=self.settings.seed,
+            session=session,
+        )
+
+    def takes(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether the model takes other tensors than the example's."""
+        return parity.takes(self.flat, tensors)
+
+    def compare_at(
+        self, path: Path, tensors: Sequence[Tensor], label: str, session: Opener, tolerance: float
+    ) -> Parity:
+        """Run a written file beside the model, on these tensors; ``label`` says which they are."""
+        return parity.compare(
+            session(path), self.flat, tensors, self.outputs, label, tolerance=tolerance
         )

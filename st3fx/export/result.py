@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from st3fx.messages import few
 from st3fx.passes.channels.report import ChannelReport
+
+if TYPE_CHECKING:
+    from st3fx.export.sparse_result import SparseFile
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class ExportResult:
             "files": [str(path) for path in self.files],
             "sparsity": self.zeros.sparsity,
             "channels": None if self.channels is None else self.channels.to_dict(),
+            "sparse": None if self.sparse is None else self.sparse.to_dict(),
         }
 
 

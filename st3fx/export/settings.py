@@ -22,6 +22,7 @@ class Settings:
             for what suits the kernels that run the file: dense ones are given the whole model.
         tolerance: Largest relative difference that passes; ``None``: by the type of the weights.
         seed: Of the random values.
+        sparse_kernels: Write a file with sparse operators too.
     """
 
     opset: int | None = None
@@ -32,6 +33,14 @@ class Settings:
     eliminate_dead_channels: bool | None = None
     tolerance: float | None = None
     seed: int = 0
+    sparse_kernels: bool = False
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether dead channels go: where nothing is said, sparse kernels want it so."""
+        if self.eliminate_dead_channels is None:
+            return self.sparse_kernels
+        return self.eliminate_dead_channels
 
     def __post_init__(self) -> None:
         """Refuse what no export can be made with.

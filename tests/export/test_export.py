@@ -287,7 +287,6 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
         ({"batch_sizes": (1, 0)}, r"batch sizes \(1, 0\): give numbers from 1 on"),
         ({"tolerance": 0.0}, "tolerance 0.0: give a number above 0"),
         ({"tolerance": float("nan")}, "tolerance nan: give a number above 0"),
-        ({"sparse_kernels": True}, "this version has no sparse kernels"),
     ],
 )
 def test_wrong_settings_are_refused_at_once(
