@@ -13,6 +13,7 @@ import click
 
 from st3fx.cli.bench_tables import print_bench
 from st3fx.cli.options import json_option
+from st3fx.cli.param_types import Spec
 from st3fx.cli.progress import Progress
 from st3fx.cli.prune_options import prune_options
 
@@ -44,7 +45,7 @@ def _numbers(
 
 
 @click.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=Spec())
 @click.option(
     "-b", "--batch-size", "batch_sizes", multiple=True, callback=_numbers, metavar="N",
     help="Samples in one call. Repeatable.  [default: as --input has it, else 1]",

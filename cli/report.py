@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from st3fx.cli.options import json_option
+from st3fx.cli.param_types import FOLDER
 from st3fx.cli.progress import Progress
 from st3fx.cli.summary import size_text
 from st3fx.cli.tables import console
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run", metavar="RUN")
+@click.argument("run", metavar="RUN", type=FOLDER)
 @click.option(
     "-o", "--output", metavar="FILE",
     help="The page.  [default: report.html in the run; NAME.report.html beside a bundle]",
