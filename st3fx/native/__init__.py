@@ -53,7 +53,9 @@ def load() -> ctypes.CDLL:
         library.st3fx_abi_version.restype = ctypes.c_int
         version = library.st3fx_abi_version()
     except (OSError, AttributeError) as error:
-        raise NativeError(f"the kernel library {path} cannot be loaded: {error}; {_REBUILD}") from error
+        raise NativeError(
+            f"the kernel library {path} cannot be loaded: {error}; {_REBUILD}"
+        ) from error
     if version != ABI:
         raise NativeError(
             f"the kernel library {path} has version {version}, st3fx needs {ABI}: {_REBUILD}"

@@ -62,7 +62,9 @@ def session(
         return ort.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # what ONNX Runtime raises has no common root
         if missing and DOMAIN in str(error):
-            raise NativeError(f"{path} needs the sparse kernels: {missing}{_way_out(path)}") from error
+            raise NativeError(
+                f"{path} needs the sparse kernels: {missing}{_way_out(path)}"
+            ) from error
         reason = str(error).strip().splitlines()[0]
         raise NativeError(f"{path} cannot be loaded: {reason}{_way_out(path)}") from error
 

@@ -75,7 +75,9 @@ def test_no_library_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "ABI", native.ABI + 1)
-    with pytest.raises(NativeError, match=rf"has version {native.ABI - 1}, st3fx needs {native.ABI}"):
+    with pytest.raises(
+        NativeError, match=rf"has version {native.ABI - 1}, st3fx needs {native.ABI}"
+    ):
         native.load()
 
 

@@ -73,9 +73,7 @@ class Node:
         options.log_severity_level = 4
         options.register_custom_ops_library(runtime.library())
         with native.using_isa(isa or native.isa()):
-            return ort.InferenceSession(
-                self.model(), options, providers=["CPUExecutionProvider"]
-            )
+            return ort.InferenceSession(self.model(), options, providers=["CPUExecutionProvider"])
 
     def run(self, isa: str | None = None, threads: int = 1, **feeds: Array) -> Array:
         """The output for these inputs."""
@@ -83,9 +81,7 @@ class Node:
         return result
 
 
-def sparse_weight(
-    generator: np.random.Generator, shape: tuple[int, ...], density: float
-) -> Array:
+def sparse_weight(generator: np.random.Generator, shape: tuple[int, ...], density: float) -> Array:
     """Normal weights of which about ``density`` are not zero."""
     weight = generator.standard_normal(shape).astype(np.float32)
     return weight * (generator.random(shape) < density).astype(np.float32)
@@ -98,7 +94,11 @@ def weight_inputs(weight: Array) -> dict[str, NDArray[Any]]:
 
 
 def sparse_conv(
-    weight: Array, groups: int = 1, bias: Array | None = None, residual: bool = False, **attributes: Any
+    weight: Array,
+    groups: int = 1,
+    bias: Array | None = None,
+    residual: bool = False,
+    **attributes: Any,
 ) -> Node:
     """A SparseConv of a dense weight ``[K, C/groups, KH, KW]``."""
     constants = weight_inputs(weight)

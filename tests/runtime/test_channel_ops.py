@@ -82,5 +82,7 @@ def test_blocked_layout_round_trip(channels: int, size: tuple[int, int]) -> None
     storage, positions = blocked.shape[1], size[0] * size[1]
     assert np.array_equal(layout.from_blocked(blocked, channels), x)
     room = channels * -(-positions // 16) * 16
-    fits = [s for s in range(channels, storage + 1) if s * positions % 16 == 0 and s * positions >= room]
+    fits = [
+        s for s in range(channels, storage + 1) if s * positions % 16 == 0 and s * positions >= room
+    ]
     assert fits == [storage]

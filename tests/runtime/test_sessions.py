@@ -80,7 +80,9 @@ def test_the_sum_overwrites_its_operand() -> None:
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
-        value_info=[helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("r0", "r1")],
+        value_info=[
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("r0", "r1")
+        ],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(runtime.DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)

@@ -88,7 +88,9 @@ def test_what_comes_last(isa: str, activation: str, residual: bool) -> None:
     generator = np.random.default_rng(1)
     for kernel, layouts in itertools.product((1, 3), (("nchw", "nchw"), ("blocked", "blocked"))):
         shape = (6, 5, kernel, kernel)
-        check(isa, generator, shape, (9, 9), activation=activation, residual=residual, layouts=layouts)
+        check(
+            isa, generator, shape, (9, 9), activation=activation, residual=residual, layouts=layouts
+        )
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -103,7 +105,9 @@ def test_density(isa: str, density: float) -> None:
 def test_many_channels_are_worked_on_in_blocks(isa: str) -> None:
     generator = np.random.default_rng(3)
     check(isa, generator, (40, 700, 1, 1), (9, 14), density=0.3, activation="relu", residual=True)
-    check(isa, generator, (24, 300, 3, 3), (7, 9), density=0.3, pads=(1, 1, 1, 1), activation="silu")
+    check(
+        isa, generator, (24, 300, 3, 3), (7, 9), density=0.3, pads=(1, 1, 1, 1), activation="silu"
+    )
 
 
 @pytest.mark.parametrize("isa", FAST)

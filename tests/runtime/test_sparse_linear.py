@@ -30,7 +30,9 @@ def linear(weight: ops.Array, bias: ops.Array | None, **attributes: Any) -> ops.
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
-    "leading", [(), (1,), (2,), (16,), (3, 5), (150,), (2, 197)], ids=lambda s: "x".join(map(str, s))
+    "leading",
+    [(), (1,), (2,), (16,), (3, 5), (150,), (2, 197)],
+    ids=lambda s: "x".join(map(str, s)),
 )
 def test_weights_on_the_right(isa: str, threads: int, leading: tuple[int, ...]) -> None:
     generator = np.random.default_rng(0)
@@ -39,7 +41,9 @@ def test_weights_on_the_right(isa: str, threads: int, leading: tuple[int, ...]) 
         bias = generator.standard_normal(rows).astype(np.float32)
         x = generator.standard_normal((*leading, features)).astype(np.float32)
         result = linear(weight, bias).run(isa, threads, x=x)
-        expected = torch.nn.functional.linear(*map(torch.from_numpy, map(np.float64, (x, weight, bias))))
+        expected = torch.nn.functional.linear(
+            *map(torch.from_numpy, map(np.float64, (x, weight, bias)))
+        )
         ops.assert_close(result, expected)
 
 
@@ -62,7 +66,9 @@ def test_activations(isa: str, activation: str, leading: tuple[int, ...]) -> Non
     weight = ops.sparse_weight(generator, (33, 50), 0.3)
     bias = generator.standard_normal(33).astype(np.float32)
     x = generator.standard_normal((*leading, 50)).astype(np.float32)
-    expected = torch.nn.functional.linear(*map(torch.from_numpy, map(np.float64, (x, weight, bias))))
+    expected = torch.nn.functional.linear(
+        *map(torch.from_numpy, map(np.float64, (x, weight, bias)))
+    )
     result = linear(weight, bias, **ops.ACTIVATIONS[activation]).run(isa, x=x)
     ops.assert_close(result, ops.activated(expected, activation))
 

@@ -25,7 +25,12 @@ SIZES = [(7, 7), (14, 14), (5, 23), (28, 30)]
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_depthwise(isa: str, layouts: tuple[str, str], size: tuple[int, int], stride: int) -> None:
     generator = np.random.default_rng(0)
-    for kernel, dilation, activation in ((3, 1, "relu6"), (5, 1, "silu"), (3, 2, "none"), (1, 1, "clip")):
+    for kernel, dilation, activation in (
+        (3, 1, "relu6"),
+        (5, 1, "silu"),
+        (3, 2, "none"),
+        (1, 1, "clip"),
+    ):
         pad = (kernel - 1) * dilation // 2
         weight = generator.standard_normal((19, 1, kernel, kernel)).astype(np.float32)
         bias = generator.standard_normal(19).astype(np.float32)

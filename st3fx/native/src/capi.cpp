@@ -1,5 +1,6 @@
 // What Python calls through ctypes: versions and instruction sets.
 #include "cpu.h"
+#include "kernels.h"
 
 #define ST3FX_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -14,3 +15,10 @@ ST3FX_EXPORT int st3fx_has_isa(const char* name) { return st3fx::find_isa(name) 
 
 /// Lets kernels created from now on use that one. 1 if it did.
 ST3FX_EXPORT int st3fx_select_isa(const char* name) { return st3fx::select_isa(name); }
+
+/// Does so many rounds of multiply-adds from registers: the floating-point operations done. For
+/// benchmarks; 0 where the instruction set has no kernels.
+ST3FX_EXPORT double st3fx_multiply_adds(int64_t rounds) {
+  const st3fx::Kernels* kernels = st3fx::kernels_of(st3fx::current_isa());
+  return kernels ? kernels->multiply_adds(rounds) : 0;
+}

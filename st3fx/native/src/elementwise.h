@@ -1,8 +1,9 @@
-// The simple loops: sums, scaling, a sparse row times a vector. Included by the instruction-set files.
+// The simple loops: sums, scaling, sparse rows times one vector. Included by the instruction-set files.
 #pragma once
 
 #include "activate.h"
 #include "kernels.h"
+#include "sparse_tile.h"
 #include "vec.h"
 
 namespace st3fx::ST3FX_ISA {
@@ -49,30 +50,69 @@ static void transpose(const float* from, int64_t from_stride, int64_t rows, int6
   }
 }
 
-/// Scalar multiply-adds, eight sums under way: fetching scattered floats into a vector takes longer
-/// than using them one by one.
+typedef float Quad __attribute__((vector_size(16)));
+
+/// Four products: values in a row, inputs wherever their columns are.
+ST3FX_INLINE Quad products(const DotJob& job, uint32_t i) {
+  Quad values;
+  uint64_t columns;  // four of them in one load
+  __builtin_memcpy(&values, job.values + i, sizeof values);
+  __builtin_memcpy(&columns, job.columns + i, sizeof columns);
+  const Quad inputs = {job.x[columns & 0xffff], job.x[columns >> 16 & 0xffff],
+                       job.x[columns >> 32 & 0xffff], job.x[columns >> 48]};
+  return values * inputs;
+}
+
+/// One vector times a pair of rows. Four inputs at a time: wider vectors of scattered floats take
+/// longer to put together than they save.
 ST3FX_INLINE void dot_pair(const DotJob& job, const RowPair& pair) {
-  float sums[8] = {};  // in turn of the first and of the second row
+  Quad turns[2] = {}, rest[2] = {};  // of both rows in turn; of the first row alone
   const uint32_t turns_end = pair.begin + 2 * pair.common, end = turns_end + pair.extra;
   uint32_t i = pair.begin;
-  for (; i + 8 <= turns_end; i += 8)
-    for (uint32_t j = 0; j < 8; ++j) sums[j] += job.values[i + j] * job.x[job.columns[i + j]];
-  for (uint32_t j = 0; i < turns_end; ++i, ++j)
-    sums[j] += job.values[i] * job.x[job.columns[i]];
-  for (; i + 4 <= end; i += 4)
-    for (uint32_t j = 0; j < 4; ++j)
-      sums[2 * j] += job.values[i + j] * job.x[job.columns[i + j]];
-  for (; i < end; ++i) sums[0] += job.values[i] * job.x[job.columns[i]];
+  for (; i + 8 <= turns_end; i += 8) {
+    turns[0] += products(job, i);
+    turns[1] += products(job, i + 4);
+  }
+  float first = 0, second = 0;
+  for (; i < turns_end; i += 2) {
+    first += job.values[i] * job.x[job.columns[i]];
+    second += job.values[i + 1] * job.x[job.columns[i + 1]];
+  }
+  for (; i + 8 <= end; i += 8) {
+    rest[0] += products(job, i);
+    rest[1] += products(job, i + 4);
+  }
+  for (; i < end; ++i) first += job.values[i] * job.x[job.columns[i]];
+  const Quad both = turns[0] + turns[1], alone = rest[0] + rest[1];
+  first += (both[0] + both[2]) + ((alone[0] + alone[1]) + (alone[2] + alone[3]));
+  second += both[1] + both[3];
   auto finish = [&](int32_t row, float sum) {
     sum += job.first ? job.bias[row] : job.y[row];
     job.y[row] = job.last ? activate_one(sum, job.activation) : sum;
   };
-  finish(pair.first, (sums[0] + sums[2]) + (sums[4] + sums[6]));
-  if (pair.second >= 0) finish(pair.second, (sums[1] + sums[3]) + (sums[5] + sums[7]));
+  finish(pair.first, first);
+  if (pair.second >= 0) finish(pair.second, second);
 }
 
 static void sparse_dot(const DotJob& job) {
   for (int64_t i = 0; i < job.pair_count; ++i) dot_pair(job, job.pairs[i]);
+}
+
+/// What the core can do at best: enough independent sums to hide the latency.
+static double multiply_adds(int64_t rounds) {
+  const Vec f = broadcast(static_cast<float>(rounds) * 1e-9F);
+  Sums<6> a, b;
+#pragma GCC unroll 8
+  for (int j = 0; j < 6; ++j) a.v[j] = broadcast(1.0F + j), b.v[j] = broadcast(-1.0F - j);
+  for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < 6; ++j) a.v[j] = a.v[j] * f + f, b.v[j] = b.v[j] * f + f;
+  }
+  Vec total = {};
+#pragma GCC unroll 8
+  for (int j = 0; j < 6; ++j) total += a.v[j] - b.v[j];
+  asm volatile("" : : "m"(total));  // or nothing of this would be done
+  return 2.0 * 12 * kWidth * static_cast<double>(rounds);
 }
 
 }  // namespace st3fx::ST3FX_ISA

@@ -12,6 +12,7 @@ namespace st3fx::ST3FX_ISA {
 
 extern const Kernels kernels;
 const Kernels kernels{sparse_tile, sparse_dot, window_tile, pack_taps, gather_rows,
-                      scatter_rows, add, scale, sum, transpose};
+                      scatter_rows, add, scale, sum, transpose,
+                      multiply_adds};
 
 }  // namespace st3fx::ST3FX_ISA

@@ -56,27 +56,21 @@ struct PixelRun {
   bool may_overrun;  ///< Whether up to 15 floats behind it in the image may be overwritten.
 };
 
-/// Pixels outside of the image, in a tile's working memory.
-struct Gap {
-  int32_t tile_offset, count;
-};
-
-/// Runs and gaps of one plane of one tile, as ranges of two lists.
+/// The runs of one plane of one tile, as a range of a list.
 struct PlaneRuns {
-  int32_t run_begin, run_end, gap_begin, gap_end;
+  int32_t begin, end;
 };
 
 /// Packs the input that a tile of outputs reads.
 struct PackJob {
   const PixelRun* runs;
-  const Gap* gaps;
   const PlaneRuns* planes;
   int64_t plane_count, plane_floats;
   int64_t stride;  ///< Of neighbours of a run in the image; `count` counts what is copied.
   const float* x;
   int64_t channel_begin, channel_end;
-  float* taps;      ///< [channel][plane][plane_floats]
-  float gap_value;  ///< Of pixels outside of the image.
+  float* taps;    ///< [channel][plane][plane_floats]
+  float outside;  ///< Value of pixels outside of the image.
 };
 
 /// Moves rows of a tile between working memory and an image.
@@ -84,28 +78,31 @@ struct StageJob {
   const PixelRun* runs;
   int64_t run_count;
   int64_t row_begin, row_end;
-  float* stage;  ///< Row k lies at `k · width`.
+  float* stage;
+  int64_t stage_row;  ///< The row that the stage begins with; they are `width` apart.
   int64_t width;
   float* y;
-  Gap padding;              ///< Of the image, in channel 0, where the tile ends with it; else empty.
-  int64_t padding_stride;   ///< From one channel to the next.
+  /// What follows the image's last position in channel 0, where the tile ends with it; else none.
+  int64_t padding_offset, padding_count;
+  int64_t padding_stride;  ///< From one channel to the next.
 };
 
-/// Every channel by itself: a depthwise convolution or a pool, of one tile.
+/// Every channel by itself: a depthwise convolution or a pool, of one tile of some channels. All
+/// pointers are those of the first of these.
 struct WindowJob {
   enum Kind { convolve, largest, average };
   Kind kind;
-  const float* taps;  ///< Of the first channel.
+  const float* taps;
   int64_t channel_floats;
   const uint32_t* tap_offsets;
   int64_t tap_count;
-  int64_t channel_begin, channel_end;
+  int64_t channels;
   const float* weights;  ///< To convolve: [channel][tap].
   const float* bias;     ///< To convolve: one for each channel.
   const float* scale;    ///< To average: one for each position of the tile.
-  int64_t width;
-  float* out;             ///< As in `TileJob`.
-  const float* residual;
+  int64_t width;          ///< A multiple of 16.
+  float* out;             ///< Channel c lies `c · row_stride` floats further.
+  const float* residual;  ///< As `out`, or null.
   int64_t row_stride;
   Activation activation;
 };
@@ -138,6 +135,8 @@ struct Kernels {
   /// to[column · to_stride + row] = from[row · from_stride + column]
   void (*transpose)(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to,
                     int64_t to_stride);
+  /// Multiply-adds from registers, so many rounds of them; the floating-point operations done.
+  double (*multiply_adds)(int64_t rounds);
 };
 
 /// The kernels of an instruction set; null for `scalar`, which has none.

@@ -7,41 +7,32 @@
 
 namespace st3fx::ST3FX_ISA {
 
-/// Copies whole vectors: up to 15 floats are written behind the run, twice as many read.
-ST3FX_INLINE void copy_run(float* to, const float* from, int64_t n, int64_t stride) {
-  if (stride == 1) {
-    copy(to, from, n);
-  } else if (stride == 2) {
-    for (int64_t i = 0; i < n; i += kWidth) store(to + i, load_even(from + 2 * i));
-  } else {
-    for (int64_t i = 0; i < n; ++i) to[i] = from[i * stride];
-  }
-}
-
-ST3FX_INLINE void copy_run_exactly(float* to, const float* from, int64_t n, int64_t stride) {
+/// Copies n pixels, every stride-th from there on. `ahead`: 32 floats behind them may be read.
+ST3FX_INLINE void copy_run(float* to, const float* from, int64_t n, int64_t stride, bool ahead) {
   if (stride == 1) return copy_exactly(to, from, n);
+  if (stride == 2 && ahead) {
+    for (; n >= kWidth; n -= kWidth, from += 2 * kWidth, to += kWidth) store(to, load_even(from));
+    if (n == 0) return;
+    float rest[16];
+    store(rest, load_even(from));
+    return copy_exactly(to, rest, n);
+  }
   for (int64_t i = 0; i < n; ++i) to[i] = from[i * stride];
 }
 
 static void pack_taps(const PackJob& job) {
+  const int64_t channels = job.channel_end - job.channel_begin;
+  fill(job.taps, job.outside, channels * job.plane_count * job.plane_floats);
   float* to = job.taps;
   for (int64_t c = job.channel_begin; c < job.channel_end; ++c) {
-    // Behind the last channel lies what others read or write.
-    const bool exactly = c + 1 == job.channel_end;
+    // A channel takes 16 floats or more: the two that follow are there to be read.
+    const bool ahead = c + 2 < job.channel_end;
     for (int64_t i = 0; i < job.plane_count; ++i, to += job.plane_floats) {
-      const PlaneRuns& plane = job.planes[i];
-      for (int32_t r = plane.run_begin; r < plane.run_end; ++r) {
+      for (int32_t r = job.planes[i].begin; r < job.planes[i].end; ++r) {
         const PixelRun& run = job.runs[r];
-        const float* from = job.x + run.image_offset + c * run.channel_stride;
-        if (exactly) {
-          copy_run_exactly(to + run.tile_offset, from, run.count, job.stride);
-        } else {
-          copy_run(to + run.tile_offset, from, run.count, job.stride);
-        }
+        copy_run(to + run.tile_offset, job.x + run.image_offset + c * run.channel_stride, run.count,
+                 job.stride, ahead);
       }
-      // Last: the runs have written over them.
-      for (int32_t g = plane.gap_begin; g < plane.gap_end; ++g)
-        fill(to + job.gaps[g].tile_offset, job.gap_value, job.gaps[g].count);
     }
   }
 }

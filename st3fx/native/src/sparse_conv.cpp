@@ -42,8 +42,8 @@ struct SparseConv::Call {
   const Images& out() const { return taps().out(); }
   /// Whether a tile of the input is its taps as it is.
   bool is_direct() const { return in.layout == Layout::blocked && is_identity(taps().window()); }
-  int64_t tiles() const { return taps().tiling().tiles(); }
-  int64_t width(int64_t t) const { return taps().tiling().tile_width(t); }
+  int64_t tiles() const { return taps().tiles(); }
+  int64_t width(int64_t t) const { return taps().width(t); }
 };
 
 SparseConv::SparseConv(const NodeInfo& node)

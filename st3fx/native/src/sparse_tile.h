@@ -43,15 +43,23 @@ ST3FX_INLINE void begin_row(Sums<S>& sums, const TileJob& job, int64_t row, int6
   for (int s = 0; s < S; ++s) sums.v[s] += load(from + s * kWidth);
 }
 
+/// Stores the activation of S vectors of sums.
 template <int S>
-ST3FX_INLINE void end_row(Sums<S>& sums, const TileJob& job, int64_t row, int64_t at) {
-  float* to = job.out + row * job.row_stride + at;
-  if (job.last && job.activation.kind != Activation::none) {
+ST3FX_INLINE void finish_row(Sums<S>& sums, const Activation& activation, float* to) {
+  if (activation.kind == Activation::clip) {
+    const Vec low = broadcast(activation.minimum), high = broadcast(activation.maximum);
 #pragma GCC unroll 8
-    for (int s = 0; s < S; ++s) sums.v[s] = activate(sums.v[s], job.activation);
+    for (int s = 0; s < S; ++s) sums.v[s] = minimum(maximum(sums.v[s], low), high);
   }
 #pragma GCC unroll 8
   for (int s = 0; s < S; ++s) store(to + s * kWidth, sums.v[s]);
+  if (activation.kind == Activation::silu || activation.kind == Activation::hard_swish)
+    for (int i = 0; i < S * kWidth; i += kWidth) store(to + i, activate(load(to + i), activation));
+}
+
+template <int S>
+ST3FX_INLINE void end_row(Sums<S>& sums, const TileJob& job, int64_t row, int64_t at) {
+  finish_row(sums, job.last ? job.activation : Activation{}, job.out + row * job.row_stride + at);
 }
 
 /// Where the input of a nonzero begins: listed, or computed where columns are evenly spaced.

@@ -12,14 +12,14 @@ static void gather_rows(const StageJob& job) {
     for (int64_t r = 0; r < job.run_count; ++r) {
       const PixelRun& run = job.runs[r];
       const float* from = job.y + run.image_offset + k * run.channel_stride;
-      copy_exactly(job.stage + k * job.width + run.tile_offset, from, run.count);
+      copy_exactly(job.stage + (k - job.stage_row) * job.width + run.tile_offset, from, run.count);
     }
   }
 }
 
 static void scatter_rows(const StageJob& job) {
   for (int64_t k = job.row_begin; k < job.row_end; ++k) {
-    const float* stage = job.stage + k * job.width;
+    const float* stage = job.stage + (k - job.stage_row) * job.width;
     for (int64_t r = 0; r < job.run_count; ++r) {
       const PixelRun& run = job.runs[r];
       float* to = job.y + run.image_offset + k * run.channel_stride;
@@ -29,7 +29,7 @@ static void scatter_rows(const StageJob& job) {
         copy_exactly(to, stage + run.tile_offset, run.count);
       }
     }
-    fill(job.y + job.padding.tile_offset + k * job.padding_stride, 0, job.padding.count);
+    fill(job.y + job.padding_offset + k * job.padding_stride, 0, job.padding_count);
   }
 }
 

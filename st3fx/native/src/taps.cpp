@@ -25,13 +25,14 @@ void add_runs(std::vector<PixelRun>& runs, const Images& images, int64_t p, int6
 }  // namespace
 
 TapPlan::TapPlan(const WindowAttributes& attributes, const Images& in, Layout out_layout,
-                 int64_t rows)
+                 int64_t rows, int64_t tile)
     : window_(attributes.on(in.plane)),
       in_(in),
-      out_{out_layout, in.batch, rows, {window_.out_height, window_.out_width}} {
+      out_{out_layout, in.batch, rows, {window_.out_height, window_.out_width}},
+      tile_(tile) {
   choose_pitch();
+  tile_ = std::min(tile, round_up(computed(), kTile));
   find_taps();
-  tiling_ = {1, (window_.out_height - 1) * pitch_ + window_.out_width};
   if (channel_floats() * in.channels > std::numeric_limits<int32_t>::max())
     throw Error("images of " + to_string(in.shape()) + " are too large for this kernel");
   list_inputs();
@@ -59,7 +60,7 @@ void TapPlan::find_taps() {
       reach = std::max(reach, taps_.back().offset);
     }
   }
-  plane_floats_ = round_up(kTile + reach, kLanes);
+  plane_floats_ = round_up(tile_ + reach, kLanes);
 }
 
 int64_t TapPlan::plane_of(int64_t row_phase, int64_t column) {
@@ -87,15 +88,11 @@ std::vector<uint32_t> TapPlan::column_offsets(int64_t columns) const {
 }
 
 void TapPlan::list_inputs() {
-  for (int64_t t = 0; t < tiling_.tiles(); ++t) {
+  for (int64_t t = 0; t < tiles(); ++t) {
     for (const PixelPlane& plane : planes_) {
-      PlaneRuns range{};
-      range.run_begin = static_cast<int32_t>(inputs_.size());
-      range.gap_begin = static_cast<int32_t>(gaps_.size());
-      list_plane(plane, t * kTile);
-      range.run_end = static_cast<int32_t>(inputs_.size());
-      range.gap_end = static_cast<int32_t>(gaps_.size());
-      plane_runs_.push_back(range);
+      const int32_t begin = static_cast<int32_t>(inputs_.size());
+      list_plane(plane, first(t));
+      plane_runs_.push_back({begin, static_cast<int32_t>(inputs_.size())});
     }
   }
 }
@@ -103,32 +100,26 @@ void TapPlan::list_inputs() {
 /// Pixels [first, first + plane_floats) of the plane, counted in rows of `pitch`.
 void TapPlan::list_plane(const PixelPlane& plane, int64_t first) {
   const Window& w = window_;
-  auto add_gap = [&](int64_t at, int64_t n) {
-    if (n > 0) gaps_.push_back({static_cast<int32_t>(at), static_cast<int32_t>(n)});
-  };
   int64_t row = first / pitch_, x = first % pitch_;
   for (int64_t at = 0; at < plane_floats_; ++row, x = 0) {
     const int64_t n = std::min(plane_floats_ - at, pitch_ - x);
     const int64_t image_row = row * w.stride_height + plane.row_phase - w.pad_top;
-    const bool outside = image_row < 0 || image_row >= w.height;
-    const int64_t begin = outside ? n : std::clamp<int64_t>(plane.begin - x, 0, n);
-    const int64_t end = outside ? n : std::clamp<int64_t>(plane.end - x, begin, n);
-    add_gap(at, begin);
+    const int64_t begin = std::clamp<int64_t>(plane.begin - x, 0, n);
+    const int64_t end = std::clamp<int64_t>(plane.end - x, begin, n);
     const int64_t column = (x + begin) * w.stride_width + plane.column - w.pad_left;
-    add_runs(inputs_, in_, image_row * w.width + column, end - begin, w.stride_width, at + begin);
-    add_gap(at + end, n - end);
+    if (image_row >= 0 && image_row < w.height)
+      add_runs(inputs_, in_, image_row * w.width + column, end - begin, w.stride_width, at + begin);
     at += n;
   }
 }
 
 void TapPlan::list_outputs() {
-  for (int64_t t = 0; t < tiling_.tiles(); ++t) {
+  for (int64_t t = 0; t < tiles(); ++t) {
     const size_t begin = outputs_.size();
     output_begin_.push_back(begin);
-    const int64_t width = tiling_.tile_valid(t);
-    int64_t row = t * kTile / pitch_, x = t * kTile % pitch_;
-    for (int64_t at = 0; at < width; at += pitch_ - x, ++row, x = 0) {
-      const int64_t n = std::min(width - at, window_.out_width - x);
+    int64_t row = first(t) / pitch_, x = first(t) % pitch_;
+    for (int64_t at = 0; at < valid(t); at += pitch_ - x, ++row, x = 0) {
+      const int64_t n = std::min(valid(t) - at, window_.out_width - x);
       if (n > 0) add_runs(outputs_, out_, row * window_.out_width + x, n, 1, at);
     }
     // What a run overwrites behind itself must be written by the tile's own later runs.
@@ -148,7 +139,7 @@ void TapPlan::list_outputs() {
 PackJob TapPlan::pack_job(int64_t t, const float* x, int64_t begin, int64_t end,
                           float* taps) const {
   const int64_t planes = static_cast<int64_t>(planes_.size());
-  return {inputs_.data(), gaps_.data(), plane_runs_.data() + t * planes, planes, plane_floats_,
+  return {inputs_.data(), plane_runs_.data() + t * planes, planes, plane_floats_,
           window_.stride_width, x, begin, end, taps, 0};
 }
 
@@ -157,12 +148,12 @@ StageJob TapPlan::stage_job(int64_t t, float* stage, float* y) const {
   job.runs = outputs_.data() + output_begin_[t];
   job.run_count = static_cast<int64_t>(output_begin_[t + 1] - output_begin_[t]);
   job.stage = stage;
-  job.width = tiling_.tile_width(t);
+  job.width = width(t);
   job.y = y;
-  if (out_.layout == Layout::blocked && t + 1 == tiling_.tiles()) {
+  if (out_.layout == Layout::blocked && t + 1 == tiles()) {
     const int64_t positions = out_.plane.positions(), last = out_.plane.tiles() - 1;
-    job.padding = {static_cast<int32_t>(out_.index(0, 0, positions - 1) + 1),
-                   static_cast<int32_t>(out_.plane.padded() - positions)};
+    job.padding_offset = out_.index(0, 0, positions - 1) + 1;
+    job.padding_count = out_.plane.padded() - positions;
     job.padding_stride = out_.channel_stride(last);
   }
   return job;

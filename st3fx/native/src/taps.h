@@ -1,7 +1,7 @@
 // How a convolution's input is packed, and where each tap finds it.
 //
 // The outputs of an image are computed in rows of `pitch` positions, of which the first `out_width`
-// count; a *tile* is 112 of these positions, or what is left of them. The input is split into *planes*:
+// count; a *tile* is a number of these positions, or what is left of them. The input is split into *planes*:
 // every stride-th row and column of it. In a plane the inputs of neighbouring outputs are neighbours,
 // so that a tile reads, for each tap of the kernel, one stretch of one plane.
 #pragma once
@@ -15,8 +15,10 @@ namespace st3fx {
 
 class TapPlan {
  public:
-  /// Throws `Error` where the image is too large for 32-bit offsets.
-  TapPlan(const WindowAttributes& attributes, const Images& in, Layout out_layout, int64_t rows);
+  /// `tile`: positions that are computed at a time, a multiple of 112. Throws `Error` where the image
+  /// is too large for 32-bit offsets.
+  TapPlan(const WindowAttributes& attributes, const Images& in, Layout out_layout, int64_t rows,
+          int64_t tile = kTile);
 
   const Window& window() const { return window_; }
   const Images& out() const { return out_; }
@@ -24,13 +26,18 @@ class TapPlan {
   /// Whether tile `t` cannot be computed where it belongs: its rows have gaps, or whole vectors would
   /// reach over the end of a channel.
   bool is_staged(int64_t t) const {
-    const bool ends_early = tiling_.tile_valid(t) < tiling_.tile_width(t);
-    return pitch_ != window_.out_width || (out_.layout == Layout::nchw && ends_early);
+    const bool plain = out_.layout == Layout::nchw;
+    return pitch_ != window_.out_width || (plain && valid(t) < width(t)) || (!plain && tile_ > kTile);
   }
   /// Where an output stands among the computed positions.
   int64_t computed_position(int64_t row, int64_t column) const { return row * pitch_ + column; }
-  /// The computed positions, and how they are cut into tiles.
-  const Plane& tiling() const { return tiling_; }
+  int64_t computed() const { return (window_.out_height - 1) * pitch_ + window_.out_width; }
+  int64_t tiles() const { return (computed() + tile_ - 1) / tile_; }
+  int64_t first(int64_t t) const { return t * tile_; }
+  /// Positions that tile `t` has room for, a multiple of 16.
+  int64_t width(int64_t t) const { return round_up(valid(t), kLanes); }
+  /// Positions of tile `t` that are there.
+  int64_t valid(int64_t t) const { return std::min(tile_, computed() - first(t)); }
   /// Floats of one packed channel.
   int64_t channel_floats() const { return plane_floats_ * static_cast<int64_t>(planes_.size()); }
   /// Where each of `columns` columns of the weights begins, counted from the first channel's begin.
@@ -59,12 +66,10 @@ class TapPlan {
 
   Window window_;
   Images in_, out_;
-  int64_t pitch_ = 0, plane_floats_ = 0;
-  Plane tiling_;
+  int64_t tile_, pitch_ = 0, plane_floats_ = 0;
   std::vector<PixelPlane> planes_;
   std::vector<Tap> taps_;
   std::vector<PixelRun> inputs_, outputs_;
-  std::vector<Gap> gaps_;
   std::vector<PlaneRuns> plane_runs_;  ///< [tile][plane]
   std::vector<size_t> output_begin_;   ///< Of each tile's outputs, and the end.
 };

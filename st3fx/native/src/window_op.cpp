@@ -9,11 +9,12 @@ namespace st3fx {
 namespace {
 
 constexpr int64_t kChunkBytes = 24 * 1024;  // packed input of a chunk of channels: within the L1 cache
+constexpr int64_t kBand = 8 * kTile;        // positions at a time, so that few rows are packed twice
 
 /// Pixels that an average at each position of a tile divides by, as factors.
 std::vector<float> average_factors(const TapPlan& plan, const WindowAttributes& window,
                                    bool count_padding) {
-  std::vector<float> factors(plan.tiling().padded(), 0.0F);
+  std::vector<float> factors(round_up(plan.computed(), kLanes), 0.0F);
   const Window& w = plan.window();
   for (int64_t row = 0; row < w.out_height; ++row)
     for (int64_t column = 0; column < w.out_width; ++column)
@@ -66,7 +67,7 @@ AveragePool::AveragePool(const NodeInfo& node) : WindowOp(node, WindowJob::avera
 }
 
 WindowOp::Sized WindowOp::work_out(const Images& in) const {
-  Sized sized{TapPlan(window_, in, output_layout_, channels_), {}, {}};
+  Sized sized{TapPlan(window_, in, output_layout_, channels_, kBand), {}, {}};
   sized.tap_offsets = sized.taps.column_offsets(window_.taps());
   if (kind_ == WindowJob::average)
     sized.factors = average_factors(sized.taps, window_, count_padding_);
@@ -90,7 +91,7 @@ void WindowOp::operator()(const Run& run) const {
       return scalar::depthwise(conv, weights_.data(), bias_.data(), call.x, call.residual, call.y);
     return scalar::pool(conv, window_, kind_ == WindowJob::largest, count_padding_, call.x, call.y);
   }
-  const int64_t tiles = call.in.batch * plan.tiling().tiles();
+  const int64_t tiles = call.in.batch * plan.tiles();
   const int64_t channel_bytes = plan.channel_floats() * static_cast<int64_t>(sizeof(float));
   const int64_t chunk = std::clamp<int64_t>(kChunkBytes / channel_bytes, 1, channels_);
   const int64_t chunks = (channels_ + chunk - 1) / chunk;
@@ -103,34 +104,35 @@ void WindowOp::operator()(const Run& run) const {
 /// Channels [begin, end) of one tile.
 void WindowOp::run_chunk(const Call& call, int64_t tile, int64_t begin, int64_t end) const {
   const TapPlan& plan = call.sized->taps;
-  const int64_t n = tile / plan.tiling().tiles(), t = tile % plan.tiling().tiles();
-  const int64_t width = plan.tiling().tile_width(t);
+  const int64_t n = tile / plan.tiles(), t = tile % plan.tiles(), width = plan.width(t);
   const bool staged = plan.is_staged(t);
-  const Scratch memory((end - begin) * plan.channel_floats() + (staged ? end * width : 0));
+  const Scratch memory((end - begin) * plan.channel_floats() + (staged ? (end - begin) * width : 0));
   PackJob pack = plan.pack_job(t, call.x + n * call.in.image_size(), begin, end, memory.data());
-  if (kind_ == WindowJob::largest) pack.gap_value = -std::numeric_limits<float>::infinity();
+  if (kind_ == WindowJob::largest) pack.outside = -std::numeric_limits<float>::infinity();
   kernels_->pack_taps(pack);
 
   float* stage = memory.data() + (end - begin) * plan.channel_floats();
-  const int64_t image = n * plan.out().image_size(), offset = plan.out().tile_offset(n, t);
+  const int64_t image = n * plan.out().image_size();
+  const int64_t offset = plan.out().index(n, begin, staged ? 0 : plan.first(t));
   WindowJob job{};
   job.kind = kind_;
   job.taps = memory.data();
   job.channel_floats = plan.channel_floats();
   job.tap_offsets = call.sized->tap_offsets.data();
   job.tap_count = window_.taps();
-  job.channel_begin = begin;
-  job.channel_end = end;
-  job.weights = weights_.data();
-  job.bias = bias_.data();
-  job.scale = call.sized->factors.empty() ? nullptr : call.sized->factors.data() + t * kTile;
+  job.channels = end - begin;
+  if (kind_ == WindowJob::convolve) {
+    job.weights = weights_.data() + begin * window_.taps();
+    job.bias = bias_.data() + begin;
+  }
+  job.scale = call.sized->factors.empty() ? nullptr : call.sized->factors.data() + plan.first(t);
   job.width = width;
   job.activation = activation_;
   job.out = staged ? stage : call.y + offset;
-  job.row_stride = staged ? width : plan.out().channel_stride(t);
+  job.row_stride = staged ? width : plan.out().channel_stride(t);  // one tile each, unless staged
   if (call.residual) job.residual = staged ? stage : call.residual + offset;
   StageJob rows = plan.stage_job(t, stage, call.y + image);
-  rows.row_begin = begin;
+  rows.stage_row = rows.row_begin = begin;
   rows.row_end = end;
   if (staged && call.residual) {
     StageJob from = rows;

@@ -9,49 +9,65 @@
 
 namespace st3fx::ST3FX_ISA {
 
+using WindowKind = WindowJob::Kind;
+
 /// Positions [at, at + S·kWidth) of one channel.
-template <int S>
+template <int S, WindowKind kind>
 ST3FX_INLINE void window_piece(const WindowJob& job, int64_t channel, int64_t at) {
-  const float* taps = job.taps + (channel - job.channel_begin) * job.channel_floats + at;
+  const float* taps = job.taps + channel * job.channel_floats + at;
   const int64_t offset = channel * job.row_stride + at;
+  const float* weight = kind == WindowJob::convolve ? job.weights + channel * job.tap_count : nullptr;
+  const Vec start = kind == WindowJob::convolve ? broadcast(job.bias[channel]) : Vec{};
   Sums<S> sums;
-  const bool convolve = job.kind == WindowJob::convolve;
-  const float* weight = convolve ? job.weights + channel * job.tap_count : nullptr;
-  for (int s = 0; s < S; ++s) {
-    sums.v[s] = convolve ? broadcast(job.bias[channel]) : Vec{};
-    if (job.residual) sums.v[s] += load(job.residual + offset + s * kWidth);
-    if (job.kind == WindowJob::largest) sums.v[s] = load(taps + job.tap_offsets[0] + s * kWidth);
+#pragma GCC unroll 8
+  for (int s = 0; s < S; ++s)
+    sums.v[s] = kind == WindowJob::largest ? load(taps + job.tap_offsets[0] + s * kWidth) : start;
+  if (kind == WindowJob::convolve && job.residual) {
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) sums.v[s] += load(job.residual + offset + s * kWidth);
   }
   for (int64_t i = 0; i < job.tap_count; ++i) {
     const float* from = taps + job.tap_offsets[i];
-    if (convolve) {
+    if (kind == WindowJob::convolve) {
       multiply_add(sums, weight[i], from);
-    } else if (job.kind == WindowJob::average) {
-#pragma GCC unroll 8
-      for (int s = 0; s < S; ++s) sums.v[s] += load(from + s * kWidth);
     } else {
 #pragma GCC unroll 8
-      for (int s = 0; s < S; ++s) sums.v[s] = maximum(load(from + s * kWidth), sums.v[s]);
+      for (int s = 0; s < S; ++s) {
+        const Vec x = load(from + s * kWidth);
+        sums.v[s] = kind == WindowJob::average ? sums.v[s] + x : maximum(x, sums.v[s]);
+      }
     }
   }
-  for (int s = 0; s < S; ++s) {
-    if (job.kind == WindowJob::average) sums.v[s] *= load(job.scale + at + s * kWidth);
-    store(job.out + offset + s * kWidth, activate(sums.v[s], job.activation));
+  if (kind == WindowJob::average) {
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) sums.v[s] *= load(job.scale + at + s * kWidth);
   }
+  finish_row(sums, job.activation, job.out + offset);
 }
 
-template <int S>
-static void window_pieces(const WindowJob& job) {
-  for (int64_t channel = job.channel_begin; channel < job.channel_end; ++channel)
-    for (int64_t at = 0; at < 16 * S; at += S * kWidth) window_piece<S>(job, channel, at);
+template <WindowKind kind>
+static void window_channels(const WindowJob& job) {
+  for (int64_t channel = 0; channel < job.channels; ++channel) {
+    int64_t at = 0;
+    for (; at + 7 * kWidth <= job.width; at += 7 * kWidth) window_piece<7, kind>(job, channel, at);
+    switch ((job.width - at) / kWidth) {
+      case 1: window_piece<1, kind>(job, channel, at); break;
+      case 2: window_piece<2, kind>(job, channel, at); break;
+      case 3: window_piece<3, kind>(job, channel, at); break;
+      case 4: window_piece<4, kind>(job, channel, at); break;
+      case 5: window_piece<5, kind>(job, channel, at); break;
+      case 6: window_piece<6, kind>(job, channel, at); break;
+      default: break;
+    }
+  }
 }
 
 static void window_tile(const WindowJob& job) {
-  using Function = void (*)(const WindowJob&);
-  static constexpr Function by_width[] = {
-      window_pieces<1>, window_pieces<2>, window_pieces<3>, window_pieces<4>,
-      window_pieces<5>, window_pieces<6>, window_pieces<7>};
-  by_width[job.width / 16 - 1](job);
+  switch (job.kind) {
+    case WindowJob::convolve: return window_channels<WindowJob::convolve>(job);
+    case WindowJob::largest: return window_channels<WindowJob::largest>(job);
+    case WindowJob::average: return window_channels<WindowJob::average>(job);
+  }
 }
 
 }  // namespace st3fx::ST3FX_ISA
