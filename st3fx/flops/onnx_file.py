@@ -11,6 +11,7 @@ from onnx import inliner
 
 from st3fx.errors import FlopsError
 from st3fx.messages import describe
+from st3fx.onnx_passes.plain_operators import plain_proto
 
 Shape = tuple[int, ...]
 Shapes = Sequence[Shape] | Mapping[str, Shape]
@@ -22,6 +23,8 @@ STANDARD = ("", "ai.onnx")
 
 def read_model(path: Path) -> onnx.ModelProto:
     """Read a file with its external data; functions of its own are put in place.
+
+    Sparse operators become those of ONNX that compute the same.
 
     Raises:
         FlopsError: When it is missing, no ONNX, incomplete, or has operators that are not ONNX's.
@@ -41,6 +44,10 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise FlopsError(f"{path} is not an ONNX file, or has an empty graph")
     if model.functions:
         model = inliner.inline_local_functions(model)
+    try:
+        model = plain_proto(model)
+    except (KeyError, ValueError) as error:
+        raise FlopsError(f"{path} has damaged sparse operators: {describe(error)}") from error
     _check_operators(model.graph, path)
     return model
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from st3fx.flops.collect import Collector
 from st3fx.flops.onnx_file import Shape, Shapes, fix_inputs, read_model
 from st3fx.flops.onnx_walk import Walk
+from st3fx.runtime.example import example_shapes
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def count_file(
         FlopsError: When the file cannot be read, or a size cannot be known.
     """
     model = read_model(path)
-    types = fix_inputs(model, shapes, batch)
+    types = fix_inputs(model, shapes or example_shapes(model, batch or 1) or None, batch)
     collector = Collector(convention)
     walk = Walk(model, types, collector)
     walk.nodes(model.graph.node)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -16,9 +17,18 @@ from st3fx.runtime.inference import DOMAIN
 from st3fx.runtime.weights import SparseWeights
 
 
-def has_sparse_operators(model: ir.Model) -> bool:
-    """Whether a graph has operators of ours."""
-    return any(node.domain == DOMAIN for node in model.graph)
+def plain_proto(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model without operators of ours; the given one where it has none.
+
+    Raises:
+        KeyError: As :func:`to_plain`.
+        ValueError: As :func:`to_plain`.
+    """
+    if not any(node.domain == DOMAIN for node in model.graph.node):
+        return model
+    graph = ir.from_proto(model)
+    to_plain(graph)
+    return ir.to_proto(graph)
 
 
 def to_plain(model: ir.Model) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from st3fx.onnx_passes.sparse_kernels.values import image
+from st3fx.runtime.example import KEY, example_text
 from st3fx.runtime.inference import DOMAIN
 
 Dim = int | str
@@ -32,6 +33,7 @@ def free_sizes(model: ir.Model) -> tuple[str, ...]:
         Names of the inputs whose size is open now; none where no input is an image.
     """
     names = _Names()
+    noted = example_text([_example(value) for value in model.graph.inputs])
     for value in model.graph.inputs:
         picture = image(value)
         if picture is not None and picture.positions > 1:
@@ -39,6 +41,8 @@ def free_sizes(model: ir.Model) -> tuple[str, ...]:
             names.sizes[value] = size
             value.shape = ir.Shape([*list(value.shape or ())[:2], *size])
     opened = tuple(str(value.name) for value in names.sizes)
+    if opened:
+        model.metadata_props[KEY] = noted
     for node in model.graph if opened else ():
         for value in node.outputs:
             before: list[Dim | ir.SymbolicDim] = list(value.shape or ())
@@ -50,6 +54,11 @@ def free_sizes(model: ir.Model) -> tuple[str, ...]:
             elif not value.is_graph_output():
                 value.shape = None
     return opened
+
+
+def _example(value: ir.Value) -> tuple[int, ...]:
+    """The shape of an input, free sizes being 1."""
+    return tuple(size if isinstance(size, int) else 1 for size in value.shape or ())
 
 
 class _Names:
