@@ -100,9 +100,11 @@ class BuildKernels(build_ext):
     """Builds the one extension, which is a plain shared library, or says why there is none."""
 
     def get_ext_filename(self, fullname: str) -> str:
+        """Where it lies in the package: it is no module, so no tag of Python's in its name."""
         return str(Path(*fullname.split(".")[:-1], LIBRARY))
 
     def build_extension(self, ext: Extension) -> None:
+        """Build it; a failure costs the kernels and one line, not the installation."""
         target = Path(self.get_ext_fullpath(ext.name))
         target.unlink(missing_ok=True)
         try:
@@ -123,6 +125,7 @@ class KernelWheel(bdist_wheel):
     """A wheel for any Python 3 of this platform: the library does not use Python's ABI."""
 
     def get_tag(self) -> tuple[str, str, str]:
+        """Any Python 3, no ABI, this platform."""
         return ("py3", "none", super().get_tag()[2])
 
 
@@ -130,6 +133,7 @@ class KernelDistribution(Distribution):
     """A distribution that has platform files."""
 
     def has_ext_modules(self) -> bool:
+        """Always: what is installed is of one platform."""
         return True
 
 

@@ -6,78 +6,29 @@
 
 Both operators get the same weights and take turns, a call each; the ratio is the median over the
 rounds. ``peak`` is the share of the multiply-adds that this core does from registers, in the same
-process, that are spent on nonzeros. ``even`` is the sparsity from which on the sparse operator wins,
-interpolated between the two that enclose it. Tensors are blocked, as between two sparse layers.
+process, that are spent on nonzeros. ``even`` is the sparsity from which on the sparse operator
+wins, interpolated between the two that enclose it. Tensors are blocked, as between sparse layers.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import record
-from st3fx import native, runtime
-from st3fx.runtime import layout
-from st3fx.runtime.weights import compress
+from benchmarks import layers, record
+from st3fx import native
 
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98)
-
-Array = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer of a known network: ``size`` is height and width of its input, 0 for a linear one."""
-
-    model: str
-    channels: int
-    rows: int
-    kernel: int = 1
-    size: int = 0
-    stride: int = 1
-    depthwise: bool = False
-
-    @property
-    def name(self) -> str:
-        """As ``3×3 256→256 @14 s2``."""
-        if not self.size:
-            return f"linear {self.channels}→{self.rows}"
-        kind = f"{self.kernel}×{self.kernel}{' depthwise' if self.depthwise else ''}"
-        return f"{kind} {self.channels}→{self.rows} @{self.size} s{self.stride}"
-
-    @property
-    def out_size(self) -> int:
-        """Height and width of the output."""
-        return (self.size + 2 * (self.kernel // 2) - self.kernel) // self.stride + 1
-
-
-LAYERS = (
-    Layer("resnet50", 64, 64, 1, 56), Layer("resnet50", 256, 64, 1, 56),
-    Layer("resnet50", 64, 256, 1, 56), Layer("resnet50", 64, 64, 3, 56),
-    Layer("resnet50", 128, 128, 3, 56, 2), Layer("resnet50", 512, 128, 1, 28),
-    Layer("resnet50", 128, 128, 3, 28), Layer("resnet50", 256, 512, 1, 56, 2),
-    Layer("resnet50", 256, 1024, 1, 14), Layer("resnet50", 1024, 256, 1, 14),
-    Layer("resnet50", 256, 256, 3, 14), Layer("resnet50", 512, 512, 3, 14, 2),
-    Layer("resnet50", 2048, 512, 1, 7), Layer("resnet50", 512, 512, 3, 7),
-    Layer("resnet50", 2048, 1000), Layer("vgg16", 64, 64, 3, 224), Layer("vgg16", 128, 128, 3, 112),
-    Layer("vgg16", 256, 256, 3, 56), Layer("vgg16", 512, 512, 3, 28),
-    Layer("vgg16", 512, 512, 3, 14), Layer("vgg16", 4096, 4096),
-    Layer("mobilenet_v2", 32, 32, 3, 112, 1, True), Layer("mobilenet_v2", 96, 96, 3, 112, 2, True),
-    Layer("mobilenet_v2", 144, 144, 3, 56, 1, True), Layer("mobilenet_v2", 384, 384, 3, 14, 1, True),
-    Layer("mobilenet_v2", 960, 960, 3, 7, 1, True), Layer("mobilenet_v2", 96, 24, 1, 56),
-    Layer("mobilenet_v2", 64, 384, 1, 14), Layer("mobilenet_v2", 320, 1280, 1, 7),
-)  # fmt: skip
 
 
 def main() -> None:
@@ -93,7 +44,7 @@ def main() -> None:
     peak = fma_peak() * options.threads
     table = Table("layer", "dense µs", *(f"{s:.0%}" for s in SPARSITIES), "peak at 90 %", "even")
     rows = []
-    for layer in LAYERS:
+    for layer in layers.LAYERS:
         if options.only and options.only not in f"{layer.model} {layer.name}":
             continue
         cells = measure(layer, options.threads, options.batch, options.rounds, peak)
@@ -128,7 +79,7 @@ def fma_peak() -> float:
 
 
 def measure(
-    layer: Layer, threads: int, batch: int, rounds: int, peak: float
+    layer: layers.Layer, threads: int, batch: int, rounds: int, peak: float
 ) -> list[dict[str, Any]]:
     """Times at each sparsity; a depthwise layer is dense and has one."""
     generator = np.random.default_rng(0)
@@ -138,7 +89,7 @@ def measure(
     cells = []
     for sparsity in (0.0,) if layer.depthwise else SPARSITIES:
         weight = full * (order >= sparsity).astype(np.float32)
-        seconds = take_turns(sessions(layer, weight, threads, batch), rounds)
+        seconds = take_turns(layers.sessions(layer, weight, threads, batch), rounds)
         positions = batch * (layer.out_size**2 if layer.size else 1)
         operations = 2 * np.count_nonzero(weight) * positions
         cells.append({
@@ -151,41 +102,8 @@ def measure(
     return cells
 
 
-def sessions(
-    layer: Layer, weight: Array, threads: int, batch: int
-) -> list[tuple[ort.InferenceSession, Array]]:
-    """The dense and the sparse layer, each with its input."""
-    x = np.random.default_rng(1).standard_normal((batch, layer.channels)).astype(np.float32)
-    if not layer.size:
-        matrix = weight.reshape(layer.rows, -1)
-        sparse = helper.make_node(
-            "SparseLinear", ["x", *_names()], ["y"], domain=runtime.DOMAIN, features=layer.channels
-        )
-        gemm = helper.make_node("Gemm", ["x", "weight"], ["y"], transB=1)
-        return [
-            (_session(gemm, {"weight": matrix}, threads), _aligned(x)),
-            (_session(sparse, _sparse(matrix), threads), _aligned(x)),
-        ]
-    images = np.broadcast_to(x[..., None, None], (*x.shape, layer.size, layer.size)).copy()
-    window = {
-        "kernel_shape": (layer.kernel,) * 2,
-        "strides": (layer.stride,) * 2,
-        "pads": (layer.kernel // 2,) * 4,
-    }
-    groups = layer.channels if layer.depthwise else 1
-    conv = helper.make_node("Conv", ["x", "weight"], ["y"], group=groups, **window)
-    own = {"channels": layer.channels, "input_layout": "blocked", "output_layout": "blocked"}
-    op, inputs = ("DepthwiseConv", ["weight"]) if layer.depthwise else ("SparseConv", _names())
-    node = helper.make_node(op, ["x", *inputs], ["y"], domain=runtime.DOMAIN, **window, **own)
-    constants = {"weight": weight} if layer.depthwise else _sparse(weight)
-    return [
-        (_session(conv, {"weight": weight}, threads), _aligned(images)),
-        (_session(node, constants, threads), _aligned(layout.to_blocked(images))),
-    ]
-
-
 def take_turns(
-    pair: list[tuple[ort.InferenceSession, Array]], rounds: int
+    pair: list[tuple[ort.InferenceSession, layers.Array]], rounds: int
 ) -> tuple[list[float], list[float]]:
     """Seconds of each call, the sessions taking turns."""
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -199,51 +117,13 @@ def take_turns(
 
 
 def break_even(cells: list[dict[str, Any]]) -> float | None:
-    """The sparsity at which both take the same time; None if the measured ones do not enclose it."""
-    for low, high in zip(cells, cells[1:], strict=False):
+    """The sparsity at which both take the same time; None if those measured do not enclose it."""
+    for low, high in itertools.pairwise(cells):
         slow, fast = (cell["ratio"]["median"] for cell in (low, high))
         if slow < 1 <= fast:
             share = (1 - slow) / (fast - slow)
             return float(round(low["sparsity"] + share * (high["sparsity"] - low["sparsity"]), 3))
     return None
-
-
-def _names() -> list[str]:
-    return ["values", "columns", "row_starts"]
-
-
-def _sparse(weight: Array) -> dict[str, NDArray[Any]]:
-    sparse = compress(weight)
-    return dict(zip(_names(), (sparse.values, sparse.columns, sparse.row_starts), strict=True))
-
-
-def _session(node: Any, constants: dict[str, NDArray[Any]], threads: int) -> ort.InferenceSession:
-    graph = helper.make_graph(
-        [node],
-        "layer",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(runtime.DOMAIN, runtime.OPSET)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    # An idle pool of threads that keeps spinning taxes whoever runs next.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.register_custom_ops_library(runtime.library())
-    return ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-
-
-def _aligned(array: Array) -> Array:
-    """A copy at a multiple of 64 bytes, as ONNX Runtime's own tensors are."""
-    memory = np.empty(array.nbytes + 64, dtype=np.uint8)
-    begin = -memory.ctypes.data % 64
-    copy = memory[begin : begin + array.nbytes].view(np.float32).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def session(
         options: Further settings; the library and the threads are added to a given object.
 
     Raises:
-        NativeError: The file cannot be loaded: the kernel library is missing, or the file is damaged.
-            The message names the plain file beside it, if there is one.
+        NativeError: The file cannot be loaded: the kernel library is missing, or the file is
+            damaged. The message names the plain file beside it, if there is one.
     """
     import onnxruntime as ort  # noqa: PLC0415 (takes a while; the command line must answer at once)
 

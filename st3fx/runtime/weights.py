@@ -51,6 +51,6 @@ def compress(weight: NDArray[np.float32]) -> SparseWeights:
     narrow = matrix.shape[1] <= 1 << 16
     return SparseWeights(
         values=np.ascontiguousarray(matrix[rows, columns], dtype=np.float32),
-        columns=columns.astype(np.uint16 if narrow else np.uint32),
+        columns=columns.astype(np.uint16) if narrow else columns.astype(np.uint32),
         row_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
     )

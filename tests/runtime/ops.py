@@ -75,7 +75,7 @@ class Node:
         with native.using_isa(isa or native.isa()):
             return ort.InferenceSession(self.model(), options, providers=["CPUExecutionProvider"])
 
-    def run(self, isa: str | None = None, threads: int = 1, **feeds: Array) -> Array:
+    def run(self, isa: str | None = None, threads: int = 1, /, **feeds: Array) -> Array:
         """The output for these inputs."""
         result: Array = self.session(isa, threads).run(None, feeds)[0]
         return result
@@ -109,6 +109,14 @@ def sparse_conv(
     inputs += ["z"] if residual else []
     own = {"channels": weight.shape[1] * groups, "kernel_shape": weight.shape[2:], "group": groups}
     return Node("SparseConv", own | attributes, inputs, constants)
+
+
+def small_conv(**attributes: Any) -> Node:
+    """A 3×3 convolution of eight channels to twelve."""
+    generator = np.random.default_rng(0)
+    weight = sparse_weight(generator, (12, 8, 3, 3), 0.3)
+    bias = generator.standard_normal(12).astype(np.float32)
+    return sparse_conv(weight, bias=bias, **({"pads": (1, 1, 1, 1)} | attributes))
 
 
 def place(images: Array, name: str) -> Array:

@@ -58,7 +58,7 @@ def test_scale(isa: str, name: str, size: tuple[int, int]) -> None:
 def test_concatenation(name: str, size: tuple[int, int]) -> None:
     parts = {f"x{i}": images(c, size, seed=i) for i, c in enumerate((5, 16, 1))}
     node = ops.Node("Concat", {"channels": (5, 16, 1), "layout": name}, list(parts))
-    result = node.run(threads=2, **{k: ops.place(x, name) for k, x in parts.items()})
+    result = node.run(None, 2, **{k: ops.place(x, name) for k, x in parts.items()})
     assert np.array_equal(ops.plain(result, name, 22), np.concatenate(list(parts.values()), 1))
 
 
@@ -69,7 +69,7 @@ def test_layout(source: str, target: str, size: tuple[int, int]) -> None:
     x = images(10, size)
     attributes = {"channels": 10, "input_layout": source, "output_layout": target}
     node = ops.Node("Layout", attributes, ["x"])
-    result = node.run(threads=2, x=ops.place(x, source))
+    result = node.run(None, 2, x=ops.place(x, source))
     assert result.shape == ops.place(x, target).shape
     assert np.array_equal(ops.plain(result, target, 10), x)
 

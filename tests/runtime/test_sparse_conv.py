@@ -132,8 +132,9 @@ def random_case(seed: int) -> dict[str, Any]:
     groups = pick(1, 1, 1, 2, 3)
     kernel = (pick(1, 1, 2, 3, 3, 5, 7), pick(1, 1, 2, 3, 3, 5, 7))
     dilations = (pick(1, 1, 2, 3), pick(1, 1, 2, 3))
-    pads = tuple(int(generator.integers(0, (k - 1) * d + 1)) for k, d in zip(kernel, dilations)) * 2
-    least = [max((k - 1) * d + 1 - 2 * p, 1) for k, d, p in zip(kernel, dilations, pads)]
+    spans = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+    pads = tuple(int(generator.integers(0, span + 1)) for span in spans) * 2
+    least = [max(span + 1 - 2 * pad, 1) for span, pad in zip(spans, pads[:2], strict=True)]
     return {
         "weight_shape": (groups * pick(1, 2, 5, 16, 35), pick(1, 3, 8, 21), *kernel),
         "size": tuple(low + int(generator.integers(0, 40)) for low in least),

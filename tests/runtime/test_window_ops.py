@@ -35,9 +35,8 @@ def test_depthwise(isa: str, layouts: tuple[str, str], size: tuple[int, int], st
         weight = generator.standard_normal((19, 1, kernel, kernel)).astype(np.float32)
         bias = generator.standard_normal(19).astype(np.float32)
         x = generator.standard_normal((2, 19, *size)).astype(np.float32)
-        expected = torch.nn.functional.conv2d(
-            *map(torch.from_numpy, map(np.float64, (x, weight, bias))), stride, pad, dilation, 19
-        )
+        a, b, c = (torch.from_numpy(array).double() for array in (x, weight, bias))
+        expected = torch.nn.functional.conv2d(a, b, c, stride, pad, dilation, 19)
         z = generator.standard_normal(expected.shape).astype(np.float32)
         attributes = {
             "channels": 19, "kernel_shape": (kernel, kernel), "strides": (stride, stride),
@@ -88,11 +87,11 @@ def test_pools(
 ) -> None:
     x = np.random.default_rng(1).standard_normal((2, 11, *size)).astype(np.float32)
     own = {"channels": 11, "input_layout": layouts[0], "output_layout": layouts[1]}
-    feeds = {"x": ops.place(x, layouts[0])}
-    result = ops.Node("MaxPool", own | attributes, ["x"]).run(isa, **feeds)
+    placed = ops.place(x, layouts[0])
+    result = ops.Node("MaxPool", own | attributes, ["x"]).run(isa, x=placed)
     wanted = pooled("MaxPool", x, attributes)
     assert np.array_equal(ops.plain(result, layouts[1], 11), wanted.numpy())
     for count in (0, 1):
         given = attributes | {"count_include_pad": count}
-        result = ops.Node("AveragePool", own | given, ["x"]).run(isa, **feeds)
+        result = ops.Node("AveragePool", own | given, ["x"]).run(isa, x=placed)
         ops.assert_close(ops.plain(result, layouts[1], 11), pooled("AveragePool", x, given))
