@@ -1,4 +1,4 @@
-"""Layers of known networks, each as a pair of ONNX Runtime sessions: dense, and with our operator."""
+"""Layers of known networks, each as two ONNX Runtime sessions: dense, and with our operator."""
 
 from __future__ import annotations
 

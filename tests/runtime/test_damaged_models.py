@@ -1,4 +1,4 @@
-"""Damaged models and wrong inputs are refused with a reason; nothing of them crashes the process."""
+"""Damaged models and wrong inputs are refused with a reason; none of them crashes the process."""
 
 from __future__ import annotations
 

@@ -1,0 +1,207 @@
+// Runs random operators of a built library on every instruction set that this CPU (or the emulator)
+// has, several calls at once on several threads, and compares them with the scalar reference; then
+// damaged weights, which must be refused or run, but never read what is not there.
+//
+//     operators LIBRARY [CASES]
+#include <dlfcn.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+
+#include "fake_runtime.h"
+
+namespace {
+
+namespace abi = st3fx::ort;
+using fake::Call;
+using fake::Node;
+using fake::Value;
+using Generator = std::mt19937;
+
+int pick(Generator& g, int low, int high) { return std::uniform_int_distribution<>(low, high)(g); }
+
+Value normal(Generator& g, std::vector<int64_t> shape) {
+  Value value;
+  int64_t count = 1;
+  for (int64_t size : shape) count *= size;
+  value.shape = std::move(shape);
+  std::normal_distribution<float> draw;
+  for (int64_t i = 0; i < count; ++i) value.floats.push_back(draw(g));
+  return value;
+}
+
+/// A node with everything that its kernel refers to.
+struct Case {
+  std::string op;
+  Node node;
+  Value x, residual, weight, values, columns, starts, bias;
+  bool with_residual = false;
+};
+
+void sparse_weights(Generator& g, Case& c, int64_t rows, int64_t columns, double density) {
+  c.starts.type = abi::kInt32;
+  c.columns.type = abi::kUint16;
+  std::bernoulli_distribution keep(density);
+  std::normal_distribution<float> draw;
+  c.starts.integers.push_back(0);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t column = 0; column < columns; ++column) {
+      if (!keep(g)) continue;
+      c.columns.shorts.push_back(static_cast<uint16_t>(column));
+      c.values.floats.push_back(draw(g));
+    }
+    c.starts.integers.push_back(static_cast<int32_t>(c.values.floats.size()));
+  }
+  c.values.shape = c.columns.shape = {static_cast<int64_t>(c.values.floats.size())};
+  c.starts.shape = {rows + 1};
+}
+
+int64_t storage_channels(int64_t channels, int64_t positions) {
+  int64_t storage = channels;
+  while (storage * positions % 16 || storage * positions < (positions + 15) / 16 * 16 * channels)
+    ++storage;
+  return storage;
+}
+
+void fill_case(Generator& g, Case& c) {
+  const char* const activations[] = {"none", "relu", "clip", "silu", "hard_swish"};
+  const int64_t groups = c.op == "SparseConv" ? pick(g, 1, 2) : 1;
+  const int64_t channels = groups * pick(g, 1, 40), rows = groups * pick(g, 1, 40);
+  const int64_t kh = pick(g, 1, 3), kw = pick(g, 1, 3);
+  const bool blocked = pick(g, 0, 1);
+  const int64_t height = pick(g, 3, 20), width = pick(g, 3, 20), batch = pick(g, 1, 2);
+  const int64_t stored = blocked ? storage_channels(channels, height * width) : channels;
+  c.node.texts["activation"] = activations[pick(g, 0, 4)];
+  if (c.op == "SparseLinear") {
+    c.node.integers["features"] = {channels};
+    c.x = normal(g, {pick(g, 0, 1) ? 1 : pick(g, 2, 130), channels});
+    sparse_weights(g, c, rows, channels, 0.3);
+  } else {
+    c.node.integers["channels"] = {channels};
+    c.node.integers["kernel_shape"] = {kh, kw};
+    c.node.integers["strides"] = {pick(g, 1, 3), pick(g, 1, 3)};
+    c.node.integers["pads"] = {pick(g, 0, kh - 1), pick(g, 0, kw - 1), pick(g, 0, kh - 1), 0};
+    c.node.integers["group"] = {groups};
+    c.node.texts["input_layout"] = blocked ? "blocked" : "nchw";
+    c.x = normal(g, {batch, stored, height, width});
+    if (c.op == "SparseConv") sparse_weights(g, c, rows, channels / groups * kh * kw, 0.2);
+    if (c.op == "DepthwiseConv") c.weight = normal(g, {channels, 1, kh, kw});
+  }
+  c.bias = normal(g, {c.op == "DepthwiseConv" ? channels : rows});
+  if (c.op == "DepthwiseConv") {
+    c.node.constants = {nullptr, &c.weight, &c.bias};
+  } else if (c.op == "MaxPool" || c.op == "AveragePool") {
+    c.node.constants = {nullptr};
+  } else {
+    c.node.constants = {nullptr, &c.values, &c.columns, &c.starts, &c.bias};
+  }
+}
+
+const abi::CustomOp* find(const std::string& name) {
+  for (const abi::CustomOp* op : fake::operators())
+    if (name == op->get_name(op)) return op;
+  std::printf("no operator %s\n", name.c_str());
+  std::exit(1);
+}
+
+/// A kernel of the node, or null where it was refused.
+void* create(const Case& c) {
+  void* kernel = nullptr;
+  const abi::CustomOp* op = find(c.op);
+  auto* status =
+      op->create_kernel_v2(op, fake::api(18), fake::as<abi::KernelInfo>(&c.node), &kernel);
+  delete fake::as<fake::Status>(status);
+  return kernel;
+}
+
+std::vector<float> run(Case& c, void* kernel, int threads) {
+  Call call;
+  call.inputs = c.node.constants;
+  call.inputs[0] = &c.x;
+  call.threads = threads;
+  auto* status = find(c.op)->compute_v2(kernel, fake::as<abi::KernelContext>(&call));
+  if (status) std::printf("%s\n", fake::as<fake::Status>(status)->message.c_str());
+  delete fake::as<fake::Status>(status);
+  return call.output.floats;
+}
+
+double difference(const std::vector<float>& a, const std::vector<float>& b) {
+  double most = 0, largest = 1e-30;
+  if (a.size() != b.size()) return 1;
+  for (size_t i = 0; i < a.size(); ++i) {
+    most = std::fmax(most, std::fabs(static_cast<double>(a[i]) - b[i]));
+    largest = std::fmax(largest, std::fabs(b[i]));
+  }
+  return most / largest;
+}
+
+/// Changes some indices of the sparse weights.
+void damage(Generator& g, Case& c) {
+  for (int i = pick(g, 1, 3); i > 0; --i) {
+    if (pick(g, 0, 1) && !c.columns.shorts.empty()) {
+      c.columns.shorts[pick(g, 0, static_cast<int>(c.columns.shorts.size()) - 1)] =
+          static_cast<uint16_t>(pick(g, 0, 65535));
+    } else {
+      c.starts.integers[pick(g, 0, static_cast<int>(c.starts.integers.size()) - 1)] =
+          pick(g, -5, 2000);
+    }
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  void* library = count > 1 ? dlopen(arguments[1], RTLD_NOW) : nullptr;
+  if (!library) return std::printf("%s\n", count > 1 ? dlerror() : "which library?"), 1;
+  auto select = reinterpret_cast<int (*)(const char*)>(dlsym(library, "st3fx_select_isa"));
+  auto enroll = reinterpret_cast<fake::Status* (*)(void*, const abi::ApiBase*)>(
+      dlsym(library, "RegisterCustomOps"));
+  const abi::ApiBase base{fake::api, nullptr};
+  if (enroll(nullptr, &base)) return std::printf("not registered\n"), 1;
+
+  const int cases = count > 2 ? std::atoi(arguments[2]) : 200;
+  const char* const ops[] = {"SparseConv", "SparseConv", "SparseLinear", "DepthwiseConv", "MaxPool",
+                             "AveragePool"};
+  int compared = 0, refused = 0, wrong = 0;
+  for (int seed = 0; seed < cases; ++seed) {
+    Generator g(static_cast<unsigned>(seed));
+    Case c;
+    c.op = ops[seed % 6];
+    fill_case(g, c);
+    select("scalar");
+    void* reference = create(c);
+    const std::vector<float> expected = run(c, reference, 1);
+    find(c.op)->destroy(reference);
+    for (const char* isa : {"avx512", "avx2", "neon", "baseline"}) {
+      if (!select(isa)) continue;
+      void* kernel = create(c);
+      std::vector<float> results[2];
+      std::thread other([&] { results[0] = run(c, kernel, 3); });
+      results[1] = run(c, kernel, 2);
+      other.join();
+      find(c.op)->destroy(kernel);
+      for (const std::vector<float>& result : results) {
+        ++compared;
+        if (difference(result, expected) <= 1e-5) continue;
+        ++wrong;
+        std::printf("seed %d, %s on %s: %g\n", seed, c.op.c_str(), isa,
+                    difference(result, expected));
+      }
+      if (c.values.floats.empty()) continue;
+      Case broken = c;
+      broken.node.constants = {nullptr, &broken.values, &broken.columns, &broken.starts,
+                               &broken.bias};
+      damage(g, broken);
+      if (void* survivor = create(broken)) {
+        run(broken, survivor, 1);
+        find(c.op)->destroy(survivor);
+      } else {
+        ++refused;
+      }
+    }
+  }
+  std::printf("%d results compared, %d wrong; %d damaged weights refused\n", compared, wrong, refused);
+  return wrong != 0 || refused == 0;
+}
