@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from st3fx.cli.bench_tables import print_bench
+from st3fx.cli.calibration_table import print_calibration
 from st3fx.cli.options import json_option
 from st3fx.cli.param_types import Spec
 from st3fx.cli.progress import Progress
@@ -45,7 +46,7 @@ def _numbers(
 
 
 @click.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=Spec())
+@click.argument("models", metavar="MODEL...", nargs=-1, type=Spec())
 @click.option(
     "-b", "--batch-size", "batch_sizes", multiple=True, callback=_numbers, metavar="N",
     help="Samples in one call. Repeatable.  [default: as --input has it, else 1]",
@@ -78,6 +79,10 @@ def _numbers(
     "--torch", "torch_modes", multiple=True, type=click.Choice(TORCH_MODES),
     help="Measure the folded model in PyTorch too. Repeatable.",
 )  # fmt: skip
+@click.option(
+    "--sparse-kernels/--no-sparse-kernels", default=True,
+    help="Measure models with zeros by sparse kernels too.  [default: yes]",
+)  # fmt: skip
 @click.option("--custom-ops", metavar="FILE", help="A library with operators that a graph needs.")
 @click.option("--fixed-batch", is_flag=True, help="Export with the example's batch size built in.")
 @click.option("--weights", metavar="FILE", help="Weights to load into a SPEC.")
@@ -85,6 +90,11 @@ def _numbers(
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", default=0, show_default=True,
     help="For random weights, inputs and the order of the rounds.",
+)  # fmt: skip
+@click.option(
+    "--calibrate", is_flag=True,
+    help="Measure the constants of the cost model of the sparse kernels on this machine instead, "
+    "about a minute. st3fx export uses them from then on.",
 )  # fmt: skip
 @click.option("-x", "--export", "target", metavar="FILE", help="Write the result as JSON.")
 @click.option("--force", is_flag=True, help="Replace a file that is already there.")
@@ -98,14 +108,15 @@ def bench(
     force: bool,
     as_json: bool,
     seed: int,
+    calibrate: bool,
     **asked: Any,
 ) -> None:
     """Measure latency and throughput of MODEL in ONNX Runtime, dense against folded.
 
     MODEL is a bundle, a SPEC as for st3fx export, or an ONNX file. It is folded and exported, and
     measured beside its dense counterpart: the same graph with a small random number in the place
-    of every zero weight. Of several MODELs, all are compared with the first; a first one that is
-    an ONNX file is the baseline itself.
+    of every zero weight; and, where it has zeros, by sparse kernels. Of several MODELs, all are
+    compared with the first; a first one that is an ONNX file is the baseline itself.
 
     Each variant has a process of its own. After warm-up they are called in rounds, each variant in
     each round, in random order, and the ratio is taken round by round: what else the machine does
@@ -119,7 +130,13 @@ def bench(
       st3fx bench torchvision:resnet50 -i 1x3x224x224 --sparsity 0.9 -b 1 -b 8 -ncores 1 -ncores 2
       st3fx bench dense.onnx sparse.onnx -t 30 -x out.json
       st3fx bench runs/resnet20/model.st3fx --torch eager --torch compile
+      st3fx bench --calibrate
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
+    if calibrate:
+        _calibrate(models, as_json=as_json)
+        return
+    if not models:
+        raise click.UsageError("Missing argument 'MODEL...'.")
     from st3fx.bench.settings import BenchSettings
     from st3fx.benchmarking import benchmark
     from st3fx.folded import Request
@@ -139,6 +156,19 @@ def bench(
         click.echo(json.dumps(result.to_dict(), indent=1))
     else:
         print_bench(result)
+
+
+def _calibrate(models: tuple[str, ...], *, as_json: bool) -> None:
+    from st3fx.calibrating import calibrate
+
+    if models:
+        raise click.UsageError("--calibrate measures this machine and takes no MODEL.")
+    with Progress(refresh=2) as report:
+        result = calibrate(progress=report)
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=1))
+    else:
+        print_calibration(result)
 
 
 def _target(text: str, *, force: bool) -> Path:

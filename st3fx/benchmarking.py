@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from st3fx.analysis import WEIGHT_FILES
+from st3fx.bench import kernels
 from st3fx.bench.machine import cores, environment
 from st3fx.bench.onnx_call import CONFIG, known_providers
 from st3fx.bench.result import BenchResult, BenchRow
@@ -44,6 +45,8 @@ def benchmark(
     with zeros, and of a first one that is no ONNX file, a dense counterpart is measured too, as the
     baseline: the same graph with a small random number in the place of every zero weight. Of
     several ONNX files the first is the baseline.
+
+    Where a model has zeros, its form with sparse kernels is measured too, without dead channels.
 
     Every variant is loaded into a process of its own. After warm-up they are called in rounds, each
     variant in each round, in an order drawn anew; ratios are taken round by round.
@@ -90,13 +93,14 @@ def benchmark(
             else:
                 subjects.append(_subject(request, own, chosen, report, fixed_batch=fixed_batch))
         rows, chosen = _measured(subjects, chosen, folder, report)
+    without = [s.name for s in subjects if s.zeros and not s.is_file and s.kernels is None]
     return BenchResult(
         model=", ".join(subject.name for subject in subjects),
         rows=tuple(rows),
         settings=_as_json(chosen),
         environment=environment(),
         command=_command(requests, chosen, fixed_batch=fixed_batch),
-        verdict=verdict(rows, cores()),
+        verdict=(*verdict(rows, cores()), *kernels.verdict(without, chosen)),
     )
 
 
@@ -173,7 +177,11 @@ def _command(
         ("--custom-ops", settings.custom_ops),
         ("--seed", settings.seed or None),
     ]
-    flags = [("--allow-dense", first.allow_dense), ("--fixed-batch", fixed_batch)]
+    flags = [
+        ("--allow-dense", first.allow_dense),
+        ("--fixed-batch", fixed_batch),
+        ("--no-sparse-kernels", not settings.sparse_kernels),
+    ]
     words = [request.spec for request in named]
     for option, given in options:
         for value in given if isinstance(given, tuple) else () if given is None else (given,):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from st3fx.analysis import count_flops
 from st3fx.bench import sizes
+from st3fx.bench.kernels import has_sparse_operators, is_wanted, noted_shapes
 from st3fx.bench.onnx_file import read_inputs
 from st3fx.bench.settings import BenchSettings
 from st3fx.bench.variant import Array
@@ -41,6 +42,8 @@ class Subject:
         bound: How many times as fast as without zeros it can be at most, where it is known.
         request: What it was exported from; ``None`` for an ONNX file, or a model in memory.
         is_file: Whether it was given as an ONNX file.
+        skips_zeros: Whether it has sparse operators.
+        kernels: Its form with sparse operators; ``None`` where there is none.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Subject:
     bound: float | None
     request: Request | None = None
     is_file: bool = False
+    skips_zeros: bool = False
+    kernels: Path | None = None
 
 
 def from_file(
@@ -64,6 +69,7 @@ def from_file(
     """
     report("check")
     ports = read_inputs(path, custom_ops=settings.custom_ops is not None)
+    shapes = shapes or noted_shapes(path)
     batch = (settings.batch_sizes or (sizes.default_batch(ports, shapes),))[0]
 
     def inputs(batch: int) -> Sequence[Array]:
@@ -73,7 +79,8 @@ def from_file(
     for size in settings.batch_sizes or (batch,):
         sizes.sized(ports, size, shapes, str(path))  # now rather than after minutes of work
     about = _counted(path, sizes.sized(ports, batch, shapes, str(path)), report)
-    return Subject(path.name, path, inputs, batch, **about, is_file=True)
+    skips = has_sparse_operators(path)
+    return Subject(path.name, path, inputs, batch, **about, is_file=True, skips_zeros=skips)
 
 
 def from_request(
@@ -141,7 +148,19 @@ def from_model(
     batch = (settings.batch_sizes or (own if given or fixed_batch else 1,))[0]
     shapes = [array.shape for array in inputs(batch)]
     about = _counted(path, shapes, report)
-    return Subject(type(model).__name__, path, inputs, batch, **about)
+    subject = Subject(type(model).__name__, path, inputs, batch, **about)
+    if not subject.zeros or not is_wanted(settings):
+        return subject
+    # Without its dead channels: the graph that is compared with it keeps them.
+    written = export_onnx(
+        model, example.args, path.parent / "kernels" / path.name, sparse_kernels=True,
+        example_kwargs=example.kwargs, fixed_batch=fixed_batch, seed=settings.seed,
+        progress=report,
+    )  # fmt: skip
+    assert written.sparse is not None
+    if not written.sparse.kernels.sparse:
+        return subject
+    return dataclasses.replace(subject, kernels=written.sparse.path)
 
 
 def _counted(path: Path, shapes: Sequence[sizes.Shape], report: Report) -> dict[str, Any]:

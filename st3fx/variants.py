@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from st3fx import runtime
 from st3fx.bench import onnx_call
 from st3fx.bench.settings import BenchSettings
 from st3fx.bench.twin import write_dense
@@ -14,6 +15,9 @@ from st3fx.eager import PREPARE
 from st3fx.errors import BenchError
 from st3fx.export.call import unique
 from st3fx.subjects import Subject
+
+SPARSE = "sparse kernels"
+"""Name of the row of a model in its sparse form."""
 
 
 def variants(
@@ -33,10 +37,15 @@ def variants(
         report("dense")
         dense = folder / "dense.onnx"
         if write_dense(first.path, dense, first.zeros):
-            blank = dataclasses.replace(first, sparsity=0.0, bound=None)
+            blank = dataclasses.replace(first, sparsity=0.0, bound=None, skips_zeros=False)
             rows.append(_variant("dense", dense, blank, settings))
     names = unique(_names(subjects))
-    rows += [_variant(n, s.path, s, settings) for n, s in zip(names, subjects, strict=True)]
+    for name, subject in zip(names, subjects, strict=True):
+        rows.append(_variant(name, subject.path, subject, settings))
+        if subject.kernels is not None:
+            title = SPARSE if len(subjects) == 1 else f"{name}, {SPARSE}"
+            sparse = dataclasses.replace(subject, path=subject.kernels, skips_zeros=True)
+            rows.append(_variant(title, sparse.path, sparse, settings))
     if settings.torch and first.request is None:
         raise BenchError(
             "rows by PyTorch need a bundle or a SPEC first: an ONNX file is no PyTorch model"
@@ -51,15 +60,19 @@ def variants(
 
 
 def _variant(name: str, path: Path, subject: Subject, settings: BenchSettings) -> Variant:
+    custom_ops = settings.custom_ops
+    if subject.skips_zeros and custom_ops is None:
+        custom_ops = runtime.library()
     arguments = {
         "path": str(path),
         "providers": list(settings.providers),
         # Absolute: the loader of shared libraries looks for a bare name elsewhere.
-        "custom_ops": settings.custom_ops and str(Path(settings.custom_ops).resolve()),
+        "custom_ops": custom_ops and str(Path(custom_ops).resolve()),
     }
     return Variant(
-        name, onnx_call.PREPARE, arguments, subject.inputs, subject.sparsity, subject.bound
-    )
+        name, onnx_call.PREPARE, arguments, subject.inputs, subject.sparsity, subject.bound,
+        subject.skips_zeros,
+    )  # fmt: skip
 
 
 def _names(subjects: Sequence[Subject]) -> list[str]:

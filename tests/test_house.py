@@ -22,7 +22,8 @@ CORE = {
     "sites", "state", "threshold", "version",
 }  # fmt: skip
 API = {
-    "analysis", "api", "benchmarking", "channels", "demo", "deploy", "doctor", "driver", "eager", "evidence", "folded",
+    "analysis", "api", "benchmarking", "calibrating", "channels", "demo", "deploy", "doctor", "driver",
+    "eager", "evidence", "folded",
     "model_facts", "public", "reporting", "subjects", "trainee", "variants", "workflow",
 }  # fmt: skip
 

@@ -28,6 +28,7 @@ class BenchSettings:
         providers: Of ONNX Runtime, in order.
         torch: Further rows by PyTorch: ``eager``, ``compile``.
         custom_ops: A library with operators that graphs need.
+        sparse_kernels: Measure models with zeros by sparse kernels too.
         seed: Of the values of inputs and of the order in each round.
     """
 
@@ -39,6 +40,7 @@ class BenchSettings:
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     torch: tuple[str, ...] = ()
     custom_ops: str | None = None
+    sparse_kernels: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:

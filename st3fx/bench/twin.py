@@ -11,12 +11,13 @@ from onnx import numpy_helper
 
 from st3fx.bench.variant import Array
 from st3fx.export.write import ONE_FILE
+from st3fx.onnx_passes.plain_operators import plain_proto
 
 _SCALE = 0.1
 
 
 def write_dense(source: Path, target: Path, names: Collection[str]) -> int:
-    """Write a graph without its zeros.
+    """Write a graph without its zeros, of ONNX's own operators.
 
     Every zero becomes a random number, so small that what a layer computes keeps its size: times
     are not to depend on infinities.
@@ -29,7 +30,7 @@ def write_dense(source: Path, target: Path, names: Collection[str]) -> int:
     Returns:
         How many zeros there were. Where there were none, nothing is written.
     """
-    model = onnx.load(source)
+    model = plain_proto(onnx.load(source))
     graph, generator = model.graph, np.random.default_rng(0)
     _densify(graph, names)
     count = 0

@@ -3,12 +3,12 @@
 A sparse convolution multiplies each nonzero with vectors of neighbouring output positions, for one
 row after the other; its time is linear in what it has to do::
 
-    t = call + pack · bytes packed + multiply · nonzeros · vectors + row · rows · tiles
-        + store · bytes written
+    t = call + pack · bytes copied + multiply · nonzeros · vectors + row · rows · tiles
 
-and that of a dense one in its multiplications. The constants are seconds, for one thread. They hold
-for the machine that they were measured on (``calibrate``); what is compared are two times of the
-same machine, so they are of use on others too.
+and that of a dense one in its multiplications and the bytes of its images. The constants are
+seconds for one thread. The defaults were measured by ``calibrate`` on one core of an AVX-512
+server; the model was within 10 % of half of the times. What is compared are two times of the same
+machine, so they are of use on others too.
 """
 
 from __future__ import annotations
@@ -61,6 +61,18 @@ class ConvWork:
         return 4 * self.rows * self.out_positions
 
     @property
+    def window_bytes(self) -> int:
+        """Of the input that all tiles read: neighbouring ones read the rows between them both.
+
+        Images count as square.
+        """
+        width = max(math.isqrt(self.out_positions), 1)
+        tiles = math.ceil(self.out_positions / TILE)
+        rows = max(min(TILE, self.out_positions) // width, 1)
+        read = (rows - 1) * self.stride + math.isqrt(self.taps)
+        return 4 * self.channels * tiles * read * math.isqrt(self.in_positions)
+
+    @property
     def vectors(self) -> int:
         """Of an output channel."""
         return math.ceil(self.out_positions / LANES)
@@ -109,31 +121,35 @@ class Costs:
         call: Of one of our operators.
         multiply: A nonzero times 16 positions.
         row: One row of one tile.
-        pack: A byte of the input that is copied.
-        store: A byte of the output.
+        pack: A byte of the input that is copied as it is.
+        pack_window: A byte of the input that is copied for a window.
+        pack_strided: The same, where the window moves by more than one pixel.
         dense_pointwise: A multiplication of a dense 1×1 convolution.
         dense_window: A multiplication of any other dense convolution.
         dense_store: A byte that a dense convolution reads or writes.
         move: A byte of an image that changes its layout.
         sparse_linear: A nonzero times one vector of features.
         sparse_linear_many: The same, where there are 16 vectors or more.
+        sparse_linear_move: A byte of these vectors, read or written.
         dense_linear: A multiplication of a dense product with 16 vectors or more.
         dense_linear_weight: A weight that a dense product reads.
     """
 
-    call: float = 2e-6
-    multiply: float = 1.6e-10
-    row: float = 6e-9
-    pack: float = 3e-11
-    store: float = 3e-11
-    dense_pointwise: float = 1.1e-11
-    dense_window: float = 1.1e-11
-    dense_store: float = 3e-11
-    move: float = 1e-10
-    sparse_linear: float = 5e-10
-    sparse_linear_many: float = 1e-10
-    dense_linear: float = 1.1e-11
-    dense_linear_weight: float = 1.5e-10
+    call: float = 6.7e-06
+    multiply: float = 5.1e-10
+    row: float = 9.2e-09
+    pack: float = 3.9e-11
+    pack_window: float = 7.5e-11
+    pack_strided: float = 1.27e-10
+    dense_pointwise: float = 1.65e-11
+    dense_window: float = 1.82e-11
+    dense_store: float = 5.3e-11
+    move: float = 2.9e-11
+    sparse_linear: float = 2.74e-10
+    sparse_linear_many: float = 4.5e-11
+    sparse_linear_move: float = 1.25e-10
+    dense_linear: float = 2e-11
+    dense_linear_weight: float = 7e-11
 
 
 MANY = 16
@@ -148,19 +164,24 @@ def sparse_features(work: Work, *, blocked: bool) -> dict[str, float]:
         blocked: Whether its input is in the blocked layout.
     """
     if isinstance(work, LinearWork):
-        many = work.vectors >= MANY
-        return {
-            "call": 1.0,
-            "sparse_linear_many" if many else "sparse_linear": work.nonzeros * work.vectors,
-        }
-    copied = work.is_window or not blocked
+        products = work.nonzeros * work.vectors
+        if work.vectors < MANY:
+            return {"call": 1.0, "sparse_linear": products}
+        moved = 4 * work.vectors * (work.rows + work.columns)
+        return {"call": 1.0, "sparse_linear_many": products, "sparse_linear_move": moved}
     return {
         "call": 1.0,
-        "pack": work.in_bytes if copied else 0.0,
+        **_packed(work, blocked=blocked),
         "multiply": work.nonzeros * work.vectors,
         "row": work.rows * math.ceil(work.out_positions / TILE),
-        "store": work.out_bytes,
     }
+
+
+def _packed(work: ConvWork, *, blocked: bool) -> dict[str, float]:
+    """What is copied before anything is multiplied."""
+    if work.taps == 1:
+        return {"pack": 0.0 if blocked and work.stride == 1 else work.in_bytes / work.stride**2}
+    return {"pack_window" if work.stride == 1 else "pack_strided": work.window_bytes}
 
 
 def dense_features(work: Work) -> dict[str, float]:
