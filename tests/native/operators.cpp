@@ -82,7 +82,8 @@ void fill_case(Generator& g, Case& c) {
     c.node.integers["channels"] = {channels};
     c.node.integers["kernel_shape"] = {kh, kw};
     c.node.integers["strides"] = {pick(g, 1, 3), pick(g, 1, 3)};
-    c.node.integers["pads"] = {pick(g, 0, kh - 1), pick(g, 0, kw - 1), pick(g, 0, kh - 1), 0};
+    c.node.integers["pads"] = {pick(g, 0, kh - 1), pick(g, 0, kw - 1), pick(g, 0, kh - 1),
+                               pick(g, 0, kw - 1)};
     c.node.integers["group"] = {groups};
     c.node.texts["input_layout"] = blocked ? "blocked" : "nchw";
     c.x = normal(g, {batch, stored, height, width});

@@ -133,8 +133,8 @@ def random_case(seed: int) -> dict[str, Any]:
     kernel = (pick(1, 1, 2, 3, 3, 5, 7), pick(1, 1, 2, 3, 3, 5, 7))
     dilations = (pick(1, 1, 2, 3), pick(1, 1, 2, 3))
     spans = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
-    pads = tuple(int(generator.integers(0, span + 1)) for span in spans) * 2
-    least = [max(span + 1 - 2 * pad, 1) for span, pad in zip(spans, pads[:2], strict=True)]
+    pads = tuple(int(generator.integers(0, span + 1)) for span in spans * 2)
+    least = [max(span + 1 - pads[i] - pads[i + 2], 1) for i, span in enumerate(spans)]
     return {
         "weight_shape": (groups * pick(1, 2, 5, 16, 35), pick(1, 3, 8, 21), *kernel),
         "size": tuple(low + int(generator.integers(0, 40)) for low in least),
