@@ -33,6 +33,9 @@ struct Tensor {
   const float* floats() const { return static_cast<const float*>(data); }
 };
 
+/// Shape, type and memory of one of ONNX Runtime's tensors.
+Tensor describe(const ort::Api* api, const ort::Value* value);
+
 /// What a node of the graph says when its kernel is created.
 class NodeInfo {
  public:

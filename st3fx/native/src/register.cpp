@@ -133,6 +133,7 @@ const Operator kOperators[] = {
     make<ChangeLayout>("Layout", 1, 1),
 };
 
+/// The domain is never released: sessions refer to it as long as they live.
 ort::Status* add_all(const ort::Api* api, ort::SessionOptions* options) {
   ort::Domain* domain = nullptr;
   ort::Status* status = ort::call(api, ort::kCreateCustomOpDomain, "st3fx", &domain);
