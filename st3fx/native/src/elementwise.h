@@ -1,4 +1,5 @@
-// The simple loops: sums, scaling, sparse rows times one vector. Included by the instruction-set files.
+// The simple loops: sums, scaling, sparse rows times one vector. Included by the instruction-set
+// files.
 #pragma once
 
 #include "activate.h"

@@ -133,8 +133,8 @@ struct Kernels {
   void (*scale)(const float* x, float factor, float* y, int64_t n);
   float (*sum)(const float* x, int64_t n);
   /// to[column · to_stride + row] = from[row · from_stride + column]
-  void (*transpose)(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to,
-                    int64_t to_stride);
+  void (*transpose)(const float* from, int64_t from_stride, int64_t rows, int64_t columns,
+                    float* to, int64_t to_stride);
   /// Multiply-adds from registers, so many rounds of them; the floating-point operations done.
   double (*multiply_adds)(int64_t rounds);
 };

@@ -57,7 +57,8 @@ std::string NodeInfo::text(const char* name, const char* fallback) const {
                             &size));
   if (!size) return fallback;
   std::string value(size, '\0');
-  check(api_, ort::call(api_, ort::kKernelInfoGetAttributeString, info_, name, value.data(), &size));
+  check(api_,
+        ort::call(api_, ort::kKernelInfoGetAttributeString, info_, name, value.data(), &size));
   value.resize(size - 1);
   return value;
 }

@@ -41,9 +41,9 @@ struct PackedRows {
   int64_t largest_block() const;
 };
 
-/// Packs a matrix whose rows fall into `groups` equal runs. The rows of a group are cut into parts of
-/// about equal work, columns into blocks of about `block_columns`, a multiple of `column_step`, and
-/// never more than 65536.
+/// Packs a matrix whose rows fall into `groups` equal runs. The rows of a group are cut into parts
+/// of about equal work, columns into blocks of about `block_columns`, a multiple of `column_step`,
+/// and never more than 65536.
 PackedRows pack_rows(const SparseMatrix& matrix, int64_t groups, int64_t column_step,
                      int64_t block_columns);
 

@@ -11,8 +11,8 @@ constexpr int64_t kPackTasks = 4;    // shares of a tile's channels
 constexpr int64_t kCacheBytes = 32 * 1024;
 constexpr int64_t kBlockNonzeros = 16;  // of a row
 
-/// How many columns to work on before the next ones: their input should stay in the L1 cache, unless
-/// that leaves a row so few nonzeros that loading and storing its sums costs more.
+/// How many columns to work on before the next ones: their input should stay in the L1 cache,
+/// unless that leaves a row so few nonzeros that loading and storing its sums costs more.
 int64_t block_columns(const SparseMatrix& matrix, const WindowAttributes& window) {
   const int64_t planes = std::min(window.strides[0], window.kernel[0]) *
                          std::min(window.strides[1], window.kernel[1]);
@@ -27,7 +27,8 @@ int64_t block_columns(const SparseMatrix& matrix, const WindowAttributes& window
 /// What depends on the size of the images alone.
 struct SparseConv::Sized {
   TapPlan taps;
-  std::vector<uint32_t> offsets;  ///< Of each nonzero's input; empty where columns are evenly spaced.
+  /// Of each nonzero's input; empty where columns are evenly spaced.
+  std::vector<uint32_t> offsets;
 };
 
 /// One run: its tensors and sizes.
@@ -116,7 +117,8 @@ void SparseConv::run_tasks(const Call& call, const Run& run) const {
   const Scratch packed(tiles * channels_ * channel_floats);
   run.parallel_for(tiles * kPackTasks, [&](int64_t task) {
     const int64_t tile = task / kPackTasks, share = task % kPackTasks;
-    const int64_t begin = channels_ * share / kPackTasks, end = channels_ * (share + 1) / kPackTasks;
+    const int64_t begin = channels_ * share / kPackTasks;
+    const int64_t end = channels_ * (share + 1) / kPackTasks;
     pack(call, tile, begin, end, packed.data() + (tile * channels_ + begin) * channel_floats);
   });
   run.parallel_for(tiles * shares, [&](int64_t task) {
@@ -178,7 +180,8 @@ void SparseConv::run_part(const Call& call, int64_t n, int64_t t, const RowPart&
   job.pair_count = static_cast<int64_t>(segment.pairs.size());
   job.values = segment.values.data();
   job.columns = segment.columns.data();
-  if (!call.sized->offsets.empty()) job.offsets = call.sized->offsets.data() + segment.first_nonzero;
+  const std::vector<uint32_t>& offsets = call.sized->offsets;
+  if (!offsets.empty()) job.offsets = offsets.data() + segment.first_nonzero;
   StageJob rows{};
   if (staged && (job.first || job.last)) {
     rows = call.taps().stage_job(t, job.out, call.y + n * call.out().image_size());

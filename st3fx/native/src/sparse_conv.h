@@ -23,7 +23,8 @@ class SparseConv {
   Sized work_out(const Images& in) const;
   void run_tasks(const Call& call, const Run& run) const;
   void pack(const Call& call, int64_t tile, int64_t begin, int64_t end, float* taps) const;
-  void run_tile(const Call& call, int64_t tile, int64_t begin, int64_t end, const float* taps) const;
+  void run_tile(const Call& call, int64_t tile, int64_t begin, int64_t end,
+                const float* taps) const;
   TileJob tile_job(const Call& call, int64_t n, int64_t t, float* stage) const;
   void run_part(const Call& call, int64_t n, int64_t t, const RowPart& part, const Segment& segment,
                 TileJob job, bool staged) const;

@@ -19,8 +19,8 @@ bool parse_side(const std::string& side) {
 
 }  // namespace
 
-/// One run: a batch of matrices of `vectors` vectors each, which are columns where the weights stand
-/// on the left and rows where they stand on the right. A tile is 112 vectors of one matrix.
+/// One run: a batch of matrices of `vectors` vectors each, which are columns where the weights
+/// stand on the left and rows where they stand on the right. A tile is 112 vectors of one matrix.
 struct SparseLinear::Call {
   const float* x;
   float* y;

@@ -1,9 +1,9 @@
 // How a convolution's input is packed, and where each tap finds it.
 //
 // The outputs of an image are computed in rows of `pitch` positions, of which the first `out_width`
-// count; a *tile* is a number of these positions, or what is left of them. The input is split into *planes*:
-// every stride-th row and column of it. In a plane the inputs of neighbouring outputs are neighbours,
-// so that a tile reads, for each tap of the kernel, one stretch of one plane.
+// count; a *tile* is a number of these positions, or what is left of them. The input is split into
+// *planes*: every stride-th row and column of it. In a plane the inputs of neighbouring outputs are
+// neighbours, so that a tile reads, for each tap of the kernel, one stretch of one plane.
 #pragma once
 
 #include <vector>
@@ -15,19 +15,20 @@ namespace st3fx {
 
 class TapPlan {
  public:
-  /// `tile`: positions that are computed at a time, a multiple of 112. Throws `Error` where the image
-  /// is too large for 32-bit offsets.
+  /// `tile`: positions that are computed at a time, a multiple of 112. Throws `Error` where the
+  /// image is too large for 32-bit offsets.
   TapPlan(const WindowAttributes& attributes, const Images& in, Layout out_layout, int64_t rows,
           int64_t tile = kTile);
 
   const Window& window() const { return window_; }
   const Images& out() const { return out_; }
 
-  /// Whether tile `t` cannot be computed where it belongs: its rows have gaps, or whole vectors would
-  /// reach over the end of a channel.
+  /// Whether tile `t` cannot be computed where it belongs: its rows have gaps, or whole vectors
+  /// would reach over the end of a channel, or of a tile of the layout.
   bool is_staged(int64_t t) const {
     const bool plain = out_.layout == Layout::nchw;
-    return pitch_ != window_.out_width || (plain && valid(t) < width(t)) || (!plain && tile_ > kTile);
+    const bool has_gaps = pitch_ != window_.out_width;
+    return has_gaps || (plain ? valid(t) < width(t) : tile_ > kTile);
   }
   /// Where an output stands among the computed positions.
   int64_t computed_position(int64_t row, int64_t column) const { return row * pitch_ + column; }

@@ -1,7 +1,7 @@
 // One vector of floats as wide as the instruction set that this file is compiled for.
 //
-// The compilers' own vector types do the work on every architecture; what differs is the width. Only
-// the instruction-set files include this, each inside its own namespace (ST3FX_ISA), and nothing of
+// The compilers' own vector types do the work on every architecture; what differs is the width.
+// Only the instruction-set files include this, each inside its own namespace (ST3FX_ISA), and nothing of
 // the standard library's templates: a function that two files share could end up with instructions
 // that the CPU does not have.
 #pragma once
@@ -78,7 +78,8 @@ ST3FX_INLINE void fill(float* to, float x, int64_t n) {
 }
 
 /// eˣ, to about one unit in the last place: x = n·ln 2 + r, |r| ≤ ln 2 / 2, and a polynomial in r
-/// (the Taylor series of degree seven). Below −87 it gives a number under 2e-38, above 88 it grows no more.
+/// (the Taylor series of degree seven). Below −87 it gives a number under 2e-38, above 88 it grows
+/// no more.
 ST3FX_INLINE Vec exponential(Vec x) {
   x = minimum(maximum(x, broadcast(-87.0F)), broadcast(88.0F));
   const Vec shift = broadcast(12582912.0F);  // 1.5·2²³: adding it rounds to an integer

@@ -8,8 +8,8 @@
 namespace st3fx {
 namespace {
 
-constexpr int64_t kChunkBytes = 24 * 1024;  // packed input of a chunk of channels: within the L1 cache
-constexpr int64_t kBand = 8 * kTile;        // positions at a time, so that few rows are packed twice
+constexpr int64_t kChunkBytes = 24 * 1024;  // packed input of some channels: within the L1 cache
+constexpr int64_t kBand = 8 * kTile;  // positions at a time, so that few rows are packed twice
 
 /// Pixels that an average at each position of a tile divides by, as factors.
 std::vector<float> average_factors(const TapPlan& plan, const WindowAttributes& window,
@@ -106,7 +106,7 @@ void WindowOp::run_chunk(const Call& call, int64_t tile, int64_t begin, int64_t 
   const TapPlan& plan = call.sized->taps;
   const int64_t n = tile / plan.tiles(), t = tile % plan.tiles(), width = plan.width(t);
   const bool staged = plan.is_staged(t);
-  const Scratch memory((end - begin) * plan.channel_floats() + (staged ? (end - begin) * width : 0));
+  const Scratch memory((end - begin) * (plan.channel_floats() + (staged ? width : 0)));
   PackJob pack = plan.pack_job(t, call.x + n * call.in.image_size(), begin, end, memory.data());
   if (kind_ == WindowJob::largest) pack.outside = -std::numeric_limits<float>::infinity();
   kernels_->pack_taps(pack);

@@ -1,4 +1,5 @@
-// The operators that move a window over each channel by itself: DepthwiseConv, MaxPool, AveragePool.
+// The operators that move a window over each channel by itself: DepthwiseConv, MaxPool and
+// AveragePool.
 #pragma once
 
 #include <memory>

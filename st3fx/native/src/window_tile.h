@@ -16,8 +16,9 @@ template <int S, WindowKind kind>
 ST3FX_INLINE void window_piece(const WindowJob& job, int64_t channel, int64_t at) {
   const float* taps = job.taps + channel * job.channel_floats + at;
   const int64_t offset = channel * job.row_stride + at;
-  const float* weight = kind == WindowJob::convolve ? job.weights + channel * job.tap_count : nullptr;
-  const Vec start = kind == WindowJob::convolve ? broadcast(job.bias[channel]) : Vec{};
+  constexpr bool convolves = kind == WindowJob::convolve;
+  const float* weight = convolves ? job.weights + channel * job.tap_count : nullptr;
+  const Vec start = convolves ? broadcast(job.bias[channel]) : Vec{};
   Sums<S> sums;
 #pragma GCC unroll 8
   for (int s = 0; s < S; ++s)
