@@ -17,14 +17,14 @@ LAYERS = ("core", "passes", "engines", "api", "cli")
 """From the bottom up. A module imports from its own layer and those below."""
 
 CORE = {
-    "band", "bracket", "cache", "calls", "digest", "errors", "floats", "formula", "forward", "functional",
-    "graphs", "inputs", "masks", "messages", "ops", "scan", "schedule", "selection", "shards",
-    "sites", "state", "threshold", "version",
+    "band", "bracket", "cache", "calls", "digest", "errors", "floats", "formula", "forward",
+    "functional", "graphs", "inputs", "masks", "messages", "ops", "scan", "schedule", "selection",
+    "shards", "sites", "state", "threshold", "version",
 }  # fmt: skip
 API = {
-    "analysis", "api", "benchmarking", "calibrating", "channels", "demo", "deploy", "doctor", "driver",
-    "eager", "evidence", "folded",
-    "model_facts", "public", "reporting", "subjects", "trainee", "variants", "workflow",
+    "analysis", "api", "benchmarking", "calibrating", "channels", "demo", "deploy", "doctor",
+    "driver", "eager", "evidence", "folded", "model_facts", "public", "reporting", "subjects",
+    "trainee", "variants", "workflow",
 }  # fmt: skip
 
 ONLY_IN = {
