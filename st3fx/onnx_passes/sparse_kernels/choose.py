@@ -2,8 +2,8 @@
 
 What is minimised is the time of the graph: of each layer by its kernel, and of each change of
 layout. Where both choices cost the same, as for pooling or activations, nothing is counted. The
-search goes downhill, one choice at a time: from all layers that win by themselves, with all tensors
-around them in the blocked layout, until no single change helps.
+search goes downhill, one layer with its tensors at a time: from all layers that win by themselves,
+with all tensors around them in the blocked layout, until no such change helps.
 """
 
 from __future__ import annotations
@@ -59,27 +59,34 @@ class _Search:
     def __init__(self, roles: Mapping[ir.Node, Role], classes: Classes, costs: Costs) -> None:
         self._roles, self._classes, self._costs = roles, classes, costs
         self._layers = [role for role in roles.values() if role.is_sparse]
+        self._beside = {number: self._neighbours(number) for number in classes.members}
 
     def downhill(self, state: State) -> State:
-        """Flip single choices until none helps."""
+        """Take the best neighbouring choice again and again, until there is no better one."""
         for _ in range(_ROUNDS):
             before = state
-            for role in self._layers:
-                state = self._better(state, State(state.sparse ^ {role.node}, state.blocked),
-                                     [role], self._around(role))  # fmt: skip
             for number in self._classes.members:
-                state = self._better(state, State(state.sparse, state.blocked ^ {number}),
-                                     self._touching(number), self._beside(number))  # fmt: skip
+                state = self._best(state, frozenset(), frozenset({number}))
+            for role in self._layers:
+                state = self._best(state, frozenset({role.node}), self._around(role))
             if state == before:
                 break
         return state
 
-    def _better(
-        self, state: State, other: State, layers: list[Role], numbers: frozenset[int]
-    ) -> State:
-        """The cheaper one of two that differ in these layers and classes alone."""
-        cost, new = (self._seconds(s, layers, numbers) for s in (state, other))
-        return other if new < cost else state
+    def _best(self, state: State, nodes: frozenset[ir.Node], numbers: frozenset[int]) -> State:
+        """The cheapest of all choices for some layers and classes, the others being as they are."""
+        touched = frozenset().union(*(self._beside[number] for number in numbers))
+        layers = [
+            role for role in self._layers
+            if role.node in nodes or numbers & self._around(role)
+        ]  # fmt: skip
+        options = [state]
+        for node in nodes:
+            options += [State(one.sparse ^ {node}, one.blocked) for one in options]
+        for number in numbers:
+            options += [State(one.sparse, one.blocked ^ {number}) for one in options]
+        # The first of equals: what there is, else what differs less.
+        return min(options, key=lambda one: self._seconds(one, layers, touched))
 
     def _seconds(self, state: State, layers: list[Role], numbers: frozenset[int]) -> float:
         of = self._classes.of
@@ -99,16 +106,9 @@ class _Search:
         values = [*role.images, role.output]
         return frozenset(self._classes.of[value] for value in values if value is not None)
 
-    def _touching(self, number: int) -> list[Role]:
-        """Layers that read a class."""
-        members = set(self._classes.members[number])
-        return [role for role in self._layers if members & set(role.images)]
-
-    def _beside(self, number: int) -> frozenset[int]:
+    def _neighbours(self, number: int) -> frozenset[int]:
         """A class and those that its followers join to it: they may become ours, or cease to be."""
-        numbers = {number}
-        for role in self._roles.values():
-            around = self._around(role) if role.op and not role.is_sparse else frozenset()
-            if number in around:
-                numbers |= around
-        return frozenset(numbers)
+        joined = (
+            self._around(role) for role in self._roles.values() if role.op and not role.is_sparse
+        )
+        return frozenset({number}).union(*(around for around in joined if number in around))

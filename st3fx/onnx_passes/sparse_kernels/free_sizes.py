@@ -77,7 +77,7 @@ class _Names:
         size = own
         if before[2:] == [1, 1] and node.op_type in _MEANS:
             size = (1, 1)
-        elif node.op_type in _WINDOWS and known:
+        elif node.op_type in _WINDOWS and known and _kernel(node):
             size = self._moved(node, known[0])
         elif node.op_type in _KEEPING.split() and len(largest) == 1:
             (size,) = largest
@@ -115,7 +115,7 @@ class _Names:
     def _moved(self, node: ir.Node, size: Size) -> Size:
         """The size after a window has moved over an image."""
         about = node.attributes
-        kernel = about.get_ints("kernel_shape", (1, 1))
+        kernel = _kernel(node)
         strides, dilations = (about.get_ints(name, (1, 1)) for name in ("strides", "dilations"))
         pads, ceil = about.get_ints("pads", (0, 0, 0, 0)), about.get_int("ceil_mode", 0)
         moved: list[Dim] = []
@@ -128,3 +128,15 @@ class _Names:
 
     def _name(self, formula: str, kind: str) -> str:
         return self._short.setdefault(formula, f"{kind}_{len(self._short)}")
+
+
+def _kernel(node: ir.Node) -> tuple[int, ...]:
+    """The size of a window; nothing where it moves by rules that are not followed here."""
+    about = node.attributes
+    if about.get_string("auto_pad", "NOTSET") != "NOTSET":
+        return ()
+    if "kernel_shape" in about:
+        return tuple(about.get_ints("kernel_shape"))
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    shape = list(weight.shape or ())[2:] if weight is not None else []
+    return tuple(size for size in shape if isinstance(size, int))
