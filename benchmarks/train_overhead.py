@@ -1,6 +1,7 @@
 """What sparse training costs: step time and peak memory against the same dense model.
 
-    python -m benchmarks.train_overhead                  # the rows for the CPU
+    python -m benchmarks.train_overhead                  # the rows for the CPU, half an hour
+    python -m benchmarks.train_overhead --only 0         # one of them
     python -m benchmarks.train_overhead --device cuda    # those for a GPU, eager and compiled
 
 Dense and sparse steps (forward, backward, SGD with momentum, and for the sparse model the
@@ -98,12 +99,16 @@ def main() -> None:
         }
         print(json.dumps(figures[options.child]()))
         return
-    chosen = range(len(cases)) if options.only is None else [options.only]
-    rows = [run(cases[i], i, options.pairs, options.device) for i in chosen]
-    show(rows)
     path = options.output or record.RESULTS / f"train_overhead_{options.device}.json"
-    environment = record.environment(options.device, pairs=options.pairs)
-    record.write(path, {"environment": environment, "rows": rows})
+    rows = (
+        {row["case"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    )
+    for index in range(len(cases)) if options.only is None else [options.only]:
+        row = run(cases[index], index, options.pairs, options.device)
+        rows[row["case"]] = row
+        ordered = [rows[case.name] for case in cases if case.name in rows]
+        record.write(path, {"rows": ordered})  # each as it ends, beside those of earlier runs
+    show(ordered)
 
 
 def run(case: Case, index: int, pairs: int, device: str) -> dict[str, Any]:
@@ -121,6 +126,7 @@ def run(case: Case, index: int, pairs: int, device: str) -> dict[str, Any]:
     extra = sparse["peak"] - dense["peak"]
     return {
         **row,
+        "environment": record.environment(device, pairs=pairs),
         "dense_memory": dense,
         "sparse_memory": sparse,
         "extra_per_weight_byte": round(extra / sparse["weight_bytes"], 3),
