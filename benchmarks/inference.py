@@ -19,18 +19,18 @@ import argparse
 import importlib.util
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 import st3fx
-from benchmarks import cases, openvino_call, record
+from benchmarks import openvino_call, record
+from benchmarks.sparse_models import build, pruned, sample
 from st3fx import native, runtime
 from st3fx.bench import onnx_call
 from st3fx.bench.result import BenchRow
@@ -66,7 +66,7 @@ def main() -> None:
         }
         if not options.only and wanted <= set(rows):
             continue
-        for row in measured(name, options):
+        for row in measured(name, options, set() if options.only else set(rows)):
             rows[row["key"]] = row
             environment = record.environment(threads="as in the rows")
             record.write(options.output, {"environment": environment, "rows": list(rows.values())})
@@ -83,8 +83,8 @@ def _key(name: str, batch: int, threads: int) -> str:
     return f"{name} batch {batch} threads {threads} {native.isa()}"
 
 
-def measured(name: str, options: argparse.Namespace) -> Any:
-    """One row for each batch size and number of threads, as they are measured."""
+def measured(name: str, options: argparse.Namespace, known: set[str]) -> Iterator[dict[str, Any]]:
+    """One row for each batch size and number of threads that is not known, as it is measured."""
     with tempfile.TemporaryDirectory(prefix="st3fx-inference-") as text:
         folder, example = Path(text), sample(name)
         st3fx.export_onnx(build(name), example, folder / "dense.onnx", verify=False)
@@ -92,6 +92,8 @@ def measured(name: str, options: argparse.Namespace) -> Any:
         settings = BenchSettings(seconds=options.seconds, providers=("CPUExecutionProvider",))
         for batch in MODELS[name]:
             for threads in options.threads:
+                if _key(name, batch, threads) in known:
+                    continue
                 compared = _variants(folder, about, example, threads)
                 timings = measure(compared, batch, threads, settings, folder, lambda stage: None)
                 cells = make_rows(compared, timings, batch, threads)
@@ -156,40 +158,6 @@ def _row(
             "dead_channels_removed": result.channels is not None,
         }
     return row
-
-
-def build(name: str) -> nn.Module:
-    """A model with random weights, the same each time."""
-    torch.manual_seed(0)
-    if name == "mlp":
-        return nn.Sequential(nn.Linear(2048, 4096), nn.ReLU(), nn.Linear(4096, 1000)).eval()
-    model = cases.build(name).eval()
-    if name == "vit_b_16":
-        # torchvision starts the head with zeros: all outputs would be the same.
-        nn.init.normal_(model.heads.head.weight, std=0.02)  # type: ignore[union-attr, arg-type]
-    return model
-
-
-def sample(name: str) -> Tensor:
-    """One input."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (1, 2048) if name == "mlp" else (1, 3, 224, 224)
-    return torch.randn(shape, generator=generator)
-
-
-@torch.no_grad()
-def pruned(model: nn.Module, sparsity: float) -> nn.Module:
-    """The smallest weights of every layer become zero, but for the first convolution's."""
-    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and (module is convolutions[0] or module.groups > 1):
-            continue
-        for key in ("weight", "in_proj_weight"):
-            weight = getattr(module, key, None)
-            if isinstance(weight, nn.Parameter) and weight.dim() > 1:
-                count = round(weight.numel() * sparsity)
-                weight.view(-1)[weight.abs().view(-1).argsort()[:count]] = 0
-    return model
 
 
 def show(rows: list[dict[str, Any]]) -> None:
