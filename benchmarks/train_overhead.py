@@ -34,7 +34,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import st3fx
 from benchmarks import record
-from st3fx.spec import load_spec
+from st3fx.loading.spec import load_spec
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,8 @@ def analyze(
       st3fx analyze torchvision:resnet50 --input 1x3x224x224 --weights folded.safetensors
       st3fx analyze model.onnx --batch 8 --sort macs --csv layers.csv
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
-    from st3fx.analysis import analyze as count
-    from st3fx.folded import Request
+    from st3fx.verbs.analysis import analyze as count
+    from st3fx.verbs.folded import Request
 
     if as_json and table == "-":
         raise click.UsageError("--json and --csv - would both print to stdout")
@@ -110,8 +110,8 @@ def ordered(report: FlopsReport, sort: str) -> list[LayerFlops]:
 
 def _target(text: str, *, force: bool) -> Path:
     """Fail before the work if the file cannot be written."""
-    from st3fx.deploy import check_target
     from st3fx.errors import FlopsError
+    from st3fx.verbs.deploy import check_target
 
     path = check_target(text, force=force)
     if not path.parent.is_dir():
@@ -126,8 +126,8 @@ def _csv(report: FlopsReport, rows: list[LayerFlops]) -> str:
 
 
 def _write(report: FlopsReport, rows: list[LayerFlops], path: Path) -> None:
-    from st3fx.atomic import replace_file
     from st3fx.errors import FlopsError
+    from st3fx.files.atomic import replace_file
 
     content = _csv(report, rows).encode()
     try:

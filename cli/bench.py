@@ -138,8 +138,8 @@ def bench(
     if not models:
         raise click.UsageError("Missing argument 'MODEL...'.")
     from st3fx.bench.settings import BenchSettings
-    from st3fx.benchmarking import benchmark
-    from st3fx.folded import Request
+    from st3fx.verbs.benchmarking import benchmark
+    from st3fx.verbs.folded import Request
 
     about = ("inputs", "weights", "sparsity", "allow_dense")
     requests = [Request(spec, **{key: asked[key] for key in about}, seed=seed) for spec in models]
@@ -159,7 +159,7 @@ def bench(
 
 
 def _calibrate(models: tuple[str, ...], *, as_json: bool) -> None:
-    from st3fx.calibrating import calibrate
+    from st3fx.verbs.calibrating import calibrate
 
     if models:
         raise click.UsageError("--calibrate measures this machine and takes no MODEL.")
@@ -173,8 +173,8 @@ def _calibrate(models: tuple[str, ...], *, as_json: bool) -> None:
 
 def _target(text: str, *, force: bool) -> Path:
     """Fail before the work if the file cannot be written."""
-    from st3fx.deploy import check_target
     from st3fx.errors import BenchError
+    from st3fx.verbs.deploy import check_target
 
     path = check_target(text, force=force)
     if not path.parent.is_dir():

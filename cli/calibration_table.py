@@ -12,7 +12,7 @@ from rich.text import Text
 from st3fx.cli.tables import console
 
 if TYPE_CHECKING:
-    from st3fx.calibrating import CalibrationResult
+    from st3fx.verbs.calibrating import CalibrationResult
 
 
 def print_calibration(result: CalibrationResult) -> None:

@@ -17,8 +17,8 @@ from st3fx.cli.progress import Progress
 from st3fx.cli.tables import console, print_plan, total_line
 
 if TYPE_CHECKING:
-    from st3fx.manifest import Recipe
-    from st3fx.sites import SparsityPlan
+    from st3fx.core.sites import SparsityPlan
+    from st3fx.files.manifest import Recipe
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ def _convert(
     force: bool,
     dry_run: bool,
 ) -> ConvertResult:
-    from st3fx.bundle import check_target
-    from st3fx.spec import parse_spec
-    from st3fx.workflow import convert_spec, save_bundle
+    from st3fx.files.bundle import check_target
+    from st3fx.loading.spec import parse_spec
+    from st3fx.verbs.workflow import convert_spec, save_bundle
 
     recipe = _recipe(asked)
     target = Path(output or f"{parse_spec(recipe.spec).name}.st3fx")
@@ -142,7 +142,7 @@ def _convert(
 def _recipe(asked: dict[str, Any]) -> Recipe:
     """The recipe from the options, under the names that they share with it."""
     from st3fx import methods
-    from st3fx.manifest import Recipe
+    from st3fx.files.manifest import Recipe
 
     name, sparsity = asked.pop("method"), asked.pop("sparsity")
     method = methods.create(name, **({} if sparsity is None else {"sparsity": sparsity}))

@@ -20,13 +20,13 @@ from st3fx.cli.words import duration, percent
 
 if TYPE_CHECKING:
     from st3fx.bench.result import BenchResult
-    from st3fx.demo_result import DemoResult
+    from st3fx.core.sites import SparsityPlan
     from st3fx.export.result import ExportResult, FoldResult
     from st3fx.flops.report import FlopsReport
     from st3fx.report.result import ReportResult
-    from st3fx.sites import SparsityPlan
     from st3fx.training.report import TrainRow
     from st3fx.training.result import TrainResult
+    from st3fx.verbs.demo_result import DemoResult
 
 _WIDTH = len("train sparse")
 

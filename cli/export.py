@@ -89,8 +89,8 @@ def export(
       st3fx export resnet50.st3fx --sparsity 0.9 -o sparse.onnx --sparse-initializers
       st3fx export torchvision:resnet50 --weights resnet50.safetensors --input 1x3x224x224
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
-    from st3fx.deploy import check_target, export_spec
-    from st3fx.folded import Request
+    from st3fx.verbs.deploy import check_target, export_spec
+    from st3fx.verbs.folded import Request
 
     request = Request(**asked)
     # Now rather than after minutes of work.

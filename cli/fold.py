@@ -58,10 +58,10 @@ def fold(
       st3fx fold resnet50.st3fx --compact
       st3fx fold resnet50.st3fx --sparsity 0.95 --eliminate-dead-channels
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
-    from st3fx import channels
-    from st3fx import compact as compact_file
-    from st3fx.deploy import check_target, fold_spec
-    from st3fx.folded import Request
+    from st3fx.files import compact as compact_file
+    from st3fx.verbs import channels
+    from st3fx.verbs.deploy import check_target, fold_spec
+    from st3fx.verbs.folded import Request
 
     request = Request(**asked)
     compact = compact or (output or "").endswith(compact_file.SUFFIX)

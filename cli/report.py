@@ -57,7 +57,7 @@ def report(
       st3fx report runs/resnet20 --png pictures
       st3fx report resnet50.st3fx --bench out.json -o resnet50.html
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
-    from st3fx.reporting import write_report
+    from st3fx.verbs.reporting import write_report
 
     # A model's own file may print: with --json that must not mix with the result.
     quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from st3fx.sites import IslandInfo, SparsityPlan
+    from st3fx.core.sites import IslandInfo, SparsityPlan
 
 _PIPE_WIDTH = 10_000
 """Columns where the output is no terminal: a line of a table is never broken in a file."""

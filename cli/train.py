@@ -116,7 +116,7 @@ def _settings(
 
 
 def _default_folder(spec: str) -> str:
-    from st3fx.spec import parse_spec
+    from st3fx.loading.spec import parse_spec
 
     name = Path(spec).stem if Path(spec).is_dir() else parse_spec(spec).name
     return str(Path("runs") / name)
@@ -126,8 +126,8 @@ def _run(
     settings: Settings, checkpoint: Path | None, *, test_only: bool, force: bool, as_json: bool
 ) -> TrainResult:
     from st3fx.cli.display import make_report
-    from st3fx.driver import evaluate_spec, train_spec
     from st3fx.training.interrupt import Interrupted
+    from st3fx.verbs.driver import evaluate_spec, train_spec
 
     report = make_report(sys.stderr if as_json else sys.stdout)
     try:

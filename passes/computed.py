@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from st3fx.calls import CallSpec
+from st3fx.core.calls import CallSpec
+from st3fx.core.graphs import CompiledGraph
+from st3fx.core.sites import Layout, Site
+from st3fx.core.state import preserved
 from st3fx.errors import TraceError
-from st3fx.graphs import CompiledGraph
 from st3fx.passes.names import owner
 from st3fx.passes.operators import FX_WEIGHT
 from st3fx.passes.plain import plain_layer
 from st3fx.passes.trace import Capture, trace
 from st3fx.passes.tracker import Observation, convolution_layout
-from st3fx.sites import Layout, Site
-from st3fx.state import preserved
 
 
 @dataclass(frozen=True)

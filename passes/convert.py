@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from st3fx.core.forward import SparseForward
+from st3fx.core.inputs import Example
+from st3fx.core.selection import Selection
+from st3fx.core.sites import IslandInfo, SparsityPlan
+from st3fx.core.state import single_thread
 from st3fx.errors import VerificationError
-from st3fx.forward import SparseForward
-from st3fx.inputs import Example
 from st3fx.methods.base import Method
 from st3fx.passes.discover import Discovery
 from st3fx.passes.discover import discover as _discover
@@ -21,9 +24,6 @@ from st3fx.passes.observe import observe as _observe
 from st3fx.passes.rewrite import Rewriter, homes, state_name
 from st3fx.passes.tracker import Observation
 from st3fx.passes.verify import differs
-from st3fx.selection import Selection
-from st3fx.sites import IslandInfo, SparsityPlan
-from st3fx.state import single_thread
 
 
 @dataclass

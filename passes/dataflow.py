@@ -17,10 +17,10 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
-from st3fx.forward import SparseForward, sparse_forwards
-from st3fx.graphs import Variant
+from st3fx.core.forward import SparseForward, sparse_forwards
+from st3fx.core.graphs import Variant
+from st3fx.core.sites import SparsityPlan
 from st3fx.passes.computed import weight_only
-from st3fx.sites import SparsityPlan
 
 ADDITIONS: frozenset[Any] = frozenset(
     {operator.add, operator.iadd, torch.add, operator.sub, torch.sub, "add", "add_", "sub"}

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from st3fx.core.selection import Selection
+from st3fx.core.sites import Layout, Site, SkippedSite
 from st3fx.errors import PlanError, TraceError
 from st3fx.passes.computed import ComputedWeight, computed_weights
 from st3fx.passes.names import ancestors, is_below, owner
 from st3fx.passes.tracker import Multiplication, Observation
-from st3fx.selection import Selection
-from st3fx.sites import Layout, Site, SkippedSite
 
 
 @dataclass

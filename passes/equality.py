@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from st3fx.calls import is_value
+from st3fx.core.calls import is_value
 
 
 def detached(output: Any) -> Any:

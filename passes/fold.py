@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from st3fx import cache
+from st3fx.core import cache
+from st3fx.core.forward import Held, SparseForward, sparse_forwards
+from st3fx.core.masks import unwatch_loading
 from st3fx.errors import FoldError
-from st3fx.forward import Held, SparseForward, sparse_forwards
-from st3fx.masks import unwatch_loading
 from st3fx.passes.plain import plain_layer
 
 PREFIX = "st3fx_"

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from st3fx.calls import CallSpec
+from st3fx.core.calls import CallSpec
+from st3fx.core.sites import OpaqueModule
 from st3fx.errors import TraceError
 from st3fx.passes.discover import Discovery
 from st3fx.passes.names import is_below
 from st3fx.passes.trace import Capture, trace
 from st3fx.passes.tracker import Observation
-from st3fx.sites import OpaqueModule
 
 MAX_GRAPHS = 8
 """Graphs of one island: train and eval for up to four structures of calls."""

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from st3fx.calls import CallSpec
+from st3fx.core.calls import CallSpec
+from st3fx.core.inputs import Example
+from st3fx.core.state import preserved
 from st3fx.errors import InputError
-from st3fx.inputs import Example
 from st3fx.passes.tracker import Observation, Tracker
-from st3fx.state import preserved
 
 
 @contextlib.contextmanager

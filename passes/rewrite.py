@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from st3fx.forward import Held, Lent, SparseForward
-from st3fx.graphs import Variant
-from st3fx.masks import put_mask
+from st3fx.core.forward import Held, Lent, SparseForward
+from st3fx.core.graphs import Variant
+from st3fx.core.masks import put_mask
+from st3fx.core.sites import Site
 from st3fx.methods.base import Method
 from st3fx.passes.computed import computed_nodes, sources
 from st3fx.passes.discover import LAYERS, Discovery
 from st3fx.passes.islands import Archipelago
 from st3fx.passes.names import ancestors, is_below, owner, relative
 from st3fx.passes.trace import Capture
-from st3fx.sites import Site
 
 _METADATA = frozenset(
     {

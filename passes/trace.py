@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from st3fx.calls import CallSpec, frozen
+from st3fx.core.calls import CallSpec, frozen
+from st3fx.core.graphs import Guard, has_hooks, ordered_dict
+from st3fx.core.state import Attributes, preserved_rng, rng_states
 from st3fx.errors import TraceError
-from st3fx.graphs import Guard, has_hooks, ordered_dict
 from st3fx.passes.ambient import (
     RefuseRealTensors,
     ambient_state,
@@ -31,7 +32,6 @@ from st3fx.passes.ambient import (
     reason_of,
     refused_contexts,
 )
-from st3fx.state import Attributes, preserved_rng, rng_states
 
 _INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
 

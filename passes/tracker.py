@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from st3fx.calls import CallSpec
-from st3fx.inputs import Example
+from st3fx.core.calls import CallSpec
+from st3fx.core.inputs import Example
+from st3fx.core.sites import Layout
 from st3fx.passes.operators import (
     ATEN_LAYOUT,
     ATEN_MULTIPLY,
@@ -19,7 +20,6 @@ from st3fx.passes.operators import (
     RECURRENT,
     VECTOR_PRODUCTS,
 )
-from st3fx.sites import Layout
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from st3fx.forward import Held, SparseForward
-from st3fx.inputs import Example
+from st3fx.core.forward import Held, SparseForward
+from st3fx.core.inputs import Example
+from st3fx.core.state import copied, deterministic, preserved, preserved_rng, seed_everything
 from st3fx.passes.equality import detached, digest, equal, first_difference
 from st3fx.passes.fold import PREFIX, clean, effective, fold
-from st3fx.state import copied, deterministic, preserved, preserved_rng, seed_everything
 
 SEEDS = (0, 1)
 

@@ -10,19 +10,19 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from st3fx.core.forward import Islands
+from st3fx.core.inputs import Example
+from st3fx.core.masks import watch_loading
+from st3fx.core.selection import Selection, Selectors
+from st3fx.core.state import copied
 from st3fx.errors import FoldError, InputError, PlanError
-from st3fx.forward import Islands
-from st3fx.inputs import Example
-from st3fx.masks import watch_loading
 from st3fx.methods import Method
 from st3fx.methods.st3 import ST3
 from st3fx.passes import convert as stages
 from st3fx.passes.dataflow import dataflow
 from st3fx.passes.fold import fold as _fold
 from st3fx.passes.fold import is_converted, undo
-from st3fx.selection import Selection, Selectors
 from st3fx.sparsifier import Sparsifier
-from st3fx.state import copied
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from st3fx import cache
+from st3fx.core import cache
+from st3fx.core.forward import Held, sparse_forwards
+from st3fx.core.functional import INACTIVE
+from st3fx.core.masks import put_mask
+from st3fx.core.shards import Spread, local, spread_of, whole
+from st3fx.core.sites import Site, SparsityPlan
+from st3fx.core.threshold import GlobalThreshold
 from st3fx.errors import EmptyLayerWarning, StateError
-from st3fx.forward import Held, sparse_forwards
-from st3fx.functional import INACTIVE
-from st3fx.masks import put_mask
 from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod, check_sparsity
-from st3fx.shards import Spread, local, spread_of, whole
-from st3fx.sites import Site, SparsityPlan
-from st3fx.threshold import GlobalThreshold
 
 
 class Sparsifier:

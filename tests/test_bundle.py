@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from st3fx.atomic import put_in_place
-from st3fx.bundle import Bundle, check_target, read_bundle, write_bundle
+from st3fx.core.sites import IslandInfo, Layout, OpaqueModule, Site, SkippedSite, SparsityPlan
 from st3fx.errors import BundleError
-from st3fx.manifest import FORMAT_VERSION, Recipe, Source
-from st3fx.sites import IslandInfo, Layout, OpaqueModule, Site, SkippedSite, SparsityPlan
-from st3fx.tensor_file import load_state, save_state
+from st3fx.files.atomic import put_in_place
+from st3fx.files.bundle import Bundle, check_target, read_bundle, write_bundle
+from st3fx.files.manifest import FORMAT_VERSION, Recipe, Source
+from st3fx.files.tensor_file import load_state, save_state
 
 SITE = Site("a.weight", ("a.weight",), (4, 3), "linear", Layout(), ("a",))
 PLAN = SparsityPlan(

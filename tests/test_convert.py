@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import st3fx
+from st3fx.core.state import rng_states
 from st3fx.errors import InputError, PlanError
-from st3fx.state import rng_states
 from tests.nets import MODELS, Mixed, Net, image, sequence
 from tests.parity import check, require_same, snapshot
 

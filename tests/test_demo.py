@@ -19,12 +19,12 @@ from click.testing import CliRunner, Result
 import st3fx
 from st3fx.bench.result import read_result
 from st3fx.cli import main
-from st3fx.demo import run_demo
-from st3fx.demo_folder import DemoFolder
-from st3fx.demo_result import DemoResult, DemoSettings
 from st3fx.errors import TrainError
 from st3fx.training.interrupt import Interrupted
 from st3fx.training.report import Reporter
+from st3fx.verbs.demo import run_demo
+from st3fx.verbs.demo_folder import DemoFolder
+from st3fx.verbs.demo_result import DemoResult, DemoSettings
 from tests.training_runs import Recorder, ctrl_c
 
 TINY = DemoSettings("st3fx:lenet_300_100", epochs=2, batch_size=500, lr=0.1, bench_seconds=0.05)
@@ -142,7 +142,7 @@ def test_a_folder_with_something_else_in_it(tmp_path: Path) -> None:
 
 def _run(monkeypatch: pytest.MonkeyPatch, *args: str) -> Result:
     tiny = functools.partial(dataclasses.replace, TINY)
-    monkeypatch.setattr("st3fx.demo_result.DemoSettings", tiny)
+    monkeypatch.setattr("st3fx.verbs.demo_result.DemoSettings", tiny)
     return CliRunner().invoke(main, ["demo", *args])
 
 

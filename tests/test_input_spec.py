@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from st3fx.errors import SpecError
-from st3fx.input_spec import DTYPES, parse_input, parse_inputs
+from st3fx.loading.input_spec import DTYPES, parse_input, parse_inputs
 
 
 def test_default_is_float32_and_repeatable() -> None:

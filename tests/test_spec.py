@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from st3fx.errors import SpecError
-from st3fx.spec import Spec, load_spec, parse_spec
+from st3fx.loading.spec import Spec, load_spec, parse_spec
 from tests.models import TINY, write
 
 

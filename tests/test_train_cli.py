@@ -135,7 +135,7 @@ def test_names_that_users_type(monkeypatch: pytest.MonkeyPatch, text: str) -> No
         seen.append(settings)
         raise SystemExit(0)
 
-    monkeypatch.setattr("st3fx.driver.train_spec", take)
+    monkeypatch.setattr("st3fx.verbs.driver.train_spec", take)
     result = _run("net.py", *text.split())
     assert result.exit_code == 0, result.output
     name, value = SPELLINGS[text]
@@ -225,7 +225,7 @@ def test_a_bug_of_ours_is_no_user_error(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("st3fx.driver.train_spec", fail)
+    monkeypatch.setattr("st3fx.verbs.driver.train_spec", fail)
     result = _run("net.py")
     assert result.exit_code == 1
     assert isinstance(result.exception, RuntimeError)

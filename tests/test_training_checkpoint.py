@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 import st3fx
-from st3fx.atomic import replace_file
-from st3fx.driver import train_spec
 from st3fx.errors import CheckpointError, TrainError
-from st3fx.spec import load_spec
+from st3fx.files.atomic import replace_file
+from st3fx.loading.spec import load_spec
 from st3fx.training import checkpoint as checkpoints
 from st3fx.training.checkpoint import copy_file, load_checkpoint
 from st3fx.training.log import Log
+from st3fx.verbs.driver import train_spec
 from tests.models import write
 from tests.training_runs import (
     CrashError,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from st3fx.driver import train_spec
+from st3fx.verbs.driver import train_spec
 from tests.models import write
 from tests.training_runs import NET, folder_of, require_equal, rows, settings, state
 
@@ -21,7 +21,7 @@ SCRIPT = """
     from pathlib import Path
     from accelerate.state import PartialState
     from st3fx.cli import main
-    from st3fx.driver import train_spec
+    from st3fx.verbs.driver import train_spec
     from st3fx.training import loop
     from tests.training_runs import CrashError, crash, resumed, settings
 

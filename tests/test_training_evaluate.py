@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import st3fx
-from st3fx.driver import train_spec
 from st3fx.training.average import Average
 from st3fx.training.checkpoint import load_checkpoint
 from st3fx.training.evaluate import evaluate, recalibrated
 from st3fx.training.machine import release
 from st3fx.training.running import Running
+from st3fx.verbs.driver import train_spec
 from tests.nets import Net, image
 from tests.training_runs import Recorder, folder_of, settings
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from st3fx.driver import train_spec
+from st3fx.verbs.driver import train_spec
 from tests.training_runs import folder_of, require_same_run, settings
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 SERVER = """
 import json, os, sys
 from st3fx.cli import main
-import st3fx.driver, matplotlib.figure, tensorboard.summary, torch.utils.tensorboard, torch._dynamo
+import st3fx.verbs.driver
+import matplotlib.figure, tensorboard.summary, torch.utils.tensorboard, torch._dynamo
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()

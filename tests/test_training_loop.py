@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import st3fx
+from st3fx.core.schedule import CubicSchedule
+from st3fx.core.state import seed_everything
 from st3fx.data import make_data
 from st3fx.data.base import DataSettings
-from st3fx.driver import evaluate_spec, train_spec
 from st3fx.errors import TrainError
-from st3fx.schedule import CubicSchedule
-from st3fx.spec import load_spec
-from st3fx.state import seed_everything
+from st3fx.loading.spec import load_spec
 from st3fx.training import gauge, session
 from st3fx.training.batches import Batches
 from st3fx.training.log import Log
 from st3fx.training.machine import make_accelerator, release
 from st3fx.training.optim import learning_rate, make_optimizer, parameter_groups
 from st3fx.training.rng import Stream, rng_state, set_rng_state
+from st3fx.verbs.driver import evaluate_spec, train_spec
 from tests.models import write
 from tests.training_runs import (
     LOADERS,

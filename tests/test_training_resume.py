@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from st3fx.driver import train_spec
 from st3fx.training.interrupt import Interrupted
 from st3fx.training.report import EvalRow
+from st3fx.verbs.driver import train_spec
 from tests.models import write
 from tests.training_runs import (
     LOADERS,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from st3fx import methods
+from st3fx.core.schedule import CubicSchedule
 from st3fx.errors import MethodError, St3fxError, TrainError
 from st3fx.methods.base import ScheduledMethod
-from st3fx.schedule import CubicSchedule
 from st3fx.training.folder import RunFolder, find_run
 from st3fx.training.method import adjusted, make_method
 from st3fx.training.recipes import RECIPES

@@ -10,7 +10,7 @@ from torch import nn
 
 import st3fx
 from st3fx.errors import SpecError
-from st3fx.weights import load_weights
+from st3fx.loading.weights import load_weights
 
 
 class Tied(nn.Module):

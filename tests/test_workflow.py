@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 import st3fx
-from st3fx import methods, workflow
-from st3fx.bundle import read_bundle, write_bundle
+from st3fx import methods
+from st3fx.core.sites import IslandInfo
 from st3fx.errors import BundleError, MethodError, SpecError
-from st3fx.manifest import Recipe
-from st3fx.sites import IslandInfo
-from st3fx.workflow import Converted, convert_spec, load_bundle, save_bundle
+from st3fx.files.bundle import read_bundle, write_bundle
+from st3fx.files.manifest import Recipe
+from st3fx.verbs import workflow
+from st3fx.verbs.workflow import Converted, convert_spec, load_bundle, save_bundle
 from tests.models import TINY, write
 
 METHOD = methods.to_dict(methods.create("st3", sparsity=0.5))

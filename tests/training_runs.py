@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from st3fx.driver import train_spec
 from st3fx.training.folder import RunFolder
 from st3fx.training.report import EvalRow, Silent, TrainRow
 from st3fx.training.resolve import resolve
 from st3fx.training.result import TrainResult
 from st3fx.training.settings import Settings
+from st3fx.verbs.driver import train_spec
 from tests.models import write
 
 NET = """

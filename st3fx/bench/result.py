@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from st3fx.atomic import replace_file
+from st3fx.core.messages import describe
 from st3fx.errors import BenchError
-from st3fx.messages import describe
+from st3fx.files.atomic import replace_file
 
 FORMAT = "st3fx-bench"
 FORMAT_VERSION = 1

@@ -20,8 +20,8 @@ import numpy as np
 
 from st3fx.bench.memory import Memory
 from st3fx.bench.variant import Prepared, locate
+from st3fx.core.messages import describe
 from st3fx.errors import St3fxError
-from st3fx.messages import describe
 
 
 def main() -> None:

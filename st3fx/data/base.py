@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from st3fx.core.state import preserved_rng
 from st3fx.data.order import EpochSampler
 from st3fx.errors import DataError
-from st3fx.state import preserved_rng
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from st3fx.core.messages import describe, few
 from st3fx.data.base import Data, DataSettings
 from st3fx.data.in_memory import ordered_loader, shuffled_loader
 from st3fx.data.order import draw, split
 from st3fx.errors import DataError
-from st3fx.messages import describe, few
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images, per channel."""

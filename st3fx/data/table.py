@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from st3fx.core.messages import suggest
 from st3fx.data.base import Data, DataSettings
 from st3fx.data.cifar import cifar10, cifar100
 from st3fx.data.fashion_mnist import fashion_mnist, fashion_mnist_mini
 from st3fx.data.image_folder import image_folder
 from st3fx.data.user import is_user_data, user_data
 from st3fx.errors import DataError
-from st3fx.messages import suggest
 
 DATASETS: dict[str, Callable[[DataSettings], Data]] = {
     "fashion-mnist-mini": fashion_mnist_mini,

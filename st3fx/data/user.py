@@ -10,13 +10,13 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from st3fx.core.messages import suggest
+from st3fx.core.state import preserved_rng, seed_everything
 from st3fx.data.base import Data, DataSettings, kind_of
 from st3fx.errors import DataError, SpecError
-from st3fx.factory import required_arguments
-from st3fx.messages import suggest
-from st3fx.spec import Spec, import_spec, parse_spec
-from st3fx.state import preserved_rng, seed_everything
-from st3fx.user_file import user_code
+from st3fx.loading.factory import required_arguments
+from st3fx.loading.spec import Spec, import_spec, parse_spec
+from st3fx.loading.user_file import user_code
 
 DEFAULT = "make_loaders"
 """The function where the name is a file alone."""

@@ -56,13 +56,13 @@ def compare_kernels(device: torch.device) -> str:
     Raises:
         RuntimeError: Where they differ.
     """
-    from st3fx.functional import smallest_threshold
+    from st3fx.core.functional import smallest_threshold
+    from st3fx.core.sites import Layout
+    from st3fx.core.threshold import global_threshold
     from st3fx.gpu.chunks import chunk_table
     from st3fx.gpu.radix import Group, quantile
     from st3fx.gpu.soft import Channels, soft_threshold
     from st3fx.methods.st3 import effective_weight
-    from st3fx.sites import Layout
-    from st3fx.threshold import global_threshold
 
     weight = torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(0))
     there = weight.to(device)

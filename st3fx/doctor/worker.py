@@ -14,8 +14,8 @@ import time
 import warnings
 from typing import Any, TextIO
 
+from st3fx.core.messages import describe
 from st3fx.doctor.probe import AbsentError
-from st3fx.messages import describe
 
 
 def outcome(target: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from types import FrameType
 import torch
 from torch import fx
 
-from st3fx.messages import describe
+from st3fx.core.messages import describe
 
 _PACKAGE = str(Path(__file__).parent.parent)
 _TORCH = str(Path(torch.__file__).parent)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from st3fx.core.inputs import Example
 from st3fx.errors import ExportError
-from st3fx.inputs import Example
 
 
 @dataclass(frozen=True)

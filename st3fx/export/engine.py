@@ -12,7 +12,9 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from st3fx.atomic import temporary_neighbour
+from st3fx.core.inputs import Example
+from st3fx.core.messages import describe
+from st3fx.core.state import preserved
 from st3fx.errors import ExportError
 from st3fx.export.job import Job
 from st3fx.export.result import ExportResult, Port, Size
@@ -21,10 +23,8 @@ from st3fx.export.sizes import size_of_files
 from st3fx.export.sparse import check_library, write_sparse
 from st3fx.export.write import write_model
 from st3fx.export.zeros import check_zeros
-from st3fx.inputs import Example
-from st3fx.messages import describe
+from st3fx.files.atomic import temporary_neighbour
 from st3fx.runtime.names import sparse_path
-from st3fx.state import preserved
 
 
 def export(

@@ -8,6 +8,9 @@ from pathlib import Path
 import onnx_ir as ir
 from torch import Tensor, nn
 
+from st3fx.core.inputs import Example
+from st3fx.core.messages import describe
+from st3fx.core.state import preserved
 from st3fx.errors import ExportError, InputError
 from st3fx.export import parity
 from st3fx.export.batch import batched
@@ -20,12 +23,9 @@ from st3fx.export.reduce import reduce
 from st3fx.export.result import Parity
 from st3fx.export.settings import Settings
 from st3fx.export.zeros import used
-from st3fx.inputs import Example
-from st3fx.messages import describe
 from st3fx.onnx_passes.fold_batch_norm import BatchNorms
 from st3fx.onnx_passes.pipeline import prepare
 from st3fx.passes.channels.report import ChannelReport
-from st3fx.state import preserved
 
 
 class Job:

@@ -13,13 +13,13 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from st3fx.core.messages import describe
+from st3fx.core.state import preserved
 from st3fx.errors import ExportError
 from st3fx.export.batch import random_like, repeated
 from st3fx.export.call import Call, Flat
 from st3fx.export.quiet import quiet
 from st3fx.export.result import Parity
-from st3fx.messages import describe
-from st3fx.state import preserved
 
 TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest relative difference by the type of the weights; all others: :data:`TOLERANCE`."""

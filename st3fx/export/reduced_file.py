@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from st3fx.atomic import replace_file
 from st3fx.errors import ExportError
 from st3fx.export.call import Call, outputs
 from st3fx.export.parity import TOLERANCE, TOLERANCES, difference
 from st3fx.export.quiet import quiet
 from st3fx.export.reduce import captured, samples
+from st3fx.files.atomic import replace_file
 
 
 def check_reduced(model: nn.Module, graph: nn.Module, call: Call) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st3fx.messages import few
+from st3fx.core.messages import few
 from st3fx.passes.channels.report import ChannelReport
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ import safetensors
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from st3fx.atomic import replace_file
-from st3fx.compact import save_compact
+from st3fx.core.messages import describe, few
 from st3fx.errors import ExportError
-from st3fx.messages import describe, few
+from st3fx.files.atomic import replace_file
+from st3fx.files.compact import save_compact
 
 
 def write_weights(state: Mapping[str, Any], path: Path, *, compact: bool) -> None:
@@ -25,7 +25,7 @@ def write_weights(state: Mapping[str, Any], path: Path, *, compact: bool) -> Non
     Args:
         state: Full name -> tensor.
         path: The file; one that is there is replaced.
-        compact: Write the format of ``st3fx.compact``.
+        compact: Write the format of ``st3fx.files.compact``.
 
     Raises:
         ExportError: For values that are not tensors, and when the file cannot be written.

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from st3fx.core.inputs import Example
+from st3fx.core.messages import describe
+from st3fx.core.state import preserved
 from st3fx.errors import InputError
 from st3fx.flops.aten_rules import RULES
 from st3fx.flops.collect import Collector
 from st3fx.flops.observer import Observer, Step
 from st3fx.flops.running import module_stack, plain_attention
-from st3fx.inputs import Example
-from st3fx.messages import describe
-from st3fx.state import preserved
 
 
 def observe(model: nn.Module, example: Example) -> list[Step]:

@@ -9,8 +9,8 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import inliner
 
+from st3fx.core.messages import describe
 from st3fx.errors import FlopsError
-from st3fx.messages import describe
 from st3fx.onnx_passes.plain_operators import plain_proto
 
 Shape = tuple[int, ...]

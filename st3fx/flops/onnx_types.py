@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import onnx
 from onnx import numpy_helper, shape_inference
 
+from st3fx.core.messages import describe
 from st3fx.errors import FlopsError
 from st3fx.flops import onnx_node
 from st3fx.flops.onnx_file import Shape
 from st3fx.flops.onnx_values import Values
-from st3fx.messages import describe
 
 SMALL = 4096
 """Scalars up to which a constant is shown to shape inference."""

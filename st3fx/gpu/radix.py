@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from st3fx.band import ScoredSite
+from st3fx.core.band import ScoredSite
 from st3fx.gpu.chunks import CHUNK, chunk_table
 
 _BLOCK = 2048
@@ -146,7 +146,7 @@ def next_score(groups: Sequence[Group], score: Tensor) -> Tensor:
 
 
 def quantile(groups: Sequence[Group], total: int, fraction: float) -> Tensor:
-    """The linear quantile of all scores; see :mod:`st3fx.threshold`.
+    """The linear quantile of all scores; see :mod:`st3fx.core.threshold`.
 
     Args:
         groups: All sites, with costs of 1.

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from st3fx.core.schedule import CubicSchedule
 from st3fx.errors import MethodError
 from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod
 from st3fx.methods.dst import DST
@@ -14,7 +15,6 @@ from st3fx.methods.feather import Feather
 from st3fx.methods.gmp import GMP
 from st3fx.methods.st3 import ST3
 from st3fx.methods.str import STR
-from st3fx.schedule import CubicSchedule
 
 __all__ = [
     "DST", "GMP", "METHODS", "ST3", "STR", "Feather", "LearnedMethod", "Method", "ScheduledMethod",

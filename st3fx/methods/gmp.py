@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from st3fx import ops
-from st3fx.formula import Formula
-from st3fx.functional import above, active_bound, hard
+from st3fx.core import ops
+from st3fx.core.formula import Formula
+from st3fx.core.functional import above, active_bound, hard
 from st3fx.methods.base import ScheduledMethod
 
 

@@ -20,10 +20,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from st3fx import gpu, ops
-from st3fx.errors import MethodError
-from st3fx.formula import Formula, Inputs, Job
-from st3fx.functional import (
+from st3fx import gpu
+from st3fx.core import ops
+from st3fx.core.formula import Formula, Inputs, Job
+from st3fx.core.functional import (
     channel_view,
     has_dense_channels,
     is_inactive,
@@ -31,9 +31,10 @@ from st3fx.functional import (
     soft,
     zero_up_to_,
 )
+from st3fx.core.sites import Layout, Site
+from st3fx.errors import MethodError
 from st3fx.methods.base import ScheduledMethod
 from st3fx.native import latent
-from st3fx.sites import Layout, Site
 
 _RHO_EPS = 1e-6
 _SCALE_EPS = 0.01

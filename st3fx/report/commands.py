@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from st3fx.manifest import Recipe
+from st3fx.files.manifest import Recipe
 from st3fx.training.settings import Settings
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import networkx as nx
 
 from st3fx.bench.result import BenchResult
+from st3fx.core.sites import Site, SparsityPlan
 from st3fx.export.result import Size
+from st3fx.files.manifest import Recipe
 from st3fx.flops.report import FlopsReport, LayerFlops
-from st3fx.manifest import Recipe
 from st3fx.report.histogram import Counts, Spread
-from st3fx.sites import Site, SparsityPlan
 from st3fx.training.settings import Settings
 
 

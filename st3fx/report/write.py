@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from st3fx.atomic import replace_file
 from st3fx.errors import ReportError
+from st3fx.files.atomic import replace_file
 from st3fx.report.page import GENERATOR
 
 _HEAD = 512

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from st3fx import native
-from st3fx.atomic import replace_file
 from st3fx.bench.machine import environment
 from st3fx.errors import BenchError
+from st3fx.files.atomic import replace_file
 from st3fx.runtime.costs import Costs
 
 DEFAULTS = "defaults"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from st3fx.core.state import copied
 from st3fx.sparsifier import Sparsifier
-from st3fx.state import copied
 
 
 class Average:

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from st3fx.atomic import replace_file
+from st3fx.core.messages import describe, few
 from st3fx.errors import CheckpointError
-from st3fx.messages import describe, few
+from st3fx.files.atomic import replace_file
 
 FORMAT = "st3fx-checkpoint"
 FORMAT_VERSION = 1

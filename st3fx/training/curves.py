@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st3fx.atomic import replace_file
+from st3fx.files.atomic import replace_file
 from st3fx.training.result import TrainResult
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from st3fx.atomic import replace_file
 from st3fx.errors import TrainError
+from st3fx.files.atomic import replace_file
 from st3fx.training.settings import Settings
 from st3fx.training.toml_text import to_toml
 

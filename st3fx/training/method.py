@@ -7,9 +7,9 @@ import json
 from typing import Any
 
 from st3fx import methods
+from st3fx.core.schedule import CubicSchedule
 from st3fx.errors import TrainError
 from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod
-from st3fx.schedule import CubicSchedule
 from st3fx.training.settings import Settings
 
 DEFAULT = "st3"

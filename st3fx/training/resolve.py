@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from st3fx.core.messages import suggest
 from st3fx.errors import TrainError
-from st3fx.messages import suggest
 from st3fx.training.folder import RunFolder
 from st3fx.training.recipes import RECIPES
 from st3fx.training.settings import FREE, Settings, from_dict

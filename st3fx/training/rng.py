@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from st3fx.state import preserved_rng, seed_everything
+from st3fx.core.state import preserved_rng, seed_everything
 
 
 def rng_state() -> dict[str, Any]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from accelerate.utils import gather_object
 
+from st3fx.core.messages import describe
 from st3fx.errors import CheckpointError, StateError
-from st3fx.messages import describe
 from st3fx.training.checkpoint import Checkpoint, copy_file, load_checkpoint
 from st3fx.training.interrupt import Interrupted
 from st3fx.training.rng import rng_state, set_rng_state

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import nn
 
+from st3fx.core.state import preserved_rng
 from st3fx.sparsifier import Sparsifier
-from st3fx.state import preserved_rng
 from st3fx.training import gauge
 from st3fx.training.evaluate import Scores, evaluate, recalibrated
 from st3fx.training.interrupt import Interrupted

@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from st3fx.core.shards import local
 from st3fx.errors import StateError, TrainError
-from st3fx.shards import local
 from st3fx.sparsifier import Sparsifier
 from st3fx.training import gauge
 from st3fx.training.average import Average

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from st3fx.core.messages import suggest
 from st3fx.errors import TrainError
-from st3fx.messages import suggest
 from st3fx.training.setting import check, setting
 
 SECTIONS = ("model", "data", "sparsity", "optimisation", "evaluation", "machine", "run")

@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from st3fx.core.state import preserved, seed_everything
 from st3fx.data.base import Data
 from st3fx.errors import TrainError
-from st3fx.state import preserved, seed_everything
 from st3fx.training.average import Average
 from st3fx.training.batches import Batches
 from st3fx.training.evaluate import call

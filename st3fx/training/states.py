@@ -8,8 +8,8 @@ from torch import nn
 from torch.distributed.checkpoint import state_dict as sharded
 from torch.distributed.fsdp import FSDPModule
 
+from st3fx.core.messages import describe
 from st3fx.errors import CheckpointError
-from st3fx.messages import describe
 
 _WHOLE = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
 

@@ -12,13 +12,13 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 import st3fx
-from st3fx import variants
 from st3fx.bench.onnx_call import CONFIG
 from st3fx.bench.result import read_result
 from st3fx.bench.settings import BenchSettings
 from st3fx.bench.variant import Variant
 from st3fx.errors import BenchError, ExportError
-from st3fx.folded import Request
+from st3fx.verbs import variants
+from st3fx.verbs.folded import Request
 from tests.export.nets import OneSample
 from tests.flops.graphs import graph
 from tests.models import TINY, write
@@ -85,7 +85,7 @@ def test_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
             seen[variant.name] = (zeros, variant.inputs(4)[0].shape[0])
         return made
 
-    monkeypatch.setattr("st3fx.benchmarking.variants", spy)
+    monkeypatch.setattr("st3fx.verbs.benchmarking.variants", spy)
     st3fx.benchmark(Request("tiny.py", sparsity=0.75), settings=QUICK)
     (dense, size), (folded, same) = seen["dense"], seen["folded"]
     assert dense["conv.weight"] == dense["head.weight"] == 0

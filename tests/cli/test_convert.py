@@ -11,11 +11,11 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from st3fx.bundle import read_bundle
 from st3fx.cli import main
 from st3fx.cli.options import METHOD_NAMES
+from st3fx.files.bundle import read_bundle
 from st3fx.methods import METHODS
-from st3fx.workflow import load_bundle
+from st3fx.verbs.workflow import load_bundle
 from tests.models import TINY, write
 
 
@@ -89,7 +89,7 @@ def test_a_learned_sparsity_cannot_be_set(folder: Path) -> None:
 
 
 def test_weights_are_loaded(folder: Path) -> None:
-    from st3fx.spec import load_spec
+    from st3fx.loading.spec import load_spec
 
     state = load_spec("model.py", seed=5).model.state_dict()
     torch.save({"state_dict": state}, folder / "w.pt")
@@ -214,7 +214,7 @@ def test_a_bug_of_ours_is_no_user_error(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("st3fx.workflow.convert_spec", fail)
+    monkeypatch.setattr("st3fx.verbs.workflow.convert_spec", fail)
     result = _run("model.py")
     assert result.exit_code == 1
     assert isinstance(result.exception, RuntimeError)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import st3fx
-from st3fx import cache, formula
-from st3fx.formula import Job
-from st3fx.forward import sparse_forwards
+from st3fx.core import cache, formula
+from st3fx.core.formula import Job
+from st3fx.core.forward import sparse_forwards
 from st3fx.methods import DST, GMP, STR, Feather
 
 X = torch.randn(5, 12, generator=torch.Generator().manual_seed(4))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from st3fx.calls import CallSpec, frozen, same_value
+from st3fx.core.calls import CallSpec, frozen, same_value
 
 X, Y = torch.randn(2, 3), torch.randn(2, 5)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from st3fx import functional
-from st3fx.functional import INACTIVE
+from st3fx.core import functional
+from st3fx.core.functional import INACTIVE
+from st3fx.core.sites import Layout
 from st3fx.methods.st3 import effective_weight, rescale_factor
-from st3fx.sites import Layout
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

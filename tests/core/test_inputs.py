@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from st3fx.core.inputs import Example
 from st3fx.errors import InputError
-from st3fx.inputs import Example
 
 X, Y = torch.randn(2, 3), torch.randn(2, 5)
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from st3fx.core.sites import Layout, Site
 from st3fx.methods import METHODS, Method, create
-from st3fx.sites import Layout, Site
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 NO_MASK = torch.empty(0, dtype=torch.bool)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from st3fx import ST3, CubicSchedule, Method
+from st3fx.core.sites import Layout, Site
 from st3fx.errors import MethodError
 from st3fx.methods import METHODS, create, from_dict, to_dict
-from st3fx.sites import Layout, Site
 
 SITE = Site("conv.weight", ("conv.weight",), (64, 3, 7, 7), "conv2d", Layout((0,), 1), ("conv",))
 

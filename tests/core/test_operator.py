@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import st3fx.methods  # registers the operators
-from st3fx.functional import INACTIVE
+from st3fx.core.functional import INACTIVE
 from tests.parity import require_same
 
 OP = torch.ops.st3fx.soft_threshold.default

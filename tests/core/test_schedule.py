@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from st3fx import CubicSchedule, St3fxError
+from st3fx.core.schedule import cubic_sparsity
 from st3fx.errors import MethodError
-from st3fx.schedule import cubic_sparsity
 
 
 @pytest.mark.parametrize(

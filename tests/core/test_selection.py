@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import st3fx
+from st3fx.core.sites import Site
 from st3fx.errors import PlanError
-from st3fx.sites import Site
 
 
 class Mobile(nn.Module):

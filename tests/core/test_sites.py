@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from st3fx.sites import IslandInfo, Layout, OpaqueModule, Site, SkippedSite, SparsityPlan
+from st3fx.core.sites import IslandInfo, Layout, OpaqueModule, Site, SkippedSite, SparsityPlan
 
 
 def site(

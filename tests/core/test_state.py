@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from st3fx.state import Attributes, preserved, preserved_rng, rng_states, seed_everything
+from st3fx.core.state import Attributes, preserved, preserved_rng, rng_states, seed_everything
 
 
 class Stateful(nn.Module):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from st3fx.threshold import global_threshold
+from st3fx.core.threshold import global_threshold
 
 FRACTIONS = [1e-6, 0.1, 0.25, 0.3333, 0.5, 0.9, 0.99, 1 - 1e-6]
 

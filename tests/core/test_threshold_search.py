@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from st3fx.core.scan import BLOCK
+from st3fx.core.threshold import GlobalThreshold
 from st3fx.errors import StateError
-from st3fx.scan import BLOCK
-from st3fx.threshold import GlobalThreshold
 
 SPARSITIES = [1e-9, 1e-4, 0.03, 0.5, 0.7777, 0.9, 0.999, 1 - 1e-9]
 

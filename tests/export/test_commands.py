@@ -79,7 +79,7 @@ def _trained(folder: Path, sparsity: float = 0.9) -> Path:
     _ok("convert", "tied.py")
     model = st3fx.load_bundle("tied.st3fx")
     st3fx.Sparsifier(model).set_sparsity(sparsity)
-    from st3fx.bundle import read_bundle
+    from st3fx.files.bundle import read_bundle
 
     recipe = read_bundle("tied.st3fx").manifest.recipe
     return st3fx.save_bundle(model, recipe, folder / "trained.st3fx")

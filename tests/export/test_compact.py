@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import st3fx
-from st3fx import compact
-from st3fx.compact import DTYPES, load_compact, save_compact
 from st3fx.errors import ExportError
+from st3fx.files import compact
+from st3fx.files.compact import DTYPES, load_compact, save_compact
 
 
 def _sparse(*shape: int, share: float = 0.9) -> Tensor:

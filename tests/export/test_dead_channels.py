@@ -17,9 +17,9 @@ from click.testing import CliRunner
 from torch import nn
 
 import st3fx
-from st3fx.channels import eliminate_dead_channels
 from st3fx.cli import main
 from st3fx.errors import ExportError
+from st3fx.verbs.channels import eliminate_dead_channels
 from tests.export import nets
 from tests.export.test_export import X
 from tests.nets import Net, image

@@ -21,7 +21,7 @@ import st3fx
 from st3fx.cli import flops_tables, main
 from st3fx.cli.analyze import CONVENTIONS
 from st3fx.flops.report import Convention
-from st3fx.folded import Request
+from st3fx.verbs.folded import Request
 from tests.flops.graphs import graph
 
 MODEL = """
@@ -149,7 +149,7 @@ def test_the_table_names_everything() -> None:
 
 @pytest.mark.parametrize("width", [80, 140])
 def test_the_table_fits_a_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from st3fx.analysis import analyze
+    from st3fx.verbs.analysis import analyze
 
     out = io.StringIO()
     console = Console(file=out, width=width, markup=False, highlight=False)

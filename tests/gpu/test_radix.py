@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from st3fx import gpu
+from st3fx.core.threshold import GlobalThreshold, global_threshold
 from st3fx.gpu.chunks import CHUNK, chunk_table
 from st3fx.gpu.radix import Group, next_score, quantile, select
-from st3fx.threshold import GlobalThreshold, global_threshold
 
 FRACTIONS = (0.001, 0.5, 0.9, 0.99999)
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from st3fx import gpu
-from st3fx.formula import Inputs, Job, evaluate
-from st3fx.functional import smallest_threshold
+from st3fx.core.formula import Inputs, Job, evaluate
+from st3fx.core.functional import smallest_threshold
+from st3fx.core.sites import Layout
 from st3fx.gpu.soft import Channels, soft_threshold
 from st3fx.methods.st3 import FORMULA, effective_weight
-from st3fx.sites import Layout
 
 SMALLEST = smallest_threshold(torch.float32)
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from st3fx import native
-from st3fx.digest import digests
-from st3fx.formula import Inputs, Job, evaluate
-from st3fx.functional import smallest_threshold
+from st3fx.core.digest import digests
+from st3fx.core.formula import Inputs, Job, evaluate
+from st3fx.core.functional import smallest_threshold
+from st3fx.core.scan import Source, count
+from st3fx.core.sites import Layout
+from st3fx.core.threshold import GlobalThreshold
 from st3fx.methods.st3 import FORMULA, formula
 from st3fx.native import latent
-from st3fx.scan import Source, count
-from st3fx.sites import Layout
-from st3fx.threshold import GlobalThreshold
 
 SIZES = [1, 31, 63, 64, 65, 300, 16_383, 16_384, 16_385, 50_000]
 

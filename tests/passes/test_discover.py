@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import st3fx
+from st3fx.core.sites import Layout, Site
 from st3fx.errors import PlanError
-from st3fx.sites import Layout, Site
 from tests.parity import check
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(5))

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from st3fx.core.inputs import Example
+from st3fx.core.sites import Layout
+from st3fx.core.state import rng_states
 from st3fx.errors import InputError
-from st3fx.inputs import Example
 from st3fx.passes.observe import observe
-from st3fx.sites import Layout
-from st3fx.state import rng_states
 from tests.nets import Mixed, Net, image, sequence
 from tests.parity import require_same, snapshot
 

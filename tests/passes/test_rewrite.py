@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, fx, nn
 
 import st3fx
-from st3fx.calls import CallSpec
+from st3fx.core.calls import CallSpec
+from st3fx.core.sites import Layout, Site
 from st3fx.passes.rewrite import SiteUses, copy_graph, insert_op, state_name
 from st3fx.passes.trace import trace
-from st3fx.sites import Layout, Site
 from tests.nets import Net, image
 from tests.parity import check
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import st3fx
-from st3fx.calls import CallSpec
+from st3fx.core.calls import CallSpec
 from st3fx.errors import TraceError
 from st3fx.passes.trace import trace
 from tests.parity import require_plain, require_same

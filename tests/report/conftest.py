@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from st3fx.bench.result import BenchResult, BenchRow, Ratio
-from st3fx.driver import train_spec
+from st3fx.verbs.driver import train_spec
 from tests.report.browser import has_browser
 from tests.training_runs import folder_of, settings
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import networkx as nx
 import torch
 
+from st3fx.core.sites import Layout, Site, SparsityPlan
 from st3fx.export.result import Size
+from st3fx.files.manifest import Recipe
 from st3fx.flops.report import FlopsReport, LayerFlops
-from st3fx.manifest import Recipe
 from st3fx.report.facts import Facts, Layer, ModelFacts
 from st3fx.report.histogram import Weights, small, spread
-from st3fx.sites import Layout, Site, SparsityPlan
 
 
 def block_names(count: int) -> list[str]:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from st3fx.cli import main
 from st3fx.cli.train import train
-from st3fx.manifest import Recipe
+from st3fx.files.manifest import Recipe
 from st3fx.methods import ST3, STR, to_dict
 from st3fx.report.commands import convert_command, train_command
 from st3fx.training.recipes import RECIPES

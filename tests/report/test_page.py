@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from st3fx.core.sites import SkippedSite
 from st3fx.report.facts import Facts
 from st3fx.report.page import make_page, make_sections
 from st3fx.report.section import with_code
-from st3fx.sites import SkippedSite
 from tests.report.made import block_names, made_facts
 
 ODD = ("<script>alert(1)</script>.weight", "a&b'\"`$x$.weight", "é.ü.weight", "x" * 120)

@@ -7,7 +7,7 @@ import torch
 import torchvision
 
 import st3fx
-from st3fx.channels import eliminate_dead_channels
+from st3fx.verbs.channels import eliminate_dead_channels
 from tests.passes.channels.nets import emptied, reduced
 
 SINGLE = 1e-6

@@ -1,0 +1,1 @@
+"""The mathematics and machinery that all else stands on, with torch and the standard library."""

@@ -1,0 +1,169 @@
+"""Effective weights between two optimizer steps: computed once, checked at every use.
+
+A sparsifier's step computes the effective weights of all sites in one pass (:func:`refresh`), and
+every forward until the next one finds them here. A change behind the sparsifier's back is noticed:
+by the version counters and storages of weight, threshold and mask, and on a CPU also by a digest of
+the weight and the threshold, which writes through ``.data`` or NumPy change without a trace. On
+other devices such a digest would have to be waited for; there a forward without gradients computes
+anew, and one with gradients relies on the counters.
+
+Only what forwards ask for is kept, and only of parameters themselves: FSDP2's are gathered anew for
+each forward. Entries die with their parameters and are no part of any model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from st3fx.core.digest import Digest, digests
+from st3fx.core.formula import Inputs, Job, evaluate
+
+
+@dataclass
+class _Entry:
+    """The effective weight of one parameter, and what it was computed from."""
+
+    effective: Tensor
+    stamp: tuple[Any, ...] = ()
+    memory: tuple[StorageWeakRef, ...] = ()
+    """Keeps the identities in the stamp from coming back for other storages."""
+    digest: tuple[Digest, ...] = ()
+    used: bool = True
+
+    def make_room(self, weight: Tensor, *, in_place: bool) -> Tensor:
+        """What to compute it into.
+
+        In place no new memory is touched, and a graph that still holds it gets autograd's error.
+        """
+        if not in_place or not _alike(self.effective, weight):
+            self.effective = torch.empty_like(weight, requires_grad=False)
+        return self.effective
+
+    def is_fresh(self, inputs: Inputs) -> bool:
+        """Whether nothing has changed since."""
+        return self.stamp == _stamp(inputs) and self.digest == tuple(digests(_digested(inputs)))
+
+
+_ENTRIES: Any = WeakIdKeyDictionary()  # parameter -> entry
+_WANTED: Any = WeakIdKeyDictionary()  # parameters that were asked for and have no entry
+_LOCK = threading.Lock()
+
+
+def lookup(inputs: Inputs, *, differentiable: bool) -> Tensor | None:
+    """The effective weight of a parameter as it is now; ``None`` if it is not kept.
+
+    With gradients an alias of the kept one. Without them a copy: a compiled graph, which calls the
+    operator without gradients, may take its result's memory for something else.
+
+    Args:
+        inputs: What it would be computed from; only that of parameters is kept.
+        differentiable: Whether the forward records gradients.
+    """
+    weight = inputs.weight
+    if not _can_be_kept(weight) or _get_current_dispatch_mode() is not None:
+        return None
+    if not differentiable and weight.device.type != "cpu":
+        return None
+    entry = _ENTRIES.get(weight)
+    if entry is None:
+        _WANTED[weight] = True
+        return None
+    with _LOCK:
+        entry.used = True
+        if not entry.is_fresh(inputs):
+            # A forward under way may hold the other one.
+            inputs.evaluate(entry.make_room(weight, in_place=False))
+            _note([(inputs, entry)])
+        # An alias shares the version counter: a graph that outlives the next refresh gets
+        # autograd's error instead of other weights.
+        alias: Tensor = entry.effective.detach()
+        return alias if differentiable else alias.clone()
+
+
+def refresh(sites: Iterable[Inputs]) -> None:
+    """Compute the effective weights of the sites that forwards have asked for since last time."""
+    # Made in inference mode, they could not be saved for a backward later on.
+    with _LOCK, torch.inference_mode(False), torch.no_grad():
+        entries = [(inputs, entry) for inputs in sites if (entry := _asked_for(inputs.weight))]
+        evaluate(
+            [Job(i, entry.make_room(i.weight, in_place=True)) for i, entry in entries],
+        )
+        _note(entries)
+        for _, entry in entries:
+            entry.used = False
+
+
+def _asked_for(weight: Tensor) -> _Entry | None:
+    """The entry of a weight that forwards ask for: a new one, or the present one if it was used."""
+    if not _can_be_kept(weight):
+        return None
+    if weight in _WANTED:
+        del _WANTED[weight]
+        _ENTRIES[weight] = _Entry(torch.empty(0))
+    entry: _Entry | None = _ENTRIES.get(weight)
+    if entry is not None and not entry.used:  # a compiled graph has taken over
+        del _ENTRIES[weight]
+        return None
+    return entry
+
+
+def forget(weights: Iterable[Tensor]) -> None:
+    """Drop what is kept for these parameters."""
+    for weight in weights:
+        _ENTRIES.pop(weight, None)
+        _WANTED.pop(weight, None)
+
+
+def _can_be_kept(weight: Tensor) -> bool:
+    """A parameter itself, with a version counter (inference tensors have none)."""
+    return type(weight) is nn.Parameter and not weight.is_inference()
+
+
+def _alike(kept: Tensor, weight: Tensor) -> bool:
+    return (
+        kept.shape == weight.shape
+        and kept.stride() == weight.stride()
+        and kept.dtype == weight.dtype
+        and kept.device == weight.device
+    )
+
+
+def _stamp(inputs: Inputs) -> tuple[Any, ...]:
+    """Differs when the tensors were written to, or have other memory, or the formula is another."""
+    threshold = inputs.threshold
+    if threshold.device.type == "cpu" and threshold.dim() == 0:
+        level: Any = threshold.item()  # data parallelism writes the same value again and again
+    else:
+        level = _where(threshold)
+    mask = _where(inputs.mask) if inputs.mask.numel() else ()
+    return (inputs.formula, *inputs.constants, level, mask, _where(inputs.weight))
+
+
+def _where(tensor: Tensor) -> tuple[Any, ...]:
+    """Version and memory."""
+    storage = tensor.untyped_storage()._cdata
+    return (tensor._version, storage, tensor.storage_offset(), tensor.dtype)
+
+
+def _note(entries: Sequence[tuple[Inputs, _Entry]]) -> None:
+    """The entries were computed from these inputs."""
+    tensors = [_digested(inputs) for inputs, _ in entries]
+    found = iter(digests([tensor for own in tensors for tensor in own]))
+    for (inputs, entry), own in zip(entries, tensors, strict=True):
+        entry.stamp, entry.digest = _stamp(inputs), tuple(next(found) for _ in own)
+        held = (inputs.weight, inputs.threshold, inputs.mask)
+        entry.memory = tuple(StorageWeakRef(tensor.untyped_storage()) for tensor in held)
+
+
+def _digested(inputs: Inputs) -> list[Tensor]:
+    """What an entry is digested from; a threshold of no dimensions is part of the stamp."""
+    return [inputs.weight, inputs.threshold] if inputs.threshold.dim() else [inputs.weight]

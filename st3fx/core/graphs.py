@@ -1,0 +1,167 @@
+"""Captured graphs: code that runs with a module as ``self``, and when it may run.
+
+The graphs' code looks up parameters and children at each call, so that they never go stale.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+
+from st3fx.core.calls import CallSpec, same_value
+
+
+@fx.wrap
+def ordered_dict(items: list[list[Any]]) -> collections.OrderedDict[Any, Any]:
+    """An ``OrderedDict`` as a node, where a forward returns one."""
+    return collections.OrderedDict((key, value) for key, value in items)
+
+
+class Guard(NamedTuple):
+    """An attribute that traced code read, and the value that it saw."""
+
+    module: nn.Module
+    attribute: str
+    expected: Any
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anything runs before or after the module's forward or backward."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+class CompiledGraph:
+    """An fx graph that never changes again, as a function of (module, *tensors)."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        """Compile ``graph``; its targets are relative to the module."""
+        self.graph = graph
+        self._function = _compile(graph)
+
+    def __call__(self, module: nn.Module, *tensors: Any) -> Any:
+        """Run the graph's code with ``module`` as ``self``."""
+        return self._function(module, *tensors)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledGraph:
+        """Copies share the graph."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled as a graph module over a skeleton: names and code, no tensors."""
+        return {"graph_module": fx.GraphModule(_skeleton(self.graph), _plain_copy(self.graph))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Compile the code again."""
+        self.graph = state["graph_module"].graph
+        self._function = _compile(self.graph)
+
+
+def _compile(graph: fx.Graph) -> Callable[..., Any]:
+    function: Callable[..., Any] = type(fx.GraphModule(_skeleton(graph), graph)).forward
+    return function
+
+
+def _plain_copy(graph: fx.Graph) -> fx.Graph:
+    """Without the tracer's class, which a pickle would ask for."""
+    plain = fx.Graph()
+    plain.output(plain.graph_copy(graph, {}))
+    for node in plain.nodes:
+        node.type = None  # an annotation may be a string, which torch 2.11 cannot import
+    return plain
+
+
+def _skeleton(graph: fx.Graph) -> nn.Module:
+    """A module that has every target of ``graph`` and nothing else."""
+    root = nn.Module()
+    for node in graph.nodes:
+        if node.op not in ("get_attr", "call_module"):
+            continue
+        *path, name = node.target.split(".")
+        owner = root
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        if node.op == "call_module":
+            if name not in owner._modules:
+                owner.add_module(name, nn.Module())
+        else:
+            owner.register_parameter(name, nn.Parameter(torch.empty(0), requires_grad=False))
+    return root
+
+
+class Variant:
+    """One graph of an island: for one structure of calls, under its guards."""
+
+    def __init__(
+        self,
+        mode: str,
+        spec: CallSpec,
+        graph: fx.Graph,
+        guards: Sequence[Guard],
+        modules: Sequence[nn.Module],
+    ) -> None:
+        """Compile a graph.
+
+        Args:
+            mode: ``train``, ``eval``, or ``both``; for display.
+            spec: The calls that it answers.
+            graph: Placeholders are the call's tensors; other targets are relative to the module.
+            guards: What must hold.
+            modules: The module itself, then those whose calls the graph replaces.
+        """
+        self.mode = mode
+        self.spec = spec
+        self.run = CompiledGraph(graph)
+        self.guards = tuple(guards)
+        self.modules = tuple(modules)
+        self.children = [[*module._modules.values()] for module in self.modules]
+        self.replaced = [module.__dict__.get("forward") for module in self.modules]
+
+    def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
+        """The graph's inputs for a call, or ``None`` if the graph does not apply to it."""
+        for module, attribute, expected in self.guards:
+            value = module.__dict__.get(attribute)
+            if not same_value(value, expected):
+                return None
+        if self._rebuilt() or self._hooked() or self._wrapped():
+            return None
+        return self.spec.tensors(args, kwargs)
+
+    def _rebuilt(self) -> bool:
+        """Whether a module has other children than the traced ones."""
+        for module, children in zip(self.modules, self.children, strict=True):
+            if [*module._modules.values()] != children:
+                return True
+        return False
+
+    def _hooked(self) -> bool:
+        """Whether a module whose call is inlined has got hooks."""
+        for module in self.modules[1:]:
+            if module._forward_hooks or module._forward_pre_hooks:
+                return True
+            if module._backward_hooks or module._backward_pre_hooks:
+                return True
+        return False
+
+    def _wrapped(self) -> bool:
+        """Whether somebody else has put a forward on a module whose call is inlined."""
+        for module, replaced in zip(self.modules[1:], self.replaced[1:], strict=True):
+            forward = module.__dict__.get("forward")
+            if forward is not replaced and not getattr(forward, "is_sparse_forward", False):
+                return True
+        return False
+
+    def graph_module(self) -> fx.GraphModule:
+        """The graph as a printable, runnable module that shares the module's parameters."""
+        root = self.modules[0]
+        return fx.GraphModule(root, self.run.graph, class_name=type(root).__name__)

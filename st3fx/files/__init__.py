@@ -1,0 +1,1 @@
+"""What st3fx writes and reads: bundles, tensors, compact weights; whole or not at all."""

@@ -1,0 +1,188 @@
+"""Bundles: folders that hold a converted model, its plan and how it was made.
+
+    manifest.json        versions, recipe, plan; size and hash of the other files; its own hash
+    model.safetensors    the state dict, tied tensors once
+    graph.txt            the graphs, for people
+
+A bundle is written beside its destination and renamed, so that no moment shows half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from st3fx.core.sites import SparsityPlan
+from st3fx.errors import BundleError
+from st3fx.files.atomic import put_in_place, temporary_neighbour
+from st3fx.files.manifest import FileInfo, Manifest, Recipe
+from st3fx.files.tensor_file import load_state, save_state
+
+MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
+GRAPH = "graph.txt"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle's content, checked against its hashes.
+
+    Attributes:
+        directory: Where it was read from, absolute.
+        manifest: How it was made and what it does.
+        state_dict: Of the converted model; full name -> tensor on the CPU.
+        graph_text: The printed graphs.
+    """
+
+    directory: Path
+    manifest: Manifest
+    state_dict: dict[str, Tensor]
+    graph_text: str
+
+    def check_source(self) -> None:
+        """Fail if the file that the model is built from is not the one of the conversion.
+
+        Raises:
+            BundleError: When it is missing or was changed since.
+        """
+        source = self.manifest.recipe.source
+        if source is None:
+            return
+        if not source.path.is_file():
+            raise BundleError(
+                f"{self.directory} was made from {source.path}, which is missing: put it back, "
+                "or convert the model again"
+            )
+        if _hash(source.path) != source.sha256:
+            raise BundleError(
+                f"{source.path} was changed since {self.directory} was made from it: undo the "
+                "change, or convert the model again"
+            )
+
+
+def check_target(directory: str | Path, *, force: bool = False) -> Path:
+    """Fail early if a bundle cannot be written to ``directory``. Writes nothing.
+
+    Returns:
+        The absolute path, symbolic links resolved: what is replaced is what they point at.
+
+    Raises:
+        BundleError: When something is there and ``force`` is not given, or it is no bundle.
+    """
+    target = Path(directory).resolve()
+    if not target.exists():
+        return target
+    if not force:
+        raise BundleError(f"{directory} exists: choose another folder, or replace it by --force")
+    if not _is_replaceable(target):
+        raise BundleError(f"{directory} is not a bundle, and --force replaces only bundles")
+    return target
+
+
+def write_bundle(
+    directory: str | Path,
+    *,
+    recipe: Recipe,
+    plan: SparsityPlan,
+    state_dict: Mapping[str, Any],
+    graph_text: str,
+    force: bool = False,
+) -> Path:
+    """Write a bundle, whole or not at all.
+
+    Args:
+        directory: The folder to make; folders above it are made too.
+        recipe: How the model was converted.
+        plan: What the conversion does.
+        state_dict: Of the converted model.
+        graph_text: Its printed graphs.
+        force: Whether a bundle that is already there is replaced.
+
+    Returns:
+        The absolute path of the bundle.
+
+    Raises:
+        BundleError: As :func:`check_target`, and when the files cannot be written. What was there
+            before is there still.
+    """
+    target = check_target(directory, force=force)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_neighbour(target) as folder:
+            aliases = save_state(state_dict, folder / WEIGHTS)
+            (folder / GRAPH).write_text(graph_text, encoding="utf-8")
+            # safetensors makes its files readable by their owner alone.
+            shutil.copymode(folder / GRAPH, folder / WEIGHTS)
+            files = {
+                name: FileInfo((folder / name).stat().st_size, _hash(folder / name))
+                for name in (WEIGHTS, GRAPH)
+            }
+            text = Manifest(recipe, plan, files, aliases).to_json(target)
+            (folder / MANIFEST).write_text(text, encoding="utf-8")
+            put_in_place(folder, target)
+    except OSError as error:
+        raise BundleError(f"cannot write {directory}: {error.strerror or error}") from error
+    return target
+
+
+def read_bundle(directory: str | Path) -> Bundle:
+    """Read a bundle and check every file of it.
+
+    Raises:
+        BundleError: When it is no bundle, truncated, edited, or from a newer version.
+    """
+    folder = Path(directory).resolve()
+    if not folder.is_dir():
+        raise BundleError(f"{directory} is not a bundle: no such folder")
+    if not (folder / MANIFEST).is_file():
+        raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST}")
+    try:
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"cannot read {folder / MANIFEST}: {error}") from error
+    manifest = Manifest.from_json(text, folder)
+    for name in (WEIGHTS, GRAPH):
+        if name not in manifest.files:
+            raise BundleError(f"{folder / MANIFEST} does not list {name}: convert the model again")
+        _check_file(folder / name, manifest.files[name])
+    return Bundle(
+        directory=folder,
+        manifest=manifest,
+        state_dict=load_state(folder / WEIGHTS, manifest.aliases),
+        graph_text=(folder / GRAPH).read_text(encoding="utf-8"),
+    )
+
+
+def _check_file(path: Path, info: FileInfo) -> None:
+    if not path.is_file():
+        raise BundleError(f"the bundle is truncated: {path} is missing")
+    size = path.stat().st_size
+    if size < info.bytes:
+        raise BundleError(f"the bundle is truncated: {path} has {size} of {info.bytes} bytes")
+    if size != info.bytes or _hash(path) != info.sha256:
+        raise BundleError(f"{path} was edited after it was written: convert the model again")
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_replaceable(target: Path) -> bool:
+    """Whether ``target`` is an empty folder or a bundle, whole or damaged.
+
+    A folder with anything else in it and no manifest is the user's own.
+    """
+    if not target.is_dir():
+        return False
+    names = {entry.name for entry in target.iterdir()}
+    if names <= {MANIFEST, WEIGHTS, GRAPH}:
+        return True
+    manifest = target / MANIFEST
+    return manifest.is_file() and b'"st3fx-bundle"' in manifest.read_bytes()[:200]

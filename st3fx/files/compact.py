@@ -1,0 +1,214 @@
+"""Compact weight files (``.st3w``): one bit per weight, and the values that are not zero.
+
+    offset   bytes
+    0        8      "ST3W", then the version as a 32-bit integer
+    8        8      length of the header
+    16       32     SHA-256 of the header
+    48       ...    header: JSON
+    ...             body: the tensors, one after another, without gaps
+
+All integers are little-endian. The header is an object: ``tensors`` lists ``name``, ``dtype``,
+``shape``, ``layout`` and ``bytes`` of each in the order of the body; ``aliases`` gives for each
+further name of a tensor the one that it is stored under; ``sha256`` is that of the body. A tensor
+of layout ``dense`` is its values; one of layout ``bitmask`` is a bit for each scalar in C order,
+the first in the lowest bit of the first byte, 1 where the scalar is stored, and then these scalars.
+Only a scalar whose bits are all 0 is left out, so that -0.0 and NaN come back bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from st3fx.core.messages import describe, few
+from st3fx.errors import ExportError
+from st3fx.files.atomic import replace_file
+from st3fx.files.tensor_file import storable, untied
+
+SUFFIX = ".st3w"
+MAGIC = b"ST3W"
+VERSION = 1
+_PREFIX = struct.Struct("<4sIQ32s")
+
+DTYPES: dict[str, torch.dtype] = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
+        torch.float8_e5m2, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint64,
+        torch.uint32, torch.uint16, torch.uint8, torch.bool, torch.complex64, torch.complex128,
+    )
+}  # fmt: skip
+"""Types that a file may hold, by name."""
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def save_compact(state_dict: Mapping[str, Tensor], path: str | Path) -> int:
+    """Write a state dict, whole or not at all.
+
+    Args:
+        state_dict: Full name -> tensor, of any device, stride and type in :data:`DTYPES`. Tied
+            tensors are stored once.
+        path: The file; one that is there is replaced.
+
+    Returns:
+        Bytes of the file.
+
+    Raises:
+        ExportError: For values that are not plain tensors, and when the file cannot be written.
+    """
+    odd = [key for key, value in state_dict.items() if not _fits(value)]
+    if odd:
+        raise ExportError(f"cannot store {few(odd)}: not a dense tensor with values")
+    stored, aliases = untied(state_dict)
+    parts = [(name, tensor, *_encode(tensor)) for name, tensor in stored.items()]
+    digest = hashlib.sha256()
+    for *_, blocks in parts:
+        for block in blocks:
+            digest.update(block.data)
+    entries = [
+        {
+            "name": name,
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "shape": list(tensor.shape),
+            "layout": layout,
+            "bytes": sum(block.size for block in blocks),
+        }
+        for name, tensor, layout, blocks in parts
+    ]
+    content = {"tensors": entries, "aliases": aliases, "sha256": digest.hexdigest()}
+    header = json.dumps(content, separators=(",", ":")).encode()
+    prefix = _PREFIX.pack(MAGIC, VERSION, len(header), hashlib.sha256(header).digest())
+
+    def write(file: BinaryIO) -> None:
+        file.write(prefix + header)
+        for *_, blocks in parts:
+            for block in blocks:
+                file.write(block.data)
+
+    try:
+        replace_file(Path(path), write)
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
+    return len(prefix) + len(header) + sum(entry["bytes"] for entry in entries)  # type: ignore[misc]
+
+
+def load_compact(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict; tied tensors are the same tensor again.
+
+    Every length is checked against the file before memory is taken for it.
+
+    Raises:
+        ExportError: When it is no compact file, truncated, edited, or from a newer version.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ExportError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        header, body = _checked(content, path)
+        state, offset = {}, 0
+        for entry in header["tensors"]:
+            end = offset + int(entry["bytes"])
+            if end < offset:
+                raise ValueError(f"{entry['name']} has a negative length")
+            state[str(entry["name"])] = _decode(entry, body[offset:end])
+            offset = end
+        if offset != body.size:
+            raise ValueError("the tensors do not fill the file")
+        return state | {key: state[name] for key, name in header["aliases"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ExportError(
+            f"{path} is not what this version of st3fx writes ({describe(error)})"
+        ) from error
+
+
+def _checked(content: bytes, path: str | Path) -> tuple[dict[str, Any], Bytes]:
+    """Header and body of a file that is whole."""
+    if content[:4] != MAGIC or len(content) < _PREFIX.size:
+        raise ExportError(f"{path} is not a compact weight file")
+    _, version, length, digest = _PREFIX.unpack_from(content)
+    if version > VERSION:
+        raise ExportError(
+            f"{path} has format {version}; this version reads up to {VERSION}: upgrade st3fx"
+        )
+    start = _PREFIX.size + length
+    text = content[_PREFIX.size : start]
+    if len(text) < length:
+        raise ExportError(f"{path} is truncated: its header is not whole")
+    if hashlib.sha256(text).digest() != digest:
+        raise ExportError(f"{path} was damaged or edited after it was written")
+    header: dict[str, Any] = json.loads(text)
+    body = memoryview(content)[start:]
+    wanted = sum(int(entry["bytes"]) for entry in header["tensors"])
+    if len(body) < wanted:
+        raise ExportError(f"{path} is truncated: {len(body):,} of {wanted:,} bytes of weights")
+    if hashlib.sha256(body).hexdigest() != header["sha256"]:
+        raise ExportError(f"{path} was damaged or edited after it was written")
+    return header, np.frombuffer(body, np.uint8)
+
+
+def _encode(tensor: Tensor) -> tuple[str, list[Bytes]]:
+    """Layout and blocks of a tensor: the smaller layout of the two."""
+    rows = _rows(tensor)
+    flags = rows.any(axis=1) if rows.shape[1] not in _WORDS else _words(rows) != 0
+    mask = np.packbits(flags, bitorder="little")
+    held = int(np.count_nonzero(flags))
+    if mask.size + held * rows.shape[1] < rows.size:
+        return "bitmask", [mask, rows[flags].reshape(-1)]
+    return "dense", [rows.reshape(-1)]
+
+
+def _decode(entry: Mapping[str, Any], data: Bytes) -> Tensor:
+    dtype, shape = DTYPES[entry["dtype"]], tuple(map(int, entry["shape"]))
+    count, width = math.prod(shape), dtype.itemsize
+    if any(size < 0 for size in shape):
+        raise ValueError(f"{entry['name']} has a negative size")
+    if entry["layout"] == "dense":
+        rows = data.copy()
+    elif entry["layout"] == "bitmask":
+        size = -(-count // 8)
+        if data.size < size:
+            raise ValueError(f"{entry['name']} has less mask than its shape needs")
+        flags = np.unpackbits(data[:size], count=count, bitorder="little").astype(bool)
+        if data.size != size + int(np.count_nonzero(flags)) * width:
+            raise ValueError(f"{entry['name']} has other values than its mask says")
+        rows = np.zeros((count, width), np.uint8)
+        rows[flags] = data[size:].reshape(-1, width)
+    else:
+        raise ValueError(f"{entry['name']} has layout {entry['layout']!r}")
+    if rows.size != count * width:
+        raise ValueError(f"{entry['name']} has {rows.size} bytes, but shape {shape}")
+    if not count:
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_numpy(rows.reshape(-1)).view(dtype).reshape(shape)
+
+
+_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+def _words(rows: Bytes) -> npt.NDArray[Any]:
+    """One integer for each scalar, of its own width."""
+    return rows.reshape(-1).view(_WORDS[rows.shape[1]])
+
+
+def _rows(tensor: Tensor) -> Bytes:
+    """The bytes of each scalar: scalars × width."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if not flat.numel():
+        return np.zeros((0, tensor.dtype.itemsize), np.uint8)
+    return flat.view(torch.uint8).numpy().reshape(-1, tensor.dtype.itemsize)
+
+
+def _fits(value: object) -> bool:
+    return storable(value) and isinstance(value, Tensor) and value.dtype in DTYPES.values()

@@ -1,0 +1,198 @@
+"""What a bundle says about itself: how its model was converted, and what its files must be."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from st3fx.core.messages import describe
+from st3fx.core.sites import SparsityPlan
+from st3fx.errors import BundleError
+from st3fx.version import VERSION
+
+FORMAT = "st3fx-bundle"
+FORMAT_VERSION = 1
+"""Raised when a bundle of this version could not be read by the version before."""
+
+EXAMPLE_INPUTS = "example_inputs()"
+"""Stands in the manifest for inputs that the model's own file gives."""
+
+
+def current_versions() -> dict[str, str]:
+    """Versions of what a model's numbers depend on."""
+    packages = {name: metadata.version(name) for name in ("torch", "torchvision")}
+    return {"st3fx": VERSION, **packages, "python": platform.python_version()}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file that the model was built from, as it was then."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that is needed to convert the same model the same way again.
+
+    Attributes:
+        spec: The SPEC as the user wrote it.
+        method: The method with its settings, as ``st3fx.methods.to_dict`` gives it.
+        inputs: ``SHAPE[:dtype]`` texts; ``None``: those of ``example_inputs()`` beside the model.
+        total_steps: Optimizer steps of the training to come, if known.
+        include: Globs over full parameter names; empty: all.
+        exclude: Globs over full parameter names.
+        skip_depthwise: Leave depthwise convolutions dense.
+        skip_first: Leave the first site dense.
+        skip_last: Leave the last site dense.
+        seed: For building the model and for the values of the inputs.
+        num_classes: Outputs that a library model was built with; ``None``: its default.
+        in_channels: Channels of its input.
+        image_size: Side of its input in pixels.
+        update_every: Optimizer steps between two searches for the threshold.
+        source: The file that was run; ``None`` for library models.
+    """
+
+    spec: str
+    method: dict[str, Any]
+    inputs: tuple[str, ...] | None = None
+    total_steps: int | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    skip_depthwise: bool = False
+    skip_first: bool = False
+    skip_last: bool = False
+    seed: int = 0
+    num_classes: int | None = None
+    in_channels: int | None = None
+    image_size: int | None = None
+    update_every: int = 1
+    source: Source | None = None
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Size in bytes and SHA-256 of a file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``manifest.json``.
+
+    Attributes:
+        recipe: How the model was converted.
+        plan: What the conversion does to it.
+        files: The bundle's other files by name.
+        aliases: State-dict key -> key that the same tensor is stored under (tied parameters).
+        versions: Of st3fx, torch, torchvision and Python when it was written.
+    """
+
+    recipe: Recipe
+    plan: SparsityPlan
+    files: dict[str, FileInfo]
+    aliases: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=current_versions)
+
+    def to_json(self, directory: Path) -> str:
+        """The text of ``manifest.json`` for a bundle at ``directory`` (absolute)."""
+        recipe = dataclasses.asdict(self.recipe)
+        recipe["inputs"] = EXAMPLE_INPUTS if recipe["inputs"] is None else recipe["inputs"]
+        if self.recipe.source is not None:
+            path = self.recipe.source.path
+            recipe["source"] = {
+                # Relative first: a project that moves with its bundles still finds its file.
+                "relative": os.path.relpath(path, directory),
+                "absolute": str(path),
+                "sha256": self.recipe.source.sha256,
+            }
+        body = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "versions": self.versions,
+            "recipe": recipe,
+            "plan": self.plan.to_dict(),
+            "files": {name: dataclasses.asdict(info) for name, info in self.files.items()},
+            "aliases": self.aliases,
+        }
+        return json.dumps({**body, "digest": _digest(body)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, directory: Path) -> Manifest:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            BundleError: When the text is damaged, edited, or from a newer version.
+        """
+        where = directory / "manifest.json"
+        body = _checked(text, where)
+        try:
+            return cls(
+                recipe=_recipe(body["recipe"], directory),
+                plan=SparsityPlan.from_dict(body["plan"]),
+                files={name: FileInfo(**info) for name, info in body["files"].items()},
+                aliases=dict(body["aliases"]),
+                versions=dict(body["versions"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(
+                f"{where} is not what this version of st3fx writes ({describe(error)}): "
+                "convert the model again"
+            ) from error
+
+
+def _checked(text: str, where: Path) -> dict[str, Any]:
+    """The JSON object in ``text``, known to be of a version that can be read, and unedited."""
+    try:
+        body = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"{where} is truncated or edited: not JSON ({error})") from error
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise BundleError(f"{where} is not the manifest of a st3fx bundle")
+    version = body.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        written = body.get("versions", {})
+        by = written.get("st3fx", "?") if isinstance(written, dict) else "?"
+        raise BundleError(
+            f"{where} has format {version!r}, written by st3fx {by}; this is st3fx {VERSION}, "
+            f"which reads up to {FORMAT_VERSION}: upgrade st3fx"
+        )
+    digest = body.pop("digest", None)
+    if digest != _digest(body):
+        raise BundleError(f"{where} was edited after it was written: convert the model again")
+    return body
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _recipe(data: dict[str, Any], directory: Path) -> Recipe:
+    values = {**data, "include": tuple(data["include"]), "exclude": tuple(data["exclude"])}
+    inputs = data["inputs"]
+    values["inputs"] = None if inputs == EXAMPLE_INPUTS else tuple(inputs)
+    source = data["source"]
+    if source is not None:
+        paths = ((directory / source["relative"]).resolve(), Path(source["absolute"]))
+        path = _find(paths, source["sha256"])
+        values["source"] = Source(path, source["sha256"])
+    return Recipe(**values)
+
+
+def _find(paths: tuple[Path, ...], sha256: str) -> Path:
+    """The path whose content has that hash; else one that exists; else the last."""
+    there = [path for path in paths if path.is_file()]
+    for path in there:
+        if hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+            return path
+    return there[0] if there else paths[-1]

@@ -1,0 +1,126 @@
+"""Loads a file of weights into a model: safetensors, .st3w, or a checkpoint read safely."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from st3fx.core.messages import describe, few
+from st3fx.errors import ExportError, SpecError
+from st3fx.files.compact import SUFFIX, load_compact
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+"""Keys under which training scripts keep the state dict in a checkpoint."""
+
+_PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before every key."""
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a weight file into ``model``, every key of it and every key of the model.
+
+    Args:
+        model: Changed in place.
+        path: A ``.safetensors`` or compact ``.st3w`` file, or what ``torch.save`` wrote: a state
+            dict, or a checkpoint that holds one. Nothing but tensors and plain containers is
+            unpickled.
+
+    Raises:
+        SpecError: When the file is missing, broken, holds no state dict or does not fit the model;
+            the message names the first missing, unexpected and misshaped keys.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise SpecError(f"no weight file {file}")
+    state = _stripped(_state_dict(_read(file), file), model)
+    # A format that drops tied tensors, as safetensors does, keeps one name of each.
+    state |= _tied(model, state)
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        difference = _difference(model, state) or describe(error)
+        raise SpecError(f"weights {file} do not fit the model: {difference}") from error
+
+
+def _read(file: Path) -> Any:
+    if file.suffix == SUFFIX:
+        try:
+            return load_compact(file)
+        except ExportError as error:
+            raise SpecError(str(error)) from error
+    if file.suffix == ".safetensors":
+        try:
+            return load_file(file)
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise SpecError(f"{file} is not a safetensors file, or is broken: {error}") from error
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # The same exception for a class that is not allowed and for bytes that are no pickle.
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise SpecError(
+                f"{file} holds more than weights, which is not loaded as it could run any code: "
+                "save model.state_dict() alone"
+            ) from error
+        raise SpecError(f"{file} is not a checkpoint, or is broken") from error
+    except Exception as error:
+        raise SpecError(f"{file} is not a checkpoint, or is broken: {describe(error)}") from error
+
+
+def _state_dict(content: Any, file: Path) -> dict[str, Any]:
+    """The state dict in what a file holds."""
+    if isinstance(content, Mapping):
+        for key in _WRAPPERS:
+            if isinstance(content.get(key), Mapping):
+                return dict(content[key])
+        if content and any(isinstance(value, Tensor) for value in content.values()):
+            return dict(content)
+        found = f"a dict with {few(map(repr, content))}"
+    else:
+        found = f"a {type(content).__name__}"
+    raise SpecError(f"{file} holds no state dict but {found}: save model.state_dict()")
+
+
+def _stripped(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Without the prefixes of wrappers that the model itself does not have."""
+    own = model.state_dict().keys()
+    for prefix in _PREFIXES:
+        wrapped = all(key.startswith(prefix) for key in state)
+        if state and wrapped and not all(key.startswith(prefix) for key in own):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _tied(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """Missing keys whose tensor is, in the model, one that the file has under another name."""
+    own = model.state_dict(keep_vars=True)
+    by_identity = {id(value): key for key, value in own.items() if key in state}
+    missing = ((key, by_identity.get(id(value))) for key, value in own.items() if key not in state)
+    return {key: state[name] for key, name in missing if name is not None}
+
+
+def _difference(model: nn.Module, state: dict[str, Any]) -> str:
+    """``missing a, b; unexpected c; d is (3, 4) in the file and (4, 4) in the model``."""
+    own = model.state_dict()
+    parts = []
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    misshaped = [
+        f"{key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the model"
+        for key in own
+        if isinstance(state.get(key), Tensor) and state[key].shape != own[key].shape
+    ]
+    if missing:
+        parts.append(f"missing {few(missing, limit=3)}")
+    if unexpected:
+        parts.append(f"unexpected {few(unexpected, limit=3)}")
+    if misshaped:
+        parts.append(few(misshaped, limit=2))
+    return "; ".join(parts)

@@ -1,0 +1,181 @@
+"""From bundles, SPECs, models and ONNX files to what a benchmark runs: files with inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from st3fx.bench import sizes
+from st3fx.bench.kernels import has_sparse_operators, is_wanted, noted_shapes
+from st3fx.bench.onnx_file import read_inputs
+from st3fx.bench.settings import BenchSettings
+from st3fx.bench.variant import Array
+from st3fx.core.inputs import Example
+from st3fx.errors import BenchError, FlopsError
+from st3fx.export.batch import batched, repeated
+from st3fx.export.call import Call
+from st3fx.flops.report import FlopsReport
+from st3fx.verbs.analysis import count_flops
+from st3fx.verbs.deploy import export_onnx
+from st3fx.verbs.folded import Request, folded, no_example
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model as an ONNX file with values for its inputs.
+
+    Attributes:
+        name: Short.
+        path: The file.
+        inputs: Batch size -> values of the inputs.
+        batch: Samples where no batch size is asked for.
+        zeros: Names of the weights that have zeros.
+        sparsity: Share of zeros among the weights that multiply, where it is known.
+        bound: How many times as fast as without zeros it can be at most, where it is known.
+        request: What it was exported from; ``None`` for an ONNX file, or a model in memory.
+        is_file: Whether it was given as an ONNX file.
+        skips_zeros: Whether it has sparse operators.
+        kernels: Its form with sparse operators; ``None`` where there is none.
+    """
+
+    name: str
+    path: Path
+    inputs: Callable[[int], Sequence[Array]]
+    batch: int
+    zeros: tuple[str, ...]
+    sparsity: float | None
+    bound: float | None
+    request: Request | None = None
+    is_file: bool = False
+    skips_zeros: bool = False
+    kernels: Path | None = None
+
+
+def from_file(
+    path: Path, shapes: Sequence[sizes.Shape], settings: BenchSettings, report: Report
+) -> Subject:
+    """An ONNX file as it is.
+
+    Raises:
+        BenchError: When it cannot be run, or a size is not known.
+    """
+    report("check")
+    ports = read_inputs(path, custom_ops=settings.custom_ops is not None)
+    shapes = shapes or noted_shapes(path)
+    batch = (settings.batch_sizes or (sizes.default_batch(ports, shapes),))[0]
+
+    def inputs(batch: int) -> Sequence[Array]:
+        wanted = sizes.sized(ports, batch, shapes, str(path))
+        return sizes.values(ports, wanted, settings.seed)
+
+    for size in settings.batch_sizes or (batch,):
+        sizes.sized(ports, size, shapes, str(path))  # now rather than after minutes of work
+    about = _counted(path, sizes.sized(ports, batch, shapes, str(path)), report)
+    skips = has_sparse_operators(path)
+    return Subject(path.name, path, inputs, batch, **about, is_file=True, skips_zeros=skips)
+
+
+def from_request(
+    request: Request, folder: Path, settings: BenchSettings, report: Report, *, fixed_batch: bool
+) -> Subject:
+    """The model of a bundle or a SPEC, folded and exported.
+
+    Raises:
+        St3fxError: As ``st3fx.verbs.folded.folded`` and ``st3fx.export_onnx``.
+    """
+    model = folded(request, report, with_example=True)
+    if model.example is None:
+        raise no_example(request.spec)
+    example = Example.of(model.example)
+    subject = from_model(
+        model.model, example, folder / f"{request.name}.onnx", settings, report,
+        fixed_batch=fixed_batch, given=bool(request.inputs),
+    )  # fmt: skip
+    return dataclasses.replace(subject, name=_name(request), request=request)
+
+
+def _name(request: Request) -> str:
+    """A short name: that of its folder where training called a bundle ``model.st3fx``."""
+    if request.is_bundle and request.name == "model":
+        return Path(request.spec).resolve().parent.name
+    return request.name
+
+
+def from_model(
+    model: nn.Module,
+    example: Example,
+    path: Path,
+    settings: BenchSettings,
+    report: Report,
+    *,
+    fixed_batch: bool,
+    given: bool,
+) -> Subject:
+    """A model in memory, exported.
+
+    Args:
+        model: Folded, or as ``export_onnx`` takes it.
+        example: One call.
+        path: Of the file to write.
+        settings: Which batch sizes are to be measured.
+        report: Called with the name of each stage as it begins.
+        fixed_batch: Build the batch size of the example in.
+        given: Whether the example's batch size is that to measure where no other is asked for.
+    """
+    call = Call.of(model, example)
+    which = batched(call.tensors)
+    own = next((t.shape[0] for t, has in zip(call.tensors, which, strict=True) if has), 1)
+    other = [size for size in settings.batch_sizes if size != own]
+    if fixed_batch and other:
+        raise BenchError(f"--fixed-batch builds batch {own} in: batch {other[0]} cannot be given")
+    export_onnx(
+        model, example.args, path, example_kwargs=example.kwargs, fixed_batch=fixed_batch,
+        seed=settings.seed, progress=report,
+    )  # fmt: skip
+
+    def inputs(batch: int) -> Sequence[Array]:
+        tensors = call.tensors if batch == own else repeated(call.tensors, which, batch)
+        return [_array(tensor) for tensor in tensors]
+
+    batch = (settings.batch_sizes or (own if given or fixed_batch else 1,))[0]
+    shapes = [array.shape for array in inputs(batch)]
+    about = _counted(path, shapes, report)
+    subject = Subject(type(model).__name__, path, inputs, batch, **about)
+    if not subject.zeros or not is_wanted(settings):
+        return subject
+    # Without its dead channels: the graph that is compared with it keeps them.
+    written = export_onnx(
+        model, example.args, path.parent / "kernels" / path.name, sparse_kernels=True,
+        example_kwargs=example.kwargs, fixed_batch=fixed_batch, seed=settings.seed,
+        progress=report,
+    )  # fmt: skip
+    assert written.sparse is not None
+    if not written.sparse.kernels.sparse:
+        return subject
+    return dataclasses.replace(subject, kernels=written.sparse.path)
+
+
+def _counted(path: Path, shapes: Sequence[sizes.Shape], report: Report) -> dict[str, Any]:
+    """What the zeros of a file are worth; nothing where it has operators that no rule knows."""
+    report("count")
+    try:
+        counted: FlopsReport = count_flops(path, list(shapes))
+    except FlopsError:
+        return {"zeros": (), "sparsity": None, "bound": None}
+    rows = counted.by_layer.values()
+    zeros = tuple(row.name for row in rows if row.nonzeros < row.parameters)
+    bound = None if counted.mac_bound == float("inf") else counted.mac_bound
+    return {"zeros": zeros, "sparsity": counted.weight_sparsity, "bound": bound}
+
+
+def _array(tensor: Tensor) -> Array:
+    array: Array = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).numpy()
+    return array
