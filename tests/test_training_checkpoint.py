@@ -263,7 +263,12 @@ def test_a_folder_that_is_not_free(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match=r"holds a run: go on with it by --resume .*--force"):
         train_spec(one)
     before = state(one)["model"]["head.weight"]
+    for name in ("bench.json", "report.html", "notes.txt"):
+        write(folder_of(one).path, name, "of the first run")
     train_spec(settings(tmp_path, epochs=1, seed=1), force=True)
+    left = {path.name for path in folder_of(one).path.iterdir()}
+    assert "notes.txt" in left
+    assert not left & {"bench.json", "report.html"}, "they told of another run"
     assert not torch.equal(before, state(one)["model"]["head.weight"])
     other = write(tmp_path, "mine/diary.txt", "dear")
     with pytest.raises(TrainError, match="mine is not empty and no run"):

@@ -12,6 +12,7 @@ from st3fx.report.markup import EMPTY, Markup, join, tag
 from st3fx.report.model_sections import no_model
 from st3fx.report.section import Section, facts_list
 from st3fx.report.table import Column, plain_table
+from st3fx.training.folder import RunFolder
 
 
 def training(facts: Facts) -> Section:
@@ -33,7 +34,7 @@ def latency(facts: Facts) -> Section:
     """What a benchmark measured."""
     title, bench = "How fast it is", facts.bench
     if bench is None:
-        target = facts.source / "bench.json" if facts.is_run else f"{facts.source}.bench.json"
+        target = RunFolder(facts.source).bench if facts.is_run else f"{facts.source}.bench.json"
         what = facts.source / "model.st3fx" if facts.is_run else facts.source
         again = "`st3fx report` finds it there" if facts.is_run else (
             f"`st3fx report --bench {target}` shows it"

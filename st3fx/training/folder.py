@@ -64,6 +64,16 @@ class RunFolder:
         """The state dict of the folded model."""
         return self.path / "folded.safetensors"
 
+    @property
+    def bench(self) -> Path:
+        """What ``st3fx bench -x`` measured, for the report."""
+        return self.path / "bench.json"
+
+    @property
+    def report(self) -> Path:
+        """What ``st3fx report`` writes."""
+        return self.path / "report.html"
+
     def check_new(self, *, force: bool) -> None:
         """Fail early if a new run cannot be written here. Writes nothing.
 
@@ -87,7 +97,8 @@ class RunFolder:
             TrainError: When it cannot be written.
         """
         try:
-            for old in (self.log, self.last, self.best, self.curves, self.folded):
+            files = (self.log, self.last, self.best, self.curves, self.folded)
+            for old in (*files, self.bench, self.report):
                 old.unlink(missing_ok=True)
             for folder in (self.tensorboard, self.bundle):
                 if folder.exists():

@@ -32,7 +32,6 @@ from st3fx.verbs.demo_folder import DemoFolder
 from st3fx.verbs.demo_result import DemoResult, DemoSettings
 from st3fx.verbs.deploy import export_spec, fold_spec
 from st3fx.verbs.driver import train_spec
-from st3fx.verbs.evidence import BENCH
 from st3fx.verbs.folded import Request
 from st3fx.verbs.reporting import write_report
 from st3fx.verbs.workflow import convert_spec, save_bundle
@@ -181,7 +180,7 @@ class _Demo:
             batch_sizes=(1,), threads=(1,), seconds=seconds, warmup=seconds / 4, seed=seed
         )
         result = benchmark(self.request, settings=how, progress=self.watcher.progress)
-        result.write(self.place.sparse.path / BENCH)
+        result.write(self.place.sparse.bench)
         return result
 
     def tell(self) -> ReportResult:

@@ -18,9 +18,6 @@ from st3fx.training.settings import from_dict
 from st3fx.training.toml_text import read_toml
 from st3fx.verbs.model_facts import measure
 
-BENCH = "bench.json"
-"""What a benchmark is called in the folder of a run."""
-
 
 def is_run(source: Path) -> bool:
     """Whether a folder is that of a run."""
@@ -74,7 +71,7 @@ def _training(folder: RunFolder) -> TrainingFacts:
 def _bench(source: Path, bench: str | Path | None) -> BenchResult | None:
     if bench is not None:
         return read_result(bench)
-    found = source / BENCH
+    found = RunFolder(source).bench
     return read_result(found) if is_run(source) and found.is_file() else None
 
 

@@ -10,6 +10,7 @@ from st3fx.report.png import to_png
 from st3fx.report.result import ReportResult
 from st3fx.report.section import Section
 from st3fx.report.write import check_folder, check_target, write_all
+from st3fx.training.folder import RunFolder
 from st3fx.verbs.evidence import gather, is_run
 from st3fx.version import VERSION
 
@@ -67,7 +68,7 @@ def write_report(
 def default_output(source: Path) -> Path:
     """Where the report of a run or a bundle is written."""
     if is_run(source):
-        return source / "report.html"
+        return RunFolder(source).report
     # A bundle's folder holds a bundle and nothing else.
     resolved = source.resolve()
     return resolved.with_name(f"{resolved.stem}.report.html")
