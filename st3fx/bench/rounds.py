@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import statistics
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class Timing:
         load_seconds: Until the end of the first call.
     """
 
-    turns: tuple[tuple[float, ...], ...]
+    turns: Sequence[Sequence[float]]
     peak: int | None
     runtime: str
     provider: str
@@ -82,7 +83,7 @@ def measure(
             latencies.append(statistics.median(process.warm(settings.warmup)))
         turns = _rounds(processes, latencies, settings, lambda text: report(f"{text} ({where})"))
         return [
-            Timing(tuple(map(tuple, own)), process.peak(), **process.ready)
+            Timing(own, process.peak(), **process.ready)
             for process, own in zip(processes, turns, strict=True)
         ]
 
@@ -92,9 +93,9 @@ def _rounds(
     latencies: Sequence[float],
     settings: BenchSettings,
     report: Callable[[str], None],
-) -> list[list[list[float]]]:
+) -> list[list[array[float]]]:
     order = random.Random(settings.seed)
-    turns: list[list[list[float]]] = [[] for _ in processes]
+    turns: list[list[array[float]]] = [[] for _ in processes]
     spent = [0.0] * len(processes)
     plan = _by_count if settings.iterations else _by_time
     for number, calls in enumerate(plan(max(latencies), settings, spent), 1):

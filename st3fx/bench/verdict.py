@@ -47,11 +47,11 @@ def _comparisons(rows: Sequence[BenchRow]) -> Iterator[str]:
     for (name, judgement), group in groups.items():
         range_ = _range(group)
         if judgement == "faster":
-            text = f"{name} is faster than {baseline}: {range_} as fast"
+            text = f"{name}: faster than {baseline}, {range_} as fast"
         elif judgement == "slower":
-            text = f"{name} is slower than {baseline}: {range_} as fast"
+            text = f"{name}: slower than {baseline}, {range_} as fast"
         else:
-            text = f"{name} is no faster than {baseline} beyond noise: {range_} as fast"
+            text = f"{name}: no faster than {baseline} beyond noise, {range_} as fast"
         yield f"{text}, {_places(group)}."
 
 
@@ -94,8 +94,8 @@ def _zeros(rows: Sequence[BenchRow]) -> Iterator[str]:
     for row in rows:
         if row.skips_zeros and row.bound and row.ratio is not None:
             yield (
-                f"{row.name} reaches {row.ratio.median:.2f} of the {row.bound:.2f} times that "
-                f"its multiplications allow, at batch {row.batch} with {_count(row.threads)}."
+                f"{row.name}: {row.ratio.median:.2f} of the {row.bound:.2f} times that the "
+                f"multiplications left allow, at batch {row.batch} with {_count(row.threads)}."
             )
 
 
