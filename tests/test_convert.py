@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -110,6 +111,13 @@ def test_train_and_eval_calls_may_differ(verify: bool) -> None:
         (Net(), image(), {"total_steps": 0}, PlanError, "total_steps=0: give the number"),
         (nn.ReLU(), image(), {}, PlanError, "no parameter that feeds a convolution"),
         (nn.LazyLinear(3), torch.randn(2, 3), {}, InputError, "lazy parameters"),
+        (
+            nn.Sequential(OrderedDict({'a "b"': nn.Linear(3, 3)})),
+            torch.randn(2, 3),
+            {},
+            InputError,
+            "has a quote, a backslash or a line break in it: rename it",
+        ),
         (nn.DataParallel(Net()), image(), {}, InputError, "wraps a model"),
     ],
 )
