@@ -37,41 +37,43 @@ def build(name: str) -> nn.Module:
     return model
 
 
-def inputs(name: str) -> tuple[Any, dict[str, Any]]:
-    """Positional and keyword arguments of one training call; small where the model allows it."""
+def inputs(name: str, batch: int = 2, *, larger: bool = False) -> tuple[Any, dict[str, Any]]:
+    """Positional and keyword arguments of one training call; small where the model allows it.
+
+    Args:
+        name: A model.
+        batch: Samples; a detector's images differ in size.
+        larger: Images of another size, where the model takes several.
+    """
     generator = torch.Generator().manual_seed(0)
+    more = 32 if larger else 0
 
     def images(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
     if _is(name, DETECTORS):
-        return ([images(3, 128, 160), images(3, 120, 128)], _targets(name)), {}
+        sizes = [(128 + more, 160) if i % 2 == 0 else (120, 128) for i in range(batch)]
+        return ([images(3, *size) for size in sizes], [_target(name, *s) for s in sizes]), {}
     if name.startswith("raft"):
-        return (images(2, 3, 128, 128), images(2, 3, 128, 128)), {"num_flow_updates": 2}
+        pair = (images(batch, 3, 128 + more, 128), images(batch, 3, 128 + more, 128))
+        return pair, {"num_flow_updates": 2}
     if name.startswith("mvit") or name == "s3d":
-        return (images(1, 3, 16, 224, 224),), {}
+        return (images(max(1, batch - 1), 3, 16, 224, 224),), {}
     if _is(name, VIDEO):
-        return (images(2, 3, 16, 64, 64),), {}
+        return (images(batch, 3, 16, 64 + more, 64),), {}
     size = 299 if "inception" in name else 224 if name.startswith(("vit", "maxvit")) else 96
-    return (images(2, 3, size, size),), {}
+    return (images(batch, 3, size + more, size + more),), {}
 
 
 def _is(name: str, family: tuple[str, ...]) -> bool:
     return any(part in name for part in family)
 
 
-def _targets(name: str) -> list[dict[str, Tensor]]:
-    targets = []
-    for _ in range(2):
-        boxes = torch.tensor([[10.0, 12.0, 60.0, 70.0], [30.0, 20.0, 100.0, 110.0]])
-        target = {"boxes": boxes, "labels": torch.tensor([1, 1])}
-        if name.startswith("maskrcnn"):
-            target["masks"] = torch.ones(2, 128, 160, dtype=torch.uint8)
-        if name.startswith("keypointrcnn"):
-            point = torch.tensor([40.0, 40.0, 1.0])
-            target["keypoints"] = point.expand(2, 17, 3).clone()
-        targets.append(target)
-    targets[1] = {
-        key: value[:, :120, :128] if key == "masks" else value for key, value in targets[1].items()
-    }
-    return targets
+def _target(name: str, height: int, width: int) -> dict[str, Tensor]:
+    boxes = torch.tensor([[10.0, 12.0, 60.0, 70.0], [30.0, 20.0, 100.0, 110.0]])
+    target = {"boxes": boxes, "labels": torch.tensor([1, 1])}
+    if name.startswith("maskrcnn"):
+        target["masks"] = torch.ones(2, height, width, dtype=torch.uint8)
+    if name.startswith("keypointrcnn"):
+        target["keypoints"] = torch.tensor([40.0, 40.0, 1.0]).expand(2, 17, 3).clone()
+    return target

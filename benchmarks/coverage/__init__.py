@@ -1,0 +1,1 @@
+"""Coverage: convert models of many libraries and compare each with its original."""

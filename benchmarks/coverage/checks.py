@@ -1,0 +1,122 @@
+"""Does a converted model compute what its original computes? Independent of our own verification.
+
+A check is ``True``, ``False``, or ``None`` where the original itself refuses the call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from benchmarks.coverage.case import Call
+
+Checks = dict[str, bool | None]
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """All tensors of an output, in order, through containers, dataclasses and caches."""
+    found: list[Tensor] = []
+    _collect(output, found, set())
+    return found
+
+
+def _collect(value: Any, found: list[Tensor], seen: set[int]) -> None:
+    if isinstance(value, Tensor):
+        found.append(value)
+        return
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif isinstance(leaf, Mapping):
+            _collect(list(leaf.values()), found, seen)
+        elif isinstance(leaf, list | tuple | set):
+            _collect(list(leaf), found, seen)
+        elif dataclasses.is_dataclass(leaf) or hasattr(leaf, "__dict__"):
+            if not isinstance(leaf, nn.Module | type) and not callable(leaf):
+                _collect(list(vars(leaf).values()), found, seen)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch, random and NumPy."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+def equal(left: Tensor | None, right: Tensor | None) -> bool:
+    """Equal bits, with NaNs equal to each other."""
+    if left is None or right is None:
+        return left is right
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    if left.is_sparse:
+        left, right = left.coalesce().to_dense(), right.coalesce().to_dense()
+    return torch.equal(left, right) or torch.equal(left.nan_to_num(), right.nan_to_num())
+
+
+def same(left: list[Tensor], right: list[Tensor]) -> bool:
+    """Equal lists of tensors."""
+    return len(left) == len(right) and all(map(equal, left, right))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, call: Call) -> list[Tensor]:
+    """The tensors of the eval output, detached from what later calls overwrite."""
+    args, kwargs = call
+    seed_everything(0)
+    return [tensor.clone() for tensor in tensors_of(model.eval()(*args, **kwargs))]
+
+
+def same_eval(left: nn.Module, right: nn.Module, call: Call) -> bool | None:
+    """Whether both give the same eval output; ``None`` if ``left`` refuses the call."""
+    buffers = [(b, b.clone()) for model in (left, right) for b in model.buffers()]
+    try:
+        wanted = evaluate(left, call)
+    except Exception:  # noqa: BLE001 - whatever a model raises on a size that it does not take
+        return None
+    given = evaluate(right, call)
+    for buffer, value in buffers:
+        buffer.copy_(value)
+    return same(wanted, given)
+
+
+def same_training(left: nn.Module, right: nn.Module, call: Call, seed: int) -> bool:
+    """Whether one training step gives both the same outputs, gradients and buffers."""
+    wanted, given = training_step(left, call, seed), training_step(right, call, seed)
+    return same(wanted[0], given[0]) and all(
+        equal(tensor, given[part].get(name))
+        for part in (1, 2)
+        for name, tensor in wanted[part].items()  # type: ignore[attr-defined]
+    )
+
+
+def training_step(
+    model: nn.Module, call: Call, seed: int
+) -> tuple[list[Tensor], dict[str, Tensor | None], dict[str, Tensor]]:
+    """Outputs, gradients, and buffers of a step without an optimizer; the model is as before."""
+    args, kwargs = call
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.train().zero_grad(set_to_none=True)
+    seed_everything(seed)
+    outputs = tensors_of(model(*args, **kwargs))
+    losses = [t.float().square().mean() for t in outputs if t.requires_grad and t.numel()]
+    if losses:
+        torch.stack(losses).sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name in before:
+                buffer.copy_(before[name])
+    return [tensor.detach() for tensor in outputs], gradients, buffers
