@@ -98,6 +98,11 @@ def selection_options(command: Command) -> Command:
         click.option("--skip-depthwise", is_flag=True, help="Leave depthwise convolutions dense."),
         click.option("--skip-first", is_flag=True, help="Leave the first site dense."),
         click.option("--skip-last", is_flag=True, help="Leave the last site dense."),
+        click.option(
+            "--include-tied",
+            is_flag=True,
+            help="Make the projection of a tied embedding sparse too; its lookups stay dense.",
+        ),
     )(command)
 
 

@@ -3,9 +3,11 @@
 1. A parameter that only multiplies, as it is or seen through views, is a site.
 2. A parameter from which the multiplied weight is computed (weight standardisation,
    ``weight_norm``) is a site after the computation, where the multiplying forward can be traced.
-3. Everything else that multiplies is skipped: a vector, a weight that is also read otherwise (a
-   tied embedding), a weight computed in a forward that cannot be traced, what the user leaves out;
-   and a layer's weight that does not multiply at all in the example.
+3. The projection of a tied embedding is a site where the user asks for it: its own forward
+   multiplies with the effective weight, and the embedding's lookups read the dense table.
+4. Everything else that multiplies is skipped: a vector, a weight that is also read otherwise, a
+   weight computed in a forward that cannot be traced, what the user leaves out; and a layer's
+   weight that does not multiply at all in the example.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from st3fx.core.selection import Selection
 from st3fx.core.sites import Layout, Site, SkippedSite
 from st3fx.errors import PlanError, TraceError
 from st3fx.passes.computed import ComputedWeight, computed_weights
-from st3fx.passes.names import ancestors, is_below, owner
+from st3fx.passes.layers import idle
+from st3fx.passes.names import ancestors, is_below, owner, submodule
+from st3fx.passes.operators import LOOKUPS
+from st3fx.passes.tied import projection
 from st3fx.passes.tracker import Multiplication, Observation
 
 
@@ -67,6 +72,8 @@ def discover(model: nn.Module, observation: Observation, selection: Selection) -
     aliases = _aliases(model)
     for name, uses in observation.multiplied().items():
         site = _direct_site(model, name, uses, observation, aliases[name])
+        if isinstance(site, Site) and observation.other_uses.get(name):
+            site = projection(site, observation, include=selection.include_tied)
         if isinstance(site, Site):
             _add(found, site, {use.module for use in uses})
         elif isinstance(site, SkippedSite):
@@ -74,7 +81,7 @@ def discover(model: nn.Module, observation: Observation, selection: Selection) -
         else:
             _add_computed(found, model, observation, name, uses)
     _select(found, model, selection)
-    found.skipped += _idle(model, set(observation.multiplied()))
+    found.skipped += idle(model, set(observation.multiplied()))
     if not found.sites:
         raise PlanError(_nothing_to_do(model, found))
     return found
@@ -105,9 +112,9 @@ def _direct_site(
         reason = f"{dtype}: only real floating-point weights have a magnitude to prune by"
     elif len(shape) < 2:
         reason = f"a vector of {shape[0] if shape else 1}: too few weights to prune"
-    elif others:
+    elif others - LOOKUPS:
         reason = f"also read by {', '.join(sorted(others))}"
-    elif any(isinstance(model.get_submodule(n), _SCRIPT) for n in _involved(name, uses)):
+    elif any(isinstance(submodule(model, n), _SCRIPT) for n in _involved(name, uses)):
         reason = "inside a ScriptModule"
     elif len({use.computed for use in uses}) == 2:
         reason = "multiplied both as it is and after a computation"
@@ -130,8 +137,7 @@ def _direct_site(
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor:
-    """Like ``get_parameter``, which refuses a ScriptModule's."""
-    parameter: Tensor = getattr(model.get_submodule(owner(name)), name.rpartition(".")[2])
+    parameter: Tensor = getattr(submodule(model, owner(name)), name.rpartition(".")[2])
     return parameter
 
 
@@ -183,20 +189,6 @@ def _add_computed(
             found.computed[weight.site.name] = weight
             return
     found.skipped.append(SkippedSite(name, shape, uses[0].op, "computed before it multiplies"))
-
-
-LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
-
-
-def _idle(model: nn.Module, observed: set[str]) -> list[SkippedSite]:
-    """Weights of layers that the example does not reach: in a branch not taken, or left over."""
-    owners = {name for name, module in model.named_modules() if isinstance(module, LAYERS)}
-    return [
-        SkippedSite(name, tuple(parameter.shape), "none", "does not multiply in the example")
-        for name, parameter in model.named_parameters()
-        if owner(name) in owners and "weight" in name.rpartition(".")[2]
-        if parameter.dim() > 1 and name not in observed
-    ]
 
 
 def _select(found: Discovery, model: nn.Module, selection: Selection) -> None:

@@ -20,7 +20,8 @@ def fold(model: nn.Module) -> nn.Module:
     """Fold a converted model in place.
 
     Pruned weights become exactly ``+0.0``; denormals are flushed. A module whose weight was
-    computed loses its parametrization, or is replaced by the plain layer of its kind.
+    computed loses its parametrization, or is replaced by the plain layer of its kind. The
+    projection of a tied embedding is untied.
 
     Args:
         model: A converted model; changed.
@@ -37,13 +38,40 @@ def fold(model: nn.Module) -> nn.Module:
     held = {item.site: item for forward in forwards for item in forward.held}
     with torch.no_grad():
         static = {name: clean(effective(item)) for name, item in held.items()}
+    untied = _projections(model, held)
     undo(model)
     for name, weight in static.items():
-        if held[name].compute is None:
-            held[name].weight().data = weight
-        else:
+        if held[name].compute is not None:
             model = _replace_computed(model, held[name], weight)
+        elif name in untied:
+            latent = held[name].weight()
+            own = nn.Parameter(weight, requires_grad=latent.requires_grad)
+            for module, parameter in untied[name]:
+                module.register_parameter(parameter, own)
+        else:
+            held[name].weight().data = weight
     return model
+
+
+def _projections(model: nn.Module, held: dict[str, Held]) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Sites whose parameter has a name without a threshold beside it -> their names with one.
+
+    These are projections of tied embeddings. The table stays dense, so the projection gets a
+    parameter of its own.
+    """
+    names: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                names.setdefault(id(parameter), []).append((module, name))
+    found = {}
+    for site, item in held.items():
+        places = names[id(item.weight())] if item.compute is None else []
+        state = f"{PREFIX}{{}}_threshold"
+        sparse = [(module, name) for module, name in places if hasattr(module, state.format(name))]
+        if len(sparse) < len(places):
+            found[site] = sparse
+    return found
 
 
 def undo(model: nn.Module) -> None:

@@ -1,6 +1,8 @@
-"""Full names: which module is below which."""
+"""Full names: which module is below which, and which module one means."""
 
 from __future__ import annotations
+
+from torch import nn
 
 
 def is_below(name: str, ancestor: str) -> bool:
@@ -22,3 +24,11 @@ def ancestors(name: str) -> set[str]:
     """``name`` and every module above it."""
     parts = name.split(".") if name else []
     return {".".join(parts[:count]) for count in range(len(parts) + 1)}
+
+
+def submodule(model: nn.Module, name: str) -> nn.Module:
+    """Like ``get_submodule``, which a ScriptModule refuses."""
+    found: nn.Module = model
+    for part in name.split(".") if name else ():
+        found = getattr(found, part)
+    return found

@@ -56,6 +56,12 @@ PAIR_PRODUCTS = frozenset(
 VECTOR_PRODUCTS = frozenset({"aten::mv", "aten::addmv", "aten::dot"})
 """With weights and buffers alone these compute a weight (spectral norm), and are no layer."""
 
+LOOKUPS = frozenset({"embedding", "_embedding_bag", "_embedding_bag_forward_only"})
+"""ATen operators that read rows of a table: of a tied embedding, beside the projection."""
+
+FX_LOOKUPS = frozenset({F.embedding, F.embedding_bag, torch.embedding, torch.embedding_bag})
+"""The same at the fx level."""
+
 ATEN_LAYOUT = frozenset(
     f"aten::{name}"
     for name in (

@@ -16,9 +16,11 @@ from st3fx.core.masks import put_mask
 from st3fx.core.sites import Site
 from st3fx.methods.base import Method
 from st3fx.passes.computed import computed_nodes, sources
-from st3fx.passes.discover import LAYERS, Discovery
+from st3fx.passes.discover import Discovery
 from st3fx.passes.islands import Archipelago
+from st3fx.passes.layers import LAYERS
 from st3fx.passes.names import ancestors, is_below, owner, relative
+from st3fx.passes.operators import FX_LOOKUPS
 from st3fx.passes.trace import Capture
 
 _METADATA = frozenset(
@@ -192,16 +194,22 @@ class SiteUses:
     def of(self, site: Site) -> tuple[str, dict[fx.Node, fx.Node]]:
         """The site's name as seen from the island, and its uses -> the weight's node.
 
-        Reading a shape is no use of a weight.
+        Reading a shape is no use of a weight, nor is a lookup.
         """
         if site.computed:
             return relative(site.name, self.island), self._computed_uses(site)
-        for home in homes(site):
-            local = relative(home, self.island) if is_below(owner(home), self.island) else None
-            node = self._attributes.get(local)
-            if local is not None and node is not None:
-                return local, {user: node for user in node.users if not _reads_metadata(user)}
+        below = [home for home in homes(site) if is_below(owner(home), self.island)]
+        for home in below:
+            # A graph may know the parameter by the embedding's name, which has no state beside it.
+            for name in (home, *site.parameters) if site.tied else (home,):
+                node = self._attributes.get(self._local(name))
+                if node is not None:
+                    users = [u for u in node.users if not _reads_metadata(u) and not _looks_up(u)]
+                    return relative(home, self.island), dict.fromkeys(users, node)
         return "", {}
+
+    def _local(self, name: str) -> str | None:
+        return relative(name, self.island) if is_below(owner(name), self.island) else None
 
     def _computed_uses(self, site: Site) -> dict[fx.Node, fx.Node]:
         prefix = f"{self.island}." if self.island else ""
@@ -216,6 +224,11 @@ def _reads_metadata(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in _METADATA
     return node.op == "call_function" and node.target is getattr and node.args[1] in _METADATA
+
+
+def _looks_up(node: fx.Node) -> bool:
+    """Whether a node reads rows of a tied embedding, which it does from the dense table."""
+    return node.op == "call_function" and node.target in FX_LOOKUPS
 
 
 def insert_op(

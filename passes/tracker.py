@@ -50,12 +50,14 @@ class Observation:
     Attributes:
         multiplications: An ordered set, in the order of their execution.
         other_uses: Parameter -> operators that mix it with activations without multiplying.
+        readers: Parameter -> modules whose own forward issued these.
         calls: Module -> the distinct ways in which it is called, each with its mode.
         macs: Parameter -> multiplications with all of its scalars in the call in train mode.
     """
 
     multiplications: dict[Multiplication, None] = field(default_factory=dict)
     other_uses: dict[str, set[str]] = field(default_factory=dict)
+    readers: dict[str, set[str]] = field(default_factory=dict)
     calls: dict[str, list[tuple[bool, CallSpec]]] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
 
@@ -134,15 +136,14 @@ class Tracker(TorchDispatchMode):
         self, func: Any, args: tuple[Any, ...], origins: list[_Origin], out: Any
     ) -> _Origin:
         name = func._schema.name
-        on_weights_only = name in VECTOR_PRODUCTS and _ACTIVATION not in origins
+        makes_weight = name in VECTOR_PRODUCTS or "parametrizations" in self._stack[-1].split(".")
+        on_weights_only = makes_weight and _ACTIVATION not in origins
         if name in ATEN_MULTIPLY and not on_weights_only:
             self._multiply(name, args, out)
             return _ACTIVATION
         if _ACTIVATION in origins:
             for parameter in frozenset[str]().union(*(o.parameters for o in origins)):
-                self._observation.other_uses.setdefault(parameter, set()).add(
-                    name.removeprefix("aten::")
-                )
+                self._read(parameter, name.removeprefix("aten::"))
             return _ACTIVATION
         layout_only = func.is_view or name in ATEN_LAYOUT
         if layout_only and len(origins) == 1:
@@ -155,8 +156,7 @@ class Tracker(TorchDispatchMode):
         if name in PAIR_PRODUCTS and all(self._made_of(args[p]) for p in positions):
             # A learned input (a query, a latent) times a weight: only the right side is the weight.
             for parameter in self._made_of(args[positions[0]]):
-                uses = self._observation.other_uses.setdefault(parameter, set())
-                uses.add("the product with another weight, as its input")
+                self._read(parameter, "the product with another weight, as its input")
         for position in positions:
             operand = args[position] if position < len(args) else None
             for tensor in pytree.tree_leaves(operand):
@@ -168,6 +168,10 @@ class Tracker(TorchDispatchMode):
                         macs = count_macs(name, args, tensor, position, out)
                         known = self._observation.macs.get(parameter, 0)
                         self._observation.macs[parameter] = known + macs
+
+    def _read(self, parameter: str, use: str) -> None:
+        self._observation.other_uses.setdefault(parameter, set()).add(use)
+        self._observation.readers.setdefault(parameter, set()).add(self._stack[-1])
 
     def _made_of(self, tensor: Tensor) -> frozenset[str]:
         origin = self._origin(tensor)

@@ -50,6 +50,7 @@ def convert(
     skip_depthwise: bool = False,
     skip_first: bool = False,
     skip_last: bool = False,
+    include_tied: bool = False,
     verify: bool = True,
     inplace: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -72,6 +73,8 @@ def convert(
         skip_depthwise: Leave depthwise convolutions dense.
         skip_first: Leave the first site dense.
         skip_last: Leave the last site dense.
+        include_tied: Make the projection of a tied embedding sparse. Its lookups stay dense, so
+            that ``fold`` unties the two: the projection gets a parameter of its own.
         verify: Compare with the original, which costs eight to ten training steps.
         inplace: Convert ``model`` itself.
         progress: Called with the name of each stage as it begins.
@@ -92,6 +95,7 @@ def convert(
         skip_depthwise=skip_depthwise,
         skip_first=skip_first,
         skip_last=skip_last,
+        include_tied=include_tied,
     )
     conversion = stages.Conversion(
         model if inplace else _copied(model),

@@ -23,27 +23,24 @@ Checks = dict[str, bool | None]
 def tensors_of(output: Any) -> list[Tensor]:
     """All tensors of an output, in order, through containers, dataclasses and caches."""
     found: list[Tensor] = []
-    _collect(output, found, set())
+    opened: dict[int, Any] = {}  # kept, so that no id is given twice
+    pending = [output]
+    while pending:
+        leaves = pytree.tree_leaves(pending.pop())
+        found += [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        for leaf in leaves:
+            if id(leaf) not in opened and not isinstance(leaf, Tensor | nn.Module):
+                opened[id(leaf)] = leaf
+                pending += _inside(leaf)
     return found
 
 
-def _collect(value: Any, found: list[Tensor], seen: set[int]) -> None:
-    if isinstance(value, Tensor):
-        found.append(value)
-        return
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif isinstance(leaf, Mapping):
-            _collect(list(leaf.values()), found, seen)
-        elif isinstance(leaf, list | tuple | set):
-            _collect(list(leaf), found, seen)
-        elif dataclasses.is_dataclass(leaf) or hasattr(leaf, "__dict__"):
-            if not isinstance(leaf, nn.Module | type) and not callable(leaf):
-                _collect(list(vars(leaf).values()), found, seen)
+def _inside(leaf: Any) -> list[Any]:
+    """What an object that is no container to torch holds."""
+    if isinstance(leaf, Mapping):
+        return list(leaf.values())
+    is_plain = dataclasses.is_dataclass(leaf) or hasattr(leaf, "__dict__")
+    return list(vars(leaf).values()) if is_plain and not callable(leaf) else []
 
 
 def seed_everything(seed: int) -> None:

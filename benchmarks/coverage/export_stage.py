@@ -1,4 +1,4 @@
-"""Stage *export*: the dense original through ``torch.onnx.export``, the folded model through ours."""
+"""Stage *export*: the dense original by ``torch.onnx.export``, the folded model by ours."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Stages *nncf* and *torch-pruning*: what share of the prunable weights the peers reach.
 
-Both get the model, its example and the same question as we do: how many of the scalars that multiply
-can you prune? NNCF masks weights (unstructured magnitude pruning); Torch-Pruning removes channels,
-so its figure is the weights of layers that belong to a group from which it may remove some.
+Both get the model, its example, and the question that we answer: how many of the scalars that
+multiply can you prune? NNCF masks weights (unstructured magnitude pruning); Torch-Pruning removes
+channels, so its figure is the weights of layers in the groups from which it may remove some.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def torch_pruning(case: Case) -> dict[str, Any]:
     torch.manual_seed(0)
     model = case.build().eval()
     args, kwargs = case.inputs(case.batch, False)
-    example: Any = args if not kwargs else kwargs
+    example: Any = kwargs or args
     importance = tp.importance.MagnitudeImportance(p=2)
     pruner = tp.pruner.MagnitudePruner(
         model,

@@ -14,7 +14,9 @@ from torch import nn
 import st3fx
 
 UNUSED = "does not multiply in the example"
-TIED = "tied"
+TIED = "tied: an embedding reads its rows too"
+INPUT = "the product with another weight, as its input"
+"""Reasons for which a parameter is no weight that could be pruned."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class Reached:
 
     Attributes:
         sparse: In sites.
-        total: In all that multiply in the example, but for tied embeddings.
-        tied: In embeddings that stay dense because a table of vectors is read from them.
+        total: In all weights that multiply in the example, but for tied embeddings.
+        tied: In embeddings that stay dense by default, because rows are read from them.
+        inputs: In learned inputs (queries, position tables), which weights multiply.
         unused: In layers that the example does not reach.
         missing: Names of weights that the plan does not name.
     """
@@ -32,6 +35,7 @@ class Reached:
     sparse: int
     total: int
     tied: int
+    inputs: int
     unused: int
     missing: tuple[str, ...]
 
@@ -51,11 +55,13 @@ def reached(model: nn.Module, plan: st3fx.SparsityPlan) -> Reached:
         for name, parameter in _of_known_types(model)
         if name not in named and id(parameter) not in known
     }
-    tied = sum(item.numel for item in plan.skipped if item.reason.startswith(TIED))
-    unused = sum(item.numel for item in plan.skipped if item.reason == UNUSED)
-    left = sum(item.numel for item in plan.skipped) - tied - unused
+    tied, inputs, unused = (
+        sum(item.numel for item in plan.skipped if reason in item.reason)
+        for reason in (TIED, INPUT, UNUSED)
+    )
+    left = sum(item.numel for item in plan.skipped) - tied - inputs - unused
     total = plan.numel + left + sum(missing.values())
-    return Reached(plan.numel, total, tied, unused, tuple(missing))
+    return Reached(plan.numel, total, tied, inputs, unused, tuple(missing))
 
 
 def _of_known_types(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

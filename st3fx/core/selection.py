@@ -28,6 +28,7 @@ class Selection:
         skip_depthwise: Leave out convolutions with one input channel per filter.
         skip_first: Leave out the first site in the order of execution.
         skip_last: Leave out the last site in the order of execution.
+        include_tied: Make the projection of a tied embedding sparse; its lookups stay dense.
     """
 
     include: tuple[Selector, ...] = ()
@@ -35,6 +36,7 @@ class Selection:
     skip_depthwise: bool = False
     skip_first: bool = False
     skip_last: bool = False
+    include_tied: bool = False
 
     @classmethod
     def of(
@@ -45,9 +47,11 @@ class Selection:
         skip_depthwise: bool = False,
         skip_first: bool = False,
         skip_last: bool = False,
+        include_tied: bool = False,
     ) -> Selection:
         """From what a user passes: nothing, one selector, or several."""
-        return cls(_tuple(include), _tuple(exclude), skip_depthwise, skip_first, skip_last)
+        chosen = _tuple(include), _tuple(exclude)
+        return cls(*chosen, skip_depthwise, skip_first, skip_last, include_tied)
 
     def reasons(self, sites: Sequence[Site], model: nn.Module) -> dict[str, str]:
         """Why sites are left out, by name; sites that are chosen are not in it.

@@ -34,7 +34,8 @@ class Site:
     Attributes:
         name: Full name of the weight, e.g. ``layer1.0.conv1.weight``.
         parameters: Full names of the parameters that it is made of: its own name, or, for a
-            computed weight (standardised, ``weight_norm``), those that the computation reads.
+            computed weight (standardised, ``weight_norm``), those that the computation reads; of
+            a tied embedding's projection, all names of the parameter.
         aliases: Other names of the same parameter (tied weights).
         shape: Shape of the weight.
         op: What multiplies with it: ``conv2d``, ``linear``, ``matmul``, ...
@@ -43,6 +44,7 @@ class Site:
         computed: Whether the weight is computed from its parameters before it multiplies.
         groups: Groups of the convolution; 1 for everything else.
         cost: How often each scalar multiplies in one call of the example in training.
+        tied: Whether the parameter is an embedding's table too, whose lookups read it as it is.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Site:
     computed: bool = False
     groups: int = 1
     cost: int = 1
+    tied: bool = False
 
     @property
     def numel(self) -> int:

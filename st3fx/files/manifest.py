@@ -53,6 +53,7 @@ class Recipe:
         skip_depthwise: Leave depthwise convolutions dense.
         skip_first: Leave the first site dense.
         skip_last: Leave the last site dense.
+        include_tied: Make the projections of tied embeddings sparse.
         seed: For building the model and for the values of the inputs.
         num_classes: Outputs that a library model was built with; ``None``: its default.
         in_channels: Channels of its input.
@@ -70,6 +71,7 @@ class Recipe:
     skip_depthwise: bool = False
     skip_first: bool = False
     skip_last: bool = False
+    include_tied: bool = False
     seed: int = 0
     num_classes: int | None = None
     in_channels: int | None = None

@@ -31,7 +31,7 @@ def convert_command(recipe: Recipe, bundle: Path) -> str:
         if name in recipe.method:
             words += [f"--{name}", f"{recipe.method[name]:g}"]
     for name in ("total_steps", "include", "exclude", "skip_depthwise", "skip_first", "skip_last",
-                 "seed"):  # fmt: skip
+                 "include_tied", "seed"):  # fmt: skip
         value = getattr(recipe, name)
         if value not in (None, (), False, 0):
             words += _option(f"--{name.replace('_', '-')}", value)

@@ -37,6 +37,7 @@ class Settings:
     skip_depthwise: bool = setting("model", False, "Leave depthwise convolutions dense.")
     skip_first: bool = setting("model", False, "Leave the first site dense.")
     skip_last: bool = setting("model", False, "Leave the last site dense.")
+    include_tied: bool = setting("model", False, "Make tied embeddings' projections sparse.")
 
     data: str = setting(
         "data", "fashion-mnist-mini",

@@ -21,6 +21,7 @@ from st3fx.verbs.workflow import convert_spec, load_bundle
 
 _OF_THE_CONVERSION = (
     "weights", "inputs", "include", "exclude", "skip_depthwise", "skip_first", "skip_last",
+    "include_tied",
 )  # fmt: skip
 """Settings that a bundle was made with."""
 
@@ -86,6 +87,7 @@ def from_spec(
         skip_depthwise=settings.skip_depthwise,
         skip_first=settings.skip_first,
         skip_last=settings.skip_last,
+        include_tied=settings.include_tied,
         seed=settings.seed,
         num_classes=data.num_classes,
         in_channels=shape[0] if shape else None,

@@ -91,6 +91,7 @@ def convert_spec(
         skip_depthwise=recipe.skip_depthwise,
         skip_first=recipe.skip_first,
         skip_last=recipe.skip_last,
+        include_tied=recipe.include_tied,
         verify=verify,
         # The model was built for this alone: a copy would only cost its memory.
         inplace=True,

@@ -89,9 +89,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Inputs] | tuple[Any, Inputs, dic
         {"batch": 8},
     ),
     "MultiheadAttention": (lambda: nn.MultiheadAttention(16, 2, batch_first=True), _attention),
-    "MultiheadAttention, masked": (
-        lambda: nn.MultiheadAttention(16, 2, batch_first=True, add_bias_kv=True, add_zero_attn=True),
-        lambda batch, changed: (_attention(batch, changed)[0], {}),
+    "MultiheadAttention, bias": (
+        lambda: nn.MultiheadAttention(16, 2, 0.1, True, True, add_zero_attn=True, batch_first=True),
+        _attention,
     ),
     "MultiheadAttention, causal": (
         lambda: nn.MultiheadAttention(16, 2, batch_first=True), _attention_with_mask
@@ -133,6 +133,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Inputs] | tuple[Any, Inputs, dic
     "experts, dense": (lambda: models.Experts(routed=False), SEQUENCE),
     "experts, routed": (lambda: models.Experts(routed=True), SEQUENCE),
     "tied embedding": (models.Tied, _tokens),
+    "tied embedding, projection": (models.Tied, _tokens, {"options": {"include_tied": True}}),
     "shared": (models.Twice, SEQUENCE),
     "ensemble": (models.Ensemble, tensors(8)),
     "checkpointed": (models.Checkpointed, SEQUENCE),

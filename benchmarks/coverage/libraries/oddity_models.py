@@ -1,3 +1,4 @@
+# ruff: noqa: D102 - what a model does, its class says
 """Small models that use weights in ways no layer of torch.nn does."""
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ MODELS: dict[str, tuple[type[nn.Module], dict[str, Any], dict[str, Any], int]] =
     "CLIP, ResNet": (CLIP, _RESNET, _TEXT, 32),
     "CustomTextCLIP": (CustomTextCLIP, _VIT, _TEXT, 32),
     "CLIP, timm": (CLIP, _TIMM, _TEXT, 160),
-    "CoCa": (CoCa, {**_VIT, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+    "CoCa": (CoCa, {**_VIT, "attentional_pool": True, "attn_pooler_heads": 2,
+                    "output_tokens": True},
              {**_TEXT, "embed_cls": True, "output_tokens": True}, 32),
 }  # fmt: skip
 """Name -> class, image tower, text tower, pixels."""

@@ -45,6 +45,11 @@ def text(batch: int, changed: bool) -> Call:
     return (), {"input_ids": integers(99, batch, 13 if changed else 9), "use_cache": False}
 
 
+def alone(batch: int, changed: bool) -> Call:
+    """Tokens and nothing else."""
+    return (), {"input_ids": integers(99, batch, 13 if changed else 9)}
+
+
 def masked(batch: int, changed: bool) -> Call:
     """Tokens with a padding mask."""
     tokens = integers(99, batch, 13 if changed else 9)
@@ -117,7 +122,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Inputs]] = {
     "funnel": ("funnel", "FunnelModel", {"vocab_size": 99, "d_model": 32, "n_head": 4, "d_head": 8,
                                          "d_inner": 64, "block_sizes": [1, 1],
                                          "num_decoder_layers": 1}, masked),
-    "fnet": ("fnet", "FNetModel", _SMALL, lambda b, c: ((), {"input_ids": text(b, c)[1]["input_ids"]})),
+    "fnet": ("fnet", "FNetModel", _SMALL, alone),
     # decoders
     "gpt2": ("gpt2", "GPT2LMHeadModel", _GPT, text),
     "gpt2, cache": ("gpt2", "GPT2LMHeadModel", _GPT, cached),
@@ -186,18 +191,24 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Inputs]] = {
 """Name -> model type, class, configuration, and inputs."""
 
 
+TIED = ("bert, pretraining", "gpt2", "gemma", "t5", "bart", "whisper", "mamba")
+"""Models that are converted a second time, with include_tied."""
+
+
 def names() -> list[str]:
-    """All configurations."""
-    return list(CASES)
+    """All configurations, then some with the projections of their tied embeddings."""
+    return [*CASES, *(f"{name}, projection" for name in TIED)]
 
 
 def case(name: str) -> Case:
     """One configuration."""
-    model_type, kind, settings, inputs = CASES[name]
+    untied = name.removesuffix(", projection")
+    model_type, kind, settings, inputs = CASES[untied]
+    options = {"include_tied": True} if untied != name else {}
 
     def build() -> nn.Module:
         configuration = AutoConfig.for_model(model_type, **settings)
         make: Callable[[Any], nn.Module] = getattr(transformers, kind)
         return make(configuration)
 
-    return Case(name, build, inputs, batch=3)
+    return Case(name, build, inputs, options, batch=3)
