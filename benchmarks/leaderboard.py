@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import record
+from st3fx.training.recipes import RECIPES
 from st3fx.training.settings import Settings
 from st3fx.verbs.driver import train_spec
 
@@ -68,11 +69,14 @@ class Entry:
         settings: What differs from the others'.
         strength: For learned thresholds: the setting that makes it sparser, and its value for each
             sparsity, by length.
+        recipes: For the row of our own recipes: the one for each sparsity, by length. It may change
+            what the other rows have in common, but for the model, the data and the epochs.
     """
 
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
     strength: dict[str, dict[float, str]] | None = None
+    recipes: dict[str, dict[float, str]] | None = None
 
 
 STRENGTHS: dict[str, dict[str, dict[float, str]]] = {
@@ -98,6 +102,10 @@ ENTRIES = {
     "GMP": Entry("gmp"),
     "STR": Entry("str", {"method_options": ("initial=-150",)}, STRENGTHS["str"]),
     "DST": Entry("dst", strength=STRENGTHS["dst"]),
+    "our recipe": Entry(
+        "recipe",
+        recipes={"cpu": {0.90: "short", 0.95: "short", 0.98: "short-sparse", 0.99: "short-sparse"}},
+    ),
 }
 
 
@@ -106,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=tuple(LENGTHS), default="cpu")
     parser.add_argument("--show", action="store_true", help="run nothing")
-    parser.add_argument("--only", help="one method, as st3fx names it, or 'dense'")
+    parser.add_argument("--only", help="one method as st3fx names it, 'dense' or 'recipe'")
     parser.add_argument("--sparsity", type=float)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--try", dest="trial", help="a method's setting NAME=VALUE; not recorded")
@@ -151,7 +159,10 @@ def missing(rows: list[dict[str, Any]], device: str) -> list[tuple[str | None, f
 
 def _is_ready(entry: Entry, device: str, sparsity: float) -> bool:
     """Whether it is known how to reach a sparsity."""
-    return entry.strength is None or sparsity in entry.strength.get(device, {})
+    return all(
+        table is None or sparsity in table.get(device, {})
+        for table in (entry.strength, entry.recipes)
+    )
 
 
 def run(
@@ -164,6 +175,8 @@ def run(
     else:
         chosen = ENTRIES[entry]
         settings.update(method=chosen.method, **chosen.settings)
+        if chosen.recipes is not None:
+            settings.update(RECIPES[chosen.recipes[device][sparsity]])
         if chosen.strength is not None:
             strength = trial or chosen.strength[device][sparsity]
             own = settings.get("method_options", ())

@@ -107,8 +107,15 @@ def test_recipes_are_settings(name: str) -> None:
     method = make_method(settings)
     assert isinstance(method, ScheduledMethod)
     assert settings.recipe == name
-    # Epochs of the reference, as shares of the run.
-    begin, end = (5, 80) if name == "st3-cifar" else (5, 50)
+    assert method.name == RECIPES[name]["method"]
+    assert (method.schedule.begin, method.schedule.end) == RECIPES[name]["ramp"]
+
+
+@pytest.mark.parametrize(("name", "begin", "end"), [("st3-cifar", 5, 80), ("st3-imagenet", 5, 50)])
+def test_ramps_of_the_reference(name: str, begin: int, end: int) -> None:
+    settings = resolve({"recipe": name})
+    method = make_method(settings)
+    assert isinstance(method, ScheduledMethod)
     assert method.schedule == CubicSchedule(begin / settings.epochs, end / settings.epochs)
     steps_per_epoch = 391
     total = settings.epochs * steps_per_epoch
