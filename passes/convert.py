@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from st3fx.core.forward import SparseForward
 from st3fx.core.inputs import Example
 from st3fx.core.selection import Selection
+from st3fx.core.site_state import homes, state_name
 from st3fx.core.sites import IslandInfo, SparsityPlan
 from st3fx.core.state import single_thread
 from st3fx.errors import VerificationError
@@ -21,7 +22,7 @@ from st3fx.passes.fold import undo
 from st3fx.passes.islands import Archipelago, capture_islands
 from st3fx.passes.names import is_below
 from st3fx.passes.observe import observe as _observe
-from st3fx.passes.rewrite import Rewriter, homes, state_name
+from st3fx.passes.rewrite import Rewriter
 from st3fx.passes.tracker import Observation
 from st3fx.passes.verify import differs
 

@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 from st3fx.core import cache
 from st3fx.core.forward import Held, SparseForward, sparse_forwards
 from st3fx.core.masks import unwatch_loading
+from st3fx.core.unloaded import unwatch as unwatch_values
 from st3fx.errors import FoldError
 from st3fx.passes.plain import plain_layer
 
@@ -80,6 +81,7 @@ def undo(model: nn.Module) -> None:
         cache.forget(item.weight() for item in forward.held if item.compute is None)
         forward.uninstall()
     unwatch_loading(model)
+    unwatch_values(model)
     _strip(model)
 
 

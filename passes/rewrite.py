@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from st3fx.core.forward import Held, Lent, SparseForward
 from st3fx.core.graphs import Variant
-from st3fx.core.masks import put_mask
+from st3fx.core.site_state import homes, put_state, state_name
 from st3fx.core.sites import Site
 from st3fx.methods.base import Method
 from st3fx.passes.computed import computed_nodes, sources
@@ -32,16 +32,6 @@ _METADATA = frozenset(
 """Attributes and methods of a weight that say nothing of its values."""
 
 
-def state_name(parameter: str, name: str) -> str:
-    """Name of a method's tensor beside a parameter: ``st3fx_weight_threshold``."""
-    return f"st3fx_{parameter}_{name}"
-
-
-def homes(site: Site) -> list[str]:
-    """Full names under which a site's state is kept: its own and its aliases'."""
-    return [site.name, *site.aliases]
-
-
 @dataclass(frozen=True)
 class Rewriter:
     """Rewrites the graphs and forwards of one model for one method."""
@@ -50,30 +40,9 @@ class Rewriter:
     found: Discovery
     method: Method
 
-    def add_state(self) -> dict[str, tuple[str, ...]]:
-        """Give each site's owner the method's tensors; returns their names by site."""
-        names = {}
-        for site in self.found.sites:
-            weight = self._like(site)
-            state = self.method.state(site, weight)
-            names[site.name] = tuple(state)
-            for home in homes(site):
-                module = self.model.get_submodule(owner(home))
-                parameter = home.rpartition(".")[2]
-                for key, tensor in state.items():
-                    _register(module, state_name(parameter, key), tensor)
-        return names
-
-    def _like(self, site: Site) -> Tensor:
-        """A tensor with the shape and the device of a site's weight, which may be computed."""
-        parameter = self.model.get_parameter(site.parameters[0])
-        return (
-            parameter.detach() if parameter.shape == site.shape else parameter.new_empty(site.shape)
-        )
-
     def forwards(self, islands: Archipelago) -> list[SparseForward]:
         """A sparse forward for every island and every module that holds a site."""
-        state = self.add_state()
+        state = {site.name: put_state(self.model, site, self.method) for site in self.found.sites}
         captures = dict(islands.captures)
         for weight in self.found.computed.values():
             # Its own forward cannot be swapped into: it always needs a graph.
@@ -159,16 +128,6 @@ class Rewriter:
         root = self.model.get_submodule(name)
         inlined = [root.get_submodule(path) for path in capture.inlined if path]
         return Variant(mode, capture.spec, graph, capture.guards, [root, *inlined])
-
-
-def _register(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """A learned threshold is one parameter under all names of a tied weight; a buffer is copied."""
-    if isinstance(tensor, nn.Parameter):
-        module.register_parameter(name, tensor)
-    elif tensor.numel():
-        module.register_buffer(name, tensor.clone())
-    else:
-        put_mask(module, name, tensor.clone())
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

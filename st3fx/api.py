@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from st3fx.core.inputs import Example
 from st3fx.core.masks import watch_loading
 from st3fx.core.selection import Selection, Selectors
 from st3fx.core.state import copied
+from st3fx.core.unloaded import buffers_on_meta, on_meta
+from st3fx.core.unloaded import watch as watch_values
 from st3fx.errors import FoldError, InputError, PlanError
 from st3fx.methods import Method
 from st3fx.methods.st3 import ST3
@@ -59,6 +62,9 @@ def convert(
 
     Before the first threshold it computes what the original computes, bit for bit.
 
+    A model on the meta device is converted by shapes alone, and not verified. Give it its values
+    afterwards: ``load_state_dict(weights, assign=True)``, or ``to_empty`` and then load.
+
     Args:
         model: Any model; not touched unless ``inplace``.
         example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments,
@@ -75,7 +81,8 @@ def convert(
         skip_last: Leave the last site dense.
         include_tied: Make the projection of a tied embedding sparse. Its lookups stay dense, so
             that ``fold`` unties the two: the projection gets a parameter of its own.
-        verify: Compare with the original, which costs eight to ten training steps.
+        verify: Compare with the original, which costs eight to ten training steps; left out where
+            parameters have no values.
         inplace: Convert ``model`` itself.
         progress: Called with the name of each stage as it begins.
 
@@ -103,15 +110,21 @@ def convert(
         method if method is not None else ST3(),
         selection,
     )
+    unloaded = on_meta(conversion.model)
+    if unloaded:
+        conversion.example = conversion.example.on_meta()
     try:
-        for stage in CONVERT if verify else CONVERT[:-1]:
-            if progress is not None:
-                progress(stage.__name__)
-            stage(conversion)
+        with buffers_on_meta(conversion.model) if unloaded else contextlib.nullcontext():
+            for stage in CONVERT if verify and not unloaded else CONVERT[:-1]:
+                if progress is not None:
+                    progress(stage.__name__)
+                stage(conversion)
     except BaseException:
         undo(conversion.model)  # the user's own model, if in place
         raise
     _attach(conversion.model, conversion, total_steps, update_every)
+    if unloaded:
+        watch_values(conversion.model)
     return conversion.model, Sparsifier(conversion.model)
 
 

@@ -15,6 +15,7 @@ from st3fx.core.masks import put_mask
 from st3fx.core.shards import Spread, local, spread_of, whole
 from st3fx.core.sites import Site, SparsityPlan
 from st3fx.core.threshold import GlobalThreshold
+from st3fx.core.unloaded import complete
 from st3fx.errors import EmptyLayerWarning, StateError
 from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod, check_sparsity
 
@@ -92,6 +93,7 @@ class Sparsifier:
             StateError: If the method needs the number of steps and ``convert`` was not given it, or
                 weights are NaN.
         """
+        complete(self.model)
         method = self.method
         total = self._total_steps() if isinstance(method, ScheduledMethod) else 0
         steps = self.steps + 1
@@ -119,9 +121,11 @@ class Sparsifier:
 
         Raises:
             MethodError: For a sparsity outside [0, 1).
-            StateError: If thresholds are learned or masks are frozen, or weights are NaN.
+            StateError: If thresholds are learned or masks are frozen, or weights are NaN or on the
+                meta device.
         """
         check_sparsity(sparsity)
+        complete(self.model)
         method = self.method
         if not isinstance(method, ScheduledMethod):
             raise StateError(f"{method.name} learns its thresholds: no sparsity can be set")

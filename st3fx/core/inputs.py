@@ -45,6 +45,11 @@ class Example:
             "arguments, or a dict of keyword arguments"
         )
 
+    def on_meta(self) -> Example:
+        """The same call with tensors that have no values."""
+        args, kwargs = pytree.tree_map_only(Tensor, _to_meta, (self.args, self.kwargs))
+        return Example(args, kwargs)
+
     def larger_batch(self) -> Example | None:
         """The same call with one more sample, or ``None`` where no common batch is seen."""
         leaves, spec = pytree.tree_flatten((self.args, self.kwargs))
@@ -62,3 +67,7 @@ class Example:
         ]
         args, kwargs = pytree.tree_unflatten(grown, spec)
         return Example(args, kwargs)
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("meta").requires_grad_(tensor.requires_grad)

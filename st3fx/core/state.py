@@ -61,7 +61,10 @@ def _copy(value: Any) -> Any:
 def _same(now: dict[str, Any], saved: dict[str, Any], objects: dict[str, Any], key: str) -> bool:
     if key not in saved or key not in now or now[key] is not objects[key]:
         return False
-    value, before = now[key], saved[key]
+    return _same_content(now[key], saved[key])
+
+
+def _same_content(value: Any, before: Any) -> bool:
     if isinstance(value, dict):
         return list(value) == list(before) and all(value[k] is before[k] for k in value)
     if isinstance(value, list):
@@ -70,11 +73,12 @@ def _same(now: dict[str, Any], saved: dict[str, Any], objects: dict[str, Any], k
 
 
 def _restore(target: dict[str, Any], key: str, original: Any, content: Any) -> None:
-    if isinstance(original, dict | set):
-        original.clear()
-        original.update(content)
-    elif isinstance(original, list):
-        original[:] = content
+    if not _same_content(original, content):  # a frozen dict refuses to be set back
+        if isinstance(original, dict | set):
+            original.clear()
+            original.update(content)
+        elif isinstance(original, list):
+            original[:] = content
     target[key] = original
 
 

@@ -129,3 +129,21 @@ def test_a_trial_run_leaves_buffers_flags_and_generators() -> None:
     assert {name: module.training for name, module in model.named_modules()} == flags
     assert model.log == [1]
     assert rng_states() == before
+
+
+class Frozen(dict):  # type: ignore[type-arg]
+    """A configuration that refuses to be changed, as diffusers' models have one."""
+
+    def clear(self) -> None:
+        raise TypeError("frozen")
+
+    update = clear  # type: ignore[assignment]
+
+
+def test_what_did_not_change_is_not_written() -> None:
+    model = nn.Linear(2, 2)
+    model.config = Frozen(width=2)  # type: ignore[assignment]
+    with preserved(model):
+        model.__dict__["other"] = 1
+    assert model.config == {"width": 2}
+    assert not hasattr(model, "other")
