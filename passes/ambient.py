@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
-import re
-import sys
 import traceback
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,14 +18,13 @@ from st3fx.errors import TraceError
 _TORCH = str(Path(torch.__file__).parent)
 _TRACERS = (str(Path(_TORCH) / "fx"), str(Path(__file__).parent))
 
-_PLAIN_WORDS = {
-    "symbolically traced variables cannot be used as inputs to control flow": (
-        "branches on a tensor or a shape"
-    ),
-    "Proxy object cannot be iterated": "iterates over a tensor or a shape",
-    "'len' is not supported in symbolic tracing": "asks for the length of a tensor",
-}
-"""torch.fx's words -> ours."""
+
+def is_ours(file: str) -> bool:
+    """Whether a file is torch's or ours, and not the model's code."""
+    return file.startswith((_TORCH, _TRACERS[1], _CORE))
+
+
+_CORE = str(Path(__file__).parents[1] / "core")
 
 
 class RefuseRealTensors(TorchDispatchMode):
@@ -45,9 +40,6 @@ class RefuseRealTensors(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-_KNOW_PROXIES = re.compile(r"(torch|st3fx)(?!\.nn\.modules)(\.|$)")
-"""Modules that tell proxies from tensors themselves; torch's layers are code like the user's."""
-
 _CONTEXTS: tuple[type[Any], ...] = (
     torch.autocast,
     torch.no_grad,
@@ -58,43 +50,29 @@ _CONTEXTS: tuple[type[Any], ...] = (
 
 
 @contextlib.contextmanager
-def refused_contexts() -> Iterator[None]:
-    """Refuse code that enters one of torch's contexts, though it may change nothing just now."""
+def refused_contexts(tracer: Any) -> Iterator[None]:
+    """Refuse code that enters one of torch's contexts, though it may change nothing just now.
+
+    Args:
+        tracer: While its ``answers`` is false, values are computed and contexts are entered.
+    """
     entries = [(kind, kind.__enter__) for kind in _CONTEXTS]
 
-    def refuse(context: Any) -> None:
-        raise TraceError(f"enters {type(context).__name__}")
+    def refusal(enter: Any) -> Any:
+        def refuse(context: Any) -> Any:
+            if tracer.answers:
+                raise TraceError(f"enters {type(context).__name__}")
+            return enter(context)
 
-    for kind, _ in entries:
-        kind.__enter__ = refuse
+        return refuse
+
+    for kind, enter in entries:
+        kind.__enter__ = refusal(enter)
     try:
         yield
     finally:
         for kind, enter in entries:
             kind.__enter__ = enter
-
-
-@contextlib.contextmanager
-def proxies_are_tensors() -> Iterator[None]:
-    """Let a model's code that asks for the type of a proxy hear what its tensor would answer.
-
-    fx itself must go on telling proxies from tensors, so the answer depends on who asks.
-    """
-    ask = builtins.isinstance
-
-    def answer(value: Any, kinds: Any) -> bool:
-        if type(value) is fx.Proxy:
-            asker = sys._getframe(1).f_globals.get("__name__", "")
-            if not _KNOW_PROXIES.match(asker):
-                kinds = kinds.__args__ if type(kinds) is types.UnionType else kinds
-                return issubclass(Tensor, kinds)
-        return ask(value, kinds)
-
-    builtins.isinstance = answer
-    try:
-        yield
-    finally:
-        builtins.isinstance = ask
 
 
 def ambient_state() -> tuple[Any, ...]:
@@ -116,9 +94,6 @@ def reason_of(error: BaseException) -> str:
     message = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if " at " in message and ".py:" in message:
         return message  # passed on from a submodule
-    for known, plain in _PLAIN_WORDS.items():
-        if message.startswith(known):
-            message = plain
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

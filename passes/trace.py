@@ -4,16 +4,18 @@ Beyond ``torch.fx.Tracer``:
 
 * Submodules without sites stay calls (batch norm, dropout, stochastic depth): they keep their own
   state, randomness and hooks. A submodule that cannot be traced becomes such a call too.
+* Proxies answer where Python needs a value: a size that the code branches on, a length, a type. The
+  answer comes from the observed call's shapes, without data, and is a guard.
 * Every attribute that the traced code read is a guard: where one has another value later (a
   ``training`` flag, a drop rate, a replaced child), the graph does not apply.
-* Fail closed: ``no_grad``, ``autocast``, checkpointing, attributes that a forward writes, numbers
-  drawn or buffers read while tracing are refused, because a graph would lose them silently.
+* Fail closed: a branch on a tensor's data, ``no_grad``, ``autocast``, checkpointing, attributes
+  that a forward writes, numbers drawn in Python or buffers read while tracing are refused, because
+  a graph would lose them silently.
 """
 
 from __future__ import annotations
 
-import collections
-import contextlib
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,19 +23,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from st3fx.core.calls import CallSpec, frozen
-from st3fx.core.graphs import Guard, has_hooks, ordered_dict
+from st3fx.core.calls import CallSpec
+from st3fx.core.graphs import Guard
 from st3fx.core.state import Attributes, preserved_rng, rng_states
+from st3fx.core.values import has_hooks
 from st3fx.errors import TraceError
-from st3fx.passes.ambient import (
-    RefuseRealTensors,
-    ambient_state,
-    proxies_are_tensors,
-    reason_of,
-    refused_contexts,
-)
+from st3fx.passes.ambient import RefuseRealTensors, ambient_state, reason_of, refused_contexts
+from st3fx.passes.asked import Asked
+from st3fx.passes.patches import patched
+from st3fx.passes.proxies import AttributeProxy, ValueProxy, iterated
+from st3fx.passes.reads import Reads
+from st3fx.passes.records import record_fields
 
-_INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
+_OWN_KERNELS = (
+    nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.RNNBase,
+)  # fmt: skip
+"""Layers that choose a fused kernel by what they are given: a graph would choose another one."""
 
 
 @dataclass
@@ -42,7 +47,7 @@ class Capture:
 
     Attributes:
         name: Full name of the module in the model.
-        spec: The structure of the calls that the graph answers.
+        spec: The calls that the graph answers.
         graph: Its placeholders are the call's tensors in order; targets are relative to the module.
         guards: What the traced code read.
         inlined: Relative names of the modules that were traced through, the root included.
@@ -81,7 +86,8 @@ class IslandTracer(fx.Tracer):
         }
         self._module_names = {id(module): path for path, module in root.named_modules()}
         self._attribute_nodes: dict[str, fx.Proxy] = {}
-        self._read: dict[tuple[int, str], Guard] = {}
+        self.asked = Asked(root, spec.metas)
+        self._reads = Reads(root, self.asked)
 
     def run(self, root: nn.Module) -> Capture:
         """Trace.
@@ -100,14 +106,22 @@ class IslandTracer(fx.Tracer):
         finally:
             changed = self._attributes.changes()
             self._attributes.restore()
+            changed += self._reads.restore()
         if drawn:
-            raise TraceError("draws random numbers that do not depend on its inputs")
+            raise TraceError("draws random numbers outside of torch")
         if changed:
             raise TraceError(f"stores {', '.join(changed[:3])} while it runs")
+        self._finish(graph)
+        return self.capture
+
+    def _finish(self, graph: fx.Graph) -> None:
+        guards = self.asked.guards(graph)
+        if guards is not None:
+            self.capture.spec = self.capture.spec.guarded(guards)
+        self.asked.drop_unused(graph)
         graph.lint()
         self.capture.graph = graph
-        self.capture.guards = list(self._read.values())
-        return self.capture
+        self.capture.guards = list(self._reads.guards.values())
 
     # --- torch.fx.Tracer's hooks ---
 
@@ -116,13 +130,14 @@ class IslandTracer(fx.Tracer):
     ) -> tuple[Any, list[Any]]:
         """One placeholder per tensor of the call; everything else as it was in the call."""
         spec = self.capture.spec
+        self.asked.follow(self.graph)
         proxies = [self.create_proxy("placeholder", name, (), {}) for name in spec.names()]
         root = self.root
 
         def forward(*tensors: Any) -> Any:
             args, kwargs = spec.call(list(tensors))
             self.capture.inlined[""] = None
-            with refused_contexts(), proxies_are_tensors(), self._recorded_reads():
+            with refused_contexts(self.asked), patched(self), self._reads.watched():
                 return root.forward(*args, **kwargs)  # root_fn is the class's, not the instance's
 
         return forward, proxies
@@ -134,10 +149,14 @@ class IslandTracer(fx.Tracer):
         return super().create_node(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
-        """Keep ``OrderedDict`` outputs, name the module's tensors, and refuse other constants."""
-        if type(a) is collections.OrderedDict:
-            items = [[key, self.create_arg(value)] for key, value in a.items()]
-            return self.create_node("call_function", ordered_dict, (items,), {})
+        """Keep dicts and dataclasses, name the module's tensors, and refuse other constants."""
+        if isinstance(a, fx.Proxy):
+            return a.node
+        record = record_fields(a)
+        if record is not None:
+            make, *arguments = record
+            args, kwargs = map(super().create_arg, arguments)
+            return self.create_node("call_function", make, args, kwargs)
         if isinstance(a, Tensor):
             name = self._tensor_names.get(id(a)) or self.tensor_attrs.get(a)
             if name is None:
@@ -149,6 +168,8 @@ class IslandTracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers as one ``get_attr`` node each."""
+        if not self.asked.answers:
+            return attr_val
         name = self._tensor_names.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
         return attr_val if name is None else self._attribute(name)
 
@@ -160,12 +181,18 @@ class IslandTracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         """Trace through a submodule that has sites; where that fails, keep it as a call."""
+        if not self.asked.answers:
+            return forward(*args, **kwargs)
         name = self._module_names.get(id(m))
         if name is None:
-            raise TraceError(f"calls a {type(m).__name__} that is not one of its submodules")
+            if has_hooks(m) or next(m.parameters(), next(m.buffers(), None)) is not None:
+                raise TraceError(f"calls a {type(m).__name__} that is not one of its submodules")
+            return forward(*args, **kwargs)  # an activation, a loss: just functions
         if self._full_name(name) not in self._sites_in:
-            return super().call_module(m, forward, args, kwargs)
-        reason = "has hooks" if has_hooks(m) else None
+            called = super().call_module(m, forward, args, kwargs)
+            self.asked.note_call(called.node, m)
+            return called
+        reason = _reason_to_call(m)
         if reason is None:
             mark = self._mark()
             try:
@@ -175,11 +202,56 @@ class IslandTracer(fx.Tracer):
                 reason = reason_of(error)
                 self._undo(mark, name)
         self.capture.leaves.setdefault(name, reason)
-        return self.create_proxy("call_module", name, args, kwargs)
+        called = self.create_proxy("call_module", name, args, kwargs)
+        self.asked.note_call(called.node, m)
+        return called
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Modules without sites; those with sites are traced through by ``call_module``."""
         return self._full_name(module_qualified_name) not in self._sites_in
+
+    # --- proxies, and what they are asked ---
+
+    def proxy(self, node: fx.Node) -> ValueProxy:
+        """Stands for a node's value."""
+        return ValueProxy(node, self)
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
+        """A node and its proxy; ``None`` itself for an item that is ``None``."""
+        proxy = super().create_proxy(*args, **kwargs)
+        node = proxy.node
+        if node.op == "call_function" and node.target is operator.getitem:
+            root = node.args[0]
+            if isinstance(root, fx.Node) and self.asked.is_none(root, node):
+                return None
+        return proxy
+
+    def unless_none(self, proxy: AttributeProxy) -> Any:
+        """An attribute, or ``None`` itself where a module gave that."""
+        root = proxy.root.node
+        if self.asked.is_container(root) and self.asked.is_none(root, proxy.node):
+            return None
+        return proxy
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """The items of a value, as proxies."""
+        keys = self.asked.keys(obj.node)
+        length = len(keys) if keys is not None else self.asked.ask(obj.node, "length")
+        return iterated(obj, self.asked.value(obj.node), length)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """The truth of a value that is not a tensor's data."""
+        return bool(self.asked.ask(obj.node, "bool"))
+
+    def keys(self, obj: fx.Proxy) -> Any:
+        """The keys of a mapping."""
+        found = self.asked.keys(obj.node)
+        return super().keys(obj) if found is None else found
+
+    def named_proxy(self, tensor: Tensor) -> fx.Proxy | None:
+        """The proxy of a parameter or buffer."""
+        name = self._tensor_names.get(id(tensor))
+        return None if name is None else self._attribute(name)
 
     # --- bookkeeping ---
 
@@ -191,46 +263,25 @@ class IslandTracer(fx.Tracer):
             self._attribute_nodes[name] = self.create_proxy("get_attr", name, (), {})
         return self._attribute_nodes[name]
 
-    @contextlib.contextmanager
-    def _recorded_reads(self) -> Iterator[None]:
-        """Note every attribute that code reads from a module's ``__dict__``."""
-        read, known = self._read, self._module_names
-
-        def record(module: nn.Module, name: str) -> Any:
-            value = object.__getattribute__(module, name)
-            if (
-                name not in _INTERNAL
-                and (id(module), name) not in read
-                and id(module) in known
-                and name in object.__getattribute__(module, "__dict__")
-            ):
-                read[id(module), name] = Guard(module, name, frozen(value))
-            return value
-
-        nn.Module.__getattribute__ = record  # type: ignore[method-assign,assignment]
-        try:
-            yield
-        finally:
-            del nn.Module.__getattribute__
-
     def _growing(self) -> tuple[dict[Any, Any], ...]:
         """All that a trace adds to, in the order of addition."""
         capture = self.capture
         return (
             self._attribute_nodes,
-            self._read,
+            self._reads.guards,
             capture.inlined,
             capture.leaves,
             self.module_stack,
         )
 
-    def _mark(self) -> tuple[fx.Node | None, list[int]]:
+    def _mark(self) -> tuple[fx.Node | None, int, list[int]]:
         last = next(iter(reversed(self.graph.nodes)), None)
-        return last, [len(table) for table in self._growing()]
+        return last, self.asked.mark(), [len(table) for table in self._growing()]
 
-    def _undo(self, mark: tuple[fx.Node | None, list[int]], name: str) -> None:
+    def _undo(self, mark: tuple[fx.Node | None, int, list[int]], name: str) -> None:
         """Back to before a submodule was tried: its nodes, guards and attributes are dropped."""
-        last, sizes = mark
+        last, answers, sizes = mark
+        self.asked.undo(answers)
         for table, size in zip(self._growing(), sizes, strict=True):
             while len(table) > size:
                 table.popitem()
@@ -238,7 +289,17 @@ class IslandTracer(fx.Tracer):
         for node in reversed(self.graph.nodes):
             if node is last:
                 break
+            self.asked.erase(node)
             self.graph.erase_node(node)
+
+
+def _reason_to_call(module: nn.Module) -> str | None:
+    """Why a submodule with sites is not even tried."""
+    if has_hooks(module):
+        return "has hooks"
+    if isinstance(module, _OWN_KERNELS):
+        return f"{type(module).__name__} chooses its kernel by what it is given"
+    return None
 
 
 def trace(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> Capture:
@@ -255,4 +316,8 @@ def trace(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> Cap
     """
     if isinstance(root, torch.jit.ScriptModule):
         raise TraceError("is a ScriptModule: its forward is not Python")
+    if isinstance(root, _OWN_KERNELS):
+        raise TraceError(f"{type(root).__name__} chooses its kernel by what it is given")
+    for thing in spec.objects():
+        raise TraceError(f"is given a {type(thing).__name__}, which may change from call to call")
     return IslandTracer(name, root, spec, sites_in).run(root)

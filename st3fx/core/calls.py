@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from st3fx.core.values import meta_of
 
 _SIMPLE = (
     bool, int, float, complex, str, bytes, set, frozenset, range, slice, enum.Enum,
@@ -51,11 +54,22 @@ def frozen(value: Any) -> Any:
     return value.copy() if type(value) is set else value
 
 
+class Applies(Protocol):
+    """A further condition on the tensors of a call."""
+
+    def hold(self, tensors: Sequence[Any]) -> bool:
+        """Whether it holds."""
+
+
 class CallSpec:
     """The structure of one call of a module: where tensors stand, and every other value.
 
     A call matches when it binds the same arguments, by position or by name, with tensors in the
-    same places and the same values elsewhere; sizes of tensors are free.
+    same places and the same values elsewhere; sizes of tensors are free, but for ``guards``.
+
+    Attributes:
+        metas: Of the recorded call's tensors, in the graph's order: all but their data.
+        guards: What else must hold of a call's tensors, or ``None``.
     """
 
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -75,6 +89,23 @@ class CallSpec:
         # The everyday call: these tensors, by position, and everything else as it was recorded.
         plain = not kwargs and all(isinstance(value, Tensor) for value in args)
         self._arity = len(args) if plain else -1
+        leaves = pytree.tree_leaves((args, kwargs))
+        self.metas = [meta_of(leaves[position]) for position in self._given.positions]
+        self.guards: Applies | None = None
+
+    def guarded(self, guards: Applies) -> CallSpec:
+        """The same calls, as far as ``guards`` hold."""
+        spec = copy.copy(self)
+        spec.guards = guards
+        return spec
+
+    def objects(self) -> list[Any]:
+        """Arguments with a state of their own: neither tensors nor values, functions or types."""
+        return [
+            leaf
+            for leaf in self._given.constants
+            if not (leaf is None or is_value(leaf) or callable(leaf))
+        ]
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         bound = self._signature.bind(*args, **kwargs)
@@ -84,7 +115,14 @@ class CallSpec:
     def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
         """The call's tensors in the graph's order, or ``None`` when the call does not match."""
         if not kwargs and len(args) == self._arity and all(isinstance(a, Tensor) for a in args):
-            return list(args)
+            found: list[Any] | None = list(args)
+        else:
+            found = self._match(args, kwargs)
+        if found is None or self.guards is None or self.guards.hold(found):
+            return found
+        return None
+
+    def _match(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
         leaves = self._given.match((args, kwargs))
         if leaves is not None:
             return [leaves[position] for position in self._given.positions]

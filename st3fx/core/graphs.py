@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from st3fx.core.calls import CallSpec, same_value
+from st3fx.core.portable import from_portable, to_portable
 
 
 @fx.wrap
@@ -27,16 +28,6 @@ class Guard(NamedTuple):
     module: nn.Module
     attribute: str
     expected: Any
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether anything runs before or after the module's forward or backward."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 class CompiledGraph:
@@ -56,27 +47,18 @@ class CompiledGraph:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickled as a graph module over a skeleton: names and code, no tensors."""
-        return {"graph_module": fx.GraphModule(_skeleton(self.graph), _plain_copy(self.graph))}
+        """Pickled as plain data, without tensors."""
+        return {"nodes": to_portable(self.graph)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Compile the code again."""
-        self.graph = state["graph_module"].graph
+        self.graph = from_portable(state["nodes"])
         self._function = _compile(self.graph)
 
 
 def _compile(graph: fx.Graph) -> Callable[..., Any]:
     function: Callable[..., Any] = type(fx.GraphModule(_skeleton(graph), graph)).forward
     return function
-
-
-def _plain_copy(graph: fx.Graph) -> fx.Graph:
-    """Without the tracer's class, which a pickle would ask for."""
-    plain = fx.Graph()
-    plain.output(plain.graph_copy(graph, {}))
-    for node in plain.nodes:
-        node.type = None  # an annotation may be a string, which torch 2.11 cannot import
-    return plain
 
 
 def _skeleton(graph: fx.Graph) -> nn.Module:

@@ -1,0 +1,158 @@
+"""What a model's code sees while it is traced: functions that answer for proxies.
+
+Each is put in place for one trace and taken away after it. While values are computed (``answers``
+is false) they do what they always do.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import functools
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+_KNOW_PROXIES = re.compile(r"(torch|st3fx)(?!\.nn\.modules)(\.|$)")
+"""Modules that tell proxies from tensors themselves; torch's layers are code like the user's."""
+
+FACTORIES = (
+    "arange", "as_tensor", "empty", "empty_strided", "eye", "full", "linspace", "logspace", "ones",
+    "rand", "randint", "randn", "randperm", "scalar_tensor", "tensor", "tril_indices",
+    "triu_indices", "zeros", "hann_window", "hamming_window", "bartlett_window", "blackman_window",
+    "kaiser_window",
+)  # fmt: skip
+"""Functions that make a tensor of numbers: a node, not a constant."""
+
+_OF_DTYPES = ("finfo", "iinfo")
+
+ENVIRONMENT = (
+    "is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "get_autocast_dtype",
+    "get_default_dtype", "get_autocast_gpu_dtype", "is_autocast_cpu_enabled",
+)  # fmt: skip
+"""What code may ask of its surroundings."""
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, changes: dict[str, Any]) -> Iterator[None]:
+    """Other attributes of an object inside."""
+    saved = {name: owner.__dict__.get(name, replaced) for name in changes}
+    for name, value in changes.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is replaced:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def patched(tracer: Any) -> Iterator[None]:
+    """All of them, for one trace.
+
+    Args:
+        tracer: An :class:`st3fx.passes.trace.IslandTracer`.
+    """
+    functions = {name: _factory(tracer, getattr(torch, name)) for name in FACTORIES}
+    functions |= {name: _of_proxies(tracer, getattr(torch, name)) for name in _OF_DTYPES}
+    functions |= {
+        name: _asking(tracer, name, getattr(torch, name))
+        for name in ENVIRONMENT
+        if hasattr(torch, name)
+    }
+    functions["is_tensor"] = _is_tensor(tracer)
+    with (
+        replaced(torch, functions),
+        replaced(nn.Module, {"_named_members": _members(tracer)}),
+        replaced(builtins, {"isinstance": _isinstance(tracer)}),
+    ):
+        yield
+
+
+def _isinstance(tracer: Any) -> Callable[..., Any]:
+    """Let code that asks for the type of a proxy hear what its value would answer.
+
+    fx itself must go on telling proxies from tensors, so the answer depends on who asks.
+    """
+    ask = builtins.isinstance
+
+    def answer(value: Any, kinds: Any) -> bool:
+        if issubclass(type(value), fx.Proxy):
+            asker = sys._getframe(1).f_globals.get("__name__", "")
+            if not _KNOW_PROXIES.match(asker):
+                kinds = kinds.__args__ if type(kinds) is types.UnionType else kinds
+                return _is_kind(tracer.asked.class_of(value.node), kinds)
+        return ask(value, kinds)
+
+    return answer
+
+
+def _is_kind(found: type, kinds: Any) -> bool:
+    """``issubclass`` that leaves the special answers of torch's metaclasses alone."""
+    if type(kinds) is tuple:
+        return any(_is_kind(found, kind) for kind in kinds)
+    return issubclass(found, kinds)
+
+
+def _is_tensor(tracer: Any) -> Callable[[Any], bool]:
+    original = torch.is_tensor
+
+    def is_tensor(value: Any) -> bool:
+        if issubclass(type(value), fx.Proxy):
+            return issubclass(tracer.asked.class_of(value.node), Tensor)
+        return original(value)
+
+    return is_tensor
+
+
+def _factory(tracer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def make(*args: Any, **kwargs: Any) -> Any:
+        if not tracer.asked.answers:
+            return original(*args, **kwargs)
+        return tracer.create_proxy("call_function", original, args, kwargs)
+
+    return make
+
+
+def _of_proxies(tracer: Any, original: Any) -> Callable[..., Any]:
+    def make(*args: Any, **kwargs: Any) -> Any:
+        given = pytree.tree_leaves((args, kwargs))
+        if not any(issubclass(type(leaf), fx.Proxy) for leaf in given):
+            return original(*args, **kwargs)
+        return tracer.create_proxy("call_function", original, args, kwargs)
+
+    return make
+
+
+def _asking(tracer: Any, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def answer(*args: Any) -> Any:
+        found = original(*args)
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if tracer.asked.answers and not _KNOW_PROXIES.match(caller):
+            tracer.asked.environment(name, args, found)
+        return found
+
+    return answer
+
+
+def _members(tracer: Any) -> Callable[..., Any]:
+    """``parameters()`` and ``buffers()`` give proxies, so that their dtype and device are asked."""
+    original = nn.Module._named_members
+
+    def named_members(module: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        for name, tensor in original(module, *args, **kwargs):
+            proxy = tracer.named_proxy(tensor) if tracer.asked.answers else None
+            yield name, tensor if proxy is None else proxy
+
+    return named_members

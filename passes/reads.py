@@ -1,0 +1,145 @@
+"""What traced code reads of its module and of the objects on it: each becomes a guard.
+
+A module's attributes are read through ``__getattribute__``, which is watched for the time of a
+trace; so are the classes of plain objects that a module has (a configuration).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from st3fx.core.calls import frozen, is_value
+from st3fx.core.graphs import Guard
+from st3fx.core.value_guards import Fact
+from st3fx.passes.asked import Asked, place
+
+_INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
+_FOREIGN = ("torch", "builtins", "numpy", "collections", "functools", "st3fx")
+"""Packages whose objects are no settings of a user."""
+
+
+class Reads:
+    """Reads of one trace.
+
+    Attributes:
+        guards: (object, attribute) -> the guard, for modules.
+    """
+
+    def __init__(self, root: nn.Module, asked: Asked) -> None:
+        """Prepare; :meth:`watched` records.
+
+        Args:
+            root: Its modules are watched.
+            asked: Takes what is read of other objects.
+        """
+        self.guards: dict[tuple[int, str], Guard] = {}
+        self._modules = {id(module) for module in root.modules()}
+        self._asked = asked
+        self._objects: dict[int, tuple[Any, dict[str, Any]]] = {}
+        self._classes: dict[type, Any] = {}
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Record inside."""
+        nn.Module.__getattribute__ = self._of_module()  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del nn.Module.__getattribute__
+            for kind, own in self._classes.items():
+                if own is None:
+                    del kind.__getattribute__
+                else:
+                    kind.__getattribute__ = own  # type: ignore[method-assign]
+            self._classes.clear()
+
+    def restore(self) -> list[str]:
+        """Undo what the code wrote into watched objects; the names of what it wrote."""
+        written = []
+        for thing, before in self._objects.values():
+            now = vars(thing)
+            changed = [
+                name
+                for name in {**before, **now}
+                if now.get(name, _MISSING) is not before.get(name, _MISSING)
+            ]
+            if changed:
+                now.clear()
+                now.update(before)
+                written += [f"{type(thing).__name__}.{name}" for name in changed]
+        return written
+
+    def _of_module(self) -> Any:
+        read, known = self.guards, self._modules
+
+        def record(module: nn.Module, name: str) -> Any:
+            value = object.__getattribute__(module, name)
+            if (
+                name not in _INTERNAL
+                and (id(module), name) not in read
+                and id(module) in known
+                and self._asked.answers
+                and name in object.__getattribute__(module, "__dict__")
+            ):
+                read[id(module), name] = Guard(module, name, frozen(value))
+                self._adopt(value)
+            return value
+
+        return record
+
+    def _adopt(self, value: Any) -> None:
+        """Watch an object that holds settings."""
+        kind = type(value)
+        if id(value) in self._objects or not _holds_settings(value):
+            return
+        try:
+            self._watch(kind)
+        except TypeError:  # a class that cannot be changed
+            return
+        self._objects[id(value)] = (value, dict(vars(value)))
+
+    def _watch(self, kind: type) -> None:
+        if any(base in self._classes for base in kind.__mro__):
+            return
+        original: Any = kind.__getattribute__
+        own = kind.__dict__.get("__getattribute__")
+
+        def record(thing: Any, name: str) -> Any:
+            value = original(thing, name)
+            if self._asked.answers and not name.startswith("__") and id(thing) in self._objects:
+                self._note(thing, name, value)
+            return value
+
+        kind.__getattribute__ = record  # type: ignore[method-assign,assignment]
+        self._classes[kind] = own
+
+    def _note(self, thing: Any, name: str, value: Any) -> None:
+        facts = self._asked.facts
+        if (id(thing), name) not in facts and _is_data(value):
+            facts[id(thing), name] = Fact(thing, name, None, frozen(value), place())
+        else:
+            self._adopt(value)
+
+
+_MISSING = object()
+
+
+def _is_data(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_data, value))
+    if isinstance(value, dict):
+        return all(map(_is_data, value.values()))
+    return value is None or is_value(value)
+
+
+def _holds_settings(value: Any) -> bool:
+    if isinstance(value, nn.Module | Tensor | fx.Proxy | type | enum.Enum | types.FunctionType):
+        return False
+    package = type(value).__module__.partition(".")[0]
+    return package not in _FOREIGN and hasattr(value, "__dict__")

@@ -1,0 +1,39 @@
+"""A node's value as an expression of a module's inputs, for people."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import fx
+
+_SIGNS = {
+    operator.eq: "==", operator.ne: "!=", operator.lt: "<", operator.le: "<=", operator.gt: ">",
+    operator.ge: ">=", operator.add: "+", operator.sub: "-", operator.mul: "*",
+    operator.truediv: "/", operator.floordiv: "//", operator.mod: "%", operator.pow: "**",
+}  # fmt: skip
+
+_DEPTH = 6
+"""Below this, a value is called by its node's name."""
+
+
+def expression(node: fx.Node, depth: int = _DEPTH) -> str:
+    """For example ``x.shape[0] > 4``."""
+    if not depth or node.op in ("placeholder", "get_attr") or not node.args:
+        return str(node.target) if node.op in ("placeholder", "get_attr") else node.name
+    first, *rest = [_argument(argument, depth - 1) for argument in node.args]
+    if node.op == "call_method" and node.target in ("size", "dim", "numel"):
+        return f"{first}.{node.target}({', '.join(rest)})"
+    if node.op != "call_function":
+        return node.name
+    if node.target is getattr:
+        return f"{first}.{node.args[1]}"
+    if node.target is operator.getitem:
+        return f"{first}[{rest[0]}]"
+    if node.target in _SIGNS and rest:
+        return f"{first} {_SIGNS[node.target]} {rest[0]}"
+    return node.name
+
+
+def _argument(value: Any, depth: int) -> str:
+    return expression(value, depth) if isinstance(value, fx.Node) else str(value)
