@@ -249,7 +249,7 @@ def _source_dims(view: Tensor, base: Tensor | None, dims: list[int]) -> tuple[in
     """The dimensions of ``base`` that dimensions of its view run along, found by their strides."""
     if base is None:
         return ()
-    if base.untyped_storage().data_ptr() != view.untyped_storage().data_ptr():
+    if base.untyped_storage()._cdata != view.untyped_storage()._cdata:
         return tuple(dims) if base.shape == view.shape else ()
     strides = {view.stride(d) for d in dims if view.size(d) > 1 and view.stride(d) > 0}
     return tuple(d for d in range(base.dim()) if base.size(d) > 1 and base.stride(d) in strides)

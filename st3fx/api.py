@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.nn.parameter import UninitializedParameter
 
 from st3fx.core.forward import Islands
@@ -16,7 +17,7 @@ from st3fx.core.inputs import Example
 from st3fx.core.masks import watch_loading
 from st3fx.core.selection import Selection, Selectors
 from st3fx.core.state import copied
-from st3fx.core.unloaded import buffers_on_meta, on_meta
+from st3fx.core.unloaded import buffers_on_meta, fakes, on_meta
 from st3fx.core.unloaded import watch as watch_values
 from st3fx.errors import FoldError, InputError, PlanError
 from st3fx.methods import Method
@@ -111,14 +112,15 @@ def convert(
         selection,
     )
     unloaded = on_meta(conversion.model)
-    if unloaded:
-        conversion.example = conversion.example.on_meta()
     try:
         with buffers_on_meta(conversion.model) if unloaded else contextlib.nullcontext():
             for stage in CONVERT if verify and not unloaded else CONVERT[:-1]:
                 if progress is not None:
                     progress(stage.__name__)
-                stage(conversion)
+                if unloaded and stage is stages.observe:
+                    _observe_fakes(conversion)
+                else:
+                    stage(conversion)
     except BaseException:
         undo(conversion.model)  # the user's own model, if in place
         raise
@@ -126,6 +128,28 @@ def convert(
     if unloaded:
         watch_values(conversion.model)
     return conversion.model, Sparsifier(conversion.model)
+
+
+def _observe_fakes(conversion: stages.Conversion) -> None:
+    """By shapes alone.
+
+    Raises:
+        InputError: If the forward asks for values.
+    """
+    conversion.example = conversion.example.on_meta()
+    with fakes(conversion.model, conversion.example) as example:
+        faked = dataclasses.replace(conversion, example=example)
+        try:
+            stages.observe(faked)
+        except InputError as error:
+            if not isinstance(error.__cause__, DataDependentOutputException):
+                raise
+            raise InputError(
+                f"{type(conversion.model).__name__} is on the meta device, and its forward branches "
+                f"on values ({error.__cause__.func}): give it values first, with to_empty() and its "
+                "weights"
+            ) from error
+    conversion.observation = faked.observation
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -32,4 +32,6 @@ def case(name: str) -> Case:
             model = kind(encoder or "resnet18", encoder_weights=None, classes=3)
         return model
 
-    return Case(name, build, images(224 if architecture in FIXED else 64, other=96))
+    # PAN pools the last feature map three times.
+    size = 224 if architecture in FIXED else 128 if architecture == "PAN" else 64
+    return Case(name, build, images(size, other=256 if size > 64 else 96))
