@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.nn.parameter import UninitializedParameter
 
 from st3fx.core.forward import Islands
@@ -17,7 +16,7 @@ from st3fx.core.inputs import Example
 from st3fx.core.masks import watch_loading
 from st3fx.core.selection import Selection, Selectors
 from st3fx.core.state import copied
-from st3fx.core.unloaded import buffers_on_meta, fakes, on_meta
+from st3fx.core.unloaded import buffers_on_meta, on_meta
 from st3fx.core.unloaded import watch as watch_values
 from st3fx.errors import FoldError, InputError, PlanError
 from st3fx.methods import Method
@@ -26,6 +25,7 @@ from st3fx.passes import convert as stages
 from st3fx.passes.dataflow import dataflow
 from st3fx.passes.fold import fold as _fold
 from st3fx.passes.fold import is_converted, undo
+from st3fx.passes.unloaded import observe as observe_shapes
 from st3fx.sparsifier import Sparsifier
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -38,6 +38,12 @@ CONVERT: tuple[stages.Stage, ...] = (
     stages.trace,
     stages.rewrite,
     stages.verify,  # drops a graph that differs, then traces and rewrites again
+)
+
+
+CONVERT_UNLOADED: tuple[stages.Stage, ...] = (
+    observe_shapes,  # parameters on the meta device have no values to compare
+    *CONVERT[1:-1],
 )
 
 
@@ -114,13 +120,10 @@ def convert(
     unloaded = on_meta(conversion.model)
     try:
         with buffers_on_meta(conversion.model) if unloaded else contextlib.nullcontext():
-            for stage in CONVERT if verify and not unloaded else CONVERT[:-1]:
+            for stage in _stages(unloaded, verify):
                 if progress is not None:
                     progress(stage.__name__)
-                if unloaded and stage is stages.observe:
-                    _observe_fakes(conversion)
-                else:
-                    stage(conversion)
+                stage(conversion)
     except BaseException:
         undo(conversion.model)  # the user's own model, if in place
         raise
@@ -130,26 +133,8 @@ def convert(
     return conversion.model, Sparsifier(conversion.model)
 
 
-def _observe_fakes(conversion: stages.Conversion) -> None:
-    """By shapes alone.
-
-    Raises:
-        InputError: If the forward asks for values.
-    """
-    conversion.example = conversion.example.on_meta()
-    with fakes(conversion.model, conversion.example) as example:
-        faked = dataclasses.replace(conversion, example=example)
-        try:
-            stages.observe(faked)
-        except InputError as error:
-            if not isinstance(error.__cause__, DataDependentOutputException):
-                raise
-            raise InputError(
-                f"{type(conversion.model).__name__} is on the meta device, and its forward branches "
-                f"on values ({error.__cause__.func}): give it values first, with to_empty() and its "
-                "weights"
-            ) from error
-    conversion.observation = faked.observation
+def _stages(unloaded: bool, verify: bool) -> tuple[stages.Stage, ...]:
+    return CONVERT_UNLOADED if unloaded else CONVERT if verify else CONVERT[:-1]
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -82,5 +82,9 @@ class ReportError(St3fxError):
     """A report cannot be made or written: no run, no bundle, or a file of another's."""
 
 
+class HalfPrecisionWarning(UserWarning):
+    """Weights are trained in half precision, which loses most of an optimizer's steps."""
+
+
 class EmptyLayerWarning(UserWarning):
     """A layer has lost all of its weights, or a model's outputs no longer depend on its inputs."""

@@ -16,7 +16,7 @@ from st3fx.core.shards import Spread, local, spread_of, whole
 from st3fx.core.sites import Site, SparsityPlan
 from st3fx.core.threshold import GlobalThreshold
 from st3fx.core.unloaded import complete
-from st3fx.errors import EmptyLayerWarning, StateError
+from st3fx.errors import EmptyLayerWarning, HalfPrecisionWarning, StateError
 from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod, check_sparsity
 
 
@@ -99,6 +99,7 @@ class Sparsifier:
         steps = self.steps + 1
         self._count(steps)
         held = self._held()
+        self._warn_of_half(held)
         if isinstance(method, LearnedMethod):
             self._after_step(method, held)
         elif isinstance(method, ScheduledMethod) and not self.frozen:
@@ -177,6 +178,18 @@ class Sparsifier:
                     "lower the sparsity, or normalise magnitudes (st3-sigma)"
                 )
                 warnings.warn(message, EmptyLayerWarning, stacklevel=4)
+
+    def _warn_of_half(self, held: dict[str, Held]) -> None:
+        """Once: thresholds are fp32 whatever the weights are, steps are as fine as the weights."""
+        half = {item.owner._parameters.get(item.parameter) for item in held.values()}
+        names = {str(p.dtype) for p in half if p is not None and p.dtype.itemsize < 4}
+        if names and "half precision" not in self._warned:
+            self._warned.add("half precision")
+            message = (
+                f"weights of {', '.join(sorted(names))} are trained: steps smaller than their "
+                "precision are lost; keep the model in float32 and compute under torch.autocast"
+            )
+            warnings.warn(message, HalfPrecisionWarning, stacklevel=3)
 
     @torch.no_grad()
     def _after_step(self, method: LearnedMethod, held: dict[str, Held]) -> None:

@@ -6,7 +6,8 @@
     python -m benchmarks.coverage --show                 # the table of the rows that are there
 
 Each stage of each model runs in a child process. A row that is there for the code's last commit is
-kept, so a run that was stopped goes on; --missing keeps rows of other commits too, --again none.
+kept, so a run that was stopped goes on; --missing keeps good rows of other commits too, --again
+keeps none.
 """
 
 from __future__ import annotations
@@ -34,13 +35,18 @@ def main() -> None:
             names = libraries.names(library)
             for name in fnmatch.filter(names, options.only):
                 for stage in options.stages:
-                    known = None if options.again else rows.get(name, stage)
-                    if known is None or (known["commit"] != now and not options.missing):
+                    if not _is_kept(rows.get(name, stage), now, options):
                         row = child.run(library, name, stage, options.timeout, options.memory)
                         rows.put(name, stage, {"commit": now, **row}, names)
                         _report(library, name, stage, row)
         tables[library] = list(rows.models.values())
     table.show(tables, all_rows=not options.totals)
+
+
+def _is_kept(row: dict[str, Any] | None, now: str, options: argparse.Namespace) -> bool:
+    if row is None or options.again:
+        return False
+    return row["commit"] == now or (options.missing and row.get("ok", "reached" in row))
 
 
 def _options() -> argparse.Namespace:
@@ -55,7 +61,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one stage")
     parser.add_argument("--memory", type=float, default=16.0, help="GiB for one stage")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the rows")
-    parser.add_argument("--missing", action="store_true", help="keep rows of other commits too")
+    parser.add_argument(
+        "--missing", action="store_true", help="keep good rows of other commits too"
+    )
     parser.add_argument("--again", action="store_true", help="keep no row")
     parser.add_argument("--show", action="store_true", help="run nothing")
     parser.add_argument("--totals", action="store_true", help="print the totals alone")

@@ -12,11 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from st3fx.core.inputs import Example
 from st3fx.core.site_state import put_state
 from st3fx.errors import StateError
 
@@ -45,40 +42,6 @@ def buffers_on_meta(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name, buffer in saved:
             module._buffers[name] = buffer
-
-
-@contextlib.contextmanager
-def fakes(model: nn.Module, example: Example) -> Iterator[Example]:
-    """Fake tensors in place of all tensors of ``model``, inside; gives the same call with fakes.
-
-    Libraries ask whether a tensor is fake before they branch on its values; of one that is merely
-    on the meta device they would ask for these.
-    """
-    mode = FakeTensorMode()
-    twins: dict[int, Tensor] = {}
-    saved = [
-        (table, name, tensor)
-        for module in model.modules()
-        for table in (module._parameters, module._buffers)
-        for name, tensor in table.items()
-        if tensor is not None
-    ]
-    lists = [(m, m._flat_weights) for m in model.modules() if isinstance(m, nn.RNNBase)]
-    for table, name, tensor in saved:
-        table[name] = twins.setdefault(id(tensor), mode.from_tensor(tensor))  # type: ignore[assignment]
-    for module, weights in lists:
-        module._flat_weights = [
-            weight if weight is None else twins[id(weight)] for weight in weights
-        ]
-    try:
-        given = pytree.tree_map_only(Tensor, mode.from_tensor, (example.args, example.kwargs))
-        with mode:
-            yield Example(*given)
-    finally:
-        for table, name, tensor in saved:
-            table[name] = tensor  # type: ignore[assignment]
-        for module, weights in lists:
-            module._flat_weights = weights
 
 
 def watch(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 
@@ -51,6 +52,17 @@ def addbmm(call: AtenCall) -> Iterable[Counted]:
 def linear(call: AtenCall) -> Iterable[Counted]:
     """A linear layer and its bias."""
     yield products.linear(call.tensor("input"), call.tensor("weight"))
+    yield from shared.bias(call.get("bias"), call.out)
+
+
+def grouped(call: AtenCall) -> Iterable[Counted]:
+    """A mixture of experts in one operator: rows of the input, in groups, each by its expert."""
+    ends = call.get("offs")
+    x, weight = call.tensor("self"), call.tensor("mat2")
+    if ends is None:  # as many rows in each group: a batch of matrices
+        yield products.matrix_product("matmul", x, weight)
+    else:
+        yield products.grouped(x, weight, [b - a for a, b in itertools.pairwise((0, *ends))])
     yield from shared.bias(call.get("bias"), call.out)
 
 
@@ -174,6 +186,12 @@ def gelu(call: AtenCall) -> Iterable[Counted]:
 def glu(call: AtenCall) -> Iterable[Counted]:
     """One half times the sigmoid of the other."""
     return [*shared.per_output("sigmoid", call.out), *shared.per_output("mul", call.out)]
+
+
+def index_add(call: AtenCall) -> Iterable[Counted]:
+    """Rows added to those of another tensor, as a mixture's experts add up."""
+    source = call.tensor("source")
+    return [Elementwise("add", source.numel)] if source.floating else []
 
 
 def mean(call: AtenCall) -> Iterable[Counted]:

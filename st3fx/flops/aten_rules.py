@@ -29,6 +29,7 @@ RULES: Final[dict[str, Rule]] = {
     "addmv": costs.matrix("mat", "vec", "self"),
     "addbmm": costs.addbmm,
     "linear": costs.linear,
+    "_grouped_mm": costs.grouped,
     "_trilinear": costs.trilinear,
     **{f"_scaled_dot_product_{kind}": costs.attention for kind in ATTENTION},
     "mkldnn_rnn_layer": costs.rnn_layer,
@@ -75,6 +76,9 @@ RULES: Final[dict[str, Rule]] = {
     "rsub": costs.each("sub"),
     "square": costs.each("mul"),
     "fmod": costs.each("remainder"),
+    "floor_divide": costs.each("div"),
+    "index_add": costs.index_add,
+    "aminmax": costs.reduce("aminmax"),
     "log2": costs.each("log"),
     "log10": costs.each("log"),
     "exp2": costs.each("exp"),
@@ -114,7 +118,7 @@ rand_like randn_like scalar_tensor uniform zero zeros zeros_like
 _CHOOSING = """
 _local_scalar_dense _unique2 _unsafe_index _unsafe_index_put _unsafe_masked_index all any
 argsort bincount bitwise_and bitwise_not bitwise_or bitwise_xor bucketize eq equal gather ge
-gt index index_copy index_fill index_put is_same_size isfinite isinf isnan le logical_and
+gt histc index index_copy index_fill index_put is_same_size isfinite isinf isnan le logical_and
 logical_not logical_or logical_xor lt masked_fill masked_scatter masked_select ne nonzero
 nonzero_static one_hot resize_as scatter searchsorted select_scatter set slice_scatter sort
 sym_size take topk unique unique_consecutive where

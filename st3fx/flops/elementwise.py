@@ -49,6 +49,7 @@ PER_INPUT: Final[dict[str, int]] = {
     "prod": 1,
     "max": 1,
     "min": 1,
+    "aminmax": 2,
     "argmax": 1,
     "argmin": 1,
     "logsumexp": 2,  # exp, addition

@@ -33,7 +33,15 @@ with vectors are not among them, as those compute a weight (spectral norm)."""
 
 
 class NeedsValuesError(Exception):
-    """Fake activations were written into a real tensor, which would keep its old values."""
+    """Fakes do not do.
+
+    Fake activations were written into a real tensor, which would keep its old values; or an
+    operator's cost depends on the values: a mixture of experts, on who is routed where.
+    """
+
+
+_ROUTING = "offs"
+"""The argument of a grouped product that says where each group's rows end."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +149,16 @@ class Observer(TorchDispatchMode):
         for index, argument in enumerate(func._schema.arguments):
             default = argument.default_value if argument.has_default_value() else None
             value = args[index] if index < len(args) else kwargs.get(argument.name, default)
+            if argument.name == _ROUTING and isinstance(value, Tensor):
+                value = _ends(value)
             named[argument.name] = pytree.tree_map_only(Tensor, self.constants.operand, value)
         return named
+
+
+def _ends(offsets: Tensor) -> tuple[int, ...]:
+    if isinstance(offsets, FakeTensor):
+        raise NeedsValuesError
+    return tuple(offsets.tolist())
 
 
 def _name(func: Any) -> str:

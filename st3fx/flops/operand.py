@@ -78,6 +78,11 @@ class Constant:
             return [self.nonzeros]
         return [int(count) for count in self.mask.reshape(-1, taps).sum(0)]
 
+    @cached_property
+    def per_matrix(self) -> list[int]:
+        """Nonzeros of each matrix of a batch, along the first dimension."""
+        return [int(count) for count in self.mask.flatten(1).sum(1)]
+
     def dead(self, groups: int, first: int, second: int) -> tuple[int, int]:
         """Channels without a nonzero, of the tensor seen as (groups, first, second, rest).
 

@@ -146,6 +146,24 @@ def linear(x: Operand, weight: Operand, op: str = "linear") -> Product:
     return dataclasses.replace(product, channels=found)
 
 
+def grouped(x: Operand, weight: Operand, rows: Sequence[int]) -> Product:
+    """``x[group] @ weight[e]`` for each expert ``e``, which gets so many rows of ``x``.
+
+    Args:
+        x: (sum of rows, k).
+        weight: (experts, k, m).
+        rows: How many the routing gives to each expert.
+    """
+    experts, inputs, outputs = weight.shape
+    dense = sum(rows) * inputs * outputs
+    constant = weight.constant
+    if constant is None:
+        return Product("linear", dense, dense, dense, dense)
+    sparse = sum(n * count for n, count in zip(rows, constant.per_matrix, strict=True))
+    found = channels(constant, experts, outputs, inputs, outputs_first=False)
+    return Product("linear", dense, sparse, dense, sparse, constant, found)
+
+
 def attention(query: Operand, key: Operand, value: Operand) -> Product:
     """``query @ key.T`` and the product of its softmax with ``value``, causal or not.
 

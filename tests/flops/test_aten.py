@@ -251,3 +251,45 @@ def test_wrong_calls() -> None:
         st3fx.count_flops(nn.Linear(4, 4), R(2, 4), batch=0)
     with pytest.raises(FlopsError, match=r"model is a int: give an nn\.Module or an ONNX file"):
         st3fx.count_flops(3, R(2, 4))  # type: ignore[arg-type]
+
+
+ENDS = torch.tensor([1, 1, 6, 8], dtype=torch.int32)
+"""Rows by expert: 1, 0, 5, 2."""
+
+
+def test_a_grouped_product_counts_by_routing() -> None:
+    weight = torch.ones(4, 8, 16)
+    weight[0] = 0
+    weight[2, :, ::2] = 0
+
+    def forward(net: Net, x: Tensor) -> Any:
+        ends = (x.sum() * 0).int() + ENDS  # what a router computes from the input
+        return F.grouped_mm(x.bfloat16(), net.w.bfloat16(), offs=ends)
+
+    report = st3fx.count_flops(Net(forward, w=weight), (R(8, 8),))
+    assert report.unknown == {}
+    row = report.by_layer["w"]
+    assert row.dense_macs == 8 * 8 * 16
+    assert row.sparse_macs == (5 * 8 * 8) + 2 * 8 * 16
+    assert (row.dead_outputs, row.nonzeros) == (16 + 8, 2 * 8 * 16 + 8 * 8)
+
+
+def test_experts_one_after_the_other_count_by_routing() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(4, 6, bias=False) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Any:
+            out = torch.zeros(len(x), 6)
+            for index, expert in enumerate(self.experts):
+                rows = (x[:, 0].long() == index).nonzero()[:, 0]
+                out = out.index_add(0, rows, expert(x[rows]))
+            return out
+
+    x = torch.tensor([[0.0], [2.0], [2.0], [2.0], [0.0]]).expand(5, 4)
+    report = st3fx.count_flops(Experts(), x)
+    assert report.unknown == {}
+    macs = {name: row.dense_macs for name, row in report.by_layer.items()}
+    assert macs == {f"experts.{i}.weight": n * 24 for i, n in enumerate((2, 0, 3))}
+    assert report.by_op["add"].flops == 5 * 6

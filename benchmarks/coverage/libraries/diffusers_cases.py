@@ -103,7 +103,7 @@ def _dit() -> nn.Module:
 
 def _unet1d() -> nn.Module:
     return UNet1DModel(
-        64, in_channels=14, out_channels=14, block_out_channels=(16, 32), extra_in_channels=16,
+        64, in_channels=14, out_channels=14, block_out_channels=(16, 32), extra_in_channels=32,
         down_block_types=("DownBlock1DNoSkip", "DownBlock1D"), use_timestep_embedding=False,
         up_block_types=("UpBlock1D", "UpBlock1DNoSkip"), time_embedding_type="fourier",
     )  # fmt: skip

@@ -1,0 +1,71 @@
+"""Observe a model that has no values, by shapes alone."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from st3fx.core.inputs import Example
+from st3fx.errors import InputError
+from st3fx.passes import convert as stages
+
+
+def observe(conversion: stages.Conversion) -> None:
+    """The stage *observe* of :mod:`st3fx.passes.convert` for a model on the meta device.
+
+    Raises:
+        InputError: If the forward asks for values, or as there.
+    """
+    conversion.example = conversion.example.on_meta()
+    with fakes(conversion.model, conversion.example) as example:
+        faked = dataclasses.replace(conversion, example=example)
+        try:
+            stages.observe(faked)
+        except InputError as error:
+            if not isinstance(error.__cause__, DataDependentOutputException):
+                raise
+            raise InputError(
+                f"{type(conversion.model).__name__} is on the meta device, and its forward "
+                f"branches on values ({error.__cause__.func}): give it values first, with "
+                "to_empty() and its weights"
+            ) from error
+    conversion.observation = faked.observation
+
+
+@contextlib.contextmanager
+def fakes(model: nn.Module, example: Example) -> Iterator[Example]:
+    """Fake tensors in place of all tensors of ``model``, inside; gives the same call with fakes.
+
+    Libraries ask whether a tensor is fake before they branch on its values; of one that is merely
+    on the meta device they would ask for these.
+    """
+    mode = FakeTensorMode()
+    twins: dict[int, Tensor] = {}
+    saved = [
+        (table, name, tensor)
+        for module in model.modules()
+        for table in (module._parameters, module._buffers)
+        for name, tensor in table.items()
+        if tensor is not None
+    ]
+    lists = [(m, m._flat_weights) for m in model.modules() if isinstance(m, nn.RNNBase)]
+    for table, name, tensor in saved:
+        table[name] = twins.setdefault(id(tensor), mode.from_tensor(tensor))  # type: ignore[assignment]
+    for module, weights in lists:
+        module._flat_weights = [
+            weight if weight is None else twins[id(weight)] for weight in weights
+        ]
+    try:
+        given = pytree.tree_map_only(Tensor, mode.from_tensor, (example.args, example.kwargs))
+        with mode:
+            yield Example(*given)
+    finally:
+        for table, name, tensor in saved:
+            table[name] = tensor  # type: ignore[assignment]
+        for module, weights in lists:
+            module._flat_weights = weights
