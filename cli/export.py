@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +15,9 @@ from st3fx.cli.outcome import print_export
 from st3fx.cli.param_types import ONNX
 from st3fx.cli.progress import Progress
 from st3fx.cli.prune_options import prune_options
+
+if TYPE_CHECKING:
+    from st3fx.export.free import FreeSize
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
@@ -26,12 +30,33 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> tupl
         ) from error
 
 
+def _free(
+    context: click.Context, option: click.Parameter, texts: tuple[str, ...]
+) -> tuple[FreeSize, ...]:
+    """The sizes in ``input_ids:1=sequence``."""
+    found = []
+    for text in texts:
+        match = re.fullmatch(r"(\w+):(\d+)=(\w+)", text)
+        if match is None:
+            raise click.BadParameter(
+                f"{text!r}: give INPUT:DIM=NAME, e.g. input_ids:1=sequence", context, option
+            )
+        from st3fx.export.free import FreeSize
+
+        found.append(FreeSize(match[1], int(match[2]), match[3]))
+    return tuple(found)
+
+
 @click.command()
 @model_options
 @prune_options
 @click.option("-o", "--output", type=ONNX, metavar="FILE", help="The file.  [default: NAME.onnx]")
 @click.option("--opset", type=int, metavar="N", help="Of the file.  [default: PyTorch's own]")
 @click.option("--fixed-batch", is_flag=True, help="Build the batch size of the example in.")
+@click.option(
+    "--free", callback=_free, multiple=True, metavar="INPUT:DIM=NAME",
+    help="Another size that is free in the file, e.g. input_ids:1=sequence. Repeatable.",
+)  # fmt: skip
 @click.option(
     "--batch-sizes", callback=_numbers, metavar="N,N", default="1,3", show_default=True,
     help="Compare with PyTorch on random values at these sizes, beside the example.",
@@ -62,6 +87,7 @@ def export(
     *,
     opset: int | None,
     fixed_batch: bool,
+    free: tuple[FreeSize, ...],
     batch_sizes: tuple[int, ...],
     tolerance: float | None,
     no_verify: bool,
@@ -104,6 +130,7 @@ def export(
             progress=report,
             opset=opset,
             fixed_batch=fixed_batch,
+            free=free,
             batch_sizes=batch_sizes,
             tolerance=tolerance,
             verify=not no_verify,

@@ -73,6 +73,7 @@ def test_quantisation_stubs_stay() -> None:
     assert isinstance(checked.folded.quant, torch.ao.quantization.QuantStub)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of its storage
 def test_a_quantised_model_is_refused() -> None:
     model = nn.Sequential(torch.ao.nn.quantized.dynamic.Linear(8, 4))
     with pytest.raises(st3fx.St3fxError, match="no parameter that feeds a convolution"):

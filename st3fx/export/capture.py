@@ -13,6 +13,7 @@ from st3fx.errors import ExportError
 from st3fx.export.batch import repeated
 from st3fx.export.blame import is_fixed_batch, is_known, reason
 from st3fx.export.call import Flat
+from st3fx.export.free import Names, resized
 from st3fx.export.opset import EXPORTERS
 from st3fx.export.quiet import quiet
 
@@ -30,6 +31,7 @@ def capture(
     *,
     opset: int | None,
     fixed_batch: bool,
+    sizes: Names = (),
 ) -> ir.Model:
     """The model as an ONNX graph that is not optimised yet; initializers have state-dict names.
 
@@ -40,6 +42,7 @@ def capture(
         batched: Which of them have the batch as dimension 0.
         opset: Of the graph, as far down as the exporter goes; ``None`` for its default.
         fixed_batch: Leave the batch size as it is in the example.
+        sizes: Of each tensor the other dimensions that are free, with their names.
 
     Raises:
         ExportError: When the model cannot be captured, the batch cannot be free, or ONNX lacks an
@@ -50,7 +53,11 @@ def capture(
         size = next(t.shape[0] for t, has in zip(tensors, batched, strict=True) if has)
         # One sample is no example of a batch: a size of 1 is broadcast too.
         tensors = repeated(tensors, batched, max(2, size))
-    shapes = (tuple({0: BATCH} if has else None for has in batched),) if free else None
+    sizes = sizes or tuple({} for _ in tensors)
+    tensors = resized(tensors, sizes, 0)
+    named = tuple({**({0: BATCH} if has and free else {}), **dims} or None
+                  for has, dims in zip(batched, sizes, strict=True))  # fmt: skip
+    shapes = (named,) if any(named) else None
     with quiet():
         try:
             program = torch.onnx.export(

@@ -12,7 +12,7 @@ from st3fx.core.inputs import Example
 from st3fx.core.messages import describe
 from st3fx.core.state import preserved
 from st3fx.errors import ExportError, InputError
-from st3fx.export import parity
+from st3fx.export import free, parity
 from st3fx.export.batch import batched
 from st3fx.export.call import Call, Flat, outputs, unique
 from st3fx.export.capture import capture, io_names
@@ -42,6 +42,7 @@ class Job:
         self.name = type(model).__name__
         self.call = Call.of(model, example)
         self.batched = batched(self.call.tensors)
+        self.free = free.names(settings.free, self.call.names, self.call.tensors)
         self.flat = Flat(model, self.call).eval()
         self.outputs = self._output_names()
         kinds = {parameter.dtype for parameter in model.parameters()}
@@ -80,6 +81,7 @@ class Job:
             self.batched,
             opset=settings.opset,
             fixed_batch=settings.fixed_batch,
+            sizes=self.free,
         )
         names = [name for name, _ in self.written.named_parameters(remove_duplicate=False)]
         expected = used(graph, names)
@@ -102,7 +104,7 @@ class Job:
         if not self.settings.verify:
             return ()
         fixed = self.settings.fixed_batch or not any(self.batched)
-        return parity.verify(
+        rows = parity.verify(
             path,
             self.flat,
             self.call,
@@ -113,6 +115,18 @@ class Job:
             seed=self.settings.seed,
             session=session,
         )
+        return (*rows, *self._other_sizes(path, session, tolerance or self.tolerance))
+
+    def _other_sizes(self, path: Path, session: Opener, tolerance: float) -> list[Parity]:
+        """Run the file at sizes that the example does not have, where some are to be free."""
+        if not self.settings.free:
+            return []
+        calls = list(free.other_sizes(self.call.tensors, self.free))
+        taken = [(label, tensors) for label, tensors in calls if self.takes(tensors)]
+        if not taken:
+            tried = " nor ".join(label for label, _ in calls)
+            raise ExportError(f"{self.name} takes no other size: neither {tried}")
+        return [self.compare_at(path, t, label, session, tolerance) for label, t in taken]
 
     def takes(self, tensors: Sequence[Tensor]) -> bool:
         """Whether the model takes other tensors than the example's."""

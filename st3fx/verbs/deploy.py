@@ -14,6 +14,7 @@ from st3fx.api import fold
 from st3fx.core.inputs import Example
 from st3fx.core.state import copied
 from st3fx.errors import EmptyLayerWarning, ExportError
+from st3fx.export.free import FreeSize
 from st3fx.export.result import ExportResult, FoldResult, Size
 from st3fx.export.sizes import size_of_files, size_of_tensors
 from st3fx.export.weights import write_weights
@@ -31,6 +32,7 @@ def export_onnx(
     example_kwargs: Mapping[str, Any] | None = None,
     opset: int | None = None,
     fixed_batch: bool = False,
+    free: Mapping[str, Mapping[int, str]] | None = None,
     batch_sizes: Sequence[int] = (1, 3),
     verify: bool = True,
     sparse_initializers: bool = False,
@@ -61,6 +63,8 @@ def export_onnx(
         example_kwargs: Keyword arguments beside positional ``example_inputs``.
         opset: Of the file; ``None`` for the exporter's default.
         fixed_batch: Build the batch size of the example in.
+        free: Other sizes that are free in the file, ``{"input_ids": {1: "sequence"}}``: input ->
+            dimension -> name. It is compared at one size less and three more than the example's.
         batch_sizes: That the comparison draws random values for, beside the example.
         verify: Run the file in ONNX Runtime and compare.
         sparse_initializers: Store weights as index and value where that is smaller. It saves disk
@@ -85,6 +89,7 @@ def export_onnx(
     options = {
         "opset": opset,
         "fixed_batch": fixed_batch,
+        "free": FreeSize.of(free),
         "batch_sizes": tuple(batch_sizes),
         "verify": verify,
         "sparse_initializers": sparse_initializers,

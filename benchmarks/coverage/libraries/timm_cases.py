@@ -27,8 +27,8 @@ MORE = (
 )  # fmt: skip
 """Other designs in the files of the families; what this timm does not have is left out."""
 
-LARGE = 60e6
-"""Families whose smallest model has more parameters than this run with these settings alone."""
+SHALLOW = ("aimv2", "beit", "cait", "deit", "eva", "flexivit", "samvit", "vit_", "naflexvit")
+"""Names of transformers of one width, which are built with three blocks: more say nothing new."""
 
 
 def names() -> list[str]:
@@ -59,7 +59,8 @@ def case(name: str) -> Case:
     """One model, on images as small as it takes them."""
 
     def build() -> nn.Module:
-        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=10)
+        depth = {"depth": 3} if name.startswith(SHALLOW) else {}
+        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=10, **depth)
         return model
 
     def inputs(batch: int, changed: bool) -> Call:

@@ -1,0 +1,89 @@
+"""Sizes beside the batch that are free in a file: a sequence's length, an image's sides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from st3fx.errors import ExportError
+
+Names = tuple[dict[int, str], ...]
+"""For each input tensor: dimension -> name of the free size."""
+
+
+@dataclass(frozen=True)
+class FreeSize:
+    """One dimension of one input.
+
+    Attributes:
+        input: Name of the input.
+        dim: Which of its dimensions, from 1 on; dimension 0 is the batch.
+        name: Of the size in the file; dimensions of one name have one size.
+    """
+
+    input: str
+    dim: int
+    name: str
+
+    @classmethod
+    def of(cls, free: Mapping[str, Mapping[int, str]] | None) -> tuple[FreeSize, ...]:
+        """From ``{"input_ids": {1: "sequence"}}``."""
+        table = (free or {}).items()
+        return tuple(cls(key, dim, name) for key, dims in table for dim, name in dims.items())
+
+
+def names(free: Sequence[FreeSize], inputs: Sequence[str], tensors: Sequence[Tensor]) -> Names:
+    """The free dimensions of each input.
+
+    Raises:
+        ExportError: For an input or a dimension that is not there, a name that is none, or a name
+            whose dimensions differ in the example.
+    """
+    found: Names = tuple({} for _ in inputs)
+    sizes: dict[str, int] = {}
+    for item in free:
+        where = f"free size {item.input}:{item.dim}={item.name}"
+        if item.input not in inputs:
+            raise ExportError(f"{where}: the inputs are {', '.join(inputs)}")
+        index = inputs.index(item.input)
+        shape = tuple(tensors[index].shape)
+        if not 0 < item.dim < len(shape):
+            raise ExportError(f"{where}: give a dimension from 1 to {len(shape) - 1} of {shape}")
+        if not item.name.isidentifier() or item.name == "batch":
+            raise ExportError(f"{where}: give a name of letters, e.g. sequence; batch is taken")
+        if sizes.setdefault(item.name, shape[item.dim]) != shape[item.dim]:
+            raise ExportError(
+                f"{where}: {item.name} is {sizes[item.name]} elsewhere in the example"
+            )
+        found[index][item.dim] = item.name
+    return found
+
+
+def resized(tensors: Sequence[Tensor], free: Names, change: int) -> tuple[Tensor, ...]:
+    """The same call with all free sizes larger by ``change``, what is new repeated from the start.
+
+    No size gets smaller than 2: of a size of 1 exporters take it that it is broadcast.
+    """
+    return tuple(_resized(tensor, dims, change) for tensor, dims in zip(tensors, free, strict=True))
+
+
+def _resized(tensor: Tensor, dims: dict[int, str], change: int) -> Tensor:
+    for dim in dims:
+        size = tensor.shape[dim]
+        tensor = tensor.index_select(dim, torch.arange(max(2, size + change)) % size)
+    return tensor
+
+
+def other_sizes(tensors: Sequence[Tensor], free: Names) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+    """Calls of other sizes, the smaller ones first, each with what to call it."""
+    for change in (-1, 3):
+        changed = resized(tensors, free, change)
+        sizes = {
+            name: tensor.shape[dim]
+            for tensor, dims in zip(changed, free, strict=True)
+            for dim, name in dims.items()
+        }
+        yield ", ".join(f"{name} {size}" for name, size in sizes.items()), changed
