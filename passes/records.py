@@ -23,9 +23,9 @@ def record_fields(value: Any) -> Recipe | None:
     """
     if type(value) is collections.OrderedDict:
         return ordered_dict, ([[key, item] for key, item in value.items()],), {}
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return None
     kind = type(value)
+    if not dataclasses.is_dataclass(kind):
+        return None
     fields = dataclasses.fields(value)
     names = {field.name for field in fields}
     extra = set(vars(value)) - names if hasattr(value, "__dict__") else set()

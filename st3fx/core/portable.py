@@ -53,7 +53,7 @@ def to_portable(graph: fx.Graph) -> list[PortableNode]:
         return numbers[leaf] if isinstance(leaf, fx.Node) else Overload.of(leaf)
 
     def plain(arguments: Any) -> Any:
-        return _map_leaves(arguments, refer)
+        return map_leaves(arguments, refer)
 
     return [
         (node.name, node.op, Overload.of(node.target), plain(node.args), plain(node.kwargs))
@@ -72,22 +72,27 @@ def from_portable(nodes: list[PortableNode]) -> fx.Graph:
         return leaf.find() if isinstance(leaf, Overload) else leaf
 
     for name, op, target, *arguments in nodes:
-        args, kwargs = _map_leaves(arguments, resolve)
+        args, kwargs = map_leaves(arguments, resolve)
         made.append(graph.create_node(op, resolve(target), args, kwargs, name))
     return graph
 
 
-def _map_leaves(value: Any, change: Any) -> Any:
-    """Apply ``change`` to everything in nested arguments that is no container."""
+def map_leaves(value: Any, change: Any) -> Any:
+    """Apply ``change`` to everything in nested arguments that is no container.
+
+    Args:
+        value: Tuples, lists, dicts and slices, which become plain and new ones.
+        change: What is done to anything else, also to nodes.
+    """
     if isinstance(value, tuple):
-        items = [_map_leaves(item, change) for item in value]
+        items = [map_leaves(item, change) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     if isinstance(value, list):
-        return [_map_leaves(item, change) for item in value]
+        return [map_leaves(item, change) for item in value]
     if isinstance(value, dict):
-        return {key: _map_leaves(item, change) for key, item in value.items()}
+        return {key: map_leaves(item, change) for key, item in value.items()}
     if isinstance(value, slice):
-        return slice(*(_map_leaves(item, change) for item in _parts(value)))
+        return slice(*(map_leaves(item, change) for item in _parts(value)))
     return change(value)
 
 

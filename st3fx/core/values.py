@@ -7,6 +7,7 @@ tensors, and only operators known to have no side effects run at all.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from st3fx.core.portable import map_leaves
 from st3fx.core.state import preserved_rng
 
 _PURE = ("torch", "torchvision", "timm", "st3fx", "_operator", "operator", "builtins", "math")
@@ -80,13 +82,16 @@ class Evaluation:
         self.values: dict[fx.Node, Any] = {}
         self._root = root
         self._metas = iter(metas)
-        self._mode = FakeTensorMode()
+        self._mode: FakeTensorMode | None = None  # takes seconds to import, the first time
         self._copies: dict[str, nn.Module] = {}
+        self._stand_ins: dict[Meta, Tensor] = {}
         self._data: dict[fx.Node, Any] = {}
 
     def run(self, nodes: Iterable[fx.Node]) -> None:
         """Compute the values of further nodes, in their order."""
-        with _disable_current_modes():
+        if self._mode is None:
+            self._mode = FakeTensorMode()
+        with _disable_current_modes(), self._mode:
             for node in nodes:
                 self.values[node] = self._value(node)
 
@@ -105,7 +110,9 @@ class Evaluation:
                 value = self._known_data(node)
             return QUESTIONS[question](value)
 
-    def _known_data(self, node: fx.Node) -> Any:
+    def _known_data(self, node: Any) -> Any:
+        if not isinstance(node, fx.Node):
+            return node
         value = self.values[node]
         leaves = pytree.tree_leaves(value)
         if not any(isinstance(leaf, (Tensor, Unknown)) for leaf in leaves):
@@ -115,7 +122,7 @@ class Evaluation:
                 raise DataError("depends on a large tensor")
             if not _is_repeatable(node):
                 raise DataError("depends on the data of a tensor")
-            args, kwargs = fx.map_arg((node.args, node.kwargs), self._known_data)
+            args, kwargs = map_leaves([node.args, node.kwargs], self._known_data)
             if node.op == "call_method":
                 self._data[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
             else:
@@ -124,75 +131,104 @@ class Evaluation:
 
     def _value(self, node: fx.Node) -> Any:
         try:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), self._known)
+            args, kwargs = map_leaves([node.args, node.kwargs], self._known)
             return self._compute(node, args, kwargs)
         except _UnknownInputError as unknown:
             return unknown.args[0]
         except Exception as error:  # noqa: BLE001 - whatever an operator raises on such tensors
             return Unknown(type(error).__name__)
 
-    def _known(self, node: fx.Node) -> Any:
-        value = self.values[node]
+    def _known(self, leaf: Any) -> Any:
+        if not isinstance(leaf, fx.Node):
+            return leaf
+        value = self.values[leaf]
         if isinstance(value, Unknown):
             raise _UnknownInputError(value)
         return value
 
     def _compute(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         if node.op == "placeholder":
-            return self._input(next(self._metas))
+            meta = next(self._metas)
+            return Unknown("is no plain tensor") if meta is None else _fake(meta)
         if node.op == "get_attr":
-            return self._fake(_attribute(self._root, str(node.target)))
+            return self._stand_in(_attribute(self._root, str(node.target)))
         if _asks_memory(node):
             return Unknown("depends on memory or gradients")
         if node.op == "call_module":
             return self._call(str(node.target), args, kwargs)
-        with self._mode:
-            if node.op == "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            if not _is_pure(node.target):
-                return Unknown(f"comes from {getattr(node.target, '__name__', 'a function')}")
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if not _is_pure(node.target):
+            return Unknown(f"comes from {getattr(node.target, '__name__', 'a function')}")
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    def _input(self, meta: Meta | None) -> Any:
+    def _stand_in(self, tensor: Tensor) -> Tensor:
+        """For a parameter or buffer: one for all that differ in their data alone."""
+        meta = meta_of(tensor)
         if meta is None:
-            return Unknown("is no plain tensor")
-        with self._mode:
-            return torch.empty_strided(
-                meta.shape, meta.stride, dtype=meta.dtype, device=meta.device
-            )
-
-    def _fake(self, tensor: Tensor) -> Tensor:
-        return self._mode.from_tensor(tensor, static_shapes=True)
+            raise TypeError("is no plain tensor")
+        if meta not in self._stand_ins:
+            self._stand_ins[meta] = _fake(meta)
+        return self._stand_ins[meta]
 
     def _call(self, name: str, args: Any, kwargs: Any) -> Any:
         """Call a private copy of a module, whose own state stays what it is."""
         module = self._root.get_submodule(name)
+        plain = all(type(inner).__module__.startswith("torch.nn.") for inner in module.modules())
         if name not in self._copies:
-            self._copies[name] = self._copy(module)
-        if type(module).__module__.startswith("torch.nn."):
-            with self._mode:
-                return self._copies[name](*args, **kwargs)
-        with preserved_rng(), self._mode:
+            _require_own_forward(module)
+            self._copies[name] = self._shallow(module) if plain else self._copy(module)
+        with contextlib.nullcontext() if plain else preserved_rng():
             return self._copies[name](*args, **kwargs)
 
+    def _shallow(self, module: nn.Module) -> nn.Module:
+        """A copy of one of torch's layers, which keep no state but tensors and flags."""
+        twin: nn.Module = object.__new__(type(module))
+        twin.__dict__.update(module.__dict__)
+        twin.__dict__.pop("forward", None)
+        for table in ("_parameters", "_buffers"):
+            twin.__dict__[table] = {
+                key: None if tensor is None else self._stand_in(tensor)
+                for key, tensor in module.__dict__[table].items()
+            }
+        inner = {key: m and self._shallow(m) for key, m in module._modules.items()}
+        twin.__dict__["_modules"] = inner
+        if isinstance(module, nn.RNNBase):
+            names = module._flat_weights_names
+            twin.__dict__["_flat_weights"] = [twin._parameters[key] for key in names]
+        return twin
+
     def _copy(self, module: nn.Module) -> nn.Module:
-        """A copy on fake tensors, with the forwards that users wrote and without their hooks."""
+        """A copy of a user's module."""
         memo: dict[int, Any] = {}
         for inner in module.modules():
-            if has_hooks(inner):
-                raise ValueError("has hooks")
             for leaf in pytree.tree_leaves(list(inner.__dict__.values())):
                 if isinstance(leaf, Tensor):
-                    memo[id(leaf)] = self._fake(leaf)
-            forward = inner.__dict__.get("forward")
-            if forward is not None:  # ours, or bound to the module itself
-                if getattr(forward, "replaced", forward) is not None:
-                    raise ValueError("has a forward of its own")
-                memo[id(forward)] = None
+                    memo[id(leaf)] = self._stand_in(leaf)
+            if "forward" in inner.__dict__:
+                memo[id(inner.__dict__["forward"])] = None
         twin = copy.deepcopy(module, memo)
         for inner in twin.modules():
             inner.__dict__.pop("forward", None)
         return twin
+
+
+def _fake(meta: Meta) -> Tensor:
+    return torch.empty_strided(meta.shape, meta.stride, dtype=meta.dtype, device=meta.device)
+
+
+def _require_own_forward(module: nn.Module) -> None:
+    """Refuse hooks, and forwards that others have put on a module; ours stand for its own.
+
+    Raises:
+        ValueError: With what was found.
+    """
+    for inner in module.modules():
+        if has_hooks(inner):
+            raise ValueError("has hooks")
+        forward = inner.__dict__.get("forward")
+        if forward is not None and getattr(forward, "replaced", forward) is not None:
+            raise ValueError("has a forward of its own")
 
 
 def has_hooks(module: nn.Module) -> bool:
