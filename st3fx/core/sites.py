@@ -122,20 +122,31 @@ class IslandInfo:
         name: Full name of the module; the empty string is the model itself.
         modes: One entry per captured graph: ``train``, ``eval``, or ``both``.
         nodes: Nodes of the largest of them.
+        guards: What must hold of a call for the graphs to run, beside the modules' own settings,
+            in words: ``x.shape[0] > 4 is False (model.py:12)``.
     """
 
     name: str
     modes: tuple[str, ...]
     nodes: int
+    guards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class OpaqueModule:
-    """A module that keeps its own forward, with what stopped the trace."""
+    """A module that keeps its own forward, with what stopped the trace.
+
+    Attributes:
+        name: Full name of the module.
+        type: Its class.
+        reason: What stopped the trace, and where.
+        source: The line of code that did, if a line did.
+    """
 
     name: str
     type: str
     reason: str
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,6 +184,12 @@ class SparsityPlan:
         """Number of scalars over all sites."""
         return sum(site.numel for site in self.sites)
 
+    @property
+    def prunable(self) -> int:
+        """Scalars in all weights that multiply, vectors apart, sparsified or not."""
+        left = [s for s in self.skipped if len(s.shape) > 1 and s.op != "none"]
+        return self.numel + sum(item.numel for item in left)
+
     def to_dict(self) -> dict[str, Any]:
         """This plan as JSON values."""
         return dataclasses.asdict(self)
@@ -189,7 +206,13 @@ class SparsityPlan:
                     for item in data["skipped"]
                 ),
                 "islands": tuple(
-                    IslandInfo(**{**item, "modes": tuple(item["modes"])})
+                    IslandInfo(
+                        **{
+                            **item,
+                            "modes": tuple(item["modes"]),
+                            "guards": tuple(item.get("guards", ())),
+                        }
+                    )
                     for item in data["islands"]
                 ),
                 "opaque": tuple(OpaqueModule(**item) for item in data["opaque"]),

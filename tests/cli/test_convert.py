@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
+import st3fx
 from st3fx.cli import main
 from st3fx.cli.options import METHOD_NAMES
 from st3fx.files.bundle import read_bundle
@@ -262,3 +264,50 @@ def test_version_as_a_process() -> None:
 
     result = _process("--version")
     assert (result.returncode, result.stdout) == (0, f"st3fx, version {VERSION}\n")
+
+
+LANGUAGE = """
+    import torch
+    from torch import nn
+
+    class Language(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(20, 8)
+            self.inner = nn.Linear(8, 8)
+            self.head = nn.Linear(8, 20, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, ids):
+            return self.head(self.inner(self.embed(ids)).relu())
+
+    def example_inputs():
+        return torch.tensor([[1, 2, 3], [4, 5, 19]])
+"""
+
+
+def test_a_tied_projection_is_sparse_where_it_is_asked_for(folder: Path) -> None:
+    write(folder, "language.py", LANGUAGE)
+    result = _run("language.py", "-o", "dense")
+    assert "embed.weight" in result.stdout
+    assert "tied" in result.stdout
+    assert _run("language.py", "--include-tied", "-o", "sparse").exit_code == 0
+    plan = read_bundle(folder / "sparse").manifest.plan
+    assert [site.name for site in plan.sites] == ["inner.weight", "head.weight"]
+    model: Any = load_bundle(folder / "sparse")
+    assert model.head.weight is model.embed.weight
+    st3fx.Sparsifier(model).set_sparsity(0.5)
+    folded: Any = st3fx.fold(model)
+    assert int((folded.head.weight == 0).sum()) > 0
+    assert bool((folded.embed.weight != 0).all())
+
+
+def test_a_sequence_length_may_be_free_in_the_file(folder: Path) -> None:
+    write(folder, "language.py", LANGUAGE)
+    options = ("--sparsity", "0.5", "--free", "ids:1=sequence", "--json", "-o", "x.onnx")
+    result = CliRunner().invoke(main, ["export", "language.py", *options])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["inputs"][0]["shape"] == ["batch", "sequence"]
+    result = CliRunner().invoke(main, ["export", "language.py", "--free", "ids=sequence"])
+    assert result.exit_code == 2
+    assert "give INPUT:DIM=NAME, e.g. input_ids:1=sequence" in result.stderr

@@ -27,6 +27,9 @@ MORE = (
 )  # fmt: skip
 """Other designs in the files of the families; what this timm does not have is left out."""
 
+SMALL = 96
+"""Pixels of an image's side, which is a multiple of all patches and windows but a few."""
+
 SHALLOW = ("aimv2", "beit", "cait", "deit", "eva", "flexivit", "samvit", "vit_", "naflexvit")
 """Names of transformers of one width, which are built with three blocks: more say nothing new."""
 
@@ -57,25 +60,21 @@ def _weight_of(name: str) -> tuple[float, int, str]:
 
 def case(name: str) -> Case:
     """One model, on images as small as it takes them."""
+    configuration = timm.get_pretrained_cfg(name)
+    assert configuration is not None
+    _, full, _ = configuration.input_size
+    smallest = configuration.min_input_size[1] if configuration.min_input_size else SMALL
+    # Transformers of one width take an image size when they are built.
+    options = {"depth": 3, "img_size": SMALL} if name.startswith(SHALLOW) else {}
+    is_fixed = configuration.fixed_input_size and not options
+    size = full if is_fixed else min(full, max(SMALL, smallest))
 
     def build() -> nn.Module:
-        depth = {"depth": 3} if name.startswith(SHALLOW) else {}
-        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=10, **depth)
+        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=10, **options)
         return model
 
     def inputs(batch: int, changed: bool) -> Call:
         side = size + 32 if changed else size
         return (normal(batch, 3, side, side),), {}
 
-    configuration = timm.get_pretrained_cfg(name)
-    assert configuration is not None
-    _, full, _ = configuration.input_size
-    fixed = configuration.fixed_input_size or _is_fixed(name)
-    size = full if fixed else min(full, configuration.min_input_size[1] if (
-        configuration.min_input_size) else 96)  # fmt: skip
     return Case(name, build, inputs)
-
-
-def _is_fixed(name: str) -> bool:
-    """Families that know their image size without saying so."""
-    return any(part in name for part in ("vit", "bat_", "halo", "lambda", "botnet", "coat", "nest"))
