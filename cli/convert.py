@@ -17,6 +17,7 @@ from st3fx.cli.progress import Progress
 from st3fx.cli.tables import console, print_plan, total_line
 
 if TYPE_CHECKING:
+    from st3fx.core.explain import Explanation
     from st3fx.core.sites import SparsityPlan
     from st3fx.files.manifest import Recipe
 
@@ -50,8 +51,43 @@ class ConvertResult:
         """Print this result as tables."""
         out = console()
         print_plan(self.plan, out)
+        out.print(reach_line(self.plan), soft_wrap=True)
         end = "dry run, nothing was written" if self.bundle is None else f"wrote {self.bundle}"
         out.print(f"{total_line(self.plan)}; {end}", soft_wrap=True)
+
+
+def reach_line(plan: SparsityPlan) -> str:
+    """How much of what could be sparse is, and on how many conditions graphs run."""
+    share = plan.numel / plan.prunable if plan.prunable else 0.0
+    guards = len({guard for island in plan.islands for guard in island.guards})
+    conditions = f"; {guards:,} guards on sizes and settings" if guards else ""
+    reached = f"{plan.numel:,} of {plan.prunable:,} prunable parameters reached ({share:.1%})"
+    return f"{reached}{conditions}; --explain NAME says why"
+
+
+@dataclass(frozen=True)
+class ExplainResult:
+    """Why one weight or module is what it is.
+
+    Attributes:
+        explanation: In words.
+    """
+
+    explanation: Explanation
+
+    def to_dict(self) -> dict[str, Any]:
+        """This result as JSON values."""
+        return self.explanation.to_dict()
+
+    def show(self) -> None:
+        """Print this result, a line for each fact."""
+        out = console()
+        out.print(f"{self.explanation.name}: {self.explanation.verdict}", soft_wrap=True)
+        width = max((len(what) for what, _ in self.explanation.facts), default=0)
+        above = ""
+        for what, words in self.explanation.facts:
+            out.print(f"  {'' if what == above else what:{width}}  {words}", soft_wrap=True)
+            above = what
 
 
 @click.command()
@@ -64,6 +100,12 @@ class ConvertResult:
 @click.option("--no-verify", is_flag=True, help="Do not compare with the original model.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 @click.option("--dry-run", is_flag=True, help="Convert and print, but write nothing.")
+@click.option(
+    "--explain",
+    "explained",
+    metavar="NAME",
+    help="Say why this weight or module is sparse, dense, a graph or none; write nothing.",
+)
 @json_option
 def convert(
     *,
@@ -72,6 +114,7 @@ def convert(
     no_verify: bool,
     force: bool,
     dry_run: bool,
+    explained: str | None,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -93,19 +136,21 @@ def convert(
       st3fx convert model.py
       st3fx convert torchvision:resnet50 --input 1x3x224x224 --sparsity 0.95
       st3fx convert model.py:build -o out.st3fx --weights best.safetensors --skip-first
+      st3fx convert torchvision:fcos_resnet50_fpn --explain backbone
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
     # A model's own file may print: with --json that must not mix with the result.
     quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with quiet, Progress() as report:
-        result = _convert(
+        converted = _convert(
             asked,
             report,
             output=output,
             weights=weights,
             verify=not no_verify,
             force=force,
-            dry_run=dry_run,
+            dry_run=dry_run or explained is not None,
         )
+    result = converted if explained is None else _explain(converted, explained)
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=1))
     else:
@@ -137,6 +182,12 @@ def _convert(
     report("write")
     save_bundle(converted.model, converted.recipe, target, force=force)
     return ConvertResult(converted.recipe, converted.plan, target)
+
+
+def _explain(result: ConvertResult, name: str) -> ExplainResult:
+    from st3fx.core.explain import explain
+
+    return ExplainResult(explain(result.plan, name))
 
 
 def _recipe(asked: dict[str, Any]) -> Recipe:

@@ -25,6 +25,7 @@ def is_ours(file: str) -> bool:
 
 
 _CORE = str(Path(__file__).parents[1] / "core")
+_STDLIB = str(Path(contextlib.__file__).parent / "contextlib.py")
 
 
 class RefuseRealTensors(TorchDispatchMode):
@@ -94,14 +95,26 @@ def reason_of(error: BaseException) -> str:
     message = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if " at " in message and ".py:" in message:
         return message  # passed on from a submodule
+    place = _place_of(error)
+    return f"{message} at {Path(place.filename).name}:{place.lineno}" if place else message
+
+
+def source_line(error: BaseException) -> str:
+    """The line of the model's code that an error came from, with its place; empty if none did."""
+    found, cause = None, error.__cause__
+    while cause is not None:
+        found, cause = _place_of(cause) or found, cause.__cause__
+    return f"{Path(found.filename).name}:{found.lineno}: {found.line}" if found else ""
+
+
+def _place_of(error: BaseException) -> traceback.FrameSummary | None:
+    """The innermost frame in the model's code, else in torch's layers."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_TRACERS)
+        if not frame.filename.startswith((*_TRACERS, _CORE, _STDLIB))
     ]
     own = [frame for frame in frames if not frame.filename.startswith(_TORCH)]
     layers = [frame for frame in frames if not frame.filename.endswith("nn/modules/module.py")]
     places = own or layers
-    if not places:
-        return message
-    return f"{message} at {Path(places[-1].filename).name}:{places[-1].lineno}"
+    return places[-1] if places else None

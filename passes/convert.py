@@ -60,6 +60,7 @@ class Conversion:
                     name,
                     tuple(variant.mode for variant in variants),
                     max(len(variant.run.graph.nodes) for variant in variants),
+                    tuple(dict.fromkeys(w for v in variants for w in v.spec.words())),
                 )
                 for name, variants in graphs
                 if variants

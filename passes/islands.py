@@ -14,6 +14,7 @@ from torch import nn
 from st3fx.core.calls import CallSpec
 from st3fx.core.sites import OpaqueModule
 from st3fx.errors import TraceError
+from st3fx.passes.ambient import source_line
 from st3fx.passes.discover import Discovery
 from st3fx.passes.names import is_below
 from st3fx.passes.trace import Capture, trace
@@ -56,7 +57,8 @@ class _Builder:
         try:
             captures = self._capture(name, module)
         except TraceError as error:
-            self.result.opaque.append(OpaqueModule(name, type(module).__name__, str(error)))
+            line = source_line(error)
+            self.result.opaque.append(OpaqueModule(name, type(module).__name__, str(error), line))
             self._children(name, module)
             return
         if captures:

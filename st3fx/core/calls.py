@@ -60,6 +60,9 @@ class Applies(Protocol):
     def hold(self, tensors: Sequence[Any]) -> bool:
         """Whether it holds."""
 
+    def words(self) -> list[str]:
+        """What it asks for."""
+
 
 class CallSpec:
     """The structure of one call of a module: where tensors stand, and every other value.
@@ -98,6 +101,10 @@ class CallSpec:
         spec = copy.copy(self)
         spec.guards = guards
         return spec
+
+    def words(self) -> list[str]:
+        """What must hold of a call's tensors beside their places."""
+        return [] if self.guards is None else self.guards.words()
 
     def objects(self) -> list[Any]:
         """Arguments with a state of their own: neither tensors nor values, functions or types."""

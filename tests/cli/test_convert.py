@@ -311,3 +311,31 @@ def test_a_sequence_length_may_be_free_in_the_file(folder: Path) -> None:
     result = CliRunner().invoke(main, ["export", "language.py", "--free", "ids=sequence"])
     assert result.exit_code == 2
     assert "give INPUT:DIM=NAME, e.g. input_ids:1=sequence" in result.stderr
+
+
+def test_explains_one_weight_and_writes_nothing(folder: Path) -> None:
+    result = _run("model.py", "--explain", "conv.weight")
+    assert result.exit_code == 0, result.output
+    first, *lines = result.stdout.splitlines()
+    assert first == "conv.weight: sparse: conv2d multiplies with it (4x3x3x3, 108 parameters)"
+    assert lines[0].split() == ["multiplied", "in", "conv"]
+    assert lines[1].split()[:4] == ["graph", "of", "(the", "model)"]
+    assert _files(folder) == {"model.py"}
+
+
+def test_explains_as_json_too() -> None:
+    result = _run("model.py", "--explain", "(the model)", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["verdict"] == "is captured as a graph"
+
+
+def test_explaining_an_unknown_name_is_an_error(folder: Path) -> None:
+    result = _run("model.py", "--explain", "conv.wieght")
+    assert result.exit_code == 2
+    assert "did you mean conv.weight" in result.output
+    assert _files(folder) == {"model.py"}
+
+
+def test_says_how_much_is_reached() -> None:
+    result = _run("model.py", "--dry-run")
+    assert "128 of 128 prunable parameters reached (100.0%); --explain NAME" in result.stdout
