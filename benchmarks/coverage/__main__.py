@@ -46,7 +46,8 @@ def main() -> None:
 def _is_kept(row: dict[str, Any] | None, now: str, options: argparse.Namespace) -> bool:
     if row is None or options.again:
         return False
-    return row["commit"] == now or (options.missing and row.get("ok", "reached" in row))
+    is_good = bool(row.get("ok", "reached" in row))
+    return bool(row["commit"] == now or (options.missing and is_good))
 
 
 def _options() -> argparse.Namespace:

@@ -89,18 +89,20 @@ def same_eval(left: nn.Module, right: nn.Module, call: Call) -> bool | None:
 
 def same_training(left: nn.Module, right: nn.Module, call: Call, seed: int) -> bool:
     """Whether one training step gives both the same outputs, gradients and buffers."""
-    wanted, given = training_step(left, call, seed), training_step(right, call, seed)
-    return same(wanted[0], given[0]) and all(
-        equal(tensor, given[part].get(name))
-        for part in (1, 2)
-        for name, tensor in wanted[part].items()  # type: ignore[attr-defined]
+    outputs, wanted = training_step(left, call, seed)
+    answers, given = training_step(right, call, seed)
+    return same(outputs, answers) and all(
+        equal(tensor, given.get(name)) for name, tensor in wanted.items()
     )
 
 
 def training_step(
     model: nn.Module, call: Call, seed: int
-) -> tuple[list[Tensor], dict[str, Tensor | None], dict[str, Tensor]]:
-    """Outputs, gradients, and buffers of a step without an optimizer; the model is as before."""
+) -> tuple[list[Tensor], dict[str, Tensor | None]]:
+    """Outputs of a step without an optimizer, and gradients and buffers after it, by name.
+
+    The model is as before.
+    """
     args, kwargs = call
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.train().zero_grad(set_to_none=True)
@@ -109,11 +111,11 @@ def training_step(
     losses = [t.float().square().mean() for t in outputs if t.requires_grad and t.numel()]
     if losses:
         torch.stack(losses).sum().backward()
-    gradients = {name: p.grad for name, p in model.named_parameters()}
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    after: dict[str, Tensor | None] = {name: p.grad for name, p in model.named_parameters()}
+    after.update({name: buffer.clone() for name, buffer in model.named_buffers()})
     model.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             if name in before:
                 buffer.copy_(before[name])
-    return [tensor.detach() for tensor in outputs], gradients, buffers
+    return [tensor.detach() for tensor in outputs], after

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from benchmarks.coverage.totals import Totals, failed
 PEERS = ("nncf", "torch-pruning")
 
 
-def show(rows: dict[str, Sequence[dict[str, Any]]], *, all_rows: bool = True) -> None:
+def show(rows: Mapping[str, Sequence[dict[str, Any]]], *, all_rows: bool = True) -> None:
     """Print a table for each library, and one of totals."""
     console = Console(width=170)
     if all_rows:

@@ -264,7 +264,7 @@ def test_a_grouped_product_counts_by_routing() -> None:
 
     def forward(net: Net, x: Tensor) -> Any:
         ends = (x.sum() * 0).int() + ENDS  # what a router computes from the input
-        return F.grouped_mm(x.bfloat16(), net.w.bfloat16(), offs=ends)
+        return F.grouped_mm(x.bfloat16(), net.get_parameter("w").bfloat16(), offs=ends)
 
     report = st3fx.count_flops(Net(forward, w=weight), (R(8, 8),))
     assert report.unknown == {}

@@ -48,12 +48,17 @@ def spectrally_normed() -> Any:
     return parametrizations.spectral_norm(nn.Linear(6, 5))
 
 
+def orthogonal() -> Any:
+    return parametrizations.orthogonal(nn.Linear(6, 6))
+
+
 CASES: dict[str, tuple[Any, Tensor, type[nn.Module]]] = {
     "standardised": (lambda: StdConv(4, 6, 3, padding=1, stride=2), IMAGE, nn.Conv2d),
     "standardised, grouped": (lambda: StdConv(4, 6, 3, groups=2, bias=False), IMAGE, nn.Conv2d),
     "scaled": (Scaled, X, nn.Linear),
     "weight norm": (weight_normed, X, nn.Linear),
     "spectral norm": (spectrally_normed, X, nn.Linear),
+    "orthogonal": (orthogonal, X, nn.Linear),
 }
 cases = pytest.mark.parametrize(("make", "x", "plain"), CASES.values(), ids=CASES)
 

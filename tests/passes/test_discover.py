@@ -190,6 +190,12 @@ def test_nothing_to_make_sparse(model: nn.Module, message: str) -> None:
     assert message in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is (deprecated|not supported)")
+def test_a_model_that_is_a_script_module_is_refused_by_name() -> None:
+    with pytest.raises(PlanError, match=r"all 1 are left out, .*weight \(4, 6\): inside a Scrip"):
+        st3fx.convert(torch.jit.script(nn.Linear(6, 4)), X)
+
+
 def test_complex_weights_stay_dense() -> None:
     class Complex(nn.Module):
         def __init__(self) -> None:

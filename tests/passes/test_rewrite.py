@@ -9,8 +9,9 @@ from torch import Tensor, fx, nn
 
 import st3fx
 from st3fx.core.calls import CallSpec
+from st3fx.core.site_state import state_name
 from st3fx.core.sites import Layout, Site
-from st3fx.passes.rewrite import SiteUses, copy_graph, insert_op, state_name
+from st3fx.passes.rewrite import SiteUses, copy_graph, insert_op
 from st3fx.passes.trace import trace
 from tests.nets import Net, image
 from tests.parity import check

@@ -88,7 +88,9 @@ def test_the_projection_alone_is_sparse(kind: type[Language], verify: bool) -> N
     assert oracle.head.weight.grad is not None
     assert oracle.embed.weight.grad is not None
     both = oracle.head.weight.grad + oracle.embed.weight.grad
-    assert torch.equal(model.get_parameter("embed.weight").grad, both)
+    gradient = model.get_parameter("embed.weight").grad
+    assert gradient is not None
+    assert torch.equal(gradient, both)
 
 
 def test_fold_unties_the_projection() -> None:

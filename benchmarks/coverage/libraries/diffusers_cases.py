@@ -25,26 +25,26 @@ _DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
 _UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 
 
-def _unconditional() -> nn.Module:
+def _unconditional() -> Any:
     return UNet2DModel(16, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
                        up_block_types=("AttnUpBlock2D", "UpBlock2D"), **_CHANNELS)  # fmt: skip
 
 
-def _conditional() -> nn.Module:
+def _conditional() -> Any:
     return UNet2DConditionModel(
         16, down_block_types=_DOWN, up_block_types=_UP, cross_attention_dim=24,
         attention_head_dim=8, **_CHANNELS,
     )  # fmt: skip
 
 
-def _control() -> nn.Module:
+def _control() -> Any:
     return ControlNetModel(
         down_block_types=_DOWN, cross_attention_dim=24, attention_head_dim=8,
         conditioning_embedding_out_channels=(8, 16), **_CHANNELS,
     )  # fmt: skip
 
 
-def _video() -> nn.Module:
+def _video() -> Any:
     return UNetSpatioTemporalConditionModel(
         16, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=24,
         down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
@@ -90,18 +90,18 @@ def _signal(batch: int, changed: bool) -> Call:
     return (normal(batch, 14, 64 if changed else 32), torch.arange(batch)), {}
 
 
-def _vae() -> nn.Module:
+def _vae() -> Any:
     return AutoencoderKL(block_out_channels=(16, 32), norm_num_groups=8, latent_channels=4,
                          down_block_types=("DownEncoderBlock2D",) * 2,
                          up_block_types=("UpDecoderBlock2D",) * 2)  # fmt: skip
 
 
-def _dit() -> nn.Module:
+def _dit() -> Any:
     return DiTTransformer2DModel(2, 8, 4, 8, num_layers=2, sample_size=8, norm_num_groups=4,
                                  num_embeds_ada_norm=20)  # fmt: skip
 
 
-def _unet1d() -> nn.Module:
+def _unet1d() -> Any:
     return UNet1DModel(
         64, in_channels=14, out_channels=14, block_out_channels=(16, 32), extra_in_channels=32,
         down_block_types=("DownBlock1DNoSkip", "DownBlock1D"), use_timestep_embedding=False,

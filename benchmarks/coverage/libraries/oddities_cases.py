@@ -64,7 +64,7 @@ def _mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 4))
 
 
-_encoder = {"d_model": 16, "nhead": 2, "dim_feedforward": 32, "batch_first": True}
+_encoder: dict[str, Any] = {"d_model": 16, "nhead": 2, "dim_feedforward": 32, "batch_first": True}
 _norm = parametrizations.weight_norm
 _spectral = parametrizations.spectral_norm
 
@@ -148,7 +148,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Inputs] | tuple[Any, Inputs, dic
     "quantisation stubs": (models.Quantised, IMAGE),
     "no weight": (lambda: nn.Sequential(nn.ReLU()), SEQUENCE, {"refused": "no parameter"}),
     "DataParallel": (lambda: nn.DataParallel(_mlp()), SEQUENCE, {"refused": "wraps a model"}),
-    "compiled": (lambda: torch.compile(_mlp()), SEQUENCE, {"refused": "wraps a model"}),  # type: ignore[return-value]
+    "compiled": (lambda: torch.compile(_mlp()), SEQUENCE, {"refused": "wraps a model"}),
 }  # fmt: skip
 """Name -> what builds it, its inputs, and more of its :class:`Case`."""
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 class StandardisedConv(nn.Conv2d):
     """A convolution whose weight is standardised in its forward."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as in nn.Conv2d
+    def forward(self, input: Tensor) -> Any:  # noqa: A002 - as in nn.Conv2d
         mean = self.weight.mean((1, 2, 3), keepdim=True)
         spread = self.weight.std((1, 2, 3), keepdim=True)
         return self._conv_forward(input, (self.weight - mean) / (spread + 1e-5), self.bias)
@@ -118,7 +118,7 @@ class Ensemble(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         nets = [nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)) for _ in range(3)]
-        stacked, _ = stack_module_state(nets)  # type: ignore[arg-type]
+        stacked, _ = stack_module_state(nets)
         self.names = list(stacked)
         self.stacked = nn.ParameterList(nn.Parameter(v.detach()) for v in stacked.values())
         self.skeleton = [nets[0].to("meta")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 from timm.models import _registry
 from torch import nn
@@ -65,7 +67,7 @@ def case(name: str) -> Case:
     _, full, _ = configuration.input_size
     smallest = configuration.min_input_size[1] if configuration.min_input_size else SMALL
     # Transformers of one width take an image size when they are built.
-    options = {"depth": 3, "img_size": SMALL} if name.startswith(SHALLOW) else {}
+    options: dict[str, Any] = {"depth": 3, "img_size": SMALL} if name.startswith(SHALLOW) else {}
     is_fixed = configuration.fixed_input_size and not options
     size = full if is_fixed else min(full, max(SMALL, smallest))
 
