@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from st3fx.core.stand_ins import Meta
 from st3fx.core.value_guards import Answer, Fact, ValueGuards, pruned
-from st3fx.core.values import DataError, Evaluation, Meta, Unknown
+from st3fx.core.values import DataError, Evaluation, Unknown
 from st3fx.errors import TraceError
 from st3fx.passes.ambient import is_ours
 from st3fx.passes.proxies import is_known_by_value

@@ -25,8 +25,8 @@ from torch import Tensor, fx, nn
 
 from st3fx.core.calls import CallSpec
 from st3fx.core.graphs import Guard
+from st3fx.core.stand_ins import has_hooks
 from st3fx.core.state import Attributes, preserved_rng, rng_states
-from st3fx.core.values import has_hooks
 from st3fx.errors import TraceError
 from st3fx.passes.ambient import RefuseRealTensors, ambient_state, reason_of, refused_contexts
 from st3fx.passes.asked import Asked

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from st3fx.core.values import meta_of
+from st3fx.core.stand_ins import meta_of
 
 _SIMPLE = (
     bool, int, float, complex, str, bytes, set, frozenset, range, slice, enum.Enum,

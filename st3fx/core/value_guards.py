@@ -16,7 +16,9 @@ from torch import Tensor, fx, nn
 
 from st3fx.core.calls import same_value
 from st3fx.core.graphs import CompiledGraph
-from st3fx.core.values import Evaluation, Meta, changes_in_place, meta_of
+from st3fx.core.purity import changes_in_place
+from st3fx.core.stand_ins import Meta, meta_of
+from st3fx.core.values import Evaluation
 
 REMEMBERED = 256
 """Signatures of calls whose answer is kept; the oldest is forgotten first."""

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from st3fx.core.stand_ins import meta_of
 from st3fx.core.state import rng_states
 from st3fx.core.value_guards import pruned
-from st3fx.core.values import DataError, Evaluation, Unknown, meta_of
+from st3fx.core.values import DataError, Evaluation, Unknown
 
 
 class Leaf(nn.Module):

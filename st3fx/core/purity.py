@@ -1,0 +1,69 @@
+"""Which nodes may be run to see what they give, and what they would change."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from typing import Any
+
+from torch import fx
+
+_PURE = ("torch", "torchvision", "timm", "st3fx", "_operator", "operator", "builtins", "math")
+"""Packages whose functions may be run to see what they give."""
+
+_OF_MEMORY = frozenset(
+    {
+        "stride", "is_contiguous", "storage_offset", "data_ptr", "untyped_storage", "storage",
+        "_version", "requires_grad", "is_leaf", "grad", "grad_fn", "retains_grad", "is_pinned",
+        "is_shared", "is_inference", "layout",
+    }
+)  # fmt: skip
+"""What a tensor without memory cannot answer for the real one."""
+
+
+def asks_memory(node: fx.Node) -> bool:
+    """Whether a node gives what only a tensor with memory knows."""
+    if node.op == "call_method":
+        return node.target in _OF_MEMORY
+    return node.op == "call_function" and node.target is getattr and node.args[1] in _OF_MEMORY
+
+
+def is_pure(target: Any) -> bool:
+    """Whether a function only computes: an operator, arithmetic, a plain class's constructor."""
+    if isinstance(target, type) and (hasattr(target, "_fields") or is_dataclass(target)):
+        return True
+    package = str(getattr(target, "__module__", None) or "torch").partition(".")[0]
+    return package in _PURE
+
+
+def is_repeatable(node: fx.Node) -> bool:
+    """Whether a node can be computed once more, by itself, to see its data."""
+    if node.op not in ("call_function", "call_method") or asks_memory(node):
+        return False
+    if node.op == "call_function" and not is_pure(node.target):
+        return False
+    name = str(getattr(node.target, "__name__", node.target))
+    if any(word in name for word in _RANDOM) or _writes(node) or "out" in node.kwargs:
+        return False
+    return not any(changes_in_place(user, node) for user in node.users)
+
+
+_RANDOM = ("rand", "dropout", "normal", "bernoulli", "multinomial", "poisson")
+"""In the names of functions that draw numbers."""
+
+
+def _writes(node: fx.Node) -> bool:
+    return bool(node.all_input_nodes) and changes_in_place(node, node.all_input_nodes[0])
+
+
+def changes_in_place(node: fx.Node, value: fx.Node) -> bool:
+    """Whether a node may change the shape or the items of a value that others hold."""
+    if not node.args or node.args[0] is not value:
+        return False
+    if node.op == "call_method":
+        name = str(node.target)
+        return (name.endswith("_") and not name.endswith("__")) or name in _CONTAINER_CHANGES
+    name = getattr(node.target, "__name__", "")
+    return name in ("setitem", "delitem") or (name.endswith("_") and not name.endswith("__"))
+
+
+_CONTAINER_CHANGES = frozenset({"append", "extend", "insert", "pop", "clear", "update"})
