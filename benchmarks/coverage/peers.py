@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
+import st3fx
 from benchmarks.coverage.case import Call, Case
+from benchmarks.coverage.reached import INPUT, TIED
 
 
 def nncf(case: Case) -> dict[str, Any]:
-    """Scalars of the parameters that NNCF puts a mask on."""
+    """Scalars of the weights that NNCF puts a mask on."""
     from nncf import PruneMode, prune  # noqa: PLC0415 - installed for this stage alone
 
     torch.manual_seed(0)
@@ -28,12 +30,14 @@ def nncf(case: Case) -> dict[str, Any]:
         ratio=0.5,
         examples_inputs=(args if not kwargs else {"args": args, **kwargs} if args else kwargs),
     )
-    masks = [b for name, b in pruned.named_buffers() if name.endswith("binary_mask")]
-    return {"reached": sum(mask.numel() for mask in masks), "runs": _runs(pruned, (args, kwargs))}
+    masks = [name for name, _ in pruned.named_buffers() if name.endswith("binary_mask")]
+    # "__nncf_hooks.post_hooks.fc:weight__0.0.binary_mask" is that of "fc.weight".
+    names = {name.split(".")[2].split("__")[0].replace(":", ".") for name in masks}
+    return {"reached": _scalars(case, names), "runs": _runs(pruned, (args, kwargs))}
 
 
 def torch_pruning(case: Case) -> dict[str, Any]:
-    """Scalars of the layers in Torch-Pruning's groups."""
+    """Scalars of the weights in Torch-Pruning's groups."""
     import torch_pruning as tp  # noqa: PLC0415 - installed for this stage alone
 
     torch.manual_seed(0)
@@ -48,20 +52,33 @@ def torch_pruning(case: Case) -> dict[str, Any]:
         pruning_ratio=0.3,
         global_pruning=False,
     )
-    weights = _group_weights(pruner)
+    grouped = _grouped(pruner)
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in grouped}
     pruner.step()
-    return {"reached": sum(weights.values()), "runs": _runs(model, (args, kwargs))}
+    return {"reached": _scalars(case, names), "runs": _runs(model, (args, kwargs))}
 
 
-def _group_weights(pruner: Any) -> dict[int, int]:
-    found: dict[int, int] = {}
+def _scalars(case: Case, names: set[str]) -> int:
+    """Scalars of these parameters, as far as they multiply: tables that are only read are none."""
+    args, kwargs = case.inputs(case.batch, False)
+    options = {**case.options, "verify": False}
+    _, sparsifier = st3fx.convert(case.build(), args, example_kwargs=kwargs, **options)
+    plan = sparsifier.plan
+    sites = sum(s.numel for s in plan.sites if names & {s.name, *s.aliases, *s.parameters})
+    skipped = [s for s in plan.skipped if TIED not in s.reason and INPUT not in s.reason]
+    return sites + sum(item.numel for item in skipped if item.name in names)
+
+
+def _grouped(pruner: Any) -> set[int]:
+    """Identities of the parameters in the groups from which channels may be removed."""
+    found: set[int] = set()
     for group in pruner.DG.get_all_groups(
         ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types
     ):
         for dependency, _ in group:
             module = dependency.target.module
             tensors = [module] if isinstance(module, nn.Parameter) else list(module.parameters())
-            found.update({id(t): t.numel() for t in tensors if t.dim() > 1})
+            found.update(id(tensor) for tensor in tensors)
     return found
 
 
