@@ -39,7 +39,7 @@ def fold(model: nn.Module) -> nn.Module:
     held = {item.site: item for forward in forwards for item in forward.held}
     with torch.no_grad():
         static = {name: clean(effective(item)) for name, item in held.items()}
-    untied = _projections(model, held)
+    untied = projections(model, held)
     undo(model)
     for name, weight in static.items():
         if held[name].compute is not None:
@@ -54,7 +54,7 @@ def fold(model: nn.Module) -> nn.Module:
     return model
 
 
-def _projections(model: nn.Module, held: dict[str, Held]) -> dict[str, list[tuple[nn.Module, str]]]:
+def projections(model: nn.Module, held: dict[str, Held]) -> dict[str, list[tuple[nn.Module, str]]]:
     """Sites whose parameter has a name without a threshold beside it -> their names with one.
 
     These are projections of tied embeddings. The table stays dense, so the projection gets a

@@ -121,3 +121,17 @@ def test_masks_and_state_of_a_tied_projection() -> None:
     again.load_state_dict(model.state_dict())
     assert other.sparsity == sparsifier.sparsity > 0.4
     assert torch.equal(again.eval()(TOKENS), model.eval()(TOKENS))
+
+
+class TwoTables(Language):
+    """Two lookups and a projection of one table, as encoder-decoders have them."""
+
+    def forward(self, tokens: Tensor) -> Any:
+        y = self.body(self.embed(tokens).relu() + self.embed(tokens.flip(1)))
+        return self.head(y.relu())
+
+
+def test_several_lookups_of_one_table() -> None:
+    _, sparsifier = st3fx.convert(TwoTables(), TOKENS, include_tied=True)
+    assert [site.name for site in sparsifier.plan.sites] == ["body.weight", "head.weight"]
+    assert sparsifier.plan.verified
