@@ -94,7 +94,12 @@ class Reads:
         return record
 
     def _adopt(self, value: Any) -> None:
-        """Watch an object that holds settings."""
+        """Watch an object that holds settings, or several in a container."""
+        if isinstance(value, list | tuple | dict):
+            for item in value.values() if isinstance(value, dict) else value:
+                if not isinstance(item, list | tuple | dict):
+                    self._adopt(item)
+            return
         kind = type(value)
         if id(value) in self._objects or not _holds_settings(value):
             return

@@ -33,7 +33,7 @@ from st3fx.passes.asked import Asked
 from st3fx.passes.patches import patched
 from st3fx.passes.proxies import AttributeProxy, ValueProxy, iterated
 from st3fx.passes.reads import Reads
-from st3fx.passes.records import record_fields
+from st3fx.passes.records import class_reference, object_state, record_fields
 
 _OWN_KERNELS = (
     nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.RNNBase,
@@ -88,6 +88,7 @@ class IslandTracer(fx.Tracer):
         self._attribute_nodes: dict[str, fx.Proxy] = {}
         self.asked = Asked(root, spec.metas)
         self._reads = Reads(root, self.asked)
+        self._returning = False
 
     def run(self, root: nn.Module) -> Capture:
         """Trace.
@@ -138,7 +139,9 @@ class IslandTracer(fx.Tracer):
             args, kwargs = spec.call(list(tensors))
             self.capture.inlined[""] = None
             with refused_contexts(self.asked), patched(self), self._reads.watched():
-                return root.forward(*args, **kwargs)  # root_fn is the class's, not the instance's
+                found = root.forward(*args, **kwargs)  # root_fn is the class's, not the instance's
+            self._returning = True
+            return found
 
         return forward, proxies
 
@@ -153,6 +156,8 @@ class IslandTracer(fx.Tracer):
         if isinstance(a, fx.Proxy):
             return a.node
         record = record_fields(a)
+        if record is None and self._returning:
+            record = class_reference(a) if isinstance(a, type) else object_state(a)
         if record is not None:
             make, *arguments = record
             args, kwargs = map(super().create_arg, arguments)

@@ -22,18 +22,23 @@ def expression(node: fx.Node, depth: int = _DEPTH) -> str:
     if not depth or node.op in ("placeholder", "get_attr") or not node.args:
         return str(node.target) if node.op in ("placeholder", "get_attr") else node.name
     first, *rest = [_argument(argument, depth - 1) for argument in node.args]
+    owner = f"({first})" if " " in first else first
     if node.op == "call_method" and node.target in ("size", "dim", "numel"):
-        return f"{first}.{node.target}({', '.join(rest)})"
+        return f"{owner}.{node.target}({', '.join(rest)})"
     if node.op != "call_function":
         return node.name
     if node.target is getattr:
-        return f"{first}.{node.args[1]}"
+        return f"{owner}.{node.args[1]}"
     if node.target is operator.getitem:
-        return f"{first}[{rest[0]}]"
+        return f"{owner}[{rest[0]}]"
     if node.target in _SIGNS and rest:
-        return f"{first} {_SIGNS[node.target]} {rest[0]}"
+        return f"{owner} {_SIGNS[node.target]} {rest[0]}"
     return node.name
 
 
 def _argument(value: Any, depth: int) -> str:
+    if isinstance(value, slice):
+        parts = (value.start, value.stop, value.step)
+        start, stop, step = ("" if part is None else _argument(part, depth) for part in parts)
+        return f"{start}:{stop}:{step}" if step else f"{start}:{stop}"
     return expression(value, depth) if isinstance(value, fx.Node) else str(value)

@@ -6,6 +6,8 @@ The graphs' code looks up parameters and children at each call, so that they nev
 from __future__ import annotations
 
 import collections
+import importlib
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +22,18 @@ from st3fx.core.portable import from_portable, to_portable
 def ordered_dict(items: list[list[Any]]) -> collections.OrderedDict[Any, Any]:
     """An ``OrderedDict`` as a node, where a forward returns one."""
     return collections.OrderedDict((key, value) for key, value in items)
+
+
+def find_class(module: str, name: str) -> Any:
+    """A class as a node, by its names."""
+    return operator.attrgetter(name)(importlib.import_module(module))
+
+
+def rebuild(kind: type, state: dict[str, Any]) -> Any:
+    """An object as a node, where a forward returns one that it has made."""
+    made: Any = kind.__new__(kind)  # type: ignore[call-overload]
+    made.__dict__.update(state)
+    return made
 
 
 class Guard(NamedTuple):

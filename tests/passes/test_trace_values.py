@@ -378,6 +378,59 @@ def test_none_inside_of_what_a_module_gives(kind: Any, second: Any) -> None:
     assert list(check(Uses(), X).islands) == [""]
 
 
+class Kept:
+    """As caches of keys and values are: objects in an object."""
+
+    def __init__(self, inner: Kept | None = None) -> None:
+        self.inner = inner
+        self.kind: type = Kept
+        self.tensors: list[Tensor] = []
+
+    def add(self, tensor: Tensor) -> Tensor:
+        self.tensors.append(tensor)
+        return torch.stack(self.tensors).sum(0)
+
+
+class Returns(Two):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        kept = Kept(Kept())
+        y = kept.add(self.fc(args[0])) + kept.inner.add(args[0])  # type: ignore[union-attr]
+        return {"out": self.out(y), "kept": kept}
+
+
+def test_an_object_that_a_forward_makes_and_returns() -> None:
+    model, sparsifier = st3fx.convert(Returns(), X)
+    assert [island.name for island in sparsifier.plan.islands] == [""]
+    other = like(2, 5, 6)
+    assert applies(model, other)
+    expected, actual = Returns(), model(other)
+    expected.load_state_dict({k: v for k, v in model.state_dict().items() if "st3fx" not in k})
+    wanted = expected(other)
+    assert torch.equal(actual["out"], wanted["out"])
+    kept = actual["kept"]
+    assert (type(kept), type(kept.inner), kept.kind) == (Kept, Kept, Kept)
+    assert torch.equal(kept.tensors[0], wanted["kept"].tensors[0])
+    assert kept.inner.tensors[0] is other
+    assert model(other)["kept"] is not kept
+
+
+def test_an_object_that_was_there_before_stops_the_trace() -> None:
+    class Shared(Two):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stores = [Kept()]
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            (kept,) = self.stores
+            kept.last = self.out(self.fc(args[0]))  # type: ignore[attr-defined]
+            return {"kept": kept, "out": kept.last}  # type: ignore[attr-defined]
+
+    model, sparsifier = st3fx.convert(Shared(), X, verify=False)
+    assert "stores Kept.last" in sparsifier.plan.opaque[0].reason
+    output = model(X)
+    assert output["kept"].last is output["out"]
+
+
 def test_an_object_as_argument_is_not_captured() -> None:
     """It may change between calls, and a trace would leave proxies in it."""
 
