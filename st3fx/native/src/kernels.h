@@ -69,7 +69,8 @@ struct PackJob {
   int64_t stride;  ///< Of neighbours of a run in the image; `count` counts what is copied.
   const float* x;
   int64_t channel_begin, channel_end;
-  float* taps;    ///< [channel][plane][plane_floats]
+  int64_t channels;  ///< Of the image.
+  float* taps;    ///< [channel][plane][plane_floats], and 15 floats more
   float outside;  ///< Value of pixels outside of the image.
 };
 
@@ -94,12 +95,19 @@ struct WindowJob {
   Kind kind;
   const float* taps;
   int64_t channel_floats;
-  const uint32_t* tap_offsets;
-  int64_t tap_count;
+  int64_t rows, columns;        ///< Of the kernel.
+  const uint32_t* tap_offsets;  ///< [row][column]
+  /// A convolution by three columns: their taps stand side by side, 16 floats before the middle one
+  /// may be read, and none but the outer two has a mask.
+  bool three_columns;
+  /// One for each column, or null where its taps never lie beside the image; at each position of
+  /// the image −1, or 0 where they do.
+  const int32_t* const* masks;
   int64_t channels;
-  const float* weights;  ///< To convolve: [channel][tap].
+  const float* weights;  ///< To convolve: [channel][row][column].
   const float* bias;     ///< To convolve: one for each channel.
-  const float* scale;    ///< To average: one for each position of the tile.
+  const float* scale;    ///< To average: one for each position of the image.
+  int64_t position;      ///< Of the tile in the image, whose `masks` and `scale` these are.
   int64_t width;          ///< A multiple of 16.
   float* out;             ///< Channel c lies `c · row_stride` floats further.
   const float* residual;  ///< As `out`, or null.

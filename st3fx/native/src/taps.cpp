@@ -5,8 +5,21 @@
 namespace st3fx {
 namespace {
 
-/// Adds positions [p, p + n), every stride-th, to `runs`: one run for each tile that they lie in.
-void add_runs(std::vector<PixelRun>& runs, const Images& images, int64_t p, int64_t n,
+/// The remainder that is not negative.
+int64_t floor_mod(int64_t value, int64_t by) { return (value % by + by) % by; }
+
+/// Makes one run of two where the second goes on from the first.
+bool extend(PixelRun& first, const PixelRun& second) {
+  const bool adjacent = first.image_offset + first.count == second.image_offset &&
+                        first.tile_offset + first.count == second.tile_offset &&
+                        first.channel_stride == second.channel_stride;
+  if (adjacent) first.count += second.count;
+  return adjacent;
+}
+
+/// Adds positions [p, p + n), every stride-th, to the runs from `begin` on: one run for each tile
+/// that they lie in.
+void add_runs(std::vector<PixelRun>& runs, size_t begin, const Images& images, int64_t p, int64_t n,
               int64_t stride, int64_t tile_offset) {
   const bool cut = images.layout == Layout::blocked;
   while (n > 0) {
@@ -14,8 +27,9 @@ void add_runs(std::vector<PixelRun>& runs, const Images& images, int64_t p, int6
     const int64_t room = (cut ? kTile - p % kTile : images.plane.positions() - p) + stride - 1;
     const int64_t length = std::min(n, room / stride);
     const int64_t channel_stride = cut ? images.channel_stride(t) : images.plane.positions();
-    runs.push_back({images.index(0, 0, p), channel_stride, static_cast<int32_t>(tile_offset),
-                    static_cast<int32_t>(length), false});
+    const PixelRun run{images.index(0, 0, p), channel_stride, static_cast<int32_t>(tile_offset),
+                       static_cast<int32_t>(length), false};
+    if (stride > 1 || runs.size() == begin || !extend(runs.back(), run)) runs.push_back(run);
     p += length * stride;
     tile_offset += length;
     n -= length;
@@ -25,12 +39,12 @@ void add_runs(std::vector<PixelRun>& runs, const Images& images, int64_t p, int6
 }  // namespace
 
 TapPlan::TapPlan(const WindowAttributes& attributes, const Images& in, Layout out_layout,
-                 int64_t rows, int64_t tile)
+                 int64_t rows, int64_t tile, Borders borders)
     : window_(attributes.on(in.plane)),
       in_(in),
       out_{out_layout, in.batch, rows, {window_.out_height, window_.out_width}},
       tile_(tile) {
-  choose_pitch();
+  choose_pitch(borders);
   tile_ = std::min(tile, round_up(computed(), kTile));
   find_taps();
   if (channel_floats() * in.channels > std::numeric_limits<int32_t>::max())
@@ -39,8 +53,16 @@ TapPlan::TapPlan(const WindowAttributes& attributes, const Images& in, Layout ou
   list_outputs();
 }
 
-void TapPlan::choose_pitch() {
+void TapPlan::choose_pitch(Borders borders) {
   const Window& w = window_;
+  // The pixels of a row that are needed together must fit between those of its neighbours.
+  const int64_t pixels = (w.width + w.stride_width - 1) / w.stride_width;
+  masked_ = borders == Borders::masked && pixels <= w.out_width;
+  if (masked_) {
+    pitch_ = w.out_width;
+    lead_ = round_up(w.pad_left, kLanes);
+    return;
+  }
   const int64_t span = (w.kernel_width - 1) * w.dilation_width;
   pitch_ = w.out_width + span / w.stride_width;
   if (w.stride_width > 1) return;
@@ -55,8 +77,12 @@ void TapPlan::find_taps() {
   for (int64_t r = 0; r < w.kernel_height; ++r) {
     for (int64_t s = 0; s < w.kernel_width; ++s) {
       const int64_t row = r * w.dilation_height, column = s * w.dilation_width;
-      const int64_t plane = plane_of(row % w.stride_height, column % w.stride_width);
-      taps_.push_back({plane, row / w.stride_height * pitch_ + column / w.stride_width});
+      // Masked, a row begins with the image's first pixel of that phase, else with the padding's.
+      const int64_t begin = masked_ ? w.pad_left : 0;
+      const int64_t phase = floor_mod(column - begin, w.stride_width);
+      const int64_t plane = plane_of(row % w.stride_height, begin + phase);
+      const int64_t shift = (column - begin - phase) / w.stride_width;
+      taps_.push_back({plane, row / w.stride_height * pitch_ + lead_ + shift});
       reach = std::max(reach, taps_.back().offset);
     }
   }
@@ -91,7 +117,7 @@ void TapPlan::list_inputs() {
   for (int64_t t = 0; t < tiles(); ++t) {
     for (const PixelPlane& plane : planes_) {
       const int32_t begin = static_cast<int32_t>(inputs_.size());
-      list_plane(plane, first(t));
+      list_plane(plane, first(t) - lead_);
       plane_runs_.push_back({begin, static_cast<int32_t>(inputs_.size())});
     }
   }
@@ -100,7 +126,8 @@ void TapPlan::list_inputs() {
 /// Pixels [first, first + plane_floats) of the plane, counted in rows of `pitch`.
 void TapPlan::list_plane(const PixelPlane& plane, int64_t first) {
   const Window& w = window_;
-  int64_t row = first / pitch_, x = first % pitch_;
+  const size_t list_begin = inputs_.size();
+  int64_t x = floor_mod(first, pitch_), row = (first - x) / pitch_;
   for (int64_t at = 0; at < plane_floats_; ++row, x = 0) {
     const int64_t n = std::min(plane_floats_ - at, pitch_ - x);
     const int64_t image_row = row * w.stride_height + plane.row_phase - w.pad_top;
@@ -108,7 +135,8 @@ void TapPlan::list_plane(const PixelPlane& plane, int64_t first) {
     const int64_t end = std::clamp<int64_t>(plane.end - x, begin, n);
     const int64_t column = (x + begin) * w.stride_width + plane.column - w.pad_left;
     if (image_row >= 0 && image_row < w.height)
-      add_runs(inputs_, in_, image_row * w.width + column, end - begin, w.stride_width, at + begin);
+      add_runs(inputs_, list_begin, in_, image_row * w.width + column, end - begin, w.stride_width,
+               at + begin);
     at += n;
   }
 }
@@ -120,7 +148,7 @@ void TapPlan::list_outputs() {
     int64_t row = first(t) / pitch_, x = first(t) % pitch_;
     for (int64_t at = 0; at < valid(t); at += pitch_ - x, ++row, x = 0) {
       const int64_t n = std::min(valid(t) - at, window_.out_width - x);
-      if (n > 0) add_runs(outputs_, out_, row * window_.out_width + x, n, 1, at);
+      if (n > 0) add_runs(outputs_, begin, out_, row * window_.out_width + x, n, 1, at);
     }
     // What a run overwrites behind itself must be written by the tile's own later runs.
     for (size_t i = outputs_.size(), follow = 0; i-- > begin;) {
@@ -140,7 +168,7 @@ PackJob TapPlan::pack_job(int64_t t, const float* x, int64_t begin, int64_t end,
                           float* taps) const {
   const int64_t planes = static_cast<int64_t>(planes_.size());
   return {inputs_.data(), plane_runs_.data() + t * planes, planes, plane_floats_,
-          window_.stride_width, x, begin, end, taps, 0};
+          window_.stride_width, x, begin, end, in_.channels, taps, 0};
 }
 
 StageJob TapPlan::stage_job(int64_t t, float* stage, float* y) const {

@@ -13,22 +13,33 @@
 
 namespace st3fx {
 
+/// What becomes of taps that fall beside the image.
+enum class Borders {
+  packed,  ///< Rows are packed with what lies beside them, which leaves gaps between the outputs.
+  masked,  ///< Rows follow each other without gaps; the reader masks what `leaves_out` names.
+};
+
 class TapPlan {
  public:
   /// `tile`: positions that are computed at a time, a multiple of 112. Throws `Error` where the
   /// image is too large for 32-bit offsets.
   TapPlan(const WindowAttributes& attributes, const Images& in, Layout out_layout, int64_t rows,
-          int64_t tile = kTile);
+          int64_t tile = kTile, Borders borders = Borders::packed);
 
   const Window& window() const { return window_; }
   const Images& out() const { return out_; }
 
   /// Whether tile `t` cannot be computed where it belongs: its rows have gaps, or whole vectors
-  /// would reach over the end of a channel, or of a tile of the layout.
+  /// would reach over the end of a channel.
   bool is_staged(int64_t t) const {
-    const bool plain = out_.layout == Layout::nchw;
-    const bool has_gaps = pitch_ != window_.out_width;
-    return has_gaps || (plain ? valid(t) < width(t) : tile_ > kTile);
+    return has_gaps() || (out_.layout == Layout::nchw && valid(t) < width(t));
+  }
+  bool has_gaps() const { return pitch_ != window_.out_width; }
+  /// Whether the taps of that column of the kernel must be left out at that column of the output.
+  bool leaves_out(int64_t kernel_column, int64_t out_column) const {
+    const int64_t x = out_column * window_.stride_width +
+                      kernel_column * window_.dilation_width - window_.pad_left;
+    return masked_ && (x < 0 || x >= window_.width);
   }
   /// Where an output stands among the computed positions.
   int64_t computed_position(int64_t row, int64_t column) const { return row * pitch_ + column; }
@@ -58,7 +69,7 @@ class TapPlan {
     int64_t plane, offset;
   };
 
-  void choose_pitch();
+  void choose_pitch(Borders borders);
   void find_taps();
   int64_t plane_of(int64_t row_phase, int64_t column);
   void list_inputs();
@@ -68,6 +79,8 @@ class TapPlan {
   Window window_;
   Images in_, out_;
   int64_t tile_, pitch_ = 0, plane_floats_ = 0;
+  int64_t lead_ = 0;     ///< Positions in front of a tile's first that are packed too.
+  bool masked_ = false;  ///< Rows are packed without what lies beside them.
   std::vector<PixelPlane> planes_;
   std::vector<Tap> taps_;
   std::vector<PixelRun> inputs_, outputs_;

@@ -72,6 +72,44 @@ ST3FX_INLINE Vec load_even(const float* from) {
 #endif
 }
 
+/// The floats from one before `current` on, which follows `previous`.
+ST3FX_INLINE Vec one_before(Vec previous, Vec current) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+#if ST3FX_LANES == 16
+  return __builtin_shufflevector(previous, current, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26,
+                                 27, 28, 29, 30);
+#elif ST3FX_LANES == 8
+  return __builtin_shufflevector(previous, current, 7, 8, 9, 10, 11, 12, 13, 14);
+#else
+  return __builtin_shufflevector(previous, current, 3, 4, 5, 6);
+#endif
+#else
+  Vec v;
+  v[0] = previous[kWidth - 1];
+  for (int i = 1; i < kWidth; ++i) v[i] = current[i - 1];
+  return v;
+#endif
+}
+
+/// The floats from one after the begin of `current` on, which `next` follows.
+ST3FX_INLINE Vec one_after(Vec current, Vec next) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+#if ST3FX_LANES == 16
+  return __builtin_shufflevector(current, next, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
+                                 16);
+#elif ST3FX_LANES == 8
+  return __builtin_shufflevector(current, next, 1, 2, 3, 4, 5, 6, 7, 8);
+#else
+  return __builtin_shufflevector(current, next, 1, 2, 3, 4);
+#endif
+#else
+  Vec v;
+  for (int i = 1; i < kWidth; ++i) v[i - 1] = current[i];
+  v[kWidth - 1] = next[0];
+  return v;
+#endif
+}
+
 ST3FX_INLINE void fill(float* to, float x, int64_t n) {
   for (; n >= kWidth; n -= kWidth, to += kWidth) store(to, broadcast(x));
   for (; n > 0; --n) *to++ = x;

@@ -8,8 +8,8 @@
 namespace st3fx {
 namespace {
 
-constexpr int64_t kChunkBytes = 24 * 1024;  // packed input of some channels: within the L1 cache
-constexpr int64_t kBand = 8 * kTile;  // positions at a time, so that few rows are packed twice
+constexpr int64_t kChunkBytes = 64 * 1024;  // packed input of some channels: within the L2 cache
+constexpr int64_t kBand = 8;  // tiles at a time, so that few rows are packed twice
 
 /// Pixels that an average at each position of a tile divides by, as factors.
 std::vector<float> average_factors(const TapPlan& plan, const WindowAttributes& window,
@@ -23,13 +23,34 @@ std::vector<float> average_factors(const TapPlan& plan, const WindowAttributes& 
   return factors;
 }
 
+/// For each column of the kernel, the positions at which its taps count; empty: at all of them.
+std::vector<std::vector<int32_t>> column_masks(const TapPlan& plan) {
+  const Window& w = plan.window();
+  std::vector<std::vector<int32_t>> masks(w.kernel_width);
+  for (int64_t s = 0; s < w.kernel_width; ++s) {
+    if (!plan.leaves_out(s, 0) && !plan.leaves_out(s, w.out_width - 1)) continue;
+    masks[s].assign(round_up(plan.computed(), kTile), 0);
+    for (int64_t p = 0; p < plan.computed(); ++p)
+      masks[s][p] = plan.leaves_out(s, p % w.out_width) ? 0 : -1;
+  }
+  return masks;
+}
+
+bool has_three_columns(const Window& w, const std::vector<uint32_t>& tap_offsets) {
+  return w.kernel_width == 3 && w.dilation_width == 1 && w.stride_width == 1 && w.pad_left < 2 &&
+         w.out_width + 1 - w.pad_left <= w.width && tap_offsets[1] >= kLanes;
+}
+
 }  // namespace
 
 /// What depends on the size of the images alone.
 struct WindowOp::Sized {
   TapPlan taps;
   std::vector<uint32_t> tap_offsets;
+  std::vector<std::vector<int32_t>> masks;
+  std::vector<const int32_t*> mask_of_column;
   std::vector<float> factors;
+  bool three_columns;  ///< As `WindowJob` has it.
 };
 
 struct WindowOp::Call {
@@ -67,8 +88,17 @@ AveragePool::AveragePool(const NodeInfo& node) : WindowOp(node, WindowJob::avera
 }
 
 WindowOp::Sized WindowOp::work_out(const Images& in) const {
-  Sized sized{TapPlan(window_, in, output_layout_, channels_, kBand), {}, {}};
+  // An output takes so many times the memory in packed inputs.
+  const int64_t share = std::max<int64_t>(kBand / (window_.strides[0] * window_.strides[1]), 1);
+  const Borders borders = Borders::masked;
+  Sized sized{TapPlan(window_, in, output_layout_, channels_, share * kTile, borders), {}, {}, {}, {},
+              false};
   sized.tap_offsets = sized.taps.column_offsets(window_.taps());
+  sized.masks = column_masks(sized.taps);
+  for (const std::vector<int32_t>& mask : sized.masks)
+    sized.mask_of_column.push_back(mask.empty() ? nullptr : mask.data());
+  sized.three_columns =
+      kind_ == WindowJob::convolve && has_three_columns(sized.taps.window(), sized.tap_offsets);
   if (kind_ == WindowJob::average)
     sized.factors = average_factors(sized.taps, window_, count_padding_);
   return sized;
@@ -111,36 +141,58 @@ void WindowOp::run_chunk(const Call& call, int64_t tile, int64_t begin, int64_t 
   if (kind_ == WindowJob::largest) pack.outside = -std::numeric_limits<float>::infinity();
   kernels_->pack_taps(pack);
 
+  WindowJob job = window_job(call, begin, end);
+  job.taps = memory.data();
+  if (!staged) {
+    // As many pieces as the layout has tiles: a channel of each lies in one stretch.
+    for (int64_t at = 0; at < width; at += kTile, job.taps += kTile) {
+      const int64_t first = plan.first(t) + at;
+      const int64_t offset = plan.out().index(n, begin, first);
+      job.position = first;
+      job.width = std::min(kTile, width - at);
+      job.row_stride = plan.out().channel_stride(first / kTile);
+      job.out = call.y + offset;
+      if (call.residual) job.residual = call.residual + offset;
+      kernels_->window_tile(job);
+    }
+    return;
+  }
   float* stage = memory.data() + (end - begin) * plan.channel_floats();
+  job.position = plan.first(t);
+  job.width = job.row_stride = width;
+  job.out = stage;
   const int64_t image = n * plan.out().image_size();
-  const int64_t offset = plan.out().index(n, begin, staged ? 0 : plan.first(t));
+  StageJob rows = plan.stage_job(t, stage, call.y + image);
+  rows.stage_row = rows.row_begin = begin;
+  rows.row_end = end;
+  if (call.residual) {
+    StageJob from = rows;
+    from.y = const_cast<float*>(call.residual) + image;
+    kernels_->gather_rows(from);
+    job.residual = stage;
+  }
+  kernels_->window_tile(job);
+  kernels_->scatter_rows(rows);
+}
+
+/// What all tiles of channels [begin, end) have in common.
+WindowJob WindowOp::window_job(const Call& call, int64_t begin, int64_t end) const {
   WindowJob job{};
   job.kind = kind_;
-  job.taps = memory.data();
-  job.channel_floats = plan.channel_floats();
+  job.channel_floats = call.sized->taps.channel_floats();
+  job.rows = window_.kernel[0];
+  job.columns = window_.kernel[1];
   job.tap_offsets = call.sized->tap_offsets.data();
-  job.tap_count = window_.taps();
+  job.three_columns = call.sized->three_columns;
+  job.masks = call.sized->mask_of_column.data();
   job.channels = end - begin;
   if (kind_ == WindowJob::convolve) {
     job.weights = weights_.data() + begin * window_.taps();
     job.bias = bias_.data() + begin;
   }
-  job.scale = call.sized->factors.empty() ? nullptr : call.sized->factors.data() + plan.first(t);
-  job.width = width;
+  job.scale = call.sized->factors.empty() ? nullptr : call.sized->factors.data();
   job.activation = activation_;
-  job.out = staged ? stage : call.y + offset;
-  job.row_stride = staged ? width : plan.out().channel_stride(t);  // one tile each, unless staged
-  if (call.residual) job.residual = staged ? stage : call.residual + offset;
-  StageJob rows = plan.stage_job(t, stage, call.y + image);
-  rows.stage_row = rows.row_begin = begin;
-  rows.row_end = end;
-  if (staged && call.residual) {
-    StageJob from = rows;
-    from.y = const_cast<float*>(call.residual) + image;
-    kernels_->gather_rows(from);
-  }
-  kernels_->window_tile(job);
-  if (staged) kernels_->scatter_rows(rows);
+  return job;
 }
 
 }  // namespace st3fx

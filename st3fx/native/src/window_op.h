@@ -34,6 +34,7 @@ class WindowOp {
 
   Sized work_out(const Images& in) const;
   void run_chunk(const Call& call, int64_t tile, int64_t begin, int64_t end) const;
+  WindowJob window_job(const Call& call, int64_t begin, int64_t end) const;
 
   std::unique_ptr<SizedCache<Sized>> sized_;
 };
