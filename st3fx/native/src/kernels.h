@@ -70,7 +70,7 @@ struct PackJob {
   const float* x;
   int64_t channel_begin, channel_end;
   int64_t channels;  ///< Of the image.
-  float* taps;    ///< [channel][plane][plane_floats], and 15 floats more
+  float* taps;    ///< [channel][plane][plane_floats]
   float outside;  ///< Value of pixels outside of the image.
 };
 

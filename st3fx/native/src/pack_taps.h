@@ -7,13 +7,24 @@
 
 namespace st3fx::ST3FX_ISA {
 
-/// Copies n pixels, every stride-th from there on. `ahead`: 32 floats behind them may be read, and
-/// 15 behind the copy overwritten.
-ST3FX_INLINE void copy_run(float* to, const float* from, int64_t n, int64_t stride, bool ahead) {
-  if (stride == 1) return ahead ? copy(to, from, n) : copy_exactly(to, from, n);
-  if (stride == 2 && ahead) {
-    for (; n > 0; n -= kWidth, from += 2 * kWidth, to += kWidth) store(to, load_even(from));
-    return;
+/// What a copy may touch behind its pixels.
+struct Room {
+  bool to_read;   ///< 32 floats of the image.
+  bool to_write;  ///< 15 floats of the packed channels, which are written after it.
+};
+
+/// Copies n pixels, every stride-th from there on.
+ST3FX_INLINE void copy_run(float* to, const float* from, int64_t n, int64_t stride, Room room) {
+  const bool both = room.to_read && room.to_write;
+  if (stride == 1) return both ? copy(to, from, n) : copy_exactly(to, from, n);
+  if (stride == 2 && room.to_read) {
+    const int64_t whole = room.to_write ? n + kWidth - 1 : n;
+    for (int64_t i = 0; i + kWidth <= whole; i += kWidth) store(to + i, load_even(from + 2 * i));
+    if (room.to_write || n % kWidth == 0) return;
+    float rest[16] = {};
+    const int64_t done = n / kWidth * kWidth;
+    store(rest, load_even(from + 2 * done));
+    return copy_exactly(to + done, rest, n - done);
   }
   for (int64_t i = 0; i < n; ++i) to[i] = from[i * stride];
 }
@@ -21,13 +32,13 @@ ST3FX_INLINE void copy_run(float* to, const float* from, int64_t n, int64_t stri
 /// One plane of one channel, from its begin to its end: what a copy overwrites behind itself is
 /// written after it.
 ST3FX_INLINE void pack_plane(const PackJob& job, const PlaneRuns& plane, int64_t channel, float* to,
-                             bool ahead) {
+                             Room room) {
   int64_t at = 0;
   for (int32_t r = plane.begin; r < plane.end; ++r) {
     const PixelRun& run = job.runs[r];
     fill(to + at, job.outside, run.tile_offset - at);
     copy_run(to + run.tile_offset, job.x + run.image_offset + channel * run.channel_stride,
-             run.count, job.stride, ahead);
+             run.count, job.stride, room);
     at = run.tile_offset + run.count;
   }
   fill(to + at, job.outside, job.plane_floats - at);
@@ -36,10 +47,11 @@ ST3FX_INLINE void pack_plane(const PackJob& job, const PlaneRuns& plane, int64_t
 static void pack_taps(const PackJob& job) {
   float* to = job.taps;
   for (int64_t c = job.channel_begin; c < job.channel_end; ++c) {
-    // A channel takes 16 floats or more: the two that follow are there to be read.
-    const bool ahead = c + 2 < job.channels;
+    // A channel takes 16 floats or more: the two that follow are there to be read. What follows the
+    // last one packed here may be another thread's.
+    const Room room{c + 2 < job.channels, c + 1 < job.channel_end};
     for (int64_t i = 0; i < job.plane_count; ++i, to += job.plane_floats)
-      pack_plane(job, job.planes[i], c, to, ahead);
+      pack_plane(job, job.planes[i], c, to, room);
   }
 }
 
