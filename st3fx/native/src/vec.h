@@ -1,9 +1,9 @@
 // One vector of floats as wide as the instruction set that this file is compiled for.
 //
 // The compilers' own vector types do the work on every architecture; what differs is the width.
-// Only the instruction-set files include this, each inside its own namespace (ST3FX_ISA), and nothing of
-// the standard library's templates: a function that two files share could end up with instructions
-// that the CPU does not have.
+// Only the instruction-set files include this, each inside its own namespace (ST3FX_ISA), and
+// nothing of the standard library's templates: a function that two files share could end up with
+// instructions that the CPU does not have.
 #pragma once
 
 #include <cstdint>

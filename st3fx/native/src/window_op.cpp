@@ -90,9 +90,8 @@ AveragePool::AveragePool(const NodeInfo& node) : WindowOp(node, WindowJob::avera
 WindowOp::Sized WindowOp::work_out(const Images& in) const {
   // An output takes so many times the memory in packed inputs.
   const int64_t share = std::max<int64_t>(kBand / (window_.strides[0] * window_.strides[1]), 1);
-  const Borders borders = Borders::masked;
-  Sized sized{TapPlan(window_, in, output_layout_, channels_, share * kTile, borders), {}, {}, {}, {},
-              false};
+  TapPlan taps(window_, in, output_layout_, channels_, share * kTile, Borders::masked);
+  Sized sized{std::move(taps), {}, {}, {}, {}, false};
   sized.tap_offsets = sized.taps.column_offsets(window_.taps());
   sized.masks = column_masks(sized.taps);
   for (const std::vector<int32_t>& mask : sized.masks)
