@@ -53,10 +53,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         # the 81st on the other 5,000; here all 50,000 train and the last epoch is what is kept.
         # It pads with edge pixels before the random crop; what the data set here does is its own.
     },
-    "short": _SHORT,
-    # Beyond 95 %: what is left of a channel is scaled up the more by ST-3 the fewer its weights
-    # are, and steps grow with it; Feather's weights are not scaled.
-    "short-sparse": {**_SHORT, "method": "feather", "sparsity": 0.98},
     # configs/imagenet.toml: ResNet-50.
     "st3-imagenet": {
         "data": "imagefolder",
@@ -80,5 +76,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "bn_recalibrate": 0,
         "precision": "fp16",  # `precision = 16`
     },
+    "short": _SHORT,
+    # Beyond 95 %: what is left of a channel is scaled up the more by ST-3 the fewer its weights
+    # are, and steps grow with it; Feather's weights are not scaled.
+    "short-sparse": {**_SHORT, "method": "feather", "sparsity": 0.98},
 }
 """Name -> settings that differ from the defaults, or that the reference states."""
