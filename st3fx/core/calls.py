@@ -7,7 +7,7 @@ import enum
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -166,6 +166,8 @@ class _Label:
     """Stands for a tensor while its place is looked up."""
 
     index: int
+    device: ClassVar[torch.device] = torch.device("cpu")
+    """What the constructor of a ``PackedSequence`` asks its lengths for."""
 
 
 @dataclass(frozen=True)

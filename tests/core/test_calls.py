@@ -121,3 +121,15 @@ def test_a_frozen_container_is_a_copy_of_what_it_held() -> None:
 
 def test_a_frozen_tensor_is_the_tensor() -> None:
     assert frozen(X) is X
+
+
+def test_packed_sequences() -> None:
+    lstm, padded = nn.LSTM(2, 3), torch.randn(4, 3, 2)
+
+    def packed(*lengths: int) -> Any:
+        return nn.utils.rnn.pack_padded_sequence(padded, torch.tensor(lengths))
+
+    spec = CallSpec(lstm, (packed(4, 2, 1),), {})
+    tensors = spec.tensors((packed(3, 3, 1),), {})
+    assert tensors is not None
+    assert torch.equal(lstm(*spec.call(tensors)[0])[0].data, lstm(packed(3, 3, 1))[0].data)
