@@ -8,6 +8,8 @@ Both operators get the same weights and take turns, a call each; the ratio is th
 rounds. ``peak`` is the share of the multiply-adds that this core does from registers, in the same
 process, that are spent on nonzeros. ``even`` is the sparsity from which on the sparse operator
 wins, interpolated between the two that enclose it. Tensors are blocked, as between sparse layers.
+Where the cost model of this machine (``st3fx bench --calibrate``, else the defaults) would keep a
+layer dense, the ratio stands in brackets; the last line counts the choices that cost time.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import argparse
 import ctypes
 import itertools
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,12 @@ from rich.table import Table
 
 from benchmarks import layers, record
 from st3fx import native
+from st3fx.runtime import costs
+from st3fx.runtime.calibration import load_calibration
 
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98)
+TOLERATED = 1.05
+_FIELDS = [field.name for field in fields(layers.Layer)]
 
 
 def main() -> None:
@@ -50,12 +57,14 @@ def main() -> None:
         cells = measure(layer, options.threads, options.batch, options.rounds, peak)
         even = break_even(cells)
         rows.append({**asdict(layer), "sparse": cells, "break_even": even})
-        ratios = [f"{cell['ratio']['median']:.2f}" for cell in cells]
+        ratios = [_shown(cell) for cell in cells]
         ratios += [""] * (len(SPARSITIES) - len(ratios))
         share = next((f"{c['peak']:.0%}" for c in cells if c["sparsity"] == 0.9), "")
         dense = f"{1e6 * cells[0]['dense']['median']:.0f}"
         table.add_row(layer.name, dense, *ratios, share, "" if even is None else f"{even:.0%}")
-    Console(width=120).print(table)
+    console = Console(width=120)
+    console.print(table)
+    console.print(regrets(rows))
     name = f"kernels_{native.isa()}_{options.threads}.json"
     environment = record.environment(
         threads=options.threads, batch=options.batch, isa=native.isa(), flops=peak,
@@ -98,8 +107,44 @@ def measure(
             "dense": record.spread(seconds[0]),
             "seconds": record.spread(seconds[1]),
             "peak": round(operations / float(np.median(seconds[1])) / peak, 4),
+            "choice": choice(layer, int(np.count_nonzero(weight)), batch),
         })  # fmt: skip
     return cells
+
+
+def choice(layer: layers.Layer, nonzeros: int, batch: int) -> str:
+    """What the cost model takes for the layer alone: ``sparse`` or ``dense``."""
+    if layer.depthwise:
+        return "sparse"  # the only kernel in the blocked layout
+    columns = layer.channels * layer.kernel**2
+    work: costs.Work
+    if layer.size:
+        work = costs.ConvWork(
+            layer.rows, columns, nonzeros, layer.kernel**2, layer.stride, 1,
+            layer.size**2, layer.out_size**2,
+        )  # fmt: skip
+    else:
+        work = costs.LinearWork(layer.rows, columns, nonzeros, batch)
+    constants = load_calibration().costs
+    sparse = costs.seconds(constants, costs.sparse_features(work, blocked=True))
+    dense = costs.seconds(constants, costs.dense_features(work))
+    return "sparse" if sparse < dense else "dense"
+
+
+def _shown(cell: dict[str, Any]) -> str:
+    ratio = f"{cell['ratio']['median']:.2f}"
+    return ratio if cell["choice"] == "sparse" else f"({ratio})"
+
+
+def regrets(rows: Sequence[dict[str, Any]]) -> str:
+    """The layers that the cost model makes slower than dense by more than 5 %."""
+    cells = [(row, cell) for row in rows for cell in row["sparse"] if cell["choice"] == "sparse"]
+    slower = [
+        f"{layers.Layer(**{k: row[k] for k in _FIELDS}).name} at {cell['sparsity']:.0%}"
+        for row, cell in cells
+        if cell["ratio"]["median"] < 1 / TOLERATED
+    ]
+    return f"chosen sparse: {len(cells)}; slower than dense by more than 5 %: {slower or 'none'}"
 
 
 def take_turns(
