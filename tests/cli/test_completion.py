@@ -63,7 +63,12 @@ def test_specs(folder: Path) -> None:
 
 def test_values_of_options(folder: Path) -> None:
     assert _proposed("convert", "--method", "st3") == ["st3", "st3-sigma"]
-    assert _proposed("train", "--recipe", "") == ["st3-cifar", "st3-imagenet", "short", "short-sparse"]
+    assert _proposed("train", "--recipe", "") == [
+        "st3-cifar",
+        "st3-imagenet",
+        "short",
+        "short-sparse",
+    ]
     assert _proposed("train", "--data", "cifar") == ["cifar10", "cifar100"]
     assert _proposed("train", "--config", "r") == ["run.toml"]
     assert _proposed("train", "--weights", "w") == ["w.safetensors", "w.st3w"]

@@ -68,7 +68,7 @@ def test_convolutions(name: str, density: float) -> None:
         pads = (layer.padding[0], layer.padding[1]) * 2
         window = {"strides": layer.stride, "pads": pads, "kernel_shape": layer.kernel_size}
         expected = dense("Conv", x, weight, bias, group=layer.groups, **window)
-        blocked = {"input_layout": "blocked", "output_layout": "blocked"}
+        blocked: dict[str, Any] = {"input_layout": "blocked", "output_layout": "blocked"}
         node = ops.sparse_conv(weight, layer.groups, bias, **window, **blocked)
         placed = ops.place(x, "blocked")
         for isa, threads in ((None, 2), ("scalar", 1)):
