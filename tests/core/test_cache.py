@@ -207,6 +207,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::st3fx.errors.HalfPrecisionWarning")  # of "half"
 @methods
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_every_change_of_a_weight_is_noticed(method: Any, change: Callable[[Any], Any]) -> None:
