@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from tests.passes.channels.nets import random_net, reduced
 
-NETS = 200
+NETS = int(os.environ.get("ST3FX_CHANNEL_NETS", "120"))
 CHUNK = 10
 
 
