@@ -77,8 +77,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "precision": "fp16",  # `precision = 16`
     },
     "short": _SHORT,
-    # Beyond 95 %: in the same trials ST-3 gave 80.95 % top-1 at 99 % sparsity, Feather 85.24 %. ST-3
-    # scales up what is left of a channel, the more the less it is; Feather does not.
+    # Beyond 95 %: in the same trials ST-3 gave 80.95 % top-1 at 99 % sparsity, Feather 85.24 %.
+    # ST-3 scales up what is left of a channel, the more the less it is; Feather does not.
     "short-sparse": {**_SHORT, "method": "feather", "sparsity": 0.98},
 }
 """Name -> settings that differ from the defaults, or that the reference states."""
