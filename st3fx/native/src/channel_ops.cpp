@@ -36,6 +36,7 @@ void GlobalAveragePool::operator()(const Run& run) const {
   const Tensor x = run.input(0);
   const Images in = images_of(x, layout_, channels_);
   const float positions = static_cast<float>(in.plane.positions());
+  const int64_t image_size = in.image_size();
   float* y = run.output({in.batch, channels_, 1, 1});
   auto sum = [&](const float* from, int64_t n) {
     return kernels_ ? static_cast<double>(kernels_->sum(from, n))
@@ -43,10 +44,10 @@ void GlobalAveragePool::operator()(const Run& run) const {
   };
   parallel_ranges(run, in.batch * channels_, in.plane.positions(), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
+      const float* image = x.floats() + i / channels_ * image_size;
       double total = 0;
       for (int64_t t = 0; t < in.plane.tiles(); ++t)
-        total += sum(x.floats() + in.index(i / channels_, i % channels_, t * kTile),
-                     in.plane.tile_valid(t));
+        total += sum(image + in.offset_in_image(i % channels_, t), in.plane.tile_valid(t));
       y[i] = static_cast<float>(total / positions);
     }
   });
@@ -80,11 +81,11 @@ void ChannelScale::operator()(const Run& run) const {
   const Images images = images_of(x, layout_, channels_);
   same_shape(factors, {Layout::nchw, images.batch, channels_, {1, 1}});
   float* y = run.output(x.shape);
-  const int64_t total = images.batch * channels_;
+  const int64_t total = images.batch * channels_, image_size = images.image_size();
   parallel_ranges(run, total, images.plane.padded(), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       for (int64_t t = 0; t < images.plane.tiles(); ++t) {
-        const int64_t at = images.index(i / channels_, i % channels_, t * kTile);
+        const int64_t at = i / channels_ * image_size + images.offset_in_image(i % channels_, t);
         const int64_t n =
             layout_ == Layout::nchw ? images.plane.tile_valid(t) : images.plane.tile_width(t);
         const float factor = factors.floats()[i];

@@ -27,15 +27,24 @@ static void scale(const float* x, float factor, float* y, int64_t n) {
   for (; i < n; ++i) y[i] = x[i] * factor;
 }
 
+/// The sum of a vector's lanes, by halves: one after the other they would wait for each other.
+ST3FX_INLINE float sum_of_lanes(Vec v) {
+  float lanes[kWidth];
+  store(lanes, v);
+#pragma GCC unroll 8
+  for (int half = kWidth / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+  return lanes[0];
+}
+
 static float sum(const float* x, int64_t n) {
   Vec sums[4] = {};
   int64_t i = 0;
   for (; i + 4 * kWidth <= n; i += 4 * kWidth)
     for (int j = 0; j < 4; ++j) sums[j] += load(x + i + j * kWidth);
   for (; i + kWidth <= n; i += kWidth) sums[0] += load(x + i);
-  const Vec all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  float total = 0;
-  for (int j = 0; j < kWidth; ++j) total += all[j];
+  float total = sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
   for (; i < n; ++i) total += x[i];
   return total;
 }

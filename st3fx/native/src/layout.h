@@ -45,25 +45,29 @@ struct Images {
   int64_t batch = 0, channels = 0;
   Plane plane;
 
-  Shape shape() const {
-    const bool plain = layout == Layout::nchw;
-    return {batch, plain ? channels : storage_channels(channels, plane), plane.height, plane.width};
+  /// Channels of the tensor's shape.
+  int64_t declared_channels() const {
+    return layout == Layout::nchw ? channels : storage_channels(channels, plane);
   }
+  Shape shape() const { return {batch, declared_channels(), plane.height, plane.width}; }
   /// Floats of one image, its padding included.
-  int64_t image_size() const { return count(shape()) / std::max<int64_t>(batch, 1); }
+  int64_t image_size() const { return declared_channels() * plane.positions(); }
 
   /// Distance of two channels at the same position of tile `t`.
   int64_t channel_stride(int64_t t) const {
     return layout == Layout::nchw ? plane.positions() : plane.tile_width(t);
   }
+  /// Where tile `t` of channel `c` begins in its image.
+  int64_t offset_in_image(int64_t c, int64_t t) const {
+    return t * kTile * (layout == Layout::nchw ? 1 : channels) + c * channel_stride(t);
+  }
   /// Where tile `t` of channel 0 of image `n` begins.
   int64_t tile_offset(int64_t n, int64_t t) const {
-    return n * image_size() + t * kTile * (layout == Layout::nchw ? 1 : channels);
+    return n * image_size() + offset_in_image(0, t);
   }
   /// Where position `p` of channel `c` of image `n` lies.
   int64_t index(int64_t n, int64_t c, int64_t p) const {
-    const int64_t t = p / kTile;
-    return tile_offset(n, t) + c * channel_stride(t) + p % kTile;
+    return n * image_size() + offset_in_image(c, p / kTile) + p % kTile;
   }
 };
 
