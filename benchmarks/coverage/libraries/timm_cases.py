@@ -32,7 +32,8 @@ MORE = (
 SMALL = 96
 """Pixels of an image's side, which is a multiple of all patches and windows but a few."""
 
-SHALLOW = ("aimv2", "beit", "cait", "deit", "eva", "flexivit", "samvit", "vit_", "naflexvit")
+SHALLOW = ("aimv2", "beit", "cait", "deepseek", "deit", "eva", "flexivit", "gemma4", "naflexvit",
+           "qwen3", "samvit", "vit_")  # fmt: skip
 """Names of transformers of one width, which are built with three blocks: more say nothing new."""
 
 
@@ -65,11 +66,13 @@ def case(name: str) -> Case:
     configuration = timm.get_pretrained_cfg(name)
     assert configuration is not None
     _, full, _ = configuration.input_size
-    smallest = configuration.min_input_size[1] if configuration.min_input_size else SMALL
-    # Transformers of one width take an image size when they are built.
-    options: dict[str, Any] = {"depth": 3, "img_size": SMALL} if name.startswith(SHALLOW) else {}
-    is_fixed = configuration.fixed_input_size and not options
-    size = full if is_fixed else min(full, max(SMALL, smallest))
+    smallest = configuration.min_input_size[1] if configuration.min_input_size else 0
+    size = min(full, max(98 if "patch14" in name else SMALL, smallest))
+    options: dict[str, Any] = {}
+    if name.startswith(SHALLOW):  # these take an image size when they are built
+        options = {"depth": 3, "img_size": size}
+    elif configuration.fixed_input_size:
+        size = full
 
     def build() -> nn.Module:
         model: nn.Module = timm.create_model(name, pretrained=False, num_classes=10, **options)
