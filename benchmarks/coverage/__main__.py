@@ -2,7 +2,7 @@
 
     python -m benchmarks.coverage                        # all libraries, what has no row yet
     python -m benchmarks.coverage timm --only 'res*'     # these
-    python -m benchmarks.coverage --stages convert export nncf torch-pruning
+    python -m benchmarks.coverage --stages export nncf torch-pruning --within 5
     python -m benchmarks.coverage --show                 # the table of the rows that are there
 
 Each stage of each model runs in a child process. A row that is there for the code's last commit is
@@ -34,6 +34,8 @@ def main() -> None:
         if not options.show:
             names = libraries.names(library)
             for name in fnmatch.filter(names, options.only):
+                if not _is_quick(rows.get(name, "convert"), options.within):
+                    continue
                 for stage in options.stages:
                     if not _is_kept(rows.get(name, stage), now, options):
                         row = child.run(library, name, stage, options.timeout, options.memory)
@@ -50,6 +52,12 @@ def _is_kept(row: dict[str, Any] | None, now: str, options: argparse.Namespace) 
     return bool(row["commit"] == now or (options.missing and is_good))
 
 
+def _is_quick(converted: dict[str, Any] | None, within: float | None) -> bool:
+    """Whether a model took at most so many seconds to convert; without a limit all are."""
+    seconds = (converted or {}).get("seconds")
+    return within is None or (seconds is not None and seconds <= within)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.coverage",
@@ -61,6 +69,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--stages", nargs="+", choices=list(child.STAGES), default=["convert"])
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one stage")
     parser.add_argument("--memory", type=float, default=16.0, help="GiB for one stage")
+    parser.add_argument("--within", type=float, metavar="SECONDS",
+                        help="models alone that were converted within this time")  # fmt: skip
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the rows")
     parser.add_argument(
         "--missing", action="store_true", help="keep good rows of other commits too"

@@ -35,7 +35,13 @@ _ENVIRONMENT = {
 _PRELOADED = [
     "benchmarks.coverage.convert_stage",
     "benchmarks.coverage.export_stage",
-    "torch._dynamo",  # what torch imports at the first use of a custom operator
+    # What is imported at its first use, and takes a second in each child.
+    "st3fx.public",
+    "st3fx.verbs.deploy",
+    "st3fx.export.engine",
+    "torch._dynamo",
+    "torch.onnx._internal.exporter._torchlib.ops",
+    "onnx.reference",
 ]
 
 

@@ -62,7 +62,7 @@ def _exported(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
     if row["ok"]:
-        return f"{row['relative']:.0e}"
+        return f"{row['relative']:.0e}" + (" fixed" if row["batch"] == "fixed" else "")
     return "NO" if row.get("dense") else "nor dense"
 
 
