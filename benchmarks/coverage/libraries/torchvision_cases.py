@@ -46,7 +46,7 @@ def _options(name: str) -> dict[str, Any]:
         return {"image_size": _size(name)}
     if not _is_detector(name):
         return {}
-    options: dict[str, Any] = {"weights_backbone": None, "detections_per_img": 20}
+    options: dict[str, Any] = {"weights_backbone": None, "detections_per_img": 5}
     if not name.startswith("ssd"):
         options.update(min_size=128, max_size=160)
     # A random model sees objects everywhere; a few of them show as much.
@@ -54,7 +54,7 @@ def _options(name: str) -> dict[str, Any]:
         options.update(rpn_post_nms_top_n_train=100, rpn_post_nms_top_n_test=100)
         options["box_detections_per_img"] = options.pop("detections_per_img")
     else:
-        options["topk_candidates"] = 50
+        options["topk_candidates"] = 20
     return options
 
 
