@@ -10,16 +10,19 @@ import builtins
 import contextlib
 import operator
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from st3fx.core.stand_ins import Meta
-from st3fx.core.value_guards import Answer, Fact, ValueGuards, pruned
-from st3fx.core.values import DataError, Evaluation, Unknown
+from st3fx.core.answers import Answer, Fact
+from st3fx.core.calls import CallSpec
+from st3fx.core.known_data import DataError, Unknown
+from st3fx.core.purity import pruned
+from st3fx.core.value_guards import ValueGuards
+from st3fx.core.values import Evaluation
 from st3fx.errors import TraceError
 from st3fx.passes.ambient import is_ours
 from st3fx.passes.proxies import is_known_by_value
@@ -37,17 +40,17 @@ class Asked:
         facts: What the code read of its surroundings.
     """
 
-    def __init__(self, root: nn.Module, metas: Sequence[Meta | None]) -> None:
+    def __init__(self, root: nn.Module, spec: CallSpec) -> None:
         """Prepare; :meth:`follow` begins.
 
         Args:
             root: The traced module.
-            metas: Of the traced call's tensors.
+            spec: The traced call.
         """
         self.answers = True
         self.facts: dict[tuple[Any, ...], Fact] = {}
-        self._root, self._metas = root, metas
-        self._evaluation = Evaluation(root, metas)
+        self._root, self._metas = root, spec.metas
+        self._evaluation = Evaluation(root, spec.metas, spec.readable)
         self.follow(fx.Graph())
         self._answers: dict[tuple[fx.Node, str], tuple[Any, str]] = {}
         self._containers: set[fx.Node] = set()
@@ -183,7 +186,13 @@ class Asked:
         if not self._answers and not self.facts:
             return None
         answers = [
-            Answer(question, answer, expression(node), where)
+            Answer(
+                question,
+                answer,
+                expression(node),
+                where,
+                self._evaluation.reads_inputs(node, question),
+            )
             for (node, question), (answer, where) in self._answers.items()
         ]
         part = pruned(graph, [node for node, _ in self._answers])

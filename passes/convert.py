@@ -23,6 +23,7 @@ from st3fx.passes.islands import Archipelago, capture_islands
 from st3fx.passes.names import is_below
 from st3fx.passes.observe import observe as _observe
 from st3fx.passes.rewrite import Rewriter
+from st3fx.passes.subject import Subject
 from st3fx.passes.tracker import Observation
 from st3fx.passes.verify import differs
 
@@ -108,15 +109,16 @@ def verify(conversion: Conversion) -> None:
     is to blame (activation checkpointing around a weight) is skipped.
 
     Raises:
-        VerificationError: If the model differs for no such reason.
+        VerificationError: If the model differs for no such reason, or has weights that are NaN.
     """
-    model, example = conversion.model, conversion.example
+    model = conversion.model
+    _require_numbers(conversion)
     while True:
-        trial = _trial(conversion)
-        if differs(model, example, conversion.forwards, trial) is None:
+        trial, subject = _trial(conversion), _subject(conversion)
+        if differs(subject, trial) is None:
             break
         with single_thread():  # is it a difference, or a sum in another order?
-            difference = differs(model, example, conversion.forwards, trial)
+            difference = differs(subject, trial)
             if difference is None:
                 break
             guilty = _guilty(conversion, trial)
@@ -133,6 +135,25 @@ def verify(conversion: Conversion) -> None:
         trace(conversion)
         rewrite(conversion)
     conversion.verified = True
+
+
+def _require_numbers(conversion: Conversion) -> None:
+    """NaN has no magnitude to prune by, and no output of it can be compared.
+
+    Raises:
+        VerificationError: With the name of the first weight.
+    """
+    for site in conversion.found.sites:
+        for name in site.parameters:
+            if bool(conversion.model.get_parameter(name).isnan().any()):
+                raise VerificationError(
+                    f"weights have NaN: {name}; load or initialise them before the conversion"
+                )
+
+
+def _subject(conversion: Conversion) -> Subject:
+    left = conversion.observation.left
+    return Subject(conversion.model, conversion.example, conversion.forwards, left)
 
 
 def _trial(conversion: Conversion) -> dict[str, Tensor]:
@@ -160,7 +181,7 @@ def _guilty(conversion: Conversion, trial: dict[str, Tensor]) -> set[str]:
     def differs_with(*names: str) -> bool:
         for forward in islands:
             forward.variants = graphs[forward.name] if forward.name in names else []
-        return bool(differs(conversion.model, conversion.example, conversion.forwards, trial))
+        return bool(differs(_subject(conversion), trial))
 
     try:
         if not graphs or differs_with():

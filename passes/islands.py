@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from st3fx.core.calls import CallSpec
+from st3fx.core.settled import settled
 from st3fx.core.sites import OpaqueModule
 from st3fx.errors import TraceError
 from st3fx.passes.ambient import source_line
@@ -94,7 +95,8 @@ class _Builder:
         try:
             for child, _ in below:
                 child.training = self.flags[training][child]
-            return trace(name, module, spec, self.sites_in)
+            with settled(self.observation.left[training]):
+                return trace(name, module, spec, self.sites_in)
         finally:
             for child, flag in below:
                 child.training = flag

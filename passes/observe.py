@@ -16,6 +16,7 @@ from torch import nn
 
 from st3fx.core.calls import CallSpec
 from st3fx.core.inputs import Example
+from st3fx.core.settled import noted
 from st3fx.core.state import preserved
 from st3fx.errors import InputError
 from st3fx.passes.tracker import Observation, Tracker
@@ -74,7 +75,9 @@ def observe(model: nn.Module, example: Example) -> Observation:
             tracker.mark_inputs(example)
             try:
                 with preserved(model), torch.set_grad_enabled(training), tracker:
-                    model.train(training)(*example.args, **example.kwargs)
+                    with noted(model.train(training)) as left:
+                        model(*example.args, **example.kwargs)
+                    observation.left[training] = left
             except Exception as error:
                 if training:
                     raise InputError(_refusal(model, error)) from error

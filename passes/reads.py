@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import enum
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from st3fx.core.answers import Fact
 from st3fx.core.calls import frozen, is_value
 from st3fx.core.graphs import Guard
-from st3fx.core.value_guards import Fact
+from st3fx.core.stand_ins import meta_of
 from st3fx.passes.asked import Asked, place
 
 _INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
@@ -31,15 +32,19 @@ class Reads:
         guards: (object, attribute) -> the guard, for modules.
     """
 
-    def __init__(self, root: nn.Module, asked: Asked) -> None:
+    def __init__(
+        self, root: nn.Module, asked: Asked, named: Callable[[Tensor], fx.Proxy | None]
+    ) -> None:
         """Prepare; :meth:`watched` records.
 
         Args:
             root: Its modules are watched.
             asked: Takes what is read of other objects.
+            named: Gives the proxy of one of the module's tensors.
         """
         self.guards: dict[tuple[int, str], Guard] = {}
-        self._modules = {id(module) for module in root.modules()}
+        self._before = {id(module): dict(module.__dict__) for module in root.modules()}
+        self._root, self._named = root, named
         self._asked = asked
         self._objects: dict[int, tuple[Any, dict[str, Any]]] = {}
         self._classes: dict[type, Any] = {}
@@ -47,11 +52,14 @@ class Reads:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Record inside."""
+        store = nn.Module.__setattr__
         nn.Module.__getattribute__ = self._of_module()  # type: ignore[method-assign]
+        nn.Module.__setattr__ = self._noting(store)  # type: ignore[method-assign]
         try:
             yield
         finally:
             del nn.Module.__getattribute__
+            nn.Module.__setattr__ = store  # type: ignore[method-assign]
             for kind, own in self._classes.items():
                 if own is None:
                     del kind.__getattribute__
@@ -75,23 +83,51 @@ class Reads:
                 written += [f"{type(thing).__name__}.{name}" for name in changed]
         return written
 
+    def _noting(self, store: Any) -> Any:
+        """A store must leave what was there: then a graph, which stores nothing, does the same."""
+
+        def note(module: nn.Module, name: str, value: Any) -> None:
+            if self._asked.answers and name in self._before.get(id(module), ()):
+                self._guard(module, name, self._before[id(module)][name])
+            store(module, name, value)
+
+        return note
+
     def _of_module(self) -> Any:
-        read, known = self.guards, self._modules
+        before = self._before
 
         def record(module: nn.Module, name: str) -> Any:
             value = object.__getattribute__(module, name)
             if (
                 name not in _INTERNAL
-                and (id(module), name) not in read
-                and id(module) in known
+                and id(module) in before
                 and self._asked.answers
-                and name in object.__getattribute__(module, "__dict__")
+                and before[id(module)].get(name, _MISSING) is value  # and not what was just stored
             ):
-                read[id(module), name] = Guard(module, name, frozen(value))
-                self._adopt(value)
+                return self._read(module, name, value)
             return value
 
         return record
+
+    def _read(self, module: nn.Module, name: str, value: Any) -> Any:
+        """What the code gets for an attribute: the proxy of a tensor, anything else as it is."""
+        if isinstance(value, Tensor):
+            return self._named(value)
+        self._guard(module, name, value)
+        return value
+
+    def _guard(self, module: nn.Module, name: str, value: Any) -> None:
+        if (id(module), name) not in self.guards:
+            expected = meta_of(value) if isinstance(value, Tensor) else frozen(value)
+            self.guards[id(module), name] = Guard(module, name, expected)
+            self._adopt(value)
+
+    def guard_tensor(self, name: str) -> None:
+        """A tensor that is neither parameter nor buffer must stay one of its kind."""
+        path, _, key = name.rpartition(".")
+        module = self._root.get_submodule(path)
+        if key in self._before[id(module)]:
+            self._guard(module, key, self._before[id(module)][key])
 
     def _adopt(self, value: Any) -> None:
         """Watch an object that holds settings, or several in a container."""

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from st3fx.core.calls import CallSpec
+from st3fx.core.calls import CallSpec, is_value, same_value
 from st3fx.core.graphs import Guard
 from st3fx.core.stand_ins import has_hooks
 from st3fx.core.state import Attributes, preserved_rng, rng_states
@@ -81,13 +81,11 @@ class IslandTracer(fx.Tracer):
         self._sites_in = sites_in
         self._attributes = Attributes(root)
         self._ambient = ambient_state()
-        self._tensor_names = {
-            id(tensor): path for path, tensor in [*root.named_buffers(), *root.named_parameters()]
-        }
+        self._tensor_names = _tensor_names(root)
         self._module_names = {id(module): path for path, module in root.named_modules()}
         self._attribute_nodes: dict[str, fx.Proxy] = {}
-        self.asked = Asked(root, spec.metas)
-        self._reads = Reads(root, self.asked)
+        self.asked = Asked(root, spec)
+        self._reads = Reads(root, self.asked, self.named_proxy)
         self._returning = False
 
     def run(self, root: nn.Module) -> Capture:
@@ -105,20 +103,28 @@ class IslandTracer(fx.Tracer):
         except Exception as error:
             raise TraceError(reason_of(error)) from error
         finally:
-            changed = self._attributes.changes()
+            stored = {name: _attribute(root, name) for name in self._attributes.changes()}
             self._attributes.restore()
-            changed += self._reads.restore()
+            written = self._reads.restore()
         if drawn:
             raise TraceError("draws random numbers outside of torch")
-        if changed:
-            raise TraceError(f"stores {', '.join(changed[:3])} while it runs")
+        changed = [name for name, value in stored.items() if not self._was_there(name, value)]
+        if changed or written:
+            raise TraceError(f"stores {', '.join([*changed, *written][:3])} while it runs")
         self._finish(graph)
         return self.capture
 
+    def _was_there(self, name: str, stored: Any) -> bool:
+        """Whether a call stores in an attribute what its last call has left there."""
+        before = _attribute(self.root, name)
+        if isinstance(stored, torch.ScriptMethod):
+            return True  # looked up for the first time
+        if not isinstance(stored, fx.Proxy) or not is_value(before):
+            return False
+        return same_value(self.asked.ask(stored.node, "plain"), before)
+
     def _finish(self, graph: fx.Graph) -> None:
-        guards = self.asked.guards(graph)
-        if guards is not None:
-            self.capture.spec = self.capture.spec.guarded(guards)
+        self.capture.spec = self.capture.spec.guarded(self.asked.guards(graph))
         self.asked.drop_unused(graph)
         graph.lint()
         self.capture.graph = graph
@@ -266,6 +272,7 @@ class IslandTracer(fx.Tracer):
     def _attribute(self, name: str) -> fx.Proxy:
         if name not in self._attribute_nodes:
             self._attribute_nodes[name] = self.create_proxy("get_attr", name, (), {})
+            self._reads.guard_tensor(name)
         return self._attribute_nodes[name]
 
     def _growing(self) -> tuple[dict[Any, Any], ...]:
@@ -296,6 +303,21 @@ class IslandTracer(fx.Tracer):
                 break
             self.asked.erase(node)
             self.graph.erase_node(node)
+
+
+def _tensor_names(root: nn.Module) -> dict[int, str]:
+    """The names of all tensors on the modules of ``root``: parameters and buffers come first."""
+    names = {id(tensor): path for path, tensor in [*root.named_buffers(), *root.named_parameters()]}
+    for path, module in root.named_modules():
+        for key, value in module.__dict__.items():
+            if isinstance(value, Tensor):
+                names.setdefault(id(value), f"{path}.{key}" if path else key)
+    return names
+
+
+def _attribute(root: nn.Module, name: str) -> Any:
+    path, _, key = name.rpartition(".")
+    return root.get_submodule(path).__dict__.get(key)
 
 
 def _reason_to_call(module: nn.Module) -> str | None:

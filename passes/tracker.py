@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from st3fx.core.calls import CallSpec
 from st3fx.core.inputs import Example
+from st3fx.core.settled import Left
 from st3fx.core.sites import Layout
 from st3fx.passes.operators import (
     ATEN_LAYOUT,
@@ -53,6 +54,7 @@ class Observation:
         readers: Parameter -> modules whose own forward issued these.
         calls: Module -> the distinct ways in which it is called, each with its mode.
         macs: Parameter -> multiplications with all of its scalars in the call in train mode.
+        left: Mode -> what the forward leaves in its modules' attributes.
     """
 
     multiplications: dict[Multiplication, None] = field(default_factory=dict)
@@ -60,6 +62,7 @@ class Observation:
     readers: dict[str, set[str]] = field(default_factory=dict)
     calls: dict[str, list[tuple[bool, CallSpec]]] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
+    left: dict[bool, list[Left]] = field(default_factory=lambda: {True: [], False: []})
 
     def multiplied(self) -> dict[str, list[Multiplication]]:
         """Multiplications by parameter, in the order of first use."""

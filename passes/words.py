@@ -23,8 +23,9 @@ def expression(node: fx.Node, depth: int = _DEPTH) -> str:
         return str(node.target) if node.op in ("placeholder", "get_attr") else node.name
     first, *rest = [_argument(argument, depth - 1) for argument in node.args]
     owner = f"({first})" if " " in first else first
-    if node.op == "call_method" and node.target in ("size", "dim", "numel"):
-        return f"{owner}.{node.target}({', '.join(rest)})"
+    if node.op == "call_method":
+        named = [f"{key}={_argument(value, depth - 1)}" for key, value in node.kwargs.items()]
+        return f"{owner}.{node.target}({', '.join([*rest, *named])})"
     if node.op != "call_function":
         return node.name
     if node.target is getattr:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from st3fx.core.stand_ins import meta_of
+from st3fx.core.known_data import readable
+from st3fx.core.stand_ins import Meta, meta_of
 
 _SIMPLE = (
     bool, int, float, complex, str, bytes, set, frozenset, range, slice, enum.Enum,
@@ -24,8 +25,11 @@ _SIMPLE = (
 def same_value(value: Any, expected: Any) -> bool:
     """Whether a value that a trace read is still the one that it saw.
 
-    Numbers, strings and the like compare by value, containers item by item, all else by identity.
+    Numbers, strings and the like compare by value, containers item by item, a tensor with the
+    metadata that were expected, all else by identity.
     """
+    if type(expected) is Meta:
+        return isinstance(value, Tensor) and meta_of(value) == expected
     # Containers before identity: dynamo cannot tell whether two tuples are the same object.
     if isinstance(value, list | tuple | dict):
         if type(value) is not type(expected) or len(value) != len(expected):
@@ -72,6 +76,7 @@ class CallSpec:
 
     Attributes:
         metas: Of the recorded call's tensors, in the graph's order: all but their data.
+        readable: Those of integers and booleans themselves, as long as no graph is made of it.
         guards: What else must hold of a call's tensors, or ``None``.
     """
 
@@ -93,13 +98,16 @@ class CallSpec:
         plain = not kwargs and all(isinstance(value, Tensor) for value in args)
         self._arity = len(args) if plain else -1
         leaves = pytree.tree_leaves((args, kwargs))
-        self.metas = [meta_of(leaves[position]) for position in self._given.positions]
+        tensors = [leaves[position] for position in self._given.positions]
+        self.metas = [*map(meta_of, tensors)]
+        self.readable = [*map(readable, tensors)]
         self.guards: Applies | None = None
 
-    def guarded(self, guards: Applies) -> CallSpec:
-        """The same calls, as far as ``guards`` hold."""
+    def guarded(self, guards: Applies | None) -> CallSpec:
+        """The same calls, as far as ``guards`` hold, without the recorded call's data."""
         spec = copy.copy(self)
         spec.guards = guards
+        spec.readable = []
         return spec
 
     def words(self) -> list[str]:

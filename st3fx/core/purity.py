@@ -1,7 +1,8 @@
-"""Which nodes may be run to see what they give, and what they would change."""
+"""Which nodes may be run to see what they give, and what they would change or need."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -55,6 +56,16 @@ def _writes(node: fx.Node) -> bool:
     return bool(node.all_input_nodes) and changes_in_place(node, node.all_input_nodes[0])
 
 
+def may_write_to(node: fx.Node) -> list[fx.Node]:
+    """The values whose data a node may change: those that it is given, unless it only computes."""
+    out = node.kwargs.get("out")
+    if isinstance(out, fx.Node):
+        return [out]
+    if node.op == "call_module" or (node.op == "call_function" and not is_pure(node.target)):
+        return node.all_input_nodes
+    return node.all_input_nodes[:1] if _writes(node) else []
+
+
 def changes_in_place(node: fx.Node, value: fx.Node) -> bool:
     """Whether a node may change the shape or the items of a value that others hold."""
     if not node.args or node.args[0] is not value:
@@ -67,3 +78,26 @@ def changes_in_place(node: fx.Node, value: fx.Node) -> bool:
 
 
 _CONTAINER_CHANGES = frozenset({"append", "extend", "insert", "pop", "clear", "update"})
+
+
+def pruned(graph: fx.Graph, asked: Sequence[fx.Node]) -> fx.Graph:
+    """The part of ``graph`` that some nodes are computed from, as a graph that gives these nodes.
+
+    What changes a value in place is part of it.
+    """
+    needed: set[fx.Node] = set()
+    pending = list(asked)
+    while pending:
+        node = pending.pop()
+        if node in needed:
+            continue
+        needed.add(node)
+        pending += node.all_input_nodes
+        pending += [user for user in node.users if changes_in_place(user, node)]
+    part = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node in needed or node.op == "placeholder":
+            copies[node] = part.node_copy(node, copies.__getitem__)
+    part.output(tuple(copies[node] for node in asked))
+    return part

@@ -2,91 +2,32 @@
 
 The trace's answers are kept with the part of the graph that they came from. For tensors of other
 shapes or dtypes that part runs once, on tensors without memory, and every answer must be the same;
-the decision is remembered. So a guard is never a guess at which sizes matter.
+the decision is remembered. So a guard is never a guess at which sizes matter. What follows from the
+data of a call's integers (whether a mask has a gap) is computed anew in each call, by itself.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
+from st3fx.core.answers import Answer, Fact
 from st3fx.core.calls import same_value
 from st3fx.core.graphs import CompiledGraph
-from st3fx.core.purity import changes_in_place
+from st3fx.core.known_data import DataProgram, readable
 from st3fx.core.stand_ins import Meta, meta_of
-from st3fx.core.values import Evaluation
+from st3fx.core.values import QUESTIONS, Evaluation
 
 REMEMBERED = 256
 """Signatures of calls whose answer is kept; the oldest is forgotten first."""
 
 _LOCK = threading.Lock()
 _SIMPLE = (bool, int, float, str, type(None), torch.dtype, torch.device)
-
-
-class Answer(NamedTuple):
-    """What a trace was told about one value.
-
-    Attributes:
-        question: A key of :data:`st3fx.core.values.QUESTIONS`.
-        expected: The answer, plain data.
-        words: The value as an expression of the module's inputs, e.g. ``x.shape[0] > 4``.
-        place: File and line of the code that asked.
-    """
-
-    question: str
-    expected: Any
-    words: str
-    place: str
-
-    def __str__(self) -> str:
-        """``x.shape[0] > 4 is False (model.py:12)``."""
-        subject = {"length": f"len({self.words})", "kind": f"type({self.words})"}
-        value = getattr(self.expected, "__name__", None) or repr(self.expected)
-        return f"{subject.get(self.question, self.words)} is {value} ({self.place})"
-
-
-class Fact(NamedTuple):
-    """Something outside of the call that traced code read.
-
-    Attributes:
-        owner: ``torch``, for a function of it, or an object that a module has.
-        name: The function, or the attribute.
-        args: What the function was called with; ``None`` for an attribute.
-        expected: What it gave.
-        place: File and line of the code that read it.
-    """
-
-    owner: Any
-    name: str
-    args: tuple[Any, ...] | None
-    expected: Any
-    place: str
-
-    def holds(self) -> bool:
-        """Whether it gives the same now."""
-        found = getattr(self.owner, self.name, None)
-        if self.args is not None:
-            found = found(*self.args)  # type: ignore[misc]
-        return same_value(found, self.expected)
-
-    def __str__(self) -> str:
-        """``BertConfig.use_cache is False (model.py:12)``."""
-        owner = "torch" if self.owner is torch else type(self.owner).__name__
-        call = "" if self.args is None else f"({', '.join(map(str, self.args))})"
-        return f"{owner}.{self.name}{call} is {self.expected!r} ({self.place})"
-
-    def __reduce__(self) -> Any:
-        """Modules cannot be pickled: ``torch`` goes by its name."""
-        owner = "torch" if self.owner is torch else self.owner
-        return _fact, (owner, *self[1:])
-
-
-def _fact(owner: Any, *rest: Any) -> Fact:
-    return Fact(torch if owner == "torch" else owner, *rest)
 
 
 class ValueGuards:
@@ -114,7 +55,9 @@ class ValueGuards:
         self.facts = tuple(facts)
         self._graph = CompiledGraph(graph)
         self._tensors, self._settings = _dependencies(root, graph)
-        self._known: dict[Any, bool] = {self._key([_Seen(*meta) for meta in metas if meta]): True}
+        self._known: dict[Any, Decision] = {}
+        if not any(answer.of_data for answer in answers):
+            self._known[self._key([_Seen(*meta) for meta in metas if meta])] = _always
 
     def hold(self, tensors: Sequence[Any]) -> bool:
         """Whether the graph answers a call with these tensors."""
@@ -129,7 +72,7 @@ class ValueGuards:
             known = self._known.get(key)
         except TypeError:  # a setting has become a list
             return False
-        return self._decide(key, tensors) if known is None else known
+        return (known or self._decide(key, tensors))(tensors)
 
     def words(self) -> list[str]:
         """Everything that must hold, without repetitions."""
@@ -148,7 +91,11 @@ class ValueGuards:
             *[module.__dict__.get(name) for module, name in self._settings],
         )
 
-    def _decide(self, key: Any, tensors: Sequence[Any]) -> bool:
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies decide anew."""
+        return {**self.__dict__, "_known": {}}
+
+    def _decide(self, key: Any, tensors: Sequence[Any]) -> Decision:
         with _LOCK:
             decided = self._ask(tensors)
             while len(self._known) >= REMEMBERED:
@@ -156,15 +103,59 @@ class ValueGuards:
             self._known[key] = decided
         return decided
 
-    def _ask(self, tensors: Sequence[Any]) -> bool:
+    def _ask(self, tensors: Sequence[Any]) -> Decision:
         metas = [meta_of(tensor) for tensor in tensors]
         if None in metas:
-            return False
-        evaluation = Evaluation(self.root, metas)
+            return _never
+        evaluation = Evaluation(self.root, metas, [*map(readable, tensors)])
         *nodes, output = self._graph.graph.nodes
         evaluation.run(nodes)
         asked: Any = output.args[0]
-        return all(_confirms(a, evaluation, n) for a, n in zip(self.answers, asked, strict=True))
+        checks = []
+        for answer, node in zip(self.answers, asked, strict=True):
+            if evaluation.reads_inputs(node, answer.question):
+                checks.append((answer, node))
+            elif not _confirms(answer, evaluation.answer, node):
+                return _never
+        if not checks:
+            return _always
+        return _DataCheck(evaluation.program, tuple(checks))
+
+
+Decision = Callable[[Sequence[Any]], bool]
+"""Of calls with the same shapes, dtypes and settings: for which of their tensors a graph holds."""
+
+
+def _always(tensors: Sequence[Any]) -> bool:
+    return True
+
+
+def _never(tensors: Sequence[Any]) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class _DataCheck:
+    """Computes what was asked from the data of a call's tensors."""
+
+    program: DataProgram
+    checks: tuple[tuple[Answer, fx.Node], ...]
+
+    def __call__(self, tensors: Sequence[Any]) -> bool:
+        """Whether all answers are the same."""
+        looked_at = map(readable, self.program.read(tensors))
+        if (
+            not all(tensor is not None for tensor in looked_at)
+            or torch._C._get_tracing_state() is not None
+        ):
+            return False  # a tracer would keep the answer for good
+        known: list[Any] = []
+
+        def answer(node: fx.Node, question: str) -> Any:
+            return QUESTIONS[question](self.program.data(node, known, tensors))
+
+        with torch.no_grad():
+            return all(_confirms(expected, answer, node) for expected, node in self.checks)
 
 
 class _Seen(NamedTuple):
@@ -176,9 +167,9 @@ class _Seen(NamedTuple):
     device: torch.device
 
 
-def _confirms(answer: Answer, evaluation: Evaluation, node: fx.Node) -> bool:
+def _confirms(expected: Answer, answer: Callable[[fx.Node, str], Any], node: fx.Node) -> bool:
     try:
-        return same_value(evaluation.answer(node, answer.question), answer.expected)
+        return same_value(answer(node, expected.question), expected.expected)
     except Exception:  # noqa: BLE001 - a question that the value refuses is another answer
         return False
 
@@ -211,26 +202,3 @@ def _dependencies(root: nn.Module, graph: fx.Graph) -> tuple[list[Place], list[P
                     if isinstance(value, _SIMPLE):
                         settings[module, name] = None
     return list(tensors), list(settings)
-
-
-def pruned(graph: fx.Graph, asked: Sequence[fx.Node]) -> fx.Graph:
-    """The part of ``graph`` that some nodes are computed from, as a graph that gives these nodes.
-
-    What changes a value in place is part of it.
-    """
-    needed: set[fx.Node] = set()
-    pending = list(asked)
-    while pending:
-        node = pending.pop()
-        if node in needed:
-            continue
-        needed.add(node)
-        pending += node.all_input_nodes
-        pending += [user for user in node.users if changes_in_place(user, node)]
-    part = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        if node in needed or node.op == "placeholder":
-            copies[node] = part.node_copy(node, copies.__getitem__)
-    part.output(tuple(copies[node] for node in asked))
-    return part

@@ -18,44 +18,41 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from st3fx.core.known_data import DataError, DataProgram, Unknown
 from st3fx.core.portable import map_leaves
-from st3fx.core.purity import asks_memory, is_pure, is_repeatable
+from st3fx.core.purity import asks_memory, is_pure, may_write_to
 from st3fx.core.stand_ins import Meta, StandIns, fake, is_torchs
 from st3fx.core.state import preserved_rng
-
-
-class Unknown:
-    """In place of a value that depends on data or cannot be had."""
-
-    def __init__(self, reason: str) -> None:
-        """Say why, in words."""
-        self.reason = reason
 
 
 class _UnknownInputError(Exception):
     """Carries an :class:`Unknown` from a node's inputs to the node."""
 
 
-class DataError(Exception):
-    """An answer depends on the data of a tensor."""
-
-
 class Evaluation:
     """The values of a graph's nodes in one call."""
 
-    def __init__(self, root: nn.Module, metas: Sequence[Meta | None]) -> None:
+    def __init__(
+        self, root: nn.Module, metas: Sequence[Meta | None], tensors: Sequence[Tensor | None] = ()
+    ) -> None:
         """Prepare; :meth:`run` computes.
 
         Args:
             root: The graph's module; only read.
             metas: The call's tensors, in the order of the placeholders.
+            tensors: Those of them whose data may be looked at, ``None`` for the others.
         """
         self.values: dict[fx.Node, Any] = {}
         self._root = root
         self._metas = iter(metas)
+        self._tensors = tensors
+        self._inputs: dict[fx.Node, int] = {}
+        self._written: set[int] = set()
+        self.program = DataProgram(self.values, self._inputs, self._is_written)
+        self._placeholders = 0
         self._mode: FakeTensorMode | None = None  # takes seconds to import, the first time
         self._stand_ins = StandIns()
-        self._data: dict[fx.Node, Any] = {}
+        self._data: list[Any] = []
 
     def run(self, nodes: Iterable[fx.Node]) -> None:
         """Compute the values of further nodes, in their order."""
@@ -64,40 +61,47 @@ class Evaluation:
         with _disable_current_modes(), self._mode:
             for node in nodes:
                 self.values[node] = self._value(node)
+                self._note(node)
 
     def answer(self, node: fx.Node, question: str) -> Any:
         """The answer to one of :data:`QUESTIONS`.
 
-        A tensor that is made of sizes and constants alone (positions, a causal mask) has known
-        data: it is computed.
+        Data that are made of sizes, constants and the call's integers are computed.
 
         Raises:
-            DataError: If it depends on the data of an input, a weight or a random number.
+            DataError: If it depends on other data: activations, weights, random numbers.
         """
         value = self.values[node]
         with _disable_current_modes(), torch.no_grad():
-            if isinstance(value, Unknown) or (isinstance(value, Tensor) and question in OF_DATA):
-                value = self._known_data(node)
+            if is_of_data(value, question):
+                self.program.add(node)
+                value = self.program.data(node, self._data, self._tensors)
             return QUESTIONS[question](value)
 
-    def _known_data(self, node: Any) -> Any:
-        if not isinstance(node, fx.Node):
-            return node
-        value = self.values[node]
-        leaves = pytree.tree_leaves(value)
-        if not any(isinstance(leaf, (Tensor, Unknown)) for leaf in leaves):
-            return value
-        if node not in self._data:
-            if sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor)) > _MOST_DATA:
-                raise DataError("depends on a large tensor")
-            if not is_repeatable(node):
-                raise DataError("depends on the data of a tensor")
-            args, kwargs = map_leaves([node.args, node.kwargs], self._known_data)
-            if node.op == "call_method":
-                self._data[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            else:
-                self._data[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-        return self._data[node]
+    def reads_inputs(self, node: fx.Node, question: str) -> bool:
+        """Whether an answer follows from the data of the call's tensors."""
+        try:
+            with _disable_current_modes(), torch.no_grad():
+                return is_of_data(self.values[node], question) and self.program.reads(node)
+        except DataError:
+            return False
+
+    def _note(self, node: fx.Node) -> None:
+        """Keep which placeholders can be read, and what a node may have written to."""
+        if node.op == "placeholder":
+            number = self._placeholders
+            self._placeholders += 1
+            if number < len(self._tensors) and self._tensors[number] is not None:
+                self._inputs[node] = number
+        elif not self._is_torchs_call(node):
+            for changed in may_write_to(node):
+                self._written.update(_storages(self.values[changed]))
+
+    def _is_torchs_call(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and is_torchs(self._root.get_submodule(str(node.target)))
+
+    def _is_written(self, value: Any) -> bool:
+        return not self._written.isdisjoint(_storages(value))
 
     def _value(self, node: fx.Node) -> Any:
         try:
@@ -139,6 +143,15 @@ class Evaluation:
             return self._stand_ins.module(module)(*args, **kwargs)
 
 
+def _storages(value: Any) -> list[int]:
+    """Where the tensors in a value lie: two that share memory may change each other."""
+    return [
+        leaf.untyped_storage()._cdata
+        for leaf in pytree.tree_leaves(value)
+        if isinstance(leaf, Tensor) and leaf.layout is torch.strided
+    ]
+
+
 def _attribute(root: nn.Module, target: str) -> Any:
     path, _, name = target.rpartition(".")
     return getattr(root.get_submodule(path), name)
@@ -167,8 +180,11 @@ def plain(value: Any) -> Any:
 OF_DATA = ("bool", "int", "float", "index")
 """Questions that a tensor answers by its data."""
 
-_MOST_DATA = 1 << 22
-"""Numbers in a tensor that is computed to answer a question."""
+
+def is_of_data(value: Any, question: str) -> bool:
+    """Whether a question asks for more than what is known of a value without data."""
+    return isinstance(value, Unknown) or (isinstance(value, Tensor) and question in OF_DATA)
+
 
 QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "bool": bool, "int": int, "float": float, "index": operator.index, "length": len,

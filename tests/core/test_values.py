@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from st3fx.core.known_data import DataError, Unknown
+from st3fx.core.purity import pruned
 from st3fx.core.stand_ins import meta_of
 from st3fx.core.state import rng_states
-from st3fx.core.value_guards import pruned
-from st3fx.core.values import DataError, Evaluation, Unknown
+from st3fx.core.values import Evaluation
 
 
 class Leaf(nn.Module):

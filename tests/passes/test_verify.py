@@ -14,9 +14,8 @@ import st3fx
 from st3fx.errors import VerificationError
 from st3fx.passes import islands as islands_module
 from st3fx.passes import rewrite as rewrite_module
-from st3fx.passes.equality import digest, equal, first_difference
+from st3fx.passes.equality import Difference, digest, equal, first_difference
 from st3fx.passes.trace import trace
-from st3fx.passes.verify import Difference
 from tests.nets import Net, image
 from tests.parity import check
 
@@ -239,3 +238,53 @@ def test_a_sum_in_another_order_is_no_difference(monkeypatch: pytest.MonkeyPatch
     assert seen == [2, 1]
     assert sparsifier.plan.verified
     assert [island.name for island in sparsifier.plan.islands] == [""]
+
+
+class Cache:
+    """What a forward fills and returns, and which holds another of its kind."""
+
+    def __init__(self, keys: Tensor, inner: Any = None) -> None:
+        self.layers = [keys]
+        self.inner = inner
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_tensors_inside_of_objects_are_compared(depth: int) -> None:
+    def made(value: float) -> Any:
+        cache = Cache(torch.full((2,), value))
+        for _ in range(depth):
+            cache = Cache(torch.zeros(1), {"next": cache})
+        cache.inner = [cache.inner, cache]
+        return {"y": torch.ones(1), "cache": cache}
+
+    assert first_difference(made(1.0), made(1.0)) is None
+    assert first_difference(made(1.0), made(2.0)) == " (in its Cache)"
+
+
+class Fills(nn.Module):
+    """Gives a cache beside its output, which a spoiled graph fills with something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.fc = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(x), Cache(self.keys(x).relu())
+
+
+def test_a_graph_that_fills_a_cache_wrongly_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(graph: fx.Graph) -> None:
+        node = next(node for node in graph.nodes if node.target == "relu")
+        node.target = "sigmoid"
+
+    spoil_captures(monkeypatch, spoil, "")
+    _, sparsifier = st3fx.convert(Fills(), torch.randn(3, 4))
+    assert "did not compute" in sparsifier.plan.opaque[0].reason
+
+
+def test_weights_that_are_nan_are_named() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    with torch.no_grad():
+        net[1].weight[0, 0] = torch.nan
+    with pytest.raises(VerificationError, match=r"^weights have NaN: 1\.weight; load"):
+        st3fx.convert(net, torch.randn(2, 4))

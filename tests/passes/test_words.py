@@ -28,6 +28,7 @@ def words(compute: Any) -> str:
         (lambda x: (x + 1).shape, "(x + 1).shape"),
         (lambda x: x.dtype == torch.float16, "x.dtype == torch.float16"),
         (lambda x: torch.relu(x).dim(), "relu.dim()"),
+        (lambda x: x.to(torch.bool).all(dim=1), "x.to(torch.bool).all(dim=1)"),
     ],
 )
 def test_expressions(compute: Any, expected: str) -> None:

@@ -1,0 +1,72 @@
+"""What a forward leaves in attributes of its modules: the state in which its next call begins.
+
+Detectors keep the anchors of the last input size, window attention the window that fits. A first
+call computes and stores them; every further one finds them there. A graph stores nothing, so it is
+captured and verified as of the second call; the first one runs the module's own forward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from st3fx.core.calls import frozen, is_value
+
+_INTERNAL = frozenset(nn.Module().__dict__)
+_MISSING = object()
+
+
+class Left(NamedTuple):
+    """An attribute that a forward has set."""
+
+    module: nn.Module
+    name: str
+    value: Any
+
+
+@contextlib.contextmanager
+def noted(model: nn.Module) -> Iterator[list[Left]]:
+    """Note what is set inside: numbers, words, tensors without history, and lists of these."""
+    before = [(module, dict(module.__dict__)) for module in model.modules()]
+    left: list[Left] = []
+    yield left
+    for module, attributes in before:
+        for name, value in module.__dict__.items():
+            if name in _INTERNAL or value is attributes.get(name, _MISSING):
+                continue
+            if all(map(_can_be_kept, pytree.tree_leaves(value))):
+                left.append(Left(module, name, frozen(value)))
+
+
+def _can_be_kept(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.grad_fn is None and not isinstance(value, nn.Parameter)
+    return value is None or is_value(value)
+
+
+@contextlib.contextmanager
+def settled(left: Sequence[Left]) -> Iterator[None]:
+    """Attributes as they were left, inside."""
+    saved = [(module, name, module.__dict__.get(name, _MISSING)) for module, name, _ in left]
+    for module, name, value in left:
+        module.__dict__[name] = _again(value)
+    try:
+        yield
+    finally:
+        for module, name, value in saved:
+            if value is _MISSING:
+                module.__dict__.pop(name, None)
+            else:
+                module.__dict__[name] = value
+
+
+def _again(value: Any) -> Any:
+    """A copy, so that what runs may write to it."""
+    if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
+        return pytree.tree_map_only(Tensor, torch.clone, value)
+    return frozen(value)

@@ -1,0 +1,160 @@
+"""What a forward leaves in attributes: captured as of its second call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import st3fx
+from tests.parity import check
+
+X = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Anchors(nn.Module):
+    """Keeps the anchors of the last size, in eval mode, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.stride = torch.tensor([2.0, 4.0])
+        self.shape: Any = None
+        self.anchors = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.fc(x)
+        if self.training:
+            return y
+        if self.shape != x.shape:
+            self.anchors = torch.arange(x.shape[1]).float()[:, None] * self.stride[1]
+            self.shape = x.shape
+        return y * self.anchors
+
+
+class Window(nn.Module):
+    """Stores a window that fits the input, and reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.window = 9
+
+    def forward(self, x: Tensor) -> Any:
+        self.window = min(x.shape[1], self.window)
+        return self.fc(x).unfold(1, self.window, 1).sum(-1)
+
+
+class Multiplies(nn.Module):
+    """Sets a number at its begin and changes it while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fcs = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+        self.factor = 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.factor = 1
+        for fc in self.fcs:
+            x = fc(x) * self.factor
+            self.factor *= 2
+        return x
+
+
+class Counts(nn.Module):
+    """Is in another state after every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.calls += 1
+        return self.fc(x) * self.calls
+
+
+class Remembers(nn.Module):
+    """Keeps an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.last: Any = None
+
+    def forward(self, x: Tensor) -> Any:
+        self.last = self.fc(x)
+        return self.last
+
+
+def applies(model: nn.Module, x: Tensor) -> bool:
+    variants = model.__dict__["forward"].variants
+    return any(variant.tensors((x,), {}) is not None for variant in variants)
+
+
+@pytest.mark.parametrize("kind", [Anchors, Window, Multiplies])
+def test_the_second_call_runs_the_graph(kind: type[nn.Module]) -> None:
+    original = kind()
+    checked = check(original, X, verify=True)
+    assert list(checked.islands) == [""]
+    original.load_state_dict(checked.sparsifier.effective_weights(), strict=False)
+    model = checked.model
+    for each in (original, model):
+        for name, value in vars(kind().eval()).items():
+            if not name.startswith("_"):
+                setattr(each, name, value)
+    used = []
+    for x in (X, X, X[:, :3], X[:, :3], X[:2], X[:2], X, X):
+        used.append(applies(model, x))
+        assert torch.equal(model(x), original(x))
+    assert used[:2] == [False, True]
+
+
+@pytest.mark.parametrize("kind", [Counts, Remembers])
+def test_what_is_another_state_after_each_call_is_not_captured(kind: type[nn.Module]) -> None:
+    original = kind()
+    model, sparsifier = st3fx.convert(original, X)
+    assert "stores " in sparsifier.plan.opaque[0].reason
+    for _ in range(3):
+        assert torch.equal(model(X), original(X))
+
+
+def test_the_given_model_is_in_its_first_state() -> None:
+    original: Any = Anchors()
+    model: Any = st3fx.convert(original, X)[0]
+    for kept in (original, model):
+        assert kept.shape is None
+        assert kept.anchors.numel() == 0
+
+
+def test_a_tensor_in_an_attribute_is_read_at_each_call() -> None:
+    converted, _ = st3fx.convert(Anchors(), X)
+    model: Any = converted.eval()
+    before = model(X)
+    assert applies(model, X)
+    model.anchors = model.anchors * 2
+    assert applies(model, X)
+    assert torch.equal(model(X), before * 2)
+    model.anchors = model.anchors.double()
+    assert not applies(model, X)
+    model.anchors = None
+    assert not applies(model, X)
+
+
+def test_graphs_are_verified_as_of_the_second_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first call they do not run, and nothing wrong in them would be seen."""
+    from st3fx.passes import islands
+    from st3fx.passes.trace import trace
+
+    def spoiled(*args: Any) -> Any:
+        capture = trace(*args)
+        output = next(node for node in capture.graph.nodes if node.op == "output")
+        with capture.graph.inserting_before(output):
+            output.args = (capture.graph.call_function(torch.mul, (output.args[0], 2.0)),)
+        return capture
+
+    monkeypatch.setattr(islands, "trace", spoiled)
+    _, sparsifier = st3fx.convert(Window(), X)
+    assert "did not compute" in sparsifier.plan.opaque[0].reason
