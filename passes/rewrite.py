@@ -6,6 +6,7 @@ computed weight); for a module that keeps its own forward it is run around the c
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -92,11 +93,17 @@ class Rewriter:
     def _users(self, site: Site) -> set[str]:
         """All modules that multiply with a site when they are called.
 
-        Also layers that the example never calls, because their parents read their weights.
+        Also layers that the example never calls, because their parents read their weights. A module
+        with several names is one, by its first.
         """
         owners = set() if site.computed else set(map(owner, homes(site)))
-        layers = {name for name in owners if isinstance(self.model.get_submodule(name), LAYERS)}
+        modules = {self.model.get_submodule(name) for name in owners}
+        layers = {self._names[module] for module in modules if isinstance(module, LAYERS)}
         return self.found.users[site.name] | layers
+
+    @functools.cached_property
+    def _names(self) -> dict[nn.Module, str]:
+        return {module: name for name, module in self.model.named_modules()}
 
     def _lent(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, fx, nn
 
@@ -127,6 +128,36 @@ def test_state_stands_beside_each_name_of_a_weight() -> None:
     sparsifier.set_sparsity(0.5)
     one, other = (converted.get_buffer(f"{n}.st3fx_weight_threshold") for n in ("fc", "again"))
     assert one.item() == other.item() > 0
+
+
+class TwoNames(nn.Module):
+    """A layer of its own that stands in a container too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always = nn.Linear(6, 6)
+        self.block = nn.Sequential(self.always, nn.ReLU())
+
+    def forward(self, x: Tensor) -> Any:
+        return self.always(self.block(x))
+
+
+class TwoNamesOnData(TwoNames):
+    """The same where no graph holds both calls."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x if x.sum() < 1e9 else 2 * x)
+
+
+@pytest.mark.parametrize("kind", [TwoNames, TwoNamesOnData])
+def test_a_module_with_two_names_keeps_its_weight(kind: type[TwoNames]) -> None:
+    converted, sparsifier = st3fx.convert(kind(), X)
+    assert [site.aliases for site in sparsifier.plan.sites] == [("block.0.weight",)]
+    sparsifier.set_sparsity(0.5)
+    folded = st3fx.fold(converted)
+    assert torch.equal(converted(X), folded(X))
+    assert torch.equal(converted.block(X), folded.block(X))
+    assert int((folded.always.weight == 0).sum()) == 18
 
 
 def test_names_of_state() -> None:
