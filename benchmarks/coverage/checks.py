@@ -5,9 +5,10 @@ A check is ``True``, ``False``, or ``None`` where the original itself refuses th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -76,15 +77,31 @@ def evaluate(model: nn.Module, call: Call) -> list[Tensor]:
 
 def same_eval(left: nn.Module, right: nn.Module, call: Call) -> bool | None:
     """Whether both give the same eval output; ``None`` if ``left`` refuses the call."""
-    buffers = [(b, b.clone()) for model in (left, right) for b in model.buffers()]
+    with _kept_buffers(left), _kept_buffers(right):
+        try:
+            wanted = evaluate(left, call)
+        except Exception:  # noqa: BLE001 - whatever a model raises on a size it does not take
+            return None
+        return same(wanted, evaluate(right, call))
+
+
+@contextlib.contextmanager
+def _kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Buffers as before: their values, and the tensors too, where a forward puts others there."""
+    kept = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     try:
-        wanted = evaluate(left, call)
-    except Exception:  # noqa: BLE001 - whatever a model raises on a size that it does not take
-        return None
-    given = evaluate(right, call)
-    for buffer, value in buffers:
-        buffer.copy_(value)
-    return same(wanted, given)
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, value in kept:
+                buffer.copy_(value)
+                if not isinstance(module, torch.jit.ScriptModule):
+                    module._buffers[name] = buffer
 
 
 def same_training(left: nn.Module, right: nn.Module, call: Call, seed: int) -> bool:
@@ -104,18 +121,14 @@ def training_step(
     The model is as before.
     """
     args, kwargs = call
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.train().zero_grad(set_to_none=True)
     seed_everything(seed)
-    outputs = tensors_of(model(*args, **kwargs))
-    losses = [t.float().square().mean() for t in outputs if t.requires_grad and t.numel()]
-    if losses:
-        torch.stack(losses).sum().backward()
-    after: dict[str, Tensor | None] = {name: p.grad for name, p in model.named_parameters()}
-    after.update({name: buffer.clone() for name, buffer in model.named_buffers()})
+    with _kept_buffers(model):
+        outputs = tensors_of(model(*args, **kwargs))
+        losses = [t.float().square().mean() for t in outputs if t.requires_grad and t.numel()]
+        if losses:
+            torch.stack(losses).sum().backward()
+        after: dict[str, Tensor | None] = {name: p.grad for name, p in model.named_parameters()}
+        after.update({name: buffer.clone() for name, buffer in model.named_buffers()})
     model.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            if name in before:
-                buffer.copy_(before[name])
     return [tensor.detach() for tensor in outputs], after

@@ -15,6 +15,7 @@ from torch import nn
 
 import st3fx
 from benchmarks.coverage.case import Call, Case
+from benchmarks.coverage.layers import set_layer_sparsity
 from st3fx.errors import ExportError
 
 SPARSITY = 0.8
@@ -32,13 +33,11 @@ def run(case: Case) -> dict[str, Any]:
     began = time.perf_counter()
     row: dict[str, Any]
     try:
-        # Thresholds by layer: one for all layers would empty some of an untrained network.
-        method = st3fx.ST3(SPARSITY, normalize="sigma")
         converted, sparsifier = st3fx.convert(
-            model, call[0], method, example_kwargs=call[1], verify=False, **case.options
+            model, call[0], example_kwargs=call[1], verify=False, **case.options
         )
         replaced = any(site.computed for site in sparsifier.plan.sites)
-        sparsifier.set_sparsity(SPARSITY)
+        set_layer_sparsity(converted, sparsifier, SPARSITY)
         row = {"ok": True, **_sparse(st3fx.fold(converted, inplace=True), call)}
     except Exception as error:  # noqa: BLE001 - what stopped it is the row's figure
         row = {"ok": False, "error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}

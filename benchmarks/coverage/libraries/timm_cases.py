@@ -29,8 +29,11 @@ MORE = (
 )  # fmt: skip
 """Other designs in the files of the families; what this timm does not have is left out."""
 
-SMALL = 96
+SMALL = 64
 """Pixels of an image's side, which is a multiple of all patches and windows but a few."""
+
+LARGER = {"patch14": 98, "gemma4": 96, "inception": 96, "r_s16": 128}
+"""Part of a name -> pixels that these take at least, or in multiples."""
 
 SHALLOW = ("aimv2", "beit", "cait", "deepseek", "deit", "eva", "flexivit", "gemma4", "naflexvit",
            "qwen3", "samvit", "vit_")  # fmt: skip
@@ -61,13 +64,17 @@ def _weight_of(name: str) -> tuple[float, int, str]:
     return (sum(ranks) / len(ranks) if ranks else 4.5, int(digits[0]) if digits else 0, name)
 
 
+def _small(name: str) -> int:
+    return next((size for part, size in LARGER.items() if part in name), SMALL)
+
+
 def case(name: str) -> Case:
     """One model, on images as small as it takes them."""
     configuration = timm.get_pretrained_cfg(name)
     assert configuration is not None
     _, full, _ = configuration.input_size
     smallest = configuration.min_input_size[1] if configuration.min_input_size else 0
-    size = min(full, max(98 if "patch14" in name else SMALL, smallest))
+    size = min(full, max(_small(name), smallest))
     options: dict[str, Any] = {}
     if name.startswith(SHALLOW):  # these take an image size when they are built
         options = {"depth": 3, "img_size": size}
