@@ -21,20 +21,26 @@ def expression(node: fx.Node, depth: int = _DEPTH) -> str:
     """For example ``x.shape[0] > 4``."""
     if not depth or node.op in ("placeholder", "get_attr") or not node.args:
         return str(node.target) if node.op in ("placeholder", "get_attr") else node.name
-    first, *rest = [_argument(argument, depth - 1) for argument in node.args]
-    owner = f"({first})" if " " in first else first
+    _, *rest = [_argument(argument, depth - 1) for argument in node.args]
+    if node.target in _SIGNS and rest:
+        right = _owner(node.args[1], depth - 1)
+        return f"{_owner(node.args[0], depth - 1)} {_SIGNS[node.target]} {right}"
+    owner = _owner(node.args[0], depth - 1)
     if node.op == "call_method":
         named = [f"{key}={_argument(value, depth - 1)}" for key, value in node.kwargs.items()]
         return f"{owner}.{node.target}({', '.join([*rest, *named])})"
-    if node.op != "call_function":
-        return node.name
     if node.target is getattr:
         return f"{owner}.{node.args[1]}"
     if node.target is operator.getitem:
         return f"{owner}[{rest[0]}]"
-    if node.target in _SIGNS and rest:
-        return f"{owner} {_SIGNS[node.target]} {rest[0]}"
     return node.name
+
+
+def _owner(value: Any, depth: int) -> str:
+    """What stands before a dot or beside a sign."""
+    words = _argument(value, depth)
+    is_operation = isinstance(value, fx.Node) and value.target in _SIGNS and depth > 0
+    return f"({words})" if is_operation else words
 
 
 def _argument(value: Any, depth: int) -> str:
@@ -42,4 +48,6 @@ def _argument(value: Any, depth: int) -> str:
         parts = (value.start, value.stop, value.step)
         start, stop, step = ("" if part is None else _argument(part, depth) for part in parts)
         return f"{start}:{stop}:{step}" if step else f"{start}:{stop}"
+    if isinstance(value, tuple | list):
+        return ", ".join(_argument(item, depth) for item in value)
     return expression(value, depth) if isinstance(value, fx.Node) else str(value)

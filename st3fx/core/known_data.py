@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import is_fake
 from torch.utils import _pytree as pytree
@@ -58,14 +59,14 @@ class DataProgram:
         self,
         values: Mapping[fx.Node, Any],
         inputs: Mapping[fx.Node, int],
-        is_written: Callable[[Any], bool],
+        is_written: Callable[[fx.Node], bool],
     ) -> None:
         """Prepare; :meth:`add` plans nodes.
 
         Args:
             values: What the nodes hold, without data.
             inputs: Placeholders whose data may be looked at -> which of the call's tensors.
-            is_written: Whether a value may have been written to.
+            is_written: Whether a node's value may have been written to.
         """
         self._values = values
         self._inputs = inputs
@@ -86,7 +87,7 @@ class DataProgram:
         if node not in self._numbers:
             if sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor)) > _MOST:
                 raise DataError("depends on a large tensor")
-            if any(map(self._is_written, leaves)):
+            if self._is_written(node):
                 raise DataError("depends on a tensor that is written to")
             self._numbers[node] = self._append(node)
         return NodeReference(self._numbers[node])
@@ -143,6 +144,8 @@ def _run(step: _Step | int, known: list[Any], tensors: Sequence[Any]) -> Any:
         return tensors[step]
 
     def resolve(leaf: Any) -> Any:
+        if isinstance(leaf, torch.device) and leaf.type == "meta":
+            return torch.device("cpu")  # of a model without values: positions have some
         return known[leaf.number] if isinstance(leaf, NodeReference) else leaf
 
     args, kwargs = map_leaves([step.args, step.kwargs], resolve)

@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
+
+_PLAIN = (Tensor, nn.Parameter, FakeTensor)
 
 
 class Meta(NamedTuple):
@@ -20,8 +23,8 @@ class Meta(NamedTuple):
 
 
 def meta_of(tensor: Tensor) -> Meta | None:
-    """The metadata of a plain dense tensor; ``None`` for any other kind."""
-    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided:
+    """The metadata of a plain dense tensor, a fake one too; ``None`` for any other kind."""
+    if type(tensor) not in _PLAIN or tensor.layout is not torch.strided:
         return None
     if tensor.is_quantized or tensor.is_nested:
         return None

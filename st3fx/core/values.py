@@ -48,6 +48,7 @@ class Evaluation:
         self._tensors = tensors
         self._inputs: dict[fx.Node, int] = {}
         self._written: set[int] = set()
+        self._versions: dict[fx.Node, list[int]] = {}
         self.program = DataProgram(self.values, self._inputs, self._is_written)
         self._placeholders = 0
         self._mode: FakeTensorMode | None = None  # takes seconds to import, the first time
@@ -93,15 +94,17 @@ class Evaluation:
             self._placeholders += 1
             if number < len(self._tensors) and self._tensors[number] is not None:
                 self._inputs[node] = number
-        elif not self._is_torchs_call(node):
+        elif isinstance(self.values[node], Unknown):
             for changed in may_write_to(node):
-                self._written.update(_storages(self.values[changed]))
+                self._written.update(map(_storage, _tensors(self.values[changed])))
+        self._versions[node] = [tensor._version for tensor in _tensors(self.values[node])]
 
-    def _is_torchs_call(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and is_torchs(self._root.get_submodule(str(node.target)))
-
-    def _is_written(self, value: Any) -> bool:
-        return not self._written.isdisjoint(_storages(value))
+    def _is_written(self, node: fx.Node) -> bool:
+        """Whether a value was written to since it was made, or may have been."""
+        tensors = _tensors(self.values[node])
+        if [tensor._version for tensor in tensors] != self._versions[node]:
+            return True
+        return not self._written.isdisjoint(map(_storage, tensors))
 
     def _value(self, node: fx.Node) -> Any:
         try:
@@ -143,13 +146,14 @@ class Evaluation:
             return self._stand_ins.module(module)(*args, **kwargs)
 
 
-def _storages(value: Any) -> list[int]:
-    """Where the tensors in a value lie: two that share memory may change each other."""
-    return [
-        leaf.untyped_storage()._cdata
-        for leaf in pytree.tree_leaves(value)
-        if isinstance(leaf, Tensor) and leaf.layout is torch.strided
-    ]
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _storage(tensor: Tensor) -> int:
+    """Where a tensor lies: what shares its memory may change it."""
+    strided = tensor.layout is torch.strided
+    return int(tensor.untyped_storage()._cdata) if strided else id(tensor)
 
 
 def _attribute(root: nn.Module, target: str) -> Any:

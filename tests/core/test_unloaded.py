@@ -160,3 +160,38 @@ def test_libraries_are_told_that_tensors_are_fake() -> None:
     assert {site.name: site.layout for site in sparsifier.plan.sites} == layouts
     loaded(model, original.state_dict(), "assign")
     assert torch.equal(model.eval()(sequence()), original.eval()(sequence()))
+
+
+class Decoder(nn.Module):
+    """Positions and a causal mask made of sizes, on the device of the tokens' embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 6)
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, tokens: Tensor) -> Any:
+        x = self.embed(tokens)
+        positions = torch.arange(x.shape[1], device=x.device)
+        if not is_fake(x) and positions.diff().ne(1).any():
+            raise ValueError("packed")
+        causal = positions[:, None] >= positions
+        return self.fc(x) if x.shape[1] == 1 else causal.to(x.dtype) @ self.fc(x)
+
+
+def test_a_model_without_values_is_the_island_that_it_is_with_them() -> None:
+    tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    original = Decoder()
+    _, wanted = st3fx.convert(original, tokens)
+    model, sparsifier = st3fx.convert(on_meta(Decoder), tokens)
+    (expected,) = wanted.plan.islands
+    (island,) = sparsifier.plan.islands
+    assert (island.name, island.nodes, island.guards) == ("", expected.nodes, expected.guards)
+    assert any("any() is False" in guard for guard in island.guards)
+    model.to_empty(device="cpu")
+    model.load_state_dict(original.state_dict())
+    (variant,) = model.__dict__["forward"].variants
+    for call, applies in ((tokens, True), (tokens.repeat(2, 2), True), (tokens[:, :1], False)):
+        assert (variant.tensors((call,), {}) is not None) is applies
+        for mode in (True, False):
+            assert torch.equal(model.train(mode)(call), original.train(mode)(call))

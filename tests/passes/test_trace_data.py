@@ -125,6 +125,28 @@ def test_a_converted_model_keeps_no_data_of_its_example() -> None:
     assert not model.__dict__["forward"].variants[0].spec.readable
 
 
+class Shows(nn.Module):
+    """A part without weights that is given the mask, and leaves it alone."""
+
+    def forward(self, mask: Tensor) -> Any:
+        return mask.sum(1, keepdim=True)[..., None]
+
+
+class ReadByAModule(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shows = Shows()
+
+    def body(self, x: Any, mask: Any) -> Any:
+        return x * self.shows(mask) if mask.all() else -x
+
+
+def test_a_module_that_reads_a_mask_does_not_write_to_it() -> None:
+    model, _ = st3fx.convert(ReadByAModule(), (TOKENS, GAP), verify=False)
+    assert applies(model, TOKENS, GAP)
+    assert applies(model, TOKENS[:1], GAP[:1])
+
+
 class Floats(Net):
     def body(self, x: Any, mask: Any) -> Any:
         return x if (mask.float() * x[..., 0]).sum() > 0 else -x

@@ -28,6 +28,9 @@ def words(compute: Any) -> str:
         (lambda x: (x + 1).shape, "(x + 1).shape"),
         (lambda x: x.dtype == torch.float16, "x.dtype == torch.float16"),
         (lambda x: torch.relu(x).dim(), "relu.dim()"),
+        (lambda x: x.view(2, -1).transpose(0, 1)[:, -1], "x.view(2, -1).transpose(0, 1)[:, -1]"),
+        (lambda x: (x + 1).sum() == (x - 1).sum(), "(x + 1).sum() == (x - 1).sum()"),
+        (lambda x: x.shape[0] - (x.shape[1] - 1), "x.shape[0] - (x.shape[1] - 1)"),
         (lambda x: x.to(torch.bool).all(dim=1), "x.to(torch.bool).all(dim=1)"),
     ],
 )
