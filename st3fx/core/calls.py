@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import enum
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,22 +87,26 @@ class CallSpec:
         Raises:
             TypeError: If the arguments do not fit the forward's signature.
         """
-        self._signature = inspect.signature(_plain_forward(module))
+        self._signature = _signature(_plain_forward(module))
         self._given = _Structure.of((args, kwargs))
         self._bound = _Structure.of(self._bind(args, kwargs))
-        # Where the given call's tensors stand among the bound call's leaves.
-        labels = self._given.fill([_Label(n) for n in range(len(self._given.positions))])
-        leaves = pytree.tree_leaves(self._bind(*labels))
-        places = {leaf.index: n for n, leaf in enumerate(leaves) if isinstance(leaf, _Label)}
-        self._order = [places[index] for index in range(len(self._given.positions))]
         # The everyday call: these tensors, by position, and everything else as it was recorded.
         plain = not kwargs and all(isinstance(value, Tensor) for value in args)
         self._arity = len(args) if plain else -1
+        self._order = [*range(len(args))] if plain else self._places()
         leaves = pytree.tree_leaves((args, kwargs))
         tensors = [leaves[position] for position in self._given.positions]
         self.metas = [*map(meta_of, tensors)]
         self.readable = [*map(readable, tensors)]
         self.guards: Applies | None = None
+
+    def _places(self) -> list[int]:
+        """Where the given call's tensors stand among the bound call's leaves."""
+        count = len(self._given.positions)
+        labels = self._given.fill([_Label(number) for number in range(count)])
+        leaves = pytree.tree_leaves(self._bind(*labels))
+        places = {leaf.index: n for n, leaf in enumerate(leaves) if isinstance(leaf, _Label)}
+        return [places[index] for index in range(count)]
 
     def guarded(self, guards: Applies | None) -> CallSpec:
         """The same calls, as far as ``guards`` hold, without the recorded call's data."""
@@ -217,6 +222,17 @@ class _Structure:
             and self.positions == other.positions
             and all(map(same_value, self.constants, other.constants))
         )
+
+
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    """That of a bound method is looked up once for all modules of a class."""
+    function = getattr(forward, "__func__", None)
+    return inspect.signature(forward) if function is None else _of_method(function)
+
+
+@functools.lru_cache(maxsize=512)
+def _of_method(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function.__get__(function))
 
 
 def _plain_forward(module: nn.Module) -> Callable[..., Any]:
