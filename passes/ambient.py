@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from st3fx.core.leaves import tensors_in
 from st3fx.errors import TraceError
 
 _TORCH = str(Path(torch.__file__).parent)
@@ -34,7 +33,7 @@ class RefuseRealTensors(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+        if tensors_in([*args, *(kwargs or {}).values()]):
             raise TraceError(f"computes {func} on a tensor of the module or a constant")
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise TraceError("draws random numbers that do not depend on its inputs")

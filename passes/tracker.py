@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from st3fx.core.calls import CallSpec
 from st3fx.core.inputs import Example
+from st3fx.core.leaves import tensors_in
 from st3fx.core.settled import Left
 from st3fx.core.sites import Layout
 from st3fx.passes.operators import (
@@ -120,12 +121,12 @@ class Tracker(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        tensors = tensors_in([*args, *(kwargs or {}).values()])
         origins = [origin for t in tensors if (origin := self._origin(t)) is not None]
         if origins:
             made = self._follow(func, args, origins, out)
-            for leaf in pytree.tree_leaves(out):
-                if isinstance(leaf, Tensor) and id(leaf) not in self._parameters:
+            for leaf in tensors_in([out]):
+                if id(leaf) not in self._parameters:
                     self._mark(leaf, self._rebase(made, leaf))
         return out
 
