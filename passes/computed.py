@@ -19,10 +19,11 @@ from st3fx.core.graphs import CompiledGraph
 from st3fx.core.sites import Layout, Site
 from st3fx.core.state import preserved
 from st3fx.errors import TraceError
+from st3fx.passes.capture import Capture
 from st3fx.passes.names import owner
 from st3fx.passes.operators import FX_WEIGHT
 from st3fx.passes.plain import plain_layer
-from st3fx.passes.trace import Capture, trace
+from st3fx.passes.trace import trace
 from st3fx.passes.tracker import Observation, convolution_layout
 
 

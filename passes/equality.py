@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from st3fx.core.calls import is_value
+from st3fx.core.same import is_value
 
 
 class Difference(NamedTuple):

@@ -16,9 +16,10 @@ from st3fx.core.settled import settled
 from st3fx.core.sites import OpaqueModule
 from st3fx.errors import TraceError
 from st3fx.passes.ambient import source_line
+from st3fx.passes.capture import Capture
 from st3fx.passes.discover import Discovery
 from st3fx.passes.names import is_below
-from st3fx.passes.trace import Capture, trace
+from st3fx.passes.trace import trace
 from st3fx.passes.tracker import Observation
 
 MAX_GRAPHS = 8

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from st3fx.core.calls import is_value
+from st3fx.core.same import is_value
 from st3fx.errors import TraceError
 
 _GRADIENTS = frozenset({"grad", "grad_fn"})

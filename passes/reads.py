@@ -9,20 +9,24 @@ from __future__ import annotations
 import contextlib
 import enum
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from st3fx.core.answers import Fact
-from st3fx.core.calls import frozen, is_value
 from st3fx.core.graphs import Guard
+from st3fx.core.same import frozen, is_value
 from st3fx.core.stand_ins import meta_of
 from st3fx.passes.asked import Asked, place
 
 _INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
 _FOREIGN = ("torch", "builtins", "numpy", "collections", "functools", "st3fx")
 """Packages whose objects are no settings of a user."""
+
+
+_LISTS = ("_flat_weights", "_flat_weight_refs")
+"""A recurrent layer's parameters once more, which a graph reads by their names."""
 
 
 class Reads:
@@ -44,6 +48,7 @@ class Reads:
         """
         self.guards: dict[tuple[int, str], Guard] = {}
         self._before = {id(module): dict(module.__dict__) for module in root.modules()}
+        self._stored: dict[tuple[int, str], nn.Module] = {}
         self._root, self._named = root, named
         self._asked = asked
         self._objects: dict[int, tuple[Any, dict[str, Any]]] = {}
@@ -84,14 +89,20 @@ class Reads:
         return written
 
     def _noting(self, store: Any) -> Any:
-        """A store must leave what was there: then a graph, which stores nothing, does the same."""
-
         def note(module: nn.Module, name: str, value: Any) -> None:
             if self._asked.answers and name in self._before.get(id(module), ()):
-                self._guard(module, name, self._before[id(module)][name])
+                self._stored[id(module), name] = module
             store(module, name, value)
 
         return note
+
+    def guard_stored(self, given: Container[str]) -> None:
+        """What is stored and not given by the graph must be what was there before."""
+        names = {id(module): path for path, module in self._root.named_modules()}
+        for (_, key), module in self._stored.items():
+            path = names[id(module)]
+            if (f"{path}.{key}" if path else key) not in given:
+                self._guard(module, key, self._before[id(module)][key])
 
     def _of_module(self) -> Any:
         before = self._before
@@ -113,7 +124,8 @@ class Reads:
         """What the code gets for an attribute: the proxy of a tensor, anything else as it is."""
         if isinstance(value, Tensor):
             return self._named(value)
-        self._guard(module, name, value)
+        if not (isinstance(module, nn.RNNBase) and name in _LISTS):
+            self._guard(module, name, value)
         return value
 
     def _guard(self, module: nn.Module, name: str, value: Any) -> None:

@@ -16,13 +16,13 @@ from st3fx.core.graphs import Variant
 from st3fx.core.site_state import homes, put_state, state_name
 from st3fx.core.sites import Site
 from st3fx.methods.base import Method
+from st3fx.passes.capture import Capture
 from st3fx.passes.computed import computed_nodes, sources
 from st3fx.passes.discover import Discovery
 from st3fx.passes.islands import Archipelago
 from st3fx.passes.layers import LAYERS
 from st3fx.passes.names import ancestors, is_below, owner, relative
 from st3fx.passes.operators import FX_LOOKUPS
-from st3fx.passes.trace import Capture
 
 _METADATA = frozenset(
     {
@@ -134,7 +134,8 @@ class Rewriter:
         graph.lint()
         root = self.model.get_submodule(name)
         inlined = [root.get_submodule(path) for path in capture.inlined if path]
-        return Variant(mode, capture.spec, graph, capture.guards, [root, *inlined])
+        modules = [root, *inlined]
+        return Variant(mode, capture.spec, graph, capture.guards, modules, capture.stores)
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

@@ -7,62 +7,39 @@ Beyond ``torch.fx.Tracer``:
 * Proxies answer where Python needs a value: a size that the code branches on, a length, a type. The
   answer comes from the observed call's shapes, without data, and is a guard.
 * Every attribute that the traced code read is a guard: where one has another value later (a
-  ``training`` flag, a drop rate, a replaced child), the graph does not apply.
-* Fail closed: a branch on a tensor's data, ``no_grad``, ``autocast``, checkpointing, attributes
-  that a forward writes, numbers drawn in Python or buffers read while tracing are refused, because
-  a graph would lose them silently.
+  ``training`` flag, a drop rate, a replaced child), the graph does not apply. Tensors that a
+  forward stores are outputs of the graph, which the call then stores.
+* Fail closed: a branch on the data of activations, ``no_grad``, ``autocast``, checkpointing, other
+  attributes that a forward writes, numbers drawn in Python or buffers read while tracing are
+  refused, because a graph would lose them silently.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from st3fx.core.calls import CallSpec, is_value, same_value
-from st3fx.core.graphs import Guard
+from st3fx.core.calls import CallSpec
 from st3fx.core.stand_ins import has_hooks
-from st3fx.core.state import Attributes, preserved_rng, rng_states
+from st3fx.core.state import preserved_rng, rng_states
 from st3fx.errors import TraceError
 from st3fx.passes.ambient import RefuseRealTensors, ambient_state, reason_of, refused_contexts
+from st3fx.passes.answering import AnsweringTracer
 from st3fx.passes.asked import Asked
+from st3fx.passes.capture import Capture
 from st3fx.passes.patches import patched
-from st3fx.passes.proxies import AttributeProxy, ValueProxy, iterated
 from st3fx.passes.reads import Reads
 from st3fx.passes.records import class_reference, object_state, record_fields
+from st3fx.passes.stores import Stores
 
-_OWN_KERNELS = (
-    nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.RNNBase,
-)  # fmt: skip
+_OWN_KERNELS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 """Layers that choose a fused kernel by what they are given: a graph would choose another one."""
 
 
-@dataclass
-class Capture:
-    """One traced forward.
-
-    Attributes:
-        name: Full name of the module in the model.
-        spec: The calls that the graph answers.
-        graph: Its placeholders are the call's tensors in order; targets are relative to the module.
-        guards: What the traced code read.
-        inlined: Relative names of the modules that were traced through, the root included.
-        leaves: Relative names of called submodules with sites in them, with the reason.
-    """
-
-    name: str
-    spec: CallSpec
-    graph: fx.Graph
-    guards: list[Guard] = field(default_factory=list)
-    inlined: dict[str, None] = field(default_factory=dict)
-    leaves: dict[str, str] = field(default_factory=dict)
-
-
-class IslandTracer(fx.Tracer):
+class IslandTracer(AnsweringTracer):
     """Captures the forward of one module for one structure of calls."""
 
     proxy_buffer_attributes = True
@@ -79,7 +56,7 @@ class IslandTracer(fx.Tracer):
         super().__init__()
         self.capture = Capture(name, spec, fx.Graph())
         self._sites_in = sites_in
-        self._attributes = Attributes(root)
+        self._stores = Stores(root)
         self._ambient = ambient_state()
         self._tensor_names = _tensor_names(root)
         self._module_names = {id(module): path for path, module in root.named_modules()}
@@ -103,25 +80,23 @@ class IslandTracer(fx.Tracer):
         except Exception as error:
             raise TraceError(reason_of(error)) from error
         finally:
-            stored = {name: _attribute(root, name) for name in self._attributes.changes()}
-            self._attributes.restore()
+            self._stores.take_back()
             written = self._reads.restore()
         if drawn:
             raise TraceError("draws random numbers outside of torch")
-        changed = [name for name, value in stored.items() if not self._was_there(name, value)]
-        if changed or written:
-            raise TraceError(f"stores {', '.join([*changed, *written][:3])} while it runs")
+        self._give(graph, self._stores.given(lambda node: self.asked.ask(node, "plain"), written))
         self._finish(graph)
         return self.capture
 
-    def _was_there(self, name: str, stored: Any) -> bool:
-        """Whether a call stores in an attribute what its last call has left there."""
-        before = _attribute(self.root, name)
-        if isinstance(stored, torch.ScriptMethod):
-            return True  # looked up for the first time
-        if not isinstance(stored, fx.Proxy) or not is_value(before):
-            return False
-        return same_value(self.asked.ask(stored.node, "plain"), before)
+    def _give(self, graph: fx.Graph, stored: dict[str, Any]) -> None:
+        """Let the graph give what the forward stores, beside its output."""
+        self._reads.guard_stored(stored)
+        if stored:
+            (output,) = (node for node in graph.nodes if node.op == "output")
+            with graph.inserting_before(output):
+                made = [self.create_arg(value) for value in stored.values()]
+            output.args = ((output.args[0], made),)
+            self.capture.stores = list(stored)
 
     def _finish(self, graph: fx.Graph) -> None:
         self.capture.spec = self.capture.spec.guarded(self.asked.guards(graph))
@@ -221,44 +196,6 @@ class IslandTracer(fx.Tracer):
         """Modules without sites; those with sites are traced through by ``call_module``."""
         return self._full_name(module_qualified_name) not in self._sites_in
 
-    # --- proxies, and what they are asked ---
-
-    def proxy(self, node: fx.Node) -> ValueProxy:
-        """Stands for a node's value."""
-        return ValueProxy(node, self)
-
-    def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
-        """A node and its proxy; ``None`` itself for an item that is ``None``."""
-        proxy = super().create_proxy(*args, **kwargs)
-        node = proxy.node
-        if node.op == "call_function" and node.target is operator.getitem:
-            root = node.args[0]
-            if isinstance(root, fx.Node) and self.asked.is_none(root, node):
-                return None
-        return proxy
-
-    def unless_none(self, proxy: AttributeProxy) -> Any:
-        """An attribute, or ``None`` itself where a module gave that."""
-        root = proxy.root.node
-        if self.asked.is_container(root) and self.asked.is_none(root, proxy.node):
-            return None
-        return proxy
-
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """The items of a value, as proxies."""
-        keys = self.asked.keys(obj.node)
-        length = len(keys) if keys is not None else self.asked.ask(obj.node, "length")
-        return iterated(obj, self.asked.value(obj.node), length)
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        """The truth of a value that is not a tensor's data."""
-        return bool(self.asked.ask(obj.node, "bool"))
-
-    def keys(self, obj: fx.Proxy) -> Any:
-        """The keys of a mapping."""
-        found = self.asked.keys(obj.node)
-        return super().keys(obj) if found is None else found
-
     def named_proxy(self, tensor: Tensor) -> fx.Proxy | None:
         """The proxy of a parameter or buffer."""
         name = self._tensor_names.get(id(tensor))
@@ -297,7 +234,7 @@ class IslandTracer(fx.Tracer):
         for table, size in zip(self._growing(), sizes, strict=True):
             while len(table) > size:
                 table.popitem()
-        self._attributes.restore(below=name)
+        self._stores.undo(name)
         for node in reversed(self.graph.nodes):
             if node is last:
                 break
@@ -313,11 +250,6 @@ def _tensor_names(root: nn.Module) -> dict[int, str]:
             if isinstance(value, Tensor):
                 names.setdefault(id(value), f"{path}.{key}" if path else key)
     return names
-
-
-def _attribute(root: nn.Module, name: str) -> Any:
-    path, _, key = name.rpartition(".")
-    return root.get_submodule(path).__dict__.get(key)
 
 
 def _reason_to_call(module: nn.Module) -> str | None:

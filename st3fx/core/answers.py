@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from st3fx.core.calls import same_value
+from st3fx.core.same import same_value
 
 
 class Answer(NamedTuple):

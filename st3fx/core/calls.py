@@ -3,60 +3,19 @@
 from __future__ import annotations
 
 import copy
-import enum
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from st3fx.core.known_data import readable
-from st3fx.core.stand_ins import Meta, meta_of
-
-_SIMPLE = (
-    bool, int, float, complex, str, bytes, set, frozenset, range, slice, enum.Enum,
-    torch.dtype, torch.device, torch.layout,
-)  # fmt: skip
-
-
-def same_value(value: Any, expected: Any) -> bool:
-    """Whether a value that a trace read is still the one that it saw.
-
-    Numbers, strings and the like compare by value, containers item by item, a tensor with the
-    metadata that were expected, all else by identity.
-    """
-    if type(expected) is Meta:
-        return isinstance(value, Tensor) and meta_of(value) == expected
-    # Containers before identity: dynamo cannot tell whether two tuples are the same object.
-    if isinstance(value, list | tuple | dict):
-        if type(value) is not type(expected) or len(value) != len(expected):
-            return False
-        if not isinstance(value, dict):
-            return all(map(same_value, value, expected))
-        return list(value) == list(expected) and all(
-            same_value(item, expected[key]) for key, item in value.items()
-        )
-    if value is expected:
-        return True
-    return type(value) is type(expected) and is_value(value) and bool(value == expected)
-
-
-def is_value(value: Any) -> bool:
-    """Whether two such objects are the same when they compare equal."""
-    return isinstance(value, _SIMPLE)
-
-
-def frozen(value: Any) -> Any:
-    """A value as it is now: containers are copied, whatever is in them."""
-    if type(value) in (list, tuple):
-        return type(value)(map(frozen, value))
-    if type(value) is dict:
-        return {key: frozen(item) for key, item in value.items()}
-    return value.copy() if type(value) is set else value
+from st3fx.core.same import is_value
+from st3fx.core.stand_ins import meta_of
+from st3fx.core.structure import Label, Structure, firsts, step
 
 
 class Applies(Protocol):
@@ -73,7 +32,8 @@ class CallSpec:
     """The structure of one call of a module: where tensors stand, and every other value.
 
     A call matches when it binds the same arguments, by position or by name, with tensors in the
-    same places and the same values elsewhere; sizes of tensors are free, but for ``guards``.
+    same places and the same values elsewhere; sizes of tensors are free, but for ``guards``. Where
+    the recorded call had one tensor twice, so must any other: attention asks ``query is key``.
 
     Attributes:
         metas: Of the recorded call's tensors, in the graph's order: all but their data.
@@ -88,8 +48,8 @@ class CallSpec:
             TypeError: If the arguments do not fit the forward's signature.
         """
         self._signature = _signature(_plain_forward(module))
-        self._given = _Structure.of((args, kwargs))
-        self._bound = _Structure.of(self._bind(args, kwargs))
+        self._given = Structure.of((args, kwargs))
+        self._bound = Structure.of(self._bind(args, kwargs))
         # The everyday call: these tensors, by position, and everything else as it was recorded.
         plain = not kwargs and all(isinstance(value, Tensor) for value in args)
         self._arity = len(args) if plain else -1
@@ -98,14 +58,15 @@ class CallSpec:
         tensors = [leaves[position] for position in self._given.positions]
         self.metas = [*map(meta_of, tensors)]
         self.readable = [*map(readable, tensors)]
+        self._firsts = firsts(tensors)
         self.guards: Applies | None = None
 
     def _places(self) -> list[int]:
         """Where the given call's tensors stand among the bound call's leaves."""
         count = len(self._given.positions)
-        labels = self._given.fill([_Label(number) for number in range(count)])
+        labels = self._given.fill([Label(number) for number in range(count)])
         leaves = pytree.tree_leaves(self._bind(*labels))
-        places = {leaf.index: n for n, leaf in enumerate(leaves) if isinstance(leaf, _Label)}
+        places = {leaf.index: n for n, leaf in enumerate(leaves) if isinstance(leaf, Label)}
         return [places[index] for index in range(count)]
 
     def guarded(self, guards: Applies | None) -> CallSpec:
@@ -138,9 +99,9 @@ class CallSpec:
             found: list[Any] | None = list(args)
         else:
             found = self._match(args, kwargs)
-        if found is None or self.guards is None or self.guards.hold(found):
-            return found
-        return None
+        if found is None or (len(found) > 1 and firsts(found) != self._firsts):
+            return None
+        return found if self.guards is None or self.guards.hold(found) else None
 
     def _match(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
         leaves = self._given.match((args, kwargs))
@@ -154,74 +115,30 @@ class CallSpec:
         return None if leaves is None else [leaves[place] for place in self._order]
 
     def call(self, tensors: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The recorded call with ``tensors`` (or anything that stands for them) in their places."""
-        args, kwargs = self._given.fill(tensors)
+        """The recorded call with ``tensors``, or anything that stands for them, in their places.
+
+        One that stood in several places is the one given for the first of them.
+        """
+        args, kwargs = self._given.fill([tensors[first] for first in self._firsts])
         return args, kwargs
 
     def names(self) -> list[str]:
         """A readable name for each tensor: its argument's, with the path inside."""
-        bound = self._bound.fill([_Label(place) for place in range(len(self._bound.positions))])
+        bound = self._bound.fill([Label(place) for place in range(len(self._bound.positions))])
         paths = [path for path, _ in pytree.tree_flatten_with_path(bound)[0]]
-        return [
-            "_".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in paths[place])
-            for place in self._order
-        ]
+        names: dict[str, None] = {}
+        for place in self._order:
+            name = re.sub(r"\W+", "_", "_".join(map(step, paths[place]))).strip("_")
+            names[name if name not in names else f"{name}_{place}"] = None
+        return list(names)
 
     def __eq__(self, other: object) -> bool:
         """Whether both record the same call."""
-        return isinstance(other, CallSpec) and self._given.same(other._given)
+        if not isinstance(other, CallSpec) or self._firsts != other._firsts:
+            return False
+        return self._given.same(other._given)
 
     __hash__ = None  # type: ignore[assignment]
-
-
-@dataclass(frozen=True)
-class _Label:
-    """Stands for a tensor while its place is looked up."""
-
-    index: int
-    device: ClassVar[torch.device] = torch.device("cpu")
-    """What the constructor of a ``PackedSequence`` asks its lengths for."""
-
-
-@dataclass(frozen=True)
-class _Structure:
-    """Nested arguments with holes where the tensors are."""
-
-    tree: pytree.TreeSpec
-    constants: list[Any]
-    positions: list[int]
-
-    @classmethod
-    def of(cls, arguments: Any) -> _Structure:
-        leaves, tree = pytree.tree_flatten(arguments)
-        constants = [None if isinstance(leaf, Tensor) else frozen(leaf) for leaf in leaves]
-        positions = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        return cls(tree, constants, positions)
-
-    def match(self, arguments: Any) -> list[Any] | None:
-        """The leaves, if only tensors differ."""
-        leaves, tree = pytree.tree_flatten(arguments)
-        if tree != self.tree:
-            return None
-        holes = set(self.positions)
-        for index, (leaf, constant) in enumerate(zip(leaves, self.constants, strict=True)):
-            fits = isinstance(leaf, Tensor) if index in holes else same_value(leaf, constant)
-            if not fits:
-                return None
-        return leaves
-
-    def fill(self, tensors: list[Any]) -> Any:
-        leaves = list(self.constants)
-        for index, tensor in zip(self.positions, tensors, strict=True):
-            leaves[index] = tensor
-        return pytree.tree_unflatten(leaves, self.tree)
-
-    def same(self, other: _Structure) -> bool:
-        return (
-            self.tree == other.tree
-            and self.positions == other.positions
-            and all(map(same_value, self.constants, other.constants))
-        )
 
 
 def _signature(forward: Callable[..., Any]) -> inspect.Signature:

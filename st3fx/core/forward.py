@@ -174,7 +174,7 @@ class SparseForward:
             for variant in self.variants:
                 tensors = variant.tensors(args, kwargs)
                 if tensors is not None:
-                    return variant.run(self.module, *tensors)
+                    return variant(tensors)
         if any(item.compute is not None for item in self.held):
             raise ForwardError(
                 f"{self.name or type(self.module).__name__}: its weight is computed in its "

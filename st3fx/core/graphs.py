@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from st3fx.core.calls import CallSpec, same_value
+from st3fx.core.calls import CallSpec
 from st3fx.core.portable import from_portable, to_portable
+from st3fx.core.same import same_value
 
 
 @fx.wrap
@@ -105,6 +106,7 @@ class Variant:
         graph: fx.Graph,
         guards: Sequence[Guard],
         modules: Sequence[nn.Module],
+        stores: Sequence[str] = (),
     ) -> None:
         """Compile a graph.
 
@@ -114,6 +116,8 @@ class Variant:
             graph: Placeholders are the call's tensors; other targets are relative to the module.
             guards: What must hold.
             modules: The module itself, then those whose calls the graph replaces.
+            stores: Relative names of attributes that a call sets; with any, the graph gives the
+                output and a list of their values.
         """
         self.mode = mode
         self.spec = spec
@@ -122,6 +126,17 @@ class Variant:
         self.modules = tuple(modules)
         self.children = [[*module._modules.values()] for module in self.modules]
         self.replaced = [module.__dict__.get("forward") for module in self.modules]
+        places = [name.rpartition(".") for name in stores]
+        self.stores = [(self.modules[0].get_submodule(path), key) for path, _, key in places]
+
+    def __call__(self, tensors: Sequence[Any]) -> Any:
+        """Run the graph, and set the attributes that the module's own forward sets."""
+        output = self.run(self.modules[0], *tensors)
+        if self.stores:
+            output, values = output
+            for (owner, key), value in zip(self.stores, values, strict=True):
+                setattr(owner, key, value)
+        return output
 
     def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
         """The graph's inputs for a call, or ``None`` if the graph does not apply to it."""
@@ -159,5 +174,7 @@ class Variant:
 
     def graph_module(self) -> fx.GraphModule:
         """The graph as a printable, runnable module that shares the module's parameters."""
-        root = self.modules[0]
-        return fx.GraphModule(root, self.run.graph, class_name=type(root).__name__)
+        root, graph = self.modules[0], fx.Graph()
+        output: Any = graph.graph_copy(self.run.graph, {})
+        graph.output(output[0] if self.stores else output)
+        return fx.GraphModule(root, graph, class_name=type(root).__name__)

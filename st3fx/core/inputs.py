@@ -59,13 +59,13 @@ class Example:
         if not sizes:
             return None
         batch = sizes.most_common(1)[0][0]
-        grown = [
-            torch.cat([leaf, leaf[:1]])
+        grown = {  # one that is given twice stays one
+            id(leaf): torch.cat([leaf, leaf[:1]])
             if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch > 0
             else leaf
             for leaf in leaves
-        ]
-        args, kwargs = pytree.tree_unflatten(grown, spec)
+        }
+        args, kwargs = pytree.tree_unflatten([grown[id(leaf)] for leaf in leaves], spec)
         return Example(args, kwargs)
 
 

@@ -74,9 +74,17 @@ def changes_in_place(node: fx.Node, value: fx.Node) -> bool:
         name = str(node.target)
         return (name.endswith("_") and not name.endswith("__")) or name in _CONTAINER_CHANGES
     name = getattr(node.target, "__name__", "")
-    return name in ("setitem", "delitem") or (name.endswith("_") and not name.endswith("__"))
+    if getattr(node.target, "__module__", "") == "_operator":
+        return name in _OPERATORS_IN_PLACE  # and_, not_ and the like are named so for Python's sake
+    return name.endswith("_") and not name.endswith("__")
 
 
+_OPERATORS_IN_PLACE = frozenset(
+    {
+        "setitem", "delitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "imatmul",
+        "ipow", "iand", "ior", "ixor", "ilshift", "irshift", "iconcat",
+    }
+)  # fmt: skip
 _CONTAINER_CHANGES = frozenset({"append", "extend", "insert", "pop", "clear", "update"})
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from st3fx.core.calls import frozen, is_value
+from st3fx.core.same import frozen, is_value
 
 _INTERNAL = frozenset(nn.Module().__dict__)
 _MISSING = object()

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from st3fx.core.answers import Answer, Fact
-from st3fx.core.calls import same_value
 from st3fx.core.graphs import CompiledGraph
 from st3fx.core.known_data import DataProgram, readable
+from st3fx.core.same import same_value
 from st3fx.core.stand_ins import Meta, meta_of
 from st3fx.core.values import QUESTIONS, Evaluation
 

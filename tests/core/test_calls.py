@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from st3fx.core.calls import CallSpec, frozen, same_value
+from st3fx.core.calls import CallSpec
+from st3fx.core.same import frozen, same_value
 
 X, Y = torch.randn(2, 3), torch.randn(2, 5)
 
@@ -51,13 +52,14 @@ def test_which_calls_match_the_plain_one(args: Any, kwargs: Any, expected: Any) 
 
 
 def test_nested_arguments() -> None:
-    spec = spec_of(X, 2.0, {"a": [X, "word"], "b": (Y,)}, mask=Y)
+    a, b, c, d = (torch.zeros(1) for _ in range(4))
+    spec = spec_of(a, 2.0, {"a": [b, "word"], "b": (c,)}, mask=d)
     other = [torch.zeros(1) for _ in range(4)]
     found = spec.tensors((other[0], 2.0, {"a": [other[1], "word"], "b": (other[2],)}),
                          {"mask": other[3]})  # fmt: skip
     assert found is not None
     assert [id(t) for t in found] == [id(t) for t in other]
-    assert spec.tensors((X, 2.0, {"a": [X, "verb"], "b": (Y,)}), {"mask": Y}) is None
+    assert spec.tensors((a, 2.0, {"a": [b, "verb"], "b": (c,)}), {"mask": d}) is None
     assert len(set(spec.names())) == 4
     assert spec.names()[0] == "x"
     args, kwargs = spec.call(other)
@@ -133,3 +135,33 @@ def test_packed_sequences() -> None:
     tensors = spec.tensors((packed(3, 3, 1),), {})
     assert tensors is not None
     assert torch.equal(lstm(*spec.call(tensors)[0])[0].data, lstm(packed(3, 3, 1))[0].data)
+
+
+def test_a_tensor_that_is_given_twice() -> None:
+    """Code may ask whether two arguments are one."""
+
+    class Pair(nn.Module):
+        def forward(self, query: Tensor, key: Tensor, *more: Tensor) -> Tensor:
+            return query if query is key else key
+
+    x, y = torch.zeros(2), torch.zeros(2)
+    twice, apart = CallSpec(Pair(), (x, x), {}), CallSpec(Pair(), (x, y), {})
+    assert twice.tensors((y, y), {}) is not None
+    assert twice.tensors((), {"query": y, "key": y}) is not None
+    assert twice.tensors((x, y), {}) is None
+    assert apart.tensors((y, x), {}) is not None
+    assert apart.tensors((y, y), {}) is None
+    assert twice != apart
+    args, _ = twice.call(["q", "k"])
+    assert args == ("q", "q")
+
+
+def test_names_of_tensors_are_identifiers_and_unique() -> None:
+    class Nested(nn.Module):
+        def forward(self, x: object, x_a: Tensor) -> None:
+            pass
+
+    given = {"a": torch.zeros(1), "b.c": torch.zeros(1), "b-c": torch.zeros(1)}
+    names = CallSpec(Nested(), (given, torch.zeros(1)), {}).names()
+    assert len(set(names)) == 4
+    assert all(name.isidentifier() for name in names)

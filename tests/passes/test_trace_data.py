@@ -64,7 +64,14 @@ class OfSizesToo(Net):
         return x * 2 if mask.sum() == x.shape[0] * x.shape[1] else x
 
 
-KINDS = [Padding, Longest, Chosen, OfSizesToo]
+class Both(Net):
+    """Operators whose names end as those of writing methods do."""
+
+    def body(self, x: Any, mask: Any) -> Any:
+        return x if ((mask > 0) & (mask < 2)).all() else -x
+
+
+KINDS = [Padding, Longest, Chosen, OfSizesToo, Both]
 
 
 def applies(model: nn.Module, *args: Any) -> bool:

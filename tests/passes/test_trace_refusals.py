@@ -159,7 +159,7 @@ class FreshConstant(Two):
 
 
 REFUSED = [
-    NoGrad, Autocast, PythonRandom, NumpyRandom, Counter, ReboundBuffer, Remembers, Logs,
+    NoGrad, Autocast, PythonRandom, NumpyRandom, Counter, ReboundBuffer, Logs,
     CountsCalls, Checkpointed, CheckpointedReentrant, Branches, SavedOnCpu,
 ]  # fmt: skip
 
@@ -176,11 +176,13 @@ def test_a_forward_that_a_graph_would_change_keeps_running(
 
 
 @pytest.mark.parametrize("verify", [False, True])
-@pytest.mark.parametrize("model", [NoiseOfKnownShape, DrawnConstant, Loops, FreshConstant])
+@pytest.mark.parametrize(
+    "model", [NoiseOfKnownShape, DrawnConstant, Loops, FreshConstant, Remembers]
+)
 def test_what_a_graph_does_anew_at_each_call_is_captured(
     model: type[nn.Module], verify: bool
 ) -> None:
-    """Numbers that torch draws, tensors made of numbers, a loop over rows."""
+    """Numbers that torch draws, tensors made of numbers, a loop over rows, what is kept."""
     assert "" in check(model(), X, verify=verify).islands
 
 
@@ -195,7 +197,6 @@ def test_either_way_is_right_as_long_as_it_computes_the_same(model: type[nn.Modu
         (NoGrad, "no_grad"),
         (Autocast, "autocast"),
         (PythonRandom, "draws random numbers"),
-        (Remembers, "stores last"),
         (Logs, "stores log"),
         (Branches, "branches on a tensor"),
     ],
@@ -213,7 +214,7 @@ def inside(model: type[nn.Module]) -> Checked:
     return check(nn.Sequential(nn.Linear(6, 6), model(), nn.Linear(4, 3)), X)
 
 
-@pytest.mark.parametrize("model", [NoGrad, Autocast, Counter, Logs, Branches, Remembers])
+@pytest.mark.parametrize("model", [NoGrad, Autocast, Counter, Logs, Branches])
 def test_inside_a_model_it_is_left_out_too(model: type[nn.Module]) -> None:
     checked = inside(model)
     assert "1" not in checked.islands

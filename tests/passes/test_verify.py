@@ -283,8 +283,9 @@ def test_a_graph_that_fills_a_cache_wrongly_is_dropped(monkeypatch: pytest.Monke
 
 
 def test_weights_that_are_nan_are_named() -> None:
-    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    last = nn.Linear(4, 2)
+    net = nn.Sequential(nn.Linear(4, 4), last)
     with torch.no_grad():
-        net[1].weight[0, 0] = torch.nan
+        last.weight[0, 0] = torch.nan
     with pytest.raises(VerificationError, match=r"^weights have NaN: 1\.weight; load"):
         st3fx.convert(net, torch.randn(2, 4))
