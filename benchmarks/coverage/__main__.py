@@ -33,7 +33,7 @@ def main() -> None:
         rows = Rows(library, options.output)
         if not options.show:
             names = libraries.names(library)
-            for name in fnmatch.filter(names, options.only):
+            for name in (n for n in names if any(fnmatch.fnmatch(n, p) for p in options.only)):
                 if not _is_quick(rows.get(name, "convert"), options.within):
                     continue
                 for stage in options.stages:
@@ -65,7 +65,9 @@ def _options() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("libraries", nargs="*", help=f"of {', '.join(libraries.NAMES)}")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="models, as a glob")
+    parser.add_argument(
+        "--only", nargs="+", default=["*"], metavar="PATTERN", help="models, as globs"
+    )
     parser.add_argument("--stages", nargs="+", choices=list(child.STAGES), default=["convert"])
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one stage")
     parser.add_argument("--memory", type=float, default=16.0, help="GiB for one stage")
