@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from st3fx.core.same import is_value, same_value
+from st3fx.core.same import is_value
 from st3fx.core.state import Attributes
 from st3fx.errors import TraceError
 
@@ -32,31 +31,24 @@ class Stores:
         self._stored = {name: self._own(name) for name in self._attributes.changes()}
         self._attributes.restore()
 
-    def given(self, ask: Callable[[fx.Node], Any], written: list[str]) -> dict[str, Any]:
+    def given(self, written: list[str]) -> dict[str, Any]:
         """What the graph has to give: attribute -> proxies, in containers or not.
 
         Args:
-            ask: Gives the number or word that a node stands for, as a guard.
             written: Attributes of other objects that the forward has set.
 
         Raises:
             TraceError: If something is stored that a graph cannot give.
         """
-        changed = {n: v for n, v in self._stored.items() if not self._was_there(n, v, ask)}
-        given = {n: v for n, v in changed.items() if _is_made(v, self._own(n))}
-        others = [*(n for n in changed if n not in given), *written]
-        if others:
-            raise TraceError(f"stores {', '.join(others[:3])} while it runs")
-        return given
-
-    def _was_there(self, name: str, stored: Any, ask: Callable[[fx.Node], Any]) -> bool:
-        """Whether a call stores in an attribute what its last call has left there."""
-        before = self._own(name)
-        if isinstance(stored, torch.ScriptMethod):
-            return True  # looked up for the first time
-        if not isinstance(stored, fx.Proxy) or not is_value(before):
-            return False
-        return same_value(ask(stored.node), before)
+        stored = {
+            name: value
+            for name, value in self._stored.items()
+            if not isinstance(value, torch.ScriptMethod)  # looked up for the first time
+        }
+        others = [name for name, value in stored.items() if not _is_made(value, self._own(name))]
+        if others or written:
+            raise TraceError(f"stores {', '.join([*others, *written][:3])} while it runs")
+        return stored
 
     def _own(self, name: str) -> Any:
         """What lies in a plain attribute, ``None`` if there is none."""
@@ -65,8 +57,18 @@ class Stores:
 
 
 def _is_made(stored: Any, before: Any) -> bool:
-    """Whether a forward has made what it stores: a tensor, or a new container of tensors."""
+    """Whether a forward has computed what it stores: a tensor, a size, or a new container."""
     leaves = pytree.tree_leaves(stored)
     made = [isinstance(leaf, fx.Proxy) for leaf in leaves]
     plain = all(m or leaf is None or is_value(leaf) for m, leaf in zip(made, leaves, strict=True))
     return stored is not before and any(made) and plain
+
+
+def tensor_names(root: nn.Module) -> dict[int, str]:
+    """The names of all tensors on the modules of ``root``: parameters and buffers come first."""
+    names = {id(tensor): path for path, tensor in [*root.named_buffers(), *root.named_parameters()]}
+    for path, module in root.named_modules():
+        for key, value in module.__dict__.items():
+            if isinstance(value, Tensor):
+                names.setdefault(id(value), f"{path}.{key}" if path else key)
+    return names

@@ -33,7 +33,8 @@ from st3fx.passes.capture import Capture
 from st3fx.passes.patches import patched
 from st3fx.passes.reads import Reads
 from st3fx.passes.records import class_reference, object_state, record_fields
-from st3fx.passes.stores import Stores
+from st3fx.passes.stores import Stores, tensor_names
+from st3fx.passes.undo import mark, undo
 
 _OWN_KERNELS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 """Layers that choose a fused kernel by what they are given: a graph would choose another one."""
@@ -58,7 +59,7 @@ class IslandTracer(AnsweringTracer):
         self._sites_in = sites_in
         self._stores = Stores(root)
         self._ambient = ambient_state()
-        self._tensor_names = _tensor_names(root)
+        self._tensor_names = tensor_names(root)
         self._module_names = {id(module): path for path, module in root.named_modules()}
         self._attribute_nodes: dict[str, fx.Proxy] = {}
         self.asked = Asked(root, spec)
@@ -84,7 +85,7 @@ class IslandTracer(AnsweringTracer):
             written = self._reads.restore()
         if drawn:
             raise TraceError("draws random numbers outside of torch")
-        self._give(graph, self._stores.given(lambda node: self.asked.ask(node, "plain"), written))
+        self._give(graph, self._stores.given(written))
         self._finish(graph)
         return self.capture
 
@@ -180,13 +181,14 @@ class IslandTracer(AnsweringTracer):
             return called
         reason = _reason_to_call(m)
         if reason is None:
-            mark = self._mark()
+            before = mark(self.graph, self.asked, self._growing())
             try:
                 self.capture.inlined[name] = None
                 return super().call_module(m, forward, args, kwargs)
             except Exception as error:  # noqa: BLE001 - whatever a user's forward raises on proxies
                 reason = reason_of(error)
-                self._undo(mark, name)
+                undo(self.graph, self.asked, self._growing(), before)
+                self._stores.undo(name)
         self.capture.leaves.setdefault(name, reason)
         called = self.create_proxy("call_module", name, args, kwargs)
         self.asked.note_call(called.node, m)
@@ -213,7 +215,7 @@ class IslandTracer(AnsweringTracer):
         return self._attribute_nodes[name]
 
     def _growing(self) -> tuple[dict[Any, Any], ...]:
-        """All that a trace adds to, in the order of addition."""
+        """All that a trace adds to beside nodes, in the order of addition."""
         capture = self.capture
         return (
             self._attribute_nodes,
@@ -222,34 +224,6 @@ class IslandTracer(AnsweringTracer):
             capture.leaves,
             self.module_stack,
         )
-
-    def _mark(self) -> tuple[fx.Node | None, int, list[int]]:
-        last = next(iter(reversed(self.graph.nodes)), None)
-        return last, self.asked.mark(), [len(table) for table in self._growing()]
-
-    def _undo(self, mark: tuple[fx.Node | None, int, list[int]], name: str) -> None:
-        """Back to before a submodule was tried: its nodes, guards and attributes are dropped."""
-        last, answers, sizes = mark
-        self.asked.undo(answers)
-        for table, size in zip(self._growing(), sizes, strict=True):
-            while len(table) > size:
-                table.popitem()
-        self._stores.undo(name)
-        for node in reversed(self.graph.nodes):
-            if node is last:
-                break
-            self.asked.erase(node)
-            self.graph.erase_node(node)
-
-
-def _tensor_names(root: nn.Module) -> dict[int, str]:
-    """The names of all tensors on the modules of ``root``: parameters and buffers come first."""
-    names = {id(tensor): path for path, tensor in [*root.named_buffers(), *root.named_parameters()]}
-    for path, module in root.named_modules():
-        for key, value in module.__dict__.items():
-            if isinstance(value, Tensor):
-                names.setdefault(id(value), f"{path}.{key}" if path else key)
-    return names
 
 
 def _reason_to_call(module: nn.Module) -> str | None:

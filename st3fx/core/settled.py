@@ -1,8 +1,8 @@
 """What a forward leaves in attributes of its modules: the state in which its next call begins.
 
 Detectors keep the anchors of the last input size, window attention the window that fits. A first
-call computes and stores them; every further one finds them there. A graph stores nothing, so it is
-captured and verified as of the second call; the first one runs the module's own forward.
+call computes and stores them; every further one finds them there. So graphs are captured and
+verified as of the second call; the first one runs the module's own forward.
 """
 
 from __future__ import annotations
