@@ -56,20 +56,23 @@ struct PixelRun {
   bool may_overrun;  ///< Whether up to 15 floats behind it in the image may be overwritten.
 };
 
-/// The runs of one plane of one tile, as a range of a list.
+/// What one plane of one tile is packed of, as ranges of lists.
 struct PlaneRuns {
-  int32_t begin, end;
+  int32_t begin, end;                  ///< Runs.
+  int32_t outside_begin, outside_end;  ///< Positions in runs that lie beside the image after all.
 };
 
 /// Packs the input that a tile of outputs reads.
 struct PackJob {
   const PixelRun* runs;
+  const uint16_t* outside_positions;
   const PlaneRuns* planes;
   int64_t plane_count, plane_floats;
   int64_t stride;  ///< Of neighbours of a run in the image; `count` counts what is copied.
   const float* x;
   int64_t channel_begin, channel_end;
   int64_t channels;  ///< Of the image.
+  int64_t margin;    ///< Channels that have 32 floats or more.
   float* taps;    ///< [channel][plane][plane_floats]
   float outside;  ///< Value of pixels outside of the image.
 };

@@ -10,12 +10,16 @@ constexpr int64_t kEnoughTasks = 8;  // with fewer tiles the rows are split too
 constexpr int64_t kPackTasks = 4;    // shares of a tile's channels
 constexpr int64_t kCacheBytes = 32 * 1024;
 constexpr int64_t kBlockNonzeros = 16;  // of a row
+constexpr int64_t kAlignNonzeros = 6;   // of a column: fewer do not make up for packing each tap
 
 /// How many columns to work on before the next ones: their input should stay in the L1 cache,
 /// unless that leaves a row so few nonzeros that loading and storing its sums costs more.
-int64_t block_columns(const SparseMatrix& matrix, const WindowAttributes& window) {
-  const int64_t planes = std::min(window.strides[0], window.kernel[0]) *
-                         std::min(window.strides[1], window.kernel[1]);
+int64_t block_columns(const SparseMatrix& matrix, const WindowAttributes& window,
+                      Packing packing) {
+  const int64_t planes = packing == Packing::per_tap
+                             ? window.taps()
+                             : std::min(window.strides[0], window.kernel[0]) *
+                                   std::min(window.strides[1], window.kernel[1]);
   const int64_t cached = kCacheBytes / (kTile * 4 * planes) * window.taps();
   const double size = static_cast<double>(matrix.rows * matrix.columns);
   const double density = static_cast<double>(matrix.nonzeros() + 1) / size;
@@ -27,6 +31,7 @@ int64_t block_columns(const SparseMatrix& matrix, const WindowAttributes& window
 /// What depends on the size of the images alone.
 struct SparseConv::Sized {
   TapPlan taps;
+  const PackedRows* rows;
   /// Of each nonzero's input; empty where columns are evenly spaced.
   std::vector<uint32_t> offsets;
 };
@@ -40,6 +45,7 @@ struct SparseConv::Call {
   float* y;
 
   const TapPlan& taps() const { return sized->taps; }
+  const PackedRows& rows() const { return *sized->rows; }
   const Images& out() const { return taps().out(); }
   /// Whether a tile of the input is its taps as it is.
   bool is_direct() const { return in.layout == Layout::blocked && is_identity(taps().window()); }
@@ -55,6 +61,7 @@ SparseConv::SparseConv(const NodeInfo& node)
       input_layout_(parse_layout(node.text("input_layout", "nchw"))),
       output_layout_(parse_layout(node.text("output_layout", "nchw"))),
       activation_(activation_of(node)),
+      packed_(std::make_unique<PackedTwice>()),
       sized_(std::make_unique<SizedCache<Sized>>()) {
   if (groups_ < 1 || channels_ % groups_)
     throw Error(std::to_string(channels_) + " channels do not fall into " +
@@ -65,9 +72,16 @@ SparseConv::SparseConv(const NodeInfo& node)
     throw Error(std::to_string(rows_) + " outputs do not fall into " + std::to_string(groups_) +
                 " groups");
   bias_ = read_bias(node, 4, rows_);
-  if (!kernels_) return;
-  packed_ = pack_rows(matrix_, groups_, window_.taps(), block_columns(matrix_, window_));
-  matrix_ = {};
+}
+
+/// The rows for a packing of their input, made when it is first needed: the images decide.
+const PackedRows& SparseConv::packed(Packing packing) const {
+  Packed& found = packing == Packing::per_tap ? packed_->per_tap : packed_->gaps;
+  std::call_once(found.once, [&] {
+    found.rows =
+        pack_rows(matrix_, groups_, window_.taps(), block_columns(matrix_, window_, packing));
+  });
+  return found.rows;
 }
 
 void SparseConv::operator()(const Run& run) const {
@@ -86,18 +100,32 @@ void SparseConv::operator()(const Run& run) const {
 }
 
 SparseConv::Sized SparseConv::work_out(const Images& in) const {
-  Sized sized{TapPlan(window_, in, output_layout_, rows_), {}};
-  if (!kernels_ || window_.taps() == 1) return sized;
-  const std::vector<uint32_t> of_column = sized.taps.column_offsets(packed_.largest_block());
-  for (const RowPart& part : packed_.parts)
+  const Packing packing = packing_for(in);
+  Sized sized{TapPlan(window_, in, output_layout_, rows_, kTile, packing), nullptr, {}};
+  if (!kernels_) return sized;
+  sized.rows = &packed(packing);
+  if (window_.taps() == 1) return sized;
+  const std::vector<uint32_t> of_column = sized.taps.column_offsets(sized.rows->largest_block());
+  for (const RowPart& part : sized.rows->parts)
     for (const Segment& segment : part.blocks)
       for (uint16_t column : segment.columns) sized.offsets.push_back(of_column[column]);
   return sized;
 }
 
+/// Aligned taps where enough nonzeros read them, and where each tile is packed but once.
+Packing SparseConv::packing_for(const Images& in) const {
+  const Window window = window_.on(in.plane);
+  const int64_t tiles = in.batch * window.out_height * window.out_width / kTile;
+  const int64_t columns = channels_ / groups_ * window_.taps();
+  const bool pays = matrix_.nonzeros() >= kAlignNonzeros * groups_ * columns;
+  return window_.taps() > 1 && window.stride_width == 1 && tiles >= kEnoughTasks && pays
+             ? Packing::per_tap
+             : Packing::gaps;
+}
+
 /// Splits the output into tasks, tiles or shares of their rows, and runs them.
 void SparseConv::run_tasks(const Call& call, const Run& run) const {
-  const int64_t parts = static_cast<int64_t>(packed_.parts.size());
+  const int64_t parts = static_cast<int64_t>(call.rows().parts.size());
   const int64_t tiles = call.in.batch * call.tiles();
   if (tiles == 0) return;
   const int64_t shares = std::min(parts, (kEnoughTasks + tiles - 1) / tiles);
@@ -141,20 +169,20 @@ void SparseConv::run_tile(const Call& call, int64_t tile, int64_t begin, int64_t
   const Scratch stage(staged ? rows_ * call.width(t) : 0);
   TileJob job = tile_job(call, n, t, staged ? stage.data() : nullptr);
   const int64_t taps_per_channel = window_.taps(), channel_floats = job.column_stride;
-  const Scratch own(taps ? 0 : packed_.largest_block() / taps_per_channel * channel_floats);
-  const int64_t per_group = packed_.parts_per_group;
+  const Scratch own(taps ? 0 : call.rows().largest_block() / taps_per_channel * channel_floats);
+  const int64_t per_group = call.rows().parts_per_group;
   for (int64_t group = begin / per_group; group * per_group < end; ++group) {
     const int64_t first = std::max(begin, group * per_group);
     const int64_t last = std::min(end, (group + 1) * per_group);
-    for (size_t b = 0; b < packed_.blocks.size(); ++b) {
-      const ColumnBlock& block = packed_.blocks[b];
+    for (size_t b = 0; b < call.rows().blocks.size(); ++b) {
+      const ColumnBlock& block = call.rows().blocks[b];
       const int64_t channel = group * (channels_ / groups_) + block.begin / taps_per_channel;
       if (!taps) pack(call, tile, channel, channel + block.size / taps_per_channel, own.data());
       job.taps = taps ? taps + channel * channel_floats : own.data();
       job.first = b == 0;
-      job.last = b + 1 == packed_.blocks.size();
+      job.last = b + 1 == call.rows().blocks.size();
       for (int64_t p = first; p < last; ++p)
-        run_part(call, n, t, packed_.parts[p], packed_.parts[p].blocks[b], job, staged);
+        run_part(call, n, t, call.rows().parts[p], call.rows().parts[p].blocks[b], job, staged);
     }
   }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "kernels.h"
@@ -19,8 +20,17 @@ class SparseConv {
  private:
   struct Call;
   struct Sized;
+  struct Packed {
+    std::once_flag once;
+    PackedRows rows;
+  };
+  struct PackedTwice {
+    Packed gaps, per_tap;
+  };
 
+  const PackedRows& packed(Packing packing) const;
   Sized work_out(const Images& in) const;
+  Packing packing_for(const Images& in) const;
   void run_tasks(const Call& call, const Run& run) const;
   void pack(const Call& call, int64_t tile, int64_t begin, int64_t end, float* taps) const;
   void run_tile(const Call& call, int64_t tile, int64_t begin, int64_t end,
@@ -35,8 +45,8 @@ class SparseConv {
   Layout input_layout_, output_layout_;
   Activation activation_;
   std::vector<float> bias_;
-  SparseMatrix matrix_;  ///< Kept by the scalar reference alone.
-  PackedRows packed_;
+  SparseMatrix matrix_;
+  std::unique_ptr<PackedTwice> packed_;
 
   std::unique_ptr<SizedCache<Sized>> sized_;
 };

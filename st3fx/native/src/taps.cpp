@@ -39,12 +39,13 @@ void add_runs(std::vector<PixelRun>& runs, size_t begin, const Images& images, i
 }  // namespace
 
 TapPlan::TapPlan(const WindowAttributes& attributes, const Images& in, Layout out_layout,
-                 int64_t rows, int64_t tile, Borders borders)
+                 int64_t rows, int64_t tile, Packing packing)
     : window_(attributes.on(in.plane)),
       in_(in),
       out_{out_layout, in.batch, rows, {window_.out_height, window_.out_width}},
-      tile_(tile) {
-  choose_pitch(borders);
+      tile_(tile),
+      packing_(packing) {
+  choose_pitch();
   tile_ = std::min(tile, round_up(computed(), kTile));
   find_taps();
   if (channel_floats() * in.channels > std::numeric_limits<int32_t>::max())
@@ -53,14 +54,14 @@ TapPlan::TapPlan(const WindowAttributes& attributes, const Images& in, Layout ou
   list_outputs();
 }
 
-void TapPlan::choose_pitch(Borders borders) {
+void TapPlan::choose_pitch() {
   const Window& w = window_;
-  // The pixels of a row that are needed together must fit between those of its neighbours.
+  // Masked, the pixels of a row that are needed together must fit between those of its neighbours.
   const int64_t pixels = (w.width + w.stride_width - 1) / w.stride_width;
-  masked_ = borders == Borders::masked && pixels <= w.out_width;
-  if (masked_) {
+  if (packing_ == Packing::masked && pixels > w.out_width) packing_ = Packing::gaps;
+  if (packing_ == Packing::masked) lead_ = round_up(w.pad_left, kLanes);
+  if (packing_ != Packing::gaps) {
     pitch_ = w.out_width;
-    lead_ = round_up(w.pad_left, kLanes);
     return;
   }
   const int64_t span = (w.kernel_width - 1) * w.dilation_width;
@@ -77,8 +78,12 @@ void TapPlan::find_taps() {
   for (int64_t r = 0; r < w.kernel_height; ++r) {
     for (int64_t s = 0; s < w.kernel_width; ++s) {
       const int64_t row = r * w.dilation_height, column = s * w.dilation_width;
+      if (packing_ == Packing::per_tap) {
+        taps_.push_back({plane_of(row, column), 0});
+        continue;
+      }
       // Masked, a row begins with the image's first pixel of that phase, else with the padding's.
-      const int64_t begin = masked_ ? w.pad_left : 0;
+      const int64_t begin = packing_ == Packing::masked ? w.pad_left : 0;
       const int64_t phase = floor_mod(column - begin, w.stride_width);
       const int64_t plane = plane_of(row % w.stride_height, begin + phase);
       const int64_t shift = (column - begin - phase) / w.stride_width;
@@ -114,31 +119,43 @@ std::vector<uint32_t> TapPlan::column_offsets(int64_t columns) const {
 }
 
 void TapPlan::list_inputs() {
-  for (int64_t t = 0; t < tiles(); ++t) {
-    for (const PixelPlane& plane : planes_) {
-      const int32_t begin = static_cast<int32_t>(inputs_.size());
-      list_plane(plane, first(t) - lead_);
-      plane_runs_.push_back({begin, static_cast<int32_t>(inputs_.size())});
-    }
-  }
+  for (int64_t t = 0; t < tiles(); ++t)
+    for (const PixelPlane& plane : planes_)
+      plane_runs_.push_back(list_plane(plane, first(t) - lead_));
 }
 
 /// Pixels [first, first + plane_floats) of the plane, counted in rows of `pitch`.
-void TapPlan::list_plane(const PixelPlane& plane, int64_t first) {
+PlaneRuns TapPlan::list_plane(const PixelPlane& plane, int64_t first) {
   const Window& w = window_;
-  const size_t list_begin = inputs_.size();
+  const size_t runs_begin = inputs_.size(), outside_begin = outside_.size();
+  // Where a row is followed by the next one of the image, one run goes through them all, and what
+  // it should not have copied is written over.
+  const bool through = w.stride_width == 1 && w.width == pitch_;
   int64_t x = floor_mod(first, pitch_), row = (first - x) / pitch_;
   for (int64_t at = 0; at < plane_floats_; ++row, x = 0) {
     const int64_t n = std::min(plane_floats_ - at, pitch_ - x);
     const int64_t image_row = row * w.stride_height + plane.row_phase - w.pad_top;
-    const int64_t begin = std::clamp<int64_t>(plane.begin - x, 0, n);
-    const int64_t end = std::clamp<int64_t>(plane.end - x, begin, n);
-    const int64_t column = (x + begin) * w.stride_width + plane.column - w.pad_left;
-    if (image_row >= 0 && image_row < w.height)
-      add_runs(inputs_, list_begin, in_, image_row * w.width + column, end - begin, w.stride_width,
-               at + begin);
+    int64_t begin = std::clamp<int64_t>(plane.begin - x, 0, n);
+    int64_t end = std::clamp<int64_t>(plane.end - x, begin, n);
+    int64_t p = image_row * w.width + (x + begin) * w.stride_width + plane.column - w.pad_left;
+    if (image_row >= 0 && image_row < w.height && begin < end) {
+      if (through) {
+        const int64_t before = std::min(begin, p);
+        const int64_t after = std::min(n - end, w.height * w.width - p - (end - begin));
+        list_outside(at + begin - before, before);
+        list_outside(at + end, after);
+        begin -= before, p -= before, end += after;
+      }
+      add_runs(inputs_, runs_begin, in_, p, end - begin, w.stride_width, at + begin);
+    }
     at += n;
   }
+  return {static_cast<int32_t>(runs_begin), static_cast<int32_t>(inputs_.size()),
+          static_cast<int32_t>(outside_begin), static_cast<int32_t>(outside_.size())};
+}
+
+void TapPlan::list_outside(int64_t begin, int64_t count) {
+  for (int64_t i = begin; i < begin + count; ++i) outside_.push_back(static_cast<uint16_t>(i));
 }
 
 void TapPlan::list_outputs() {
@@ -167,8 +184,10 @@ void TapPlan::list_outputs() {
 PackJob TapPlan::pack_job(int64_t t, const float* x, int64_t begin, int64_t end,
                           float* taps) const {
   const int64_t planes = static_cast<int64_t>(planes_.size());
-  return {inputs_.data(), plane_runs_.data() + t * planes, planes, plane_floats_,
-          window_.stride_width, x, begin, end, in_.channels, taps, 0};
+  const int64_t channel = in_.layout == Layout::nchw ? in_.plane.positions() : kLanes;
+  const int64_t margin = (32 + channel - 1) / std::max<int64_t>(channel, 1);
+  return {inputs_.data(), outside_.data(), plane_runs_.data() + t * planes, planes, plane_floats_,
+          window_.stride_width, x, begin, end, in_.channels, margin, taps, 0};
 }
 
 StageJob TapPlan::stage_job(int64_t t, float* stage, float* y) const {

@@ -2,8 +2,9 @@
 //
 // The outputs of an image are computed in rows of `pitch` positions, of which the first `out_width`
 // count; a *tile* is a number of these positions, or what is left of them. The input is split into
-// *planes*: every stride-th row and column of it. In a plane the inputs of neighbouring outputs are
-// neighbours, so that a tile reads, for each tap of the kernel, one stretch of one plane.
+// *planes*: every stride-th row and column of it, or what one tap of the kernel reads. In a plane
+// the inputs of neighbouring outputs are neighbours, so that a tile reads, for each tap, one stretch
+// of one plane.
 #pragma once
 
 #include <vector>
@@ -13,10 +14,11 @@
 
 namespace st3fx {
 
-/// What becomes of taps that fall beside the image.
-enum class Borders {
-  packed,  ///< Rows are packed with what lies beside them, which leaves gaps between the outputs.
-  masked,  ///< Rows follow each other without gaps; the reader masks what `leaves_out` names.
+/// How taps share planes, and what becomes of those that fall beside the image.
+enum class Packing {
+  gaps,     ///< Rows are packed with what lies beside them, which leaves gaps between the outputs.
+  masked,   ///< Rows follow each other without gaps; the reader masks what `leaves_out` names.
+  per_tap,  ///< Each tap has a plane of its own, without gaps: more to pack, but aligned to read.
 };
 
 class TapPlan {
@@ -24,7 +26,7 @@ class TapPlan {
   /// `tile`: positions that are computed at a time, a multiple of 112. Throws `Error` where the
   /// image is too large for 32-bit offsets.
   TapPlan(const WindowAttributes& attributes, const Images& in, Layout out_layout, int64_t rows,
-          int64_t tile = kTile, Borders borders = Borders::packed);
+          int64_t tile = kTile, Packing packing = Packing::gaps);
 
   const Window& window() const { return window_; }
   const Images& out() const { return out_; }
@@ -39,7 +41,7 @@ class TapPlan {
   bool leaves_out(int64_t kernel_column, int64_t out_column) const {
     const int64_t x = out_column * window_.stride_width +
                       kernel_column * window_.dilation_width - window_.pad_left;
-    return masked_ && (x < 0 || x >= window_.width);
+    return packing_ == Packing::masked && (x < 0 || x >= window_.width);
   }
   /// Where an output stands among the computed positions.
   int64_t computed_position(int64_t row, int64_t column) const { return row * pitch_ + column; }
@@ -69,21 +71,23 @@ class TapPlan {
     int64_t plane, offset;
   };
 
-  void choose_pitch(Borders borders);
+  void choose_pitch();
   void find_taps();
   int64_t plane_of(int64_t row_phase, int64_t column);
   void list_inputs();
-  void list_plane(const PixelPlane& plane, int64_t first);
+  PlaneRuns list_plane(const PixelPlane& plane, int64_t first);
+  void list_outside(int64_t begin, int64_t count);
   void list_outputs();
 
   Window window_;
   Images in_, out_;
   int64_t tile_, pitch_ = 0, plane_floats_ = 0;
   int64_t lead_ = 0;     ///< Positions in front of a tile's first that are packed too.
-  bool masked_ = false;  ///< Rows are packed without what lies beside them.
+  Packing packing_;      ///< `gaps` where rows are too long to be masked.
   std::vector<PixelPlane> planes_;
   std::vector<Tap> taps_;
   std::vector<PixelRun> inputs_, outputs_;
+  std::vector<uint16_t> outside_;      ///< Positions of planes, see `PlaneRuns`.
   std::vector<PlaneRuns> plane_runs_;  ///< [tile][plane]
   std::vector<size_t> output_begin_;   ///< Of each tile's outputs, and the end.
 };

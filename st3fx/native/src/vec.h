@@ -38,6 +38,13 @@ ST3FX_INLINE Vec broadcast(float x) { return x - Vec{}; }
 ST3FX_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 ST3FX_INLINE Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
 
+/// −1 in lanes [begin, end), 0 in the others.
+ST3FX_INLINE IntVec lanes_between(int64_t begin, int64_t end) {
+  IntVec lane;
+  for (int i = 0; i < kWidth; ++i) lane[i] = i;
+  return (lane >= static_cast<int32_t>(begin)) & (lane < static_cast<int32_t>(end));
+}
+
 /// Copies n floats, and up to 15 more behind them.
 ST3FX_INLINE void copy(float* to, const float* from, int64_t n) {
   for (int64_t i = 0; i < n; i += 16)

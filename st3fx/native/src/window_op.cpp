@@ -90,7 +90,7 @@ AveragePool::AveragePool(const NodeInfo& node) : WindowOp(node, WindowJob::avera
 WindowOp::Sized WindowOp::work_out(const Images& in) const {
   // An output takes so many times the memory in packed inputs.
   const int64_t share = std::max<int64_t>(kBand / (window_.strides[0] * window_.strides[1]), 1);
-  TapPlan taps(window_, in, output_layout_, channels_, share * kTile, Borders::masked);
+  TapPlan taps(window_, in, output_layout_, channels_, share * kTile, Packing::masked);
   Sized sized{std::move(taps), {}, {}, {}, {}, false};
   sized.tap_offsets = sized.taps.column_offsets(window_.taps());
   sized.masks = column_masks(sized.taps);
