@@ -142,10 +142,12 @@ def activated(x: torch.Tensor, name: str) -> torch.Tensor:
     return torch.nn.functional.hardswish(x) if name == "hard_swish" else x
 
 
-def assert_close(actual: Array, expected: torch.Tensor, tolerance: float = TOLERANCE) -> None:
-    """Equal but for rounding: relative to the largest expected output."""
-    wanted = expected.double().numpy()
+def assert_close(
+    actual: Array, sums: torch.Tensor, activation: str = "none", tolerance: float = TOLERANCE
+) -> None:
+    """Activated sums, equal but for rounding: relative to the largest sum, which a clip may hide."""
+    wanted = activated(sums, activation).double().numpy()
     assert actual.shape == wanted.shape
-    largest = np.abs(wanted).max(initial=1e-30)
+    largest = np.abs(sums.double().numpy()).max(initial=1e-30)
     difference = np.abs(actual.astype(np.float64) - wanted).max(initial=0.0)
     assert difference <= tolerance * largest, f"{difference} of {largest}"
