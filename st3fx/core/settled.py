@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from st3fx.core.same import frozen, is_value
+from st3fx.core.state import Attributes
 
 _INTERNAL = frozenset(nn.Module().__dict__)
 _MISSING = object()
@@ -31,22 +32,33 @@ class Left(NamedTuple):
 
 @contextlib.contextmanager
 def noted(model: nn.Module) -> Iterator[list[Left]]:
-    """Note what is set inside: numbers, words, tensors without history, and lists of these."""
-    before = [(module, dict(module.__dict__)) for module in model.modules()]
+    """Note what is set inside: numbers, words, tensors without history, and lists of these.
+
+    Activations with a history are left out: every call makes its own. Nothing at all is noted where
+    something else has changed (a hook, a module, an object): a part of a state is none.
+    """
+    attributes = Attributes(model)
     left: list[Left] = []
     yield left
-    for module, attributes in before:
-        for name, value in module.__dict__.items():
-            if name in _INTERNAL or value is attributes.get(name, _MISSING):
-                continue
-            if all(map(_can_be_kept, pytree.tree_leaves(value))):
-                left.append(Left(module, name, frozen(value)))
+    for name in attributes.changes():
+        path, _, key = name.rpartition(".")
+        module = model.get_submodule(path)
+        leaves = pytree.tree_leaves(module.__dict__.get(key, _MISSING))
+        if key in _INTERNAL or not all(map(_is_plain, leaves)):
+            left.clear()
+            return
+        if all(map(_has_no_history, leaves)):
+            left.append(Left(module, key, frozen(module.__dict__[key])))
 
 
-def _can_be_kept(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) or value is None or is_value(value)
+
+
+def _has_no_history(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.grad_fn is None and not isinstance(value, nn.Parameter)
-    return value is None or is_value(value)
+    return True
 
 
 @contextlib.contextmanager

@@ -144,3 +144,29 @@ def test_graphs_are_verified_as_of_the_second_call(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(islands, "trace", spoiled)
     _, sparsifier = st3fx.convert(Window(), X)
     assert "did not compute" in sparsifier.plan.opaque[0].reason
+
+
+class Installs(nn.Module):
+    """Puts a hook on a part of itself in its first call, and a flag that it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.out = nn.Linear(6, 6), nn.Linear(6, 4)
+        self.installed = False
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Any:
+        if not self.installed:
+            self.fc.register_forward_hook(lambda *args: self.seen.append(args[-1]))
+            self.installed = True
+        self.seen.clear()
+        return self.out(self.fc(x)) + self.seen[0].mean()
+
+
+def test_a_part_of_a_state_is_none() -> None:
+    """The flag without the hook would be a state in which the model never is."""
+    original = Installs()
+    model, sparsifier = st3fx.convert(original, X)
+    assert sparsifier.plan.opaque[0].name == ""
+    for _ in range(2):
+        assert torch.equal(model(X), original(X))
