@@ -27,6 +27,8 @@ def run(case: Case) -> dict[str, Any]:
     ``dense`` says whether torch exports the original. Where ours is exported and no layer has
     taken another's place, torch has just exported the same class with other weights.
     """
+    if case.refused:
+        return {"ok": False, "dense": False, "error": f"not converted: {case.refused}"}
     torch.manual_seed(0)
     model = case.build()
     call = case.inputs(case.batch, False)
