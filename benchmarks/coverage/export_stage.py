@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import torch
 from torch import nn
 
@@ -69,10 +70,12 @@ def _sparse(folded: nn.Module, call: Call) -> dict[str, Any]:
 
 
 def _dense(model: nn.Module, call: Call) -> bool:
-    """Whether torch's own exporter takes the original at all."""
+    """Whether torch's own exporter makes a file of the original that ONNX Runtime opens."""
     try:
-        with _quiet(), torch.no_grad():
-            torch.onnx.export(model, call[0], kwargs=call[1], dynamo=True, verbose=False)
+        with _quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            torch.onnx.export(model, call[0], path, kwargs=call[1], dynamo=True, verbose=False)
+            onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception:  # noqa: BLE001 - whatever the exporter raises
         return False
     return True
