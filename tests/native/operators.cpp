@@ -71,7 +71,8 @@ void fill_case(Generator& g, Case& c) {
   const int64_t channels = groups * pick(g, 1, 40), rows = groups * pick(g, 1, 40);
   const int64_t kh = pick(g, 1, 3), kw = pick(g, 1, 3);
   const bool blocked = pick(g, 0, 1);
-  const int64_t height = pick(g, 3, 20), width = pick(g, 3, 20), batch = pick(g, 1, 2);
+  const int most = pick(g, 0, 2) ? 20 : 45;  // large images are packed and shared out otherwise
+  const int64_t height = pick(g, 3, most), width = pick(g, 3, most), batch = pick(g, 1, 2);
   const int64_t stored = blocked ? storage_channels(channels, height * width) : channels;
   c.node.texts["activation"] = activations[pick(g, 0, 4)];
   if (c.op == "SparseLinear") {
