@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -47,15 +48,20 @@ class CallSpec:
         Raises:
             TypeError: If the arguments do not fit the forward's signature.
         """
-        self._signature = _signature(_plain_forward(module))
-        self._given = Structure.of((args, kwargs))
-        self._bound = Structure.of(self._bind(args, kwargs))
+        forward = _plain_forward(module)
+        self._signature = _signature(forward)
         # The everyday call: these tensors, by position, and everything else as it was recorded.
         plain = not kwargs and all(isinstance(value, Tensor) for value in args)
         self._arity = len(args) if plain else -1
-        self._order = [*range(len(args))] if plain else self._places()
-        leaves = pytree.tree_leaves((args, kwargs))
-        tensors = [leaves[position] for position in self._given.positions]
+        if plain and hasattr(forward, "__func__"):
+            self._given, self._bound = _of_tensors(forward.__func__, len(args))
+            self._order, tensors = [*range(len(args))], list(args)
+        else:
+            self._given = Structure.of((args, kwargs))
+            self._bound = Structure.of(_bound(self._signature, args, kwargs))
+            self._order = self._places()
+            leaves = pytree.tree_leaves((args, kwargs))
+            tensors = [leaves[position] for position in self._given.positions]
         self.metas = [*map(meta_of, tensors)]
         self.readable = [*map(readable, tensors)]
         self._firsts = firsts(tensors)
@@ -65,7 +71,7 @@ class CallSpec:
         """Where the given call's tensors stand among the bound call's leaves."""
         count = len(self._given.positions)
         labels = self._given.fill([Label(number) for number in range(count)])
-        leaves = pytree.tree_leaves(self._bind(*labels))
+        leaves = pytree.tree_leaves(_bound(self._signature, *labels))
         places = {leaf.index: n for n, leaf in enumerate(leaves) if isinstance(leaf, Label)}
         return [places[index] for index in range(count)]
 
@@ -88,11 +94,6 @@ class CallSpec:
             if not (leaf is None or is_value(leaf) or callable(leaf))
         ]
 
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        bound = self._signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return dict(bound.arguments)
-
     def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
         """The call's tensors in the graph's order, or ``None`` when the call does not match."""
         if not kwargs and len(args) == self._arity and all(isinstance(a, Tensor) for a in args):
@@ -108,7 +109,7 @@ class CallSpec:
         if leaves is not None:
             return [leaves[position] for position in self._given.positions]
         try:
-            bound = self._bind(args, kwargs)
+            bound = _bound(self._signature, args, kwargs)
         except TypeError:
             return None
         leaves = self._bound.match(bound)
@@ -139,6 +140,23 @@ class CallSpec:
         return self._given.same(other._given)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _bound(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Argument -> value, with the defaults of those that were not given."""
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+@functools.lru_cache(maxsize=512)
+def _of_tensors(function: Callable[..., Any], count: int) -> tuple[Structure, Structure]:
+    """The structures of an everyday call, as given and as bound: the same for all modules."""
+    holes = (torch.empty(0),) * count
+    bound = _bound(_of_method(function), holes, {})
+    return Structure.of((holes, {})), Structure.of(bound)
 
 
 def _signature(forward: Callable[..., Any]) -> inspect.Signature:
