@@ -2,16 +2,17 @@
 
     python -m benchmarks.convert          # writes results/convert.json
 
-Times are medians over rounds in which the variants take turns, so that a machine that slows down
-slows all of them. Each model runs in a process of its own, which also gives its peak memory. The
-goal without verification is three training steps and one second; the first conversion of a process
-also imports what torch needs for fake tensors and custom operators, and is given apart.
-``blocks:N`` is a chain of N residual blocks, for graphs of more than 20 000 nodes.
+Times are seconds of one core, which other work on the machine does not lengthen, and medians over
+rounds in which the variants take turns. Each model runs in a process of its own, which also gives
+its peak memory. The goal without verification is three training steps and one second; the first
+conversion of a process also imports what torch needs for fake tensors and custom operators, and is
+given apart. ``blocks:N`` is a chain of N residual blocks, for graphs of more than 20 000 nodes.
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import os
 import resource
@@ -44,19 +45,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--child", nargs=2, metavar=("KIND", "MODEL"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="models, as a glob")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.child:
         kind, name = options.child
         print(json.dumps(times(name, options.rounds) if kind == "times" else memory(name)))
         return
-    rows = []
-    for name in (*MODELS, *CHAINS):
-        row = {"model": name, **_child("times", name, options.rounds)}
-        rows.append(row if name in CHAINS else {**row, **_child("memory", name, 1)})
-    show(rows)
-    environment = record.environment(input=list(SHAPE), rounds=options.rounds)
-    record.write(options.output, {"environment": environment, "models": rows})
+    rows = _known(options.output)
+    for name in fnmatch.filter((*MODELS, *CHAINS), options.only):
+        rows[name] = {"model": name, "rounds": options.rounds}
+        rows[name] |= _child("times", name, options.rounds)
+        if name in MODELS:
+            rows[name] |= _child("memory", name, 1)
+        environment = record.environment(input=list(SHAPE), tokens=list(TOKENS))
+        in_order = [rows[known] for known in (*MODELS, *CHAINS) if known in rows]
+        record.write(options.output, {"environment": environment, "models": in_order})
+    show(list(rows.values()))
+
+
+def _known(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows that are there; a run that was stopped goes on with ``--only``."""
+    if not path.exists():
+        return {}
+    return {row["model"]: row for row in json.loads(path.read_text(encoding="utf-8"))["models"]}
 
 
 def _child(kind: str, name: str, rounds: int) -> dict[str, Any]:
@@ -86,6 +98,7 @@ class Block(nn.Module):
 def build(name: str) -> tuple[nn.Module, Tensor]:
     """A torchvision model or a chain of blocks, and one batch."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     if name in CHAINS:
         count = int(name.partition(":")[2])
         return nn.Sequential(*[Block(TOKENS[-1]) for _ in range(count)]), torch.randn(TOKENS)
@@ -96,26 +109,34 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
 def times(name: str, rounds: int) -> dict[str, Any]:
     """Median seconds of each variant, and the medians of the ratios within a round."""
     model, images = build(name)
+    marks: dict[str, float] = {}
+    tracing: list[float] = []
+
+    def convert() -> nn.Module:
+        converted, _ = st3fx.convert(model, images, verify=False, progress=mark)
+        tracing.append(time.process_time() - marks["trace"])
+        return converted
+
+    def mark(stage: str) -> None:
+        marks[stage] = time.process_time()
+
     variants: dict[str, Callable[[], Any]] = {
         "step": lambda: _step(model, images),
         "symbolic_trace": lambda: fx.symbolic_trace(model),
-        "convert": lambda: st3fx.convert(model, images, verify=False, inplace=False),
+        "convert": convert,
     }
     if name in MODELS:
-        variants["convert_verified"] = lambda: st3fx.convert(model, images, inplace=False)
-    began = time.perf_counter()
-    variants["convert"]()
-    first = time.perf_counter() - began
-    for variant in variants.values():
-        variant()
+        variants["convert_verified"] = lambda: st3fx.convert(model, images)
+    began = time.process_time()
+    islands: Any = convert().st3fx_islands
+    first = time.process_time() - began
+    variants["step"]()
     seconds: dict[str, list[float]] = {key: [] for key in variants}
     for _ in range(rounds):
         for key, variant in variants.items():
-            began = time.perf_counter()
+            began = time.process_time()
             variant()
-            seconds[key].append(time.perf_counter() - began)
-    converted, _ = st3fx.convert(model, images, verify=False)
-    nodes = max(len(island.graph.nodes) for island in converted.st3fx_islands)  # type: ignore[union-attr]
+            seconds[key].append(time.process_time() - began)
     turns = [dict(zip(seconds, turn, strict=True)) for turn in zip(*seconds.values(), strict=True)]
     return {
         **{f"{key}_s": statistics.median(values) for key, values in seconds.items()},
@@ -125,8 +146,8 @@ def times(name: str, rounds: int) -> dict[str, Any]:
             for key, ratio in RATIOS.items()
             if name in MODELS or key != "verify_steps"
         },
-        "tracing_s": _tracing_seconds(model, images),
-        "nodes": nodes,
+        "tracing_s": min(tracing),
+        "nodes": max(len(island.graph.nodes) for island in islands),
     }
 
 
@@ -142,21 +163,6 @@ RATIOS: dict[str, Callable[[dict[str, float]], float]] = {
 def _step(model: nn.Module, images: Tensor) -> None:
     model.zero_grad(set_to_none=True)
     model(images).sum().backward()
-
-
-def _tracing_seconds(model: nn.Module, images: Tensor) -> float:
-    """Tracing and rewriting alone, the stages whose time should grow with the nodes."""
-    marks: dict[str, float] = {}
-
-    def mark(stage: str) -> None:
-        marks[stage] = time.perf_counter()
-
-    st3fx.convert(model, images, verify=False, progress=mark)
-    best = time.perf_counter() - marks["discover"]
-    for _ in range(4):
-        st3fx.convert(model, images, verify=False, progress=mark)
-        best = min(best, time.perf_counter() - marks["discover"])
-    return best
 
 
 def memory(name: str) -> dict[str, Any]:
