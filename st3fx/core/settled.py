@@ -40,9 +40,10 @@ def noted(model: nn.Module) -> Iterator[list[Left]]:
     attributes = Attributes(model)
     left: list[Left] = []
     yield left
+    modules = dict(model.named_modules(remove_duplicate=False))  # a ScriptModule refuses paths
     for name in attributes.changes():
         path, _, key = name.rpartition(".")
-        module = model.get_submodule(path)
+        module = modules[path]
         leaves = pytree.tree_leaves(module.__dict__.get(key, _MISSING))
         if key in _INTERNAL or not all(map(_is_plain, leaves)):
             left.clear()
