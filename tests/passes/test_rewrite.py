@@ -155,6 +155,8 @@ def test_a_module_with_two_names_keeps_its_weight(kind: type[TwoNames]) -> None:
     assert [site.aliases for site in sparsifier.plan.sites] == [("block.0.weight",)]
     sparsifier.set_sparsity(0.5)
     folded = st3fx.fold(converted)
+    assert isinstance(converted, TwoNames)
+    assert isinstance(folded, TwoNames)
     assert torch.equal(converted(X), folded(X))
     assert torch.equal(converted.block(X), folded.block(X))
     assert int((folded.always.weight == 0).sum()) == 18
