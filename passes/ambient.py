@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,14 @@ def reason_of(error: BaseException) -> str:
         return message  # passed on from a submodule
     place = _place_of(error)
     return f"{message} at {Path(place.filename).name}:{place.lineno}" if place else message
+
+
+def place() -> str:
+    """File and line of the model's code that is running."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and is_ours(frame.f_code.co_filename):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def source_line(error: BaseException) -> str:

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import operator
-import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +17,11 @@ from torch import Tensor, fx, nn
 from st3fx.core.answers import Answer, Fact
 from st3fx.core.calls import CallSpec
 from st3fx.core.known_data import DataError, Unknown
-from st3fx.core.purity import pruned
+from st3fx.core.purity import only_computes, pruned
 from st3fx.core.value_guards import ValueGuards
 from st3fx.core.values import Evaluation
 from st3fx.errors import TraceError
-from st3fx.passes.ambient import is_ours
+from st3fx.passes.ambient import place
 from st3fx.passes.proxies import is_known_by_value
 from st3fx.passes.words import expression
 
@@ -201,31 +198,13 @@ class Asked:
     def drop_unused(self, graph: fx.Graph) -> None:
         """Erase nodes that only questions needed."""
         for node in reversed(graph.nodes):
-            if not node.users and _only_computes(node):
+            if not node.users and only_computes(node):
                 value = self._evaluation.values.get(node, _UNSEEN)
                 if not isinstance(value, (Tensor, Unknown)):
                     graph.erase_node(node)
 
 
 _UNSEEN = Unknown("was not asked")
-_METHODS = frozenset({"size", "dim", "numel", "ndimension", "is_floating_point", "is_complex"})
-
-
-def _only_computes(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target in _METHODS
-    if node.op != "call_function" or node.target is operator.setitem:
-        return False
-    module = getattr(node.target, "__module__", "")
-    return module in ("_operator", "math") or node.target is getattr
-
-
-def place() -> str:
-    """File and line of the model's code that is running."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and is_ours(frame.f_code.co_filename):
-        frame = frame.f_back
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def _why(value: Any, error: DataError) -> str:

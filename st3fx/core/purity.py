@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import is_dataclass
 from typing import Any
@@ -64,6 +65,19 @@ def may_write_to(node: fx.Node) -> list[fx.Node]:
     if node.op == "call_module" or (node.op == "call_function" and not is_pure(node.target)):
         return node.all_input_nodes
     return node.all_input_nodes[:1] if _writes(node) else []
+
+
+_OF_SIZES = frozenset({"size", "dim", "numel", "ndimension", "is_floating_point", "is_complex"})
+
+
+def only_computes(node: fx.Node) -> bool:
+    """Whether a node computes with sizes and numbers, and can go where nothing uses it."""
+    if node.op == "call_method":
+        return node.target in _OF_SIZES
+    if node.op != "call_function" or node.target is operator.setitem:
+        return False
+    module = getattr(node.target, "__module__", "")
+    return module in ("_operator", "math") or node.target is getattr
 
 
 def changes_in_place(node: fx.Node, value: fx.Node) -> bool:
