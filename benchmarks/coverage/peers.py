@@ -7,6 +7,7 @@ channels, so its figure is the weights of layers in the groups from which it may
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def nncf(case: Case) -> dict[str, Any]:
         model,
         mode=PruneMode.UNSTRUCTURED_MAGNITUDE_GLOBAL,
         ratio=0.5,
-        examples_inputs=(args if not kwargs else {"args": args, **kwargs} if args else kwargs),
+        examples_inputs=_example(model, (args, kwargs)),
     )
     masks = [name for name, _ in pruned.named_buffers() if name.endswith("binary_mask")]
     # "__nncf_hooks.post_hooks.fc:weight__0.0.binary_mask" is that of "fc.weight".
@@ -43,7 +44,7 @@ def torch_pruning(case: Case) -> dict[str, Any]:
     torch.manual_seed(0)
     model = case.build().eval()
     args, kwargs = case.inputs(case.batch, False)
-    example: Any = kwargs or args
+    example = _example(model, (args, kwargs))
     importance = tp.importance.MagnitudeImportance(p=2)
     pruner = tp.pruner.MagnitudePruner(
         model,
@@ -56,6 +57,14 @@ def torch_pruning(case: Case) -> dict[str, Any]:
     names = {name for name, parameter in model.named_parameters() if id(parameter) in grouped}
     pruner.step()
     return {"reached": _scalars(case, names), "runs": _runs(model, (args, kwargs))}
+
+
+def _example(model: nn.Module, call: Call) -> Any:
+    """A call as both take it: positional arguments alone, or all by their names."""
+    args, kwargs = call
+    if not kwargs:
+        return args
+    return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
 
 def _scalars(case: Case, names: set[str]) -> int:
