@@ -145,7 +145,7 @@ def activated(x: torch.Tensor, name: str) -> torch.Tensor:
 def assert_close(
     actual: Array, sums: torch.Tensor, activation: str = "none", tolerance: float = TOLERANCE
 ) -> None:
-    """Activated sums, equal but for rounding: relative to the largest sum, which a clip may hide."""
+    """Activated sums, equal but for rounding: relative to the largest, which a clip may hide."""
     wanted = activated(sums, activation).double().numpy()
     assert actual.shape == wanted.shape
     largest = np.abs(sums.double().numpy()).max(initial=1e-30)
