@@ -80,9 +80,15 @@ def _read(
     assert process.stdout is not None
     for probe in probes:
         progress(probe.name)
-        timer = threading.Timer(probe.limit, process.kill)
-        timer.start()
+        late = threading.Event()
+
+        def end(late: threading.Event = late) -> None:
+            late.set()
+            process.kill()
+
         began = time.perf_counter()
+        timer = threading.Timer(probe.limit, end)
+        timer.start()
         try:
             process.stdout.readline()  # that it begins
             line = process.stdout.readline()
@@ -91,7 +97,7 @@ def _read(
         if not line:
             seconds = round(time.perf_counter() - began, 3)
             reason = _death(process.wait(), errors)
-            if seconds >= probe.limit:
+            if late.is_set():
                 reason = f"it did not end within {probe.limit:g} s"
             yield _finding(probe, {"status": "failed", "detail": reason, "seconds": seconds})
             return
