@@ -112,10 +112,11 @@ SparseConv::Sized SparseConv::work_out(const Images& in) const {
   return sized;
 }
 
-/// Aligned taps where enough nonzeros read them, and where each tile is packed but once.
+/// Aligned taps where enough nonzeros read them, and where images are large: of a small one each
+/// tile is packed by several tasks, or filled up to its width.
 Packing SparseConv::packing_for(const Images& in) const {
   const Window window = window_.on(in.plane);
-  const int64_t tiles = in.batch * window.out_height * window.out_width / kTile;
+  const int64_t tiles = window.out_height * window.out_width / kTile;
   const int64_t columns = channels_ / groups_ * window_.taps();
   const bool pays = matrix_.nonzeros() >= kAlignNonzeros * groups_ * columns;
   return window_.taps() > 1 && window.stride_width == 1 && tiles >= kEnoughTasks && pays
