@@ -2,7 +2,8 @@
 
 The least set that holds what is pinned, and with a channel all that it is computed from. Then what
 the form of tensors asks for, which can bring more to life: no dimension is left empty, groups of a
-convolution are equal in size, and a constant that meets a border has a carrier.
+convolution are equal in size, a constant that meets a border has a carrier, and convolutions keep a
+number of channels that is fast.
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ BORDER = "its constant is not zero, and meets a border"
 CARRIER = "it stands for the constants that meet a border"
 GROUPS = "groups of a convolution are equal in size"
 LAST = "it is the last of its tensor"
+ALIGNED = "it fills up a multiple of four, which fast convolutions ask for"
+
+ALIGNMENT = 4
+"""ONNX Runtime computes convolutions with other numbers of channels in the plain layout, depthwise
+ones at two thirds of the speed."""
+BLOCK = 16
+"""With fewer channels it has no other layout."""
 
 SMALL = 1e-3
 """A carrier has a constant of at least this share of the largest: its filters stay in range."""
@@ -45,7 +53,7 @@ class Liveness:
         self._seen: dict[Product, int] = {}
         while True:
             self._spread()
-            if not (self._balance() or self._carry() or self._fill()):
+            if not (self._balance() or self._carry() or self._fill() or self._align()):
                 break
 
     @property
@@ -138,6 +146,30 @@ class Liveness:
                         place = _cheapest(fact, dim)
                         changed |= self._enliven(ids[place : place + 1], LAST)
         return changed
+
+    def _align(self) -> bool:
+        """Convolutions keep a multiple of channels that fast kernels ask for, where they had it."""
+        convolutions = [p for p in self.analysis.coupling.products if p.tensor.dim() > 2]
+        # What a depthwise one reads brings its outputs along: not both at a time.
+        whole = [p for p in convolutions if p.layout.groups == 1]
+        grouped = [p for p in convolutions if p.layout.groups > 1]
+        for products in (whole, grouped):
+            changed = [self._fill_up(product) for product in products]
+            if any(changed):
+                return True
+        return False
+
+    def _fill_up(self, product: Product) -> bool:
+        outputs = product.outputs.reshape(-1)
+        living = self.lives(outputs)
+        missing = -int(living.sum()) % ALIGNMENT
+        had_it = outputs.size >= BLOCK and outputs.size % ALIGNMENT == 0
+        if not (had_it and missing and living.any()):
+            return False
+        # First those that nothing is computed for.
+        dead = np.flatnonzero(~living)
+        reads = product.reads.sum(-1).reshape(-1)[dead]
+        return self._enliven(outputs[dead[np.argsort(reads, kind="stable")[:missing]]], ALIGNED)
 
     def _is_gone(self, fact: Fact) -> bool:
         return any(ids is not None and not self.lives(ids).any() for ids in fact.axes)

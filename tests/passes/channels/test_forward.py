@@ -179,3 +179,17 @@ def test_a_dead_group_goes() -> None:
     graph, report = reduced(chain(conv(4, 8), grouped, conv(8, 6)), image())
     assert [layer.outputs[1] for layer in report.layers] == [6, 6, 6]
     assert graph.state_dict()["1.weight"].shape == (6, 2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("width", "empty", "left"), [(32, 13, 20), (32, 12, 20), (30, 13, 17), (12, 5, 7)]
+)
+def test_convolutions_keep_a_multiple_of_four_where_they_had_it(
+    width: int, empty: int, left: int
+) -> None:
+    """All of them the same channels: none is filled up for another's sake."""
+    first = conv(4, width, empty=empty)
+    depthwise = conv(width, width, 3, groups=width, empty=2, padding=0)
+    found, kept = sizes(chain(first, depthwise, conv(width, width), conv(width, 6)))
+    assert found == {"0": left, "1": left, "2": width, "3": 6}
+    assert kept.get(liveness.ALIGNED, 0) == left - (width - empty)

@@ -18,8 +18,8 @@ SINGLE = 1e-6
     ("name", "size", "share"),
     [
         ("resnet18", 64, 0.6), ("resnet50", 64, 0.8), ("mobilenet_v2", 64, 0.4),
-        ("shufflenet_v2_x0_5", 64, 0.45), ("densenet121", 64, 0.35), ("vgg11_bn", 32, 0.3),
-        ("efficientnet_b0", 64, 0.7), ("regnet_y_400mf", 64, 0.95), ("googlenet", 64, 0.4),
+        ("shufflenet_v2_x0_5", 64, 0.45), ("densenet121", 64, 0.38), ("vgg11_bn", 32, 0.31),
+        ("efficientnet_b0", 64, 0.8), ("regnet_y_400mf", 64, 0.95), ("googlenet", 64, 0.4),
         ("convnext_tiny", 64, 0.7), ("vit_b_16", 224, 0.8),
     ],
 )  # fmt: skip
