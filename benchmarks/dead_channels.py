@@ -136,7 +136,8 @@ def race(whole: Path, small: Path, image: Tensor) -> tuple[list[float], float]:
             sessions[index].run(None, feeds)
             seconds[index] = time.perf_counter() - began
         ratios.append(seconds[0] / seconds[1])
-    return ratios, float(np.abs(first - second).max() / np.abs(first).max())
+    largest = max(float(np.abs(first).max()), float(np.finfo(np.float32).tiny))  # or all zero
+    return ratios, float(np.abs(first - second).max()) / largest
 
 
 def show(rows: list[dict[str, Any]]) -> None:

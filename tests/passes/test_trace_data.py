@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import st3fx
 from st3fx.core.calls import CallSpec
 from tests.parity import check, require_same, step
+from tests.passes.test_trace_values import applies
 
 TOKENS = torch.arange(15).view(3, 5) % 9
 FULL = torch.ones(3, 5, dtype=torch.int64)
@@ -72,10 +73,6 @@ class Both(Net):
 
 
 KINDS = [Padding, Longest, Chosen, OfSizesToo, Both]
-
-
-def applies(model: nn.Module, *args: Any) -> bool:
-    return model.__dict__["forward"].variants[0].tensors(args, {}) is not None
 
 
 @pytest.mark.parametrize("recorded", [GAP, FULL], ids=["gap", "full"])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import st3fx
 from tests.parity import check
+from tests.passes.test_trace_settled import applies
 
 X = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0))
 
@@ -63,11 +64,6 @@ class NewName(Keeps):
     def keep(self, y: Any) -> Any:
         self.loss = y.square().mean()
         return y
-
-
-def applies(model: nn.Module, x: Tensor) -> bool:
-    variants = model.__dict__["forward"].variants
-    return any(variant.tensors((x,), {}) is not None for variant in variants)
 
 
 def kept(model: nn.Module) -> Any:

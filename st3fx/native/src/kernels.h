@@ -72,7 +72,7 @@ struct PackJob {
   const float* x;
   int64_t channel_begin, channel_end;
   int64_t channels;  ///< Of the image.
-  int64_t margin;    ///< Channels that have 32 floats or more.
+  int64_t margin;    ///< So many at either end of it may not have 32 floats of others beside them.
   float* taps;    ///< [channel][plane][plane_floats]
   float outside;  ///< Value of pixels outside of the image.
 };

@@ -20,6 +20,7 @@ class SparseConv {
  private:
   struct Call;
   struct Sized;
+  /// Rows in the order for one packing of their input.
   struct Packed {
     std::once_flag once;
     PackedRows rows;
