@@ -54,7 +54,7 @@ SCRIPT = """
         raise AssertionError("it went on")
     loop.stop_if_asked = after
     resumed(parts)
-    # A group that is left to the end of the interpreter aborts it now and then.
+    # A group that is left to the end of the interpreter aborts it now and then: see leave_group.
     destroy(PartialState())
 """
 

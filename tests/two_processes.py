@@ -15,6 +15,7 @@ import json
 import math
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -377,6 +378,7 @@ def main() -> None:
     results = {name: outcome(s) for name, s in SCENARIOS.items() if wanted in name}
     (folder / f"{rank}.json").write_text(json.dumps(results), encoding="utf-8")
     dist.destroy_process_group()
+    time.sleep(0.1)  # as `leave_group` of the driver
 
 
 if __name__ == "__main__":

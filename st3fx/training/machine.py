@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -63,6 +64,19 @@ def _shard(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> 
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = plugin
+
+
+def leave_group(accelerator: Accelerator) -> None:
+    """End the group of processes, if there is one, so that the interpreter may end too.
+
+    Gloo's threads hold the tensors of the last exchange a moment longer than its caller waits for
+    them, and one that drops them while the interpreter ends aborts the process
+    (https://github.com/pytorch/pytorch/pull/179291); ending the group waits for no thread as long
+    as a device mesh holds it. Sleeping lets go of the interpreter's lock, which they need for it.
+    """
+    accelerator.state.destroy_process_group()
+    if accelerator.num_processes > 1 and accelerator.device.type == "cpu":
+        time.sleep(0.1)
 
 
 def release() -> None:

@@ -25,7 +25,7 @@ from st3fx.training.curves import draw_curves
 from st3fx.training.finish import finish
 from st3fx.training.folder import RunFolder
 from st3fx.training.loop import train
-from st3fx.training.machine import make_accelerator, release
+from st3fx.training.machine import leave_group, make_accelerator, release
 from st3fx.training.report import Reporter, Silent
 from st3fx.training.result import TrainResult
 from st3fx.training.saving import restore
@@ -136,6 +136,7 @@ def _prepared(settings: Settings, folder: RunFolder, report: Reporter) -> Iterat
             session = make_session(settings, accelerator, data, batches, model, folder, report)
             yield Prepared(session, data, recipe, parse_spec(recipe.spec).name)
     finally:
+        leave_group(accelerator)
         release()
 
 
