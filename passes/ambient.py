@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from st3fx.core.leaves import tensors_in
 from st3fx.errors import TraceError
+from st3fx.passes.contained import other_function_modes
 
 _TORCH = str(Path(torch.__file__).parent)
 _TRACERS = (str(Path(_TORCH) / "fx"), str(Path(__file__).parent))
@@ -51,29 +53,47 @@ _CONTEXTS: tuple[type[Any], ...] = (
 
 
 @contextlib.contextmanager
-def refused_contexts(tracer: Any) -> Iterator[None]:
+def refused_contexts(asked: Any) -> Iterator[None]:
     """Refuse code that enters one of torch's contexts, though it may change nothing just now.
 
+    One that switches autocast off where it is off is a guard instead: it stays off.
+
     Args:
-        tracer: While its ``answers`` is false, values are computed and contexts are entered.
+        asked: While its ``answers`` is false, values are computed and contexts are entered.
     """
     entries = [(kind, kind.__enter__) for kind in _CONTEXTS]
+    autocast: Any = torch.autocast
+    make = autocast.__init__
 
     def refusal(enter: Any) -> Any:
         def refuse(context: Any) -> Any:
-            if tracer.answers:
+            if asked.answers and not _stays_off(context, asked):
                 raise TraceError(f"enters {type(context).__name__}")
             return enter(context)
 
         return refuse
 
+    def make_by_name(context: Any, device_type: Any, *args: Any, **kwargs: Any) -> None:
+        name = str(device_type) if issubclass(type(device_type), fx.Proxy) else device_type
+        make(context, name, *args, **kwargs)
+
     for kind, enter in entries:
         kind.__enter__ = refusal(enter)
+    autocast.__init__ = make_by_name
     try:
         yield
     finally:
+        autocast.__init__ = make
         for kind, enter in entries:
             kind.__enter__ = enter
+
+
+def _stays_off(context: Any, asked: Any) -> bool:
+    if not isinstance(context, torch.autocast) or context._enabled:
+        return False
+    enabled = torch.is_autocast_enabled(context.device)
+    asked.environment("is_autocast_enabled", (context.device,), enabled)
+    return not enabled
 
 
 def ambient_state() -> tuple[Any, ...]:
@@ -85,7 +105,7 @@ def ambient_state() -> tuple[Any, ...]:
             (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
             for device in ("cpu", "cuda")
         ),
-        torch._C._len_torch_function_stack(),
+        other_function_modes(),
         torch._C._autograd._top_saved_tensors_default_hooks(True) is not None,
     )
 

@@ -66,7 +66,7 @@ class Asked:
             while self._last.next is not self._graph._root:
                 self._last = self._last.next
                 pending.append(self._last)
-            with self._silent():
+            with self.silent():
                 self._evaluation.run(pending)
         return self._evaluation.values[node]
 
@@ -77,7 +77,7 @@ class Asked:
             self._last = node.prev
 
     @contextlib.contextmanager
-    def _silent(self) -> Iterator[None]:
+    def silent(self) -> Iterator[None]:
         """Torch does what it always does inside, at its usual speed."""
         answering = builtins.isinstance
         self.answers, builtins.isinstance = False, _ISINSTANCE
@@ -97,7 +97,7 @@ class Asked:
         value = self.value(node)
         wants = _WANTS.get(question, "needs the number in")
         try:
-            with self._silent():
+            with self.silent():
                 answer = self._evaluation.answer(node, question)
         except DataError as error:
             if isinstance(value, Tensor):
@@ -124,6 +124,12 @@ class Asked:
         if not is_known_by_value(value):
             return object.__hash__(proxy)
         return hash(self.ask(proxy.node, "plain"))
+
+    def text_of(self, proxy: fx.Proxy) -> str:
+        """A device or a number in words; the proxy's own for what has no value to name."""
+        if self.answers and is_known_by_value(self.value(proxy.node)):
+            return str(self.ask(proxy.node, "plain"))
+        return repr(proxy)
 
     def keys(self, node: fx.Node) -> list[Any] | None:
         """The keys of a mapping, ``None`` for anything else."""

@@ -46,6 +46,10 @@ class Asking:
         """A value's, as a guard; anything else is told apart by identity."""
         return int(self.tracer.asked.hash_of(self))
 
+    def __str__(self) -> str:
+        """A word for a device, a dtype or a number, as a guard; else the node's name."""
+        return str(self.tracer.asked.text_of(self))
+
     def __setitem__(self, index: Any, value: Any) -> None:
         """A node that writes."""
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})

@@ -131,8 +131,8 @@ class Reads:
 
     def _guard(self, module: nn.Module, name: str, value: Any) -> None:
         if (id(module), name) not in self.guards:
-            expected = meta_of(value) if isinstance(value, Tensor) else frozen(value)
-            self.guards[id(module), name] = Guard(module, name, expected)
+            with self._asked.silent():
+                self.guards[id(module), name] = Guard(module, name, frozen(value, meta_of))
             self._adopt(value)
 
     def guard_tensor(self, name: str) -> None:

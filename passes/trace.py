@@ -16,6 +16,8 @@ Beyond ``torch.fx.Tracer``:
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +32,7 @@ from st3fx.passes.ambient import RefuseRealTensors, ambient_state, reason_of, re
 from st3fx.passes.answering import AnsweringTracer
 from st3fx.passes.asked import Asked
 from st3fx.passes.capture import Capture
+from st3fx.passes.contained import ProxiesForTensors, contained_tensors
 from st3fx.passes.patches import patched
 from st3fx.passes.reads import Reads
 from st3fx.passes.records import class_reference, object_state, record_fields
@@ -59,7 +62,7 @@ class IslandTracer(AnsweringTracer):
         self._sites_in = sites_in
         self._stores = Stores(root)
         self._ambient = ambient_state()
-        self._tensor_names = tensor_names(root)
+        self._tensor_names, self._contained = tensor_names(root), contained_tensors(root)
         self._module_names = {id(module): path for path, module in root.named_modules()}
         self._attribute_nodes: dict[str, fx.Proxy] = {}
         self.asked = Asked(root, spec)
@@ -120,7 +123,9 @@ class IslandTracer(AnsweringTracer):
         def forward(*tensors: Any) -> Any:
             args, kwargs = spec.call(list(tensors))
             self.capture.inlined[""] = None
-            with refused_contexts(self.asked), patched(self), self._reads.watched():
+            contained = ProxiesForTensors(self._contained_proxy)
+            proxies = contained if self._contained else contextlib.nullcontext()
+            with refused_contexts(self.asked), patched(self), self._reads.watched(), proxies:
                 found = root.forward(*args, **kwargs)  # root_fn is the class's, not the instance's
             self._returning = True
             return found
@@ -145,10 +150,10 @@ class IslandTracer(AnsweringTracer):
             args, kwargs = map(super().create_arg, arguments)
             return self.create_node("call_function", make, args, kwargs)
         if isinstance(a, Tensor):
-            name = self._tensor_names.get(id(a)) or self.tensor_attrs.get(a)
-            if name is None:
+            proxy = self.named_proxy(a)
+            if proxy is None:
                 raise TraceError("makes a constant tensor while it runs")
-            return self._attribute(name).node
+            return proxy.node
         if isinstance(a, dict) and type(a) is not dict:
             raise TraceError(f"makes a {type(a).__name__} while it runs")
         return super().create_arg(a)
@@ -199,9 +204,20 @@ class IslandTracer(AnsweringTracer):
         return self._full_name(module_qualified_name) not in self._sites_in
 
     def named_proxy(self, tensor: Tensor) -> fx.Proxy | None:
-        """The proxy of a parameter or buffer."""
+        """The proxy of a tensor that a module has, in an attribute or in a list or dict there."""
         name = self._tensor_names.get(id(tensor))
-        return None if name is None else self._attribute(name)
+        if name is not None:
+            return self._attribute(name)
+        return self._contained_proxy(tensor)
+
+    def _contained_proxy(self, tensor: Tensor) -> fx.Proxy | None:
+        if id(tensor) not in self._contained or not self.asked.answers:
+            return None
+        holder, index = self._contained[id(tensor)]
+        item: fx.Proxy = self.create_proxy(
+            "call_function", operator.getitem, (self._attribute(holder), index), {}
+        )
+        return item
 
     # --- bookkeeping ---
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,10 +44,17 @@ def is_value(value: Any) -> bool:
     return isinstance(value, _SIMPLE)
 
 
-def frozen(value: Any) -> Any:
-    """A value as it is now: containers are copied, whatever is in them."""
+def frozen(value: Any, of_tensor: Callable[[Tensor], Any] = lambda tensor: tensor) -> Any:
+    """A value as it is now: containers are copied, whatever is in them.
+
+    Args:
+        value: Anything.
+        of_tensor: What stands for a tensor; by default the tensor itself.
+    """
     if type(value) in (list, tuple):
-        return type(value)(map(frozen, value))
+        return type(value)(frozen(item, of_tensor) for item in value)
     if type(value) is dict:
-        return {key: frozen(item) for key, item in value.items()}
+        return {key: frozen(item, of_tensor) for key, item in value.items()}
+    if isinstance(value, Tensor):
+        return of_tensor(value)
     return value.copy() if type(value) is set else value

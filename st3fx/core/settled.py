@@ -23,9 +23,9 @@ _MISSING = object()
 
 
 class Left(NamedTuple):
-    """An attribute that a forward has set."""
+    """An attribute that a forward has set; ``holder`` is the dict of the module that it lies in."""
 
-    module: nn.Module
+    holder: dict[str, Any]
     name: str
     value: Any
 
@@ -38,18 +38,24 @@ def noted(model: nn.Module) -> Iterator[list[Left]]:
     something else has changed (a hook, a module, an object): a part of a state is none.
     """
     attributes = Attributes(model)
+    buffers = {module: dict(module._buffers) for module in model.modules()}
     left: list[Left] = []
     yield left
     modules = dict(model.named_modules(remove_duplicate=False))  # a ScriptModule refuses paths
     for name in attributes.changes():
         path, _, key = name.rpartition(".")
         module = modules[path]
-        leaves = pytree.tree_leaves(module.__dict__.get(key, _MISSING))
-        if key in _INTERNAL or not all(map(_is_plain, leaves)):
-            left.clear()
-            return
-        if all(map(_has_no_history, leaves)):
-            left.append(Left(module, key, frozen(module.__dict__[key])))
+        holder, keys = module.__dict__, [key]
+        if key == "_buffers":
+            holder, before = module._buffers, buffers[module]
+            keys = [k for k in {**before, **holder} if holder.get(k) is not before.get(k)]
+        for changed in keys:
+            leaves = pytree.tree_leaves(holder.get(changed, _MISSING))
+            if changed in _INTERNAL or not all(map(_is_plain, leaves)):
+                left.clear()
+                return
+            if all(map(_has_no_history, leaves)):
+                left.append(Left(holder, changed, frozen(holder[changed])))
 
 
 def _is_plain(value: Any) -> bool:
@@ -65,21 +71,19 @@ def _has_no_history(value: Any) -> bool:
 @contextlib.contextmanager
 def settled(left: Sequence[Left]) -> Iterator[None]:
     """Attributes as they were left, inside."""
-    saved = [(module, name, module.__dict__.get(name, _MISSING)) for module, name, _ in left]
-    for module, name, value in left:
-        module.__dict__[name] = _again(value)
+    saved = [(holder, name, holder.get(name, _MISSING)) for holder, name, _ in left]
+    for holder, name, value in left:
+        holder[name] = _again(value)
     try:
         yield
     finally:
-        for module, name, value in saved:
+        for holder, name, value in saved:
             if value is _MISSING:
-                module.__dict__.pop(name, None)
+                holder.pop(name, None)
             else:
-                module.__dict__[name] = value
+                holder[name] = value
 
 
 def _again(value: Any) -> Any:
     """A copy, so that what runs may write to it."""
-    if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
-        return pytree.tree_map_only(Tensor, torch.clone, value)
-    return frozen(value)
+    return frozen(value, torch.clone)

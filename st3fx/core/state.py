@@ -88,16 +88,28 @@ def copied(model: nn.Module) -> nn.Module:
     Activations that a forward left in attributes are copied without their history; the parameters
     of a ScriptModule stay leaves.
     """
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in pytree.tree_leaves(list(module.__dict__.values())):
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
+    tensors = (*_loose_tensors(model), *model.buffers())
+    kept = [tensor for tensor in tensors if not tensor.is_leaf]
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in kept}
     with torch.no_grad():
         twin = copy.deepcopy(model, memo)
     for theirs, ours in zip(model.parameters(), twin.parameters(), strict=True):
         ours.requires_grad_(theirs.requires_grad)
     return twin
+
+
+def _loose_tensors(model: nn.Module) -> list[Tensor]:
+    """Tensors in plain attributes of modules, and in lists and dicts there."""
+    found: dict[int, Tensor] = {}
+    for module in model.modules():
+        plain = [value for key, value in module.__dict__.items() if key not in _INTERNAL]
+        for leaf in pytree.tree_leaves(plain):
+            if isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter):
+                found[id(leaf)] = leaf
+    return list(found.values())
+
+
+_INTERNAL = frozenset(nn.Module().__dict__)
 
 
 @contextlib.contextmanager
@@ -157,9 +169,13 @@ def single_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Set buffers, attributes (``training`` too) and random generators back on leaving."""
+    """Set buffers, attributes (``training`` too) and random generators back on leaving.
+
+    Tensors that lie in attributes are set back like buffers, unless they are activations.
+    """
     attributes = Attributes(model)
-    buffers: list[tuple[Tensor, Tensor]] = [(b, b.detach().clone()) for b in model.buffers()]
+    tensors = [tensor for tensor in _loose_tensors(model) if tensor.grad_fn is None]
+    buffers = [(b, b.detach().clone()) for b in (*model.buffers(), *tensors)]
     with preserved_rng():
         try:
             yield

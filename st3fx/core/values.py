@@ -128,7 +128,8 @@ class Evaluation:
             meta = next(self._metas)
             return Unknown("is no plain tensor") if meta is None else fake(meta)
         if node.op == "get_attr":
-            return self._stand_ins.tensor(_attribute(self._root, str(node.target)))
+            found = _attribute(self._root, str(node.target))
+            return pytree.tree_map_only(Tensor, self._stand_ins.tensor, found)
         if asks_memory(node):
             return Unknown("depends on memory or gradients")
         if node.op == "call_module":

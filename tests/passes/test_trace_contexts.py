@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import st3fx
+from tests.passes.test_trace_settled import applies
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(5))
 
@@ -31,17 +32,21 @@ class EnableGrad(Two):
 
 class NoAutocast(Two):
     def forward(self, x: Tensor) -> Any:
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             return self.out(self.fc(x.float()))
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_region_without_autocast_stays_one_when_training_under_autocast(training: bool) -> None:
     original = NoAutocast()
-    converted, _ = st3fx.convert(original, X)
+    converted, sparsifier = st3fx.convert(original, X)
+    (island,) = sparsifier.plan.islands
+    assert any("torch.is_autocast_enabled(cpu) is False" in guard for guard in island.guards)
+    assert applies(converted.train(training), X)
     with torch.autocast("cpu", torch.bfloat16):
         expected = original.train(training)(X)
         actual = converted.train(training)(X)
+        assert not applies(converted, X)
     assert expected.dtype == torch.float32
     assert actual.dtype == torch.float32
     assert torch.equal(actual, expected)

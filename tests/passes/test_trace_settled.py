@@ -63,6 +63,43 @@ class Multiplies(nn.Module):
         return x
 
 
+class ByDevice(nn.Module):
+    """Keeps a table for each device in eval mode, as attention with relative positions does."""
+
+    places: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.bias = nn.Parameter(torch.arange(4.0))
+        self.register_buffer("places", torch.tensor([0, 1, 2, 3, 2, 1]))
+        self.tables: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Any:
+        if self.training:
+            return self.fc(x) * self.bias[self.places]
+        key = str(x.device)
+        if key not in self.tables:
+            self.tables[key] = self.bias[self.places]
+        return self.fc(x) * self.tables[key]
+
+
+class Resizes(nn.Module):
+    """Replaces a buffer by one that fits the input."""
+
+    ramp: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.register_buffer("ramp", torch.zeros(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Any:
+        if self.ramp.shape[0] != x.shape[1]:
+            self.ramp = torch.arange(x.shape[1]).float()
+        return self.fc(x) * self.ramp[:, None]
+
+
 class Counts(nn.Module):
     """Is in another state after every call."""
 
@@ -81,7 +118,7 @@ def applies(model: nn.Module, x: Tensor) -> bool:
     return any(variant.tensors((x,), {}) is not None for variant in variants)
 
 
-@pytest.mark.parametrize("kind", [Anchors, Window, Multiplies])
+@pytest.mark.parametrize("kind", [Anchors, Window, Multiplies, ByDevice, Resizes])
 def test_the_second_call_runs_the_graph(kind: type[nn.Module]) -> None:
     original = kind()
     checked = check(original, X, verify=True)
@@ -89,7 +126,8 @@ def test_the_second_call_runs_the_graph(kind: type[nn.Module]) -> None:
     original.load_state_dict(checked.sparsifier.effective_weights(), strict=False)
     model = checked.model
     for each in (original, model):
-        for name, value in vars(kind().eval()).items():
+        first = kind().eval()
+        for name, value in (vars(first) | first._buffers).items():
             if not name.startswith("_"):
                 setattr(each, name, value)
     used = []
