@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -111,8 +112,26 @@ def verify(conversion: Conversion) -> None:
     Raises:
         VerificationError: If the model differs for no such reason, or has weights that are NaN.
     """
-    model = conversion.model
     _require_numbers(conversion)
+    with _kept(conversion.model, conversion.observation.written):
+        _verify(conversion)
+    conversion.verified = True
+
+
+@contextlib.contextmanager
+def _kept(model: nn.Module, names: list[str]) -> Iterator[None]:
+    """Parameters that the model itself writes to, as they were before its trial runs."""
+    before = {name: model.get_parameter(name).detach().clone() for name in names}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in before.items():
+                model.get_parameter(name).copy_(value)
+
+
+def _verify(conversion: Conversion) -> None:
+    model = conversion.model
     while True:
         trial, subject = _trial(conversion), _subject(conversion)
         if differs(subject, trial) is None:
@@ -134,7 +153,6 @@ def verify(conversion: Conversion) -> None:
             )
         trace(conversion)
         rewrite(conversion)
-    conversion.verified = True
 
 
 def _require_numbers(conversion: Conversion) -> None:

@@ -18,7 +18,7 @@ from st3fx.core.calls import CallSpec
 from st3fx.core.inputs import Example
 from st3fx.core.settled import noted
 from st3fx.core.state import preserved
-from st3fx.errors import InputError
+from st3fx.errors import InputError, PlanError
 from st3fx.passes.tracker import Observation, Tracker
 
 
@@ -67,6 +67,7 @@ def observe(model: nn.Module, example: Example) -> Observation:
 
     Raises:
         InputError: If the model refuses the example in train mode.
+        PlanError: If it writes to a weight that multiplies.
     """
     observation = Observation()
     with _watched_calls(model, observation) as stack:
@@ -82,7 +83,21 @@ def observe(model: nn.Module, example: Example) -> Observation:
                 if training:
                     raise InputError(_refusal(model, error)) from error
                 # Some models take other inputs in eval mode; training is what counts.
+            finally:
+                written = tracker.written.set_back()
+            observation.written += written
+    _require_still_weights(model, observation)
     return observation
+
+
+def _require_still_weights(model: nn.Module, observation: Observation) -> None:
+    multiplied = observation.multiplied()
+    moved = [name for name in observation.written if name in multiplied]
+    if moved:
+        raise PlanError(
+            f"{type(model).__name__} writes to {moved[0]} while it runs, which may become sparse: "
+            "a threshold would meet other values in each call; switch that off in the model"
+        )
 
 
 def _refusal(model: nn.Module, error: Exception) -> str:

@@ -22,6 +22,7 @@ from st3fx.passes.operators import (
     RECURRENT,
     VECTOR_PRODUCTS,
 )
+from st3fx.passes.written import Written
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Observation:
         calls: Module -> the distinct ways in which it is called, each with its mode.
         macs: Parameter -> multiplications with all of its scalars in the call in train mode.
         left: Mode -> what the forward leaves in its modules' attributes.
+        written: Parameters that it writes to, as some clamp a temperature.
     """
 
     multiplications: dict[Multiplication, None] = field(default_factory=dict)
@@ -64,6 +66,7 @@ class Observation:
     calls: dict[str, list[tuple[bool, CallSpec]]] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
     left: dict[bool, list[Left]] = field(default_factory=lambda: {True: [], False: []})
+    written: list[str] = field(default_factory=list)
 
     def multiplied(self) -> dict[str, list[Multiplication]]:
         """Multiplications by parameter, in the order of first use."""
@@ -86,7 +89,11 @@ _ACTIVATION = _Origin()
 
 
 class Tracker(TorchDispatchMode):
-    """Follows parameters and activations through one forward."""
+    """Follows parameters and activations through one forward.
+
+    Attributes:
+        written: Parameters that the forward writes to.
+    """
 
     def __init__(
         self, model: nn.Module, observation: Observation, module_stack: list[str], training: bool
@@ -100,6 +107,7 @@ class Tracker(TorchDispatchMode):
         self._origins: dict[int, tuple[weakref.ref[Tensor], _Origin]] = {}
         self._observation = observation
         self._stack = module_stack
+        self.written = Written(model)
 
     def mark_inputs(self, example: Example) -> None:
         """The example's tensors are activations."""
@@ -120,6 +128,7 @@ class Tracker(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        self.written.note(func, args, kwargs or {})
         out = func(*args, **(kwargs or {}))
         tensors = tensors_in([*args, *(kwargs or {}).values()])
         origins = [origin for t in tensors if (origin := self._origin(t)) is not None]
