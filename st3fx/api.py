@@ -15,7 +15,7 @@ from st3fx.core.forward import Islands
 from st3fx.core.inputs import Example
 from st3fx.core.masks import watch_loading
 from st3fx.core.selection import Selection, Selectors
-from st3fx.core.state import copied
+from st3fx.core.state import collecting, copied
 from st3fx.core.unloaded import buffers_on_meta, on_meta
 from st3fx.core.unloaded import watch as watch_values
 from st3fx.errors import FoldError, InputError, PlanError
@@ -47,6 +47,7 @@ CONVERT_UNLOADED: tuple[stages.Stage, ...] = (
 )
 
 
+@collecting(garbage=False)
 def convert(
     model: nn.Module,
     example_inputs: Any,

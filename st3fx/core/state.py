@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import pickle
 import random
 from collections.abc import Iterator
@@ -23,45 +24,63 @@ class Attributes:
 
     def __init__(self, root: nn.Module) -> None:
         """Record the attributes of ``root`` and all modules in it."""
-        self._saved = {
-            name: (module, {key: _copy(value) for key, value in module.__dict__.items()})
-            for name, module in root.named_modules()
-        }
-        self._objects = {name: dict(module.__dict__) for name, (module, _) in self._saved.items()}
+        self._saved = {name: _Saved(module) for name, module in root.named_modules()}
 
     def changes(self, below: str = "") -> list[str]:
         """Full names of attributes that were set, removed or changed since, below a module."""
         return [
             f"{name}.{key}" if name else key
-            for name, (module, saved) in self._saved.items()
+            for name, saved in self._saved.items()
             if _is_below(name, below)
-            for key in {**saved, **module.__dict__}
-            if not _same(module.__dict__, saved, self._objects[name], key)
+            for key in saved.changes()
         ]
 
     def restore(self, below: str = "") -> None:
         """Set everything below a module back to what was recorded."""
-        for name, (module, saved) in self._saved.items():
-            if not _is_below(name, below):
-                continue
-            for key, value in saved.items():
-                _restore(module.__dict__, key, self._objects[name][key], value)
-            for key in [key for key in module.__dict__ if key not in saved]:
-                del module.__dict__[key]
+        for name, saved in self._saved.items():
+            if _is_below(name, below):
+                saved.restore()
 
 
 def _is_below(name: str, ancestor: str) -> bool:
     return not ancestor or name == ancestor or name.startswith(ancestor + ".")
 
 
-def _copy(value: Any) -> Any:
-    return value.copy() if isinstance(value, dict | list | set) else value
+class _Saved:
+    """The attributes of one module; of most modules, nearly all are containers with nothing in."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._now = module.__dict__
+        self._objects = dict(module.__dict__)
+        containers = [(k, v) for k, v in self._objects.items() if isinstance(v, _CONTAINERS)]
+        self._contents = {key: value.copy() for key, value in containers if value}
+        self._empty = [key for key, value in containers if not value]
+
+    def changes(self) -> list[str]:
+        now, before = self._now, self._objects
+        changed = [key for key in before if now.get(key, _MISSING) is not before[key]]
+        changed += [key for key in self._contents if not self._has_content(key)]
+        changed += [key for key in self._empty if before[key]]
+        changed += [key for key in now if key not in before]
+        return list(dict.fromkeys(changed))
+
+    def _has_content(self, key: str) -> bool:
+        return _same_content(self._objects[key], self._contents[key])
+
+    def restore(self) -> None:
+        for key in [key for key in self._now if key not in self._objects]:
+            del self._now[key]
+        for key, content in self._contents.items():
+            if not self._has_content(key):  # a frozen dict refuses to be set back
+                _refill(self._objects[key], content)
+        for key in self._empty:
+            if self._objects[key]:
+                self._objects[key].clear()
+        self._now.update(self._objects)
 
 
-def _same(now: dict[str, Any], saved: dict[str, Any], objects: dict[str, Any], key: str) -> bool:
-    if key not in saved or key not in now or now[key] is not objects[key]:
-        return False
-    return _same_content(now[key], saved[key])
+_MISSING = object()
+_CONTAINERS = (dict, list, set)
 
 
 def _same_content(value: Any, before: Any) -> bool:
@@ -69,17 +88,15 @@ def _same_content(value: Any, before: Any) -> bool:
         return list(value) == list(before) and all(value[k] is before[k] for k in value)
     if isinstance(value, list):
         return len(value) == len(before) and all(a is b for a, b in zip(value, before, strict=True))
-    return not isinstance(value, set) or value == before
+    return bool(value == before)
 
 
-def _restore(target: dict[str, Any], key: str, original: Any, content: Any) -> None:
-    if not _same_content(original, content):  # a frozen dict refuses to be set back
-        if isinstance(original, dict | set):
-            original.clear()
-            original.update(content)
-        elif isinstance(original, list):
-            original[:] = content
-    target[key] = original
+def _refill(container: Any, content: Any) -> None:
+    if isinstance(container, list):
+        container[:] = content
+    else:
+        container.clear()
+        container.update(content)
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -102,10 +119,12 @@ def _loose_tensors(model: nn.Module) -> list[Tensor]:
     """Tensors in plain attributes of modules, and in lists and dicts there."""
     found: dict[int, Tensor] = {}
     for module in model.modules():
-        plain = [value for key, value in module.__dict__.items() if key not in _INTERNAL]
-        for leaf in pytree.tree_leaves(plain):
-            if isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter):
-                found[id(leaf)] = leaf
+        for key, value in module.__dict__.items():
+            if key in _INTERNAL or not isinstance(value, Tensor | dict | list | tuple):
+                continue
+            for leaf in pytree.tree_leaves(value):
+                if isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter):
+                    found[id(leaf)] = leaf
     return list(found.values())
 
 
@@ -165,6 +184,18 @@ def single_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def collecting(garbage: bool) -> Iterator[None]:
+    """Garbage collection on or off inside: it would look at all objects of a large graph often."""
+    before = gc.isenabled()
+    switch = {True: gc.enable, False: gc.disable}
+    switch[garbage]()
+    try:
+        yield
+    finally:
+        switch[before]()
 
 
 @contextlib.contextmanager
