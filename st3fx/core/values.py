@@ -8,8 +8,9 @@ tensors, and only operators known to have no side effects run at all.
 from __future__ import annotations
 
 import contextlib
+import logging
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class Evaluation:
         """Compute the values of further nodes, in their order."""
         if self._mode is None:
             self._mode = FakeTensorMode()
-        with _disable_current_modes(), self._mode:
+        with _disable_current_modes(), _unlogged(), self._mode:
             for node in nodes:
                 self.values[node] = self._value(node)
                 self._note(node)
@@ -145,6 +146,17 @@ class Evaluation:
         module = self._root.get_submodule(name)
         with contextlib.nullcontext() if is_torchs(module) else preserved_rng():
             return self._stand_ins.module(module)(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """A size that an operator refuses is no news: the model's own forward will say it."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _tensors(value: Any) -> list[Tensor]:

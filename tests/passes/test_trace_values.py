@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import pickle
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -493,3 +494,28 @@ def test_the_table_of_decisions_is_bounded() -> None:
         assert applies(model, like(3, length, 6))
     guards = model.__dict__["forward"].variants[0].spec.guards
     assert len(guards._known) <= 256
+
+
+class AddsTable(nn.Module):
+    """Asks for a size that comes of a sum, which other inputs do not fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.table = nn.Linear(6, 6), nn.Parameter(torch.zeros(X.shape[1], 1))
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.fc(x) + self.table
+        return y * 2 if y.shape[1] > 2 else y
+
+
+def test_a_size_that_the_model_refuses_is_its_own_error_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    converted, _ = st3fx.convert(AddsTable(), X)
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    said: list[logging.LogRecord] = []
+    monkeypatch.setattr(logger, "filter", said.append)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        converted(torch.cat([X, X], 1))
+    assert not said
+    assert not logger.disabled
