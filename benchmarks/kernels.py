@@ -3,13 +3,15 @@
     python -m benchmarks.kernels                         # one thread
     python -m benchmarks.kernels --threads 2 --only vgg16
     ST3FX_ISA=avx2 python -m benchmarks.kernels          # a narrower instruction set
+    python -m benchmarks.kernels --against old/libst3fx.so   # another build takes turns as well
 
 Both operators get the same weights and take turns, a call each; the ratio is the median over the
 rounds. ``peak`` is the share of the multiply-adds that this core does from registers, in the same
 process, that are spent on nonzeros. ``even`` is the sparsity from which on the sparse operator
 wins, interpolated between the two that enclose it. Tensors are blocked, as between sparse layers.
 Where the cost model of this machine (``st3fx bench --calibrate``, else the defaults) would keep a
-layer dense, the ratio stands in brackets; the last line counts the choices that cost time.
+layer dense, the ratio stands in brackets; the last line counts the choices that cost time. With
+``--against``, a second figure says how many times as fast as the other build's kernel this one is.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import layers, record
-from st3fx import native
+from st3fx import native, runtime
 from st3fx.runtime import costs
 from st3fx.runtime.calibration import load_calibration
 
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--only", help="layers whose model or name contains this")
+    parser.add_argument("--against", metavar="LIBRARY", help="another build of the kernels")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     native.load()
@@ -54,7 +57,8 @@ def main() -> None:
     for layer in layers.LAYERS:
         if options.only and options.only not in f"{layer.model} {layer.name}":
             continue
-        cells = measure(layer, options.threads, options.batch, options.rounds, peak)
+        libraries = [runtime.library(), *([options.against] if options.against else [])]
+        cells = measure(layer, options.threads, options.batch, options.rounds, peak, libraries)
         even = break_even(cells)
         rows.append({**asdict(layer), "sparse": cells, "break_even": even})
         ratios = [_shown(cell) for cell in cells]
@@ -62,7 +66,7 @@ def main() -> None:
         share = next((f"{c['peak']:.0%}" for c in cells if c["sparsity"] == 0.9), "")
         dense = f"{1e6 * cells[0]['dense']['median']:.0f}"
         table.add_row(layer.name, dense, *ratios, share, "" if even is None else f"{even:.0%}")
-    console = Console(width=120)
+    console = Console(width=140)
     console.print(table)
     console.print(regrets(rows))
     name = f"kernels_{native.isa()}_{options.threads}.json"
@@ -88,7 +92,12 @@ def fma_peak() -> float:
 
 
 def measure(
-    layer: layers.Layer, threads: int, batch: int, rounds: int, peak: float
+    layer: layers.Layer,
+    threads: int,
+    batch: int,
+    rounds: int,
+    peak: float,
+    libraries: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Times at each sparsity; a depthwise layer is dense and has one."""
     generator = np.random.default_rng(0)
@@ -98,18 +107,24 @@ def measure(
     cells = []
     for sparsity in (0.0,) if layer.depthwise else SPARSITIES:
         weight = full * (order >= sparsity).astype(np.float32)
-        seconds = take_turns(layers.sessions(layer, weight, threads, batch), rounds)
+        turns = layers.sessions(layer, weight, threads, batch, libraries)
+        dense, sparse, *others = take_turns(turns, rounds)
         positions = batch * (layer.out_size**2 if layer.size else 1)
         operations = 2 * np.count_nonzero(weight) * positions
         cells.append({
             "sparsity": sparsity,
-            "ratio": record.spread([d / s for d, s in zip(*seconds, strict=True)]),
-            "dense": record.spread(seconds[0]),
-            "seconds": record.spread(seconds[1]),
-            "peak": round(operations / float(np.median(seconds[1])) / peak, 4),
+            "ratio": _ratio(dense, sparse),
+            "dense": record.spread(dense),
+            "seconds": record.spread(sparse),
+            "peak": round(operations / float(np.median(sparse)) / peak, 4),
             "choice": choice(layer, int(np.count_nonzero(weight)), batch),
+            **({"against": _ratio(others[0], sparse)} if others else {}),
         })  # fmt: skip
     return cells
+
+
+def _ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
+    return record.spread([s / f for s, f in zip(slow, fast, strict=True)])
 
 
 def choice(layer: layers.Layer, nonzeros: int, batch: int) -> str:
@@ -133,7 +148,8 @@ def choice(layer: layers.Layer, nonzeros: int, batch: int) -> str:
 
 def _shown(cell: dict[str, Any]) -> str:
     ratio = f"{cell['ratio']['median']:.2f}"
-    return ratio if cell["choice"] == "sparse" else f"({ratio})"
+    shown = ratio if cell["choice"] == "sparse" else f"({ratio})"
+    return f"{shown} {cell['against']['median']:.2f}×" if "against" in cell else shown
 
 
 def regrets(rows: Sequence[dict[str, Any]]) -> str:
@@ -148,12 +164,12 @@ def regrets(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def take_turns(
-    pair: list[tuple[ort.InferenceSession, layers.Array]], rounds: int
-) -> tuple[list[float], list[float]]:
+    sessions: list[tuple[ort.InferenceSession, layers.Array]], rounds: int
+) -> list[list[float]]:
     """Seconds of each call, the sessions taking turns."""
-    seconds: tuple[list[float], list[float]] = ([], [])
+    seconds: list[list[float]] = [[] for _ in sessions]
     for i in range(rounds + 2):
-        for (session, x), taken in zip(pair, seconds, strict=True):
+        for (session, x), taken in zip(sessions, seconds, strict=True):
             began = time.perf_counter()
             session.run(None, {"x": x})
             if i >= 2:  # the first ones warm up

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +64,10 @@ LAYERS = (
 
 
 def sessions(
-    layer: Layer, weight: Array, threads: int, batch: int
+    layer: Layer, weight: Array, threads: int, batch: int, libraries: Sequence[str] = ()
 ) -> list[tuple[ort.InferenceSession, Array]]:
-    """The dense and the sparse layer, each with its input."""
+    """The dense layer, then the sparse one of each library (this version's), with their inputs."""
+    libraries = libraries or [runtime.library()]
     x = np.random.default_rng(1).standard_normal((batch, layer.channels)).astype(np.float32)
     if not layer.size:
         matrix = weight.reshape(layer.rows, -1)
@@ -75,7 +77,7 @@ def sessions(
         gemm = helper.make_node("Gemm", ["x", "weight"], ["y"], transB=1)
         return [
             (_session(gemm, {"weight": matrix}, threads), _aligned(x)),
-            (_session(sparse, _sparse(matrix), threads), _aligned(x)),
+            *((_session(sparse, _sparse(matrix), threads, own), _aligned(x)) for own in libraries),
         ]
     images = np.broadcast_to(x[..., None, None], (*x.shape, layer.size, layer.size)).copy()
     window: dict[str, Any] = {
@@ -85,17 +87,18 @@ def sessions(
     }
     groups = layer.channels if layer.depthwise else 1
     conv = helper.make_node("Conv", ["x", "weight"], ["y"], group=groups, **window)
-    own: dict[str, Any] = {
+    layouts: dict[str, Any] = {
         "channels": layer.channels,
         "input_layout": "blocked",
         "output_layout": "blocked",
     }
     op, inputs = ("DepthwiseConv", ["weight"]) if layer.depthwise else ("SparseConv", _names())
-    node = helper.make_node(op, ["x", *inputs], ["y"], domain=runtime.DOMAIN, **window, **own)
+    node = helper.make_node(op, ["x", *inputs], ["y"], domain=runtime.DOMAIN, **window, **layouts)
     constants = {"weight": weight} if layer.depthwise else _sparse(weight)
+    blocked = layout.to_blocked(images)
     return [
         (_session(conv, {"weight": weight}, threads), _aligned(images)),
-        (_session(node, constants, threads), _aligned(layout.to_blocked(images))),
+        *((_session(node, constants, threads, own), _aligned(blocked)) for own in libraries),
     ]
 
 
@@ -108,7 +111,9 @@ def _sparse(weight: Array) -> dict[str, NDArray[Any]]:
     return dict(zip(_names(), (sparse.values, sparse.columns, sparse.row_starts), strict=True))
 
 
-def _session(node: Any, constants: dict[str, NDArray[Any]], threads: int) -> ort.InferenceSession:
+def _session(
+    node: Any, constants: dict[str, NDArray[Any]], threads: int, library: str | None = None
+) -> ort.InferenceSession:
     graph = helper.make_graph(
         [node],
         "layer",
@@ -122,7 +127,8 @@ def _session(node: Any, constants: dict[str, NDArray[Any]], threads: int) -> ort
     options.intra_op_num_threads = threads
     # An idle pool of threads that keeps spinning taxes whoever runs next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.register_custom_ops_library(runtime.library())
+    if library is not None:
+        options.register_custom_ops_library(library)
     return ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
