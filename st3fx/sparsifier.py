@@ -13,7 +13,8 @@ from st3fx.core.forward import Held, sparse_forwards
 from st3fx.core.functional import INACTIVE
 from st3fx.core.masks import put_mask
 from st3fx.core.shards import Spread, local, spread_of, whole
-from st3fx.core.sites import Site, SparsityPlan
+from st3fx.core.site_state import places, state_name, state_of
+from st3fx.core.sites import SparsityPlan
 from st3fx.core.threshold import GlobalThreshold
 from st3fx.core.unloaded import complete
 from st3fx.errors import EmptyLayerWarning, HalfPrecisionWarning, StateError
@@ -78,7 +79,7 @@ class Sparsifier:
     @property
     def frozen(self) -> bool:
         """Whether :meth:`freeze` was called."""
-        return any(self._buffers(site, "mask")[0].numel() for site in self.plan.sites)
+        return any(state_of(self.model, site, "mask")[0].numel() for site in self.plan.sites)
 
     def _held(self) -> dict[str, Held]:
         return {item.site: item for f in sparse_forwards(self.model) for item in f.held}
@@ -166,7 +167,7 @@ class Sparsifier:
             self._warn_of_empty([sites[i].name for i in self._finder.empty], sparsity)
         for site, scale in zip(sites, scales, strict=True):
             value = INACTIVE if self.level is None else self.level * scale
-            for buffer in self._buffers(site, "threshold"):
+            for buffer in state_of(self.model, site, "threshold"):
                 buffer.copy_(value) if isinstance(value, Tensor) else buffer.fill_(value)
 
     def _warn_of_empty(self, names: list[str], sparsity: float) -> None:
@@ -194,24 +195,13 @@ class Sparsifier:
     @torch.no_grad()
     def _after_step(self, method: LearnedMethod, held: dict[str, Held]) -> None:
         for site in self.plan.sites:
-            threshold = self._buffers(site, "threshold")[0]
+            threshold = state_of(self.model, site, "threshold")[0]
             weight = held[site.name].weight()
             method.after_step(weight, threshold, site)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def _refresh_effective(self, held: dict[str, Held]) -> None:
         cache.refresh(item.inputs() for item in held.values() if item.compute is None)
-
-    def _buffers(self, site: Site, key: str) -> list[Tensor]:
-        """A site's tensor under each of its names."""
-        tensors = []
-        for module, parameter in self._homes(site):
-            tensors.append(getattr(module, f"st3fx_{parameter}_{key}"))
-        return tensors
-
-    def _homes(self, site: Site) -> list[tuple[nn.Module, str]]:
-        names = [name.rpartition(".") for name in (site.name, *site.aliases)]
-        return [(self.model.get_submodule(owner), parameter) for owner, _, parameter in names]
 
     @torch.inference_mode(False)  # masks made there could not be saved for a backward later on
     @torch.no_grad()
@@ -224,8 +214,8 @@ class Sparsifier:
         """
         weights = self.effective_weights()
         for site in self.plan.sites:
-            for module, parameter in self._homes(site):
-                put_mask(module, f"st3fx_{parameter}_mask", weights[site.name] != 0)
+            for module, parameter in places(self.model, site):
+                put_mask(module, state_name(parameter, "mask"), weights[site.name] != 0)
         self._refresh_effective(self._held())
 
     def penalty(self) -> Tensor:
@@ -243,7 +233,7 @@ class Sparsifier:
 
     def threshold_parameters(self) -> list[nn.Parameter]:
         """The thresholds that the optimizer trains; none for scheduled methods."""
-        tensors = (self._buffers(site, "threshold")[0] for site in self.plan.sites)
+        tensors = (state_of(self.model, site, "threshold")[0] for site in self.plan.sites)
         return [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
 
     @property
@@ -252,7 +242,7 @@ class Sparsifier:
         method = self.method
         values = {}
         for site in self.plan.sites:
-            threshold = whole(self._buffers(site, "threshold")[0]).detach()
+            threshold = whole(state_of(self.model, site, "threshold")[0]).detach()
             level = method.level(threshold) if isinstance(method, LearnedMethod) else threshold
             values[site.name] = float(level.mean())
         return values
@@ -285,9 +275,9 @@ class Sparsifier:
         thresholds, masks = {}, {}
         for site in self.plan.sites:
             thresholds[site.name] = (
-                whole(self._buffers(site, "threshold")[0]).detach().cpu().clone()
+                whole(state_of(self.model, site, "threshold")[0]).detach().cpu().clone()
             )
-            mask = self._buffers(site, "mask")[0]
+            mask = state_of(self.model, site, "mask")[0]
             if mask.numel():
                 masks[site.name] = mask.cpu().clone()
         return {"step": self.steps, "thresholds": thresholds, "masks": masks}
@@ -311,12 +301,12 @@ class Sparsifier:
             )
         self._count(int(state["step"]))
         for site in self.plan.sites:
-            for tensor in self._buffers(site, "threshold"):
+            for tensor in state_of(self.model, site, "threshold"):
                 _fill(tensor, thresholds[site.name])
             mask = state.get("masks", {}).get(site.name, torch.empty(0, dtype=torch.bool))
-            for module, parameter in self._homes(site):
-                present = module.get_buffer(f"st3fx_{parameter}_mask")
-                put_mask(module, f"st3fx_{parameter}_mask", mask.to(present.device, copy=True))
+            for module, parameter in places(self.model, site):
+                present = module.get_buffer(state_name(parameter, "mask"))
+                put_mask(module, state_name(parameter, "mask"), mask.to(present.device, copy=True))
 
 
 def _fill(tensor: Tensor, value: Tensor) -> None:

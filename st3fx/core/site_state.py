@@ -24,6 +24,19 @@ def homes(site: Site) -> list[str]:
     return [site.name, *site.aliases]
 
 
+def places(model: nn.Module, site: Site) -> list[tuple[nn.Module, str]]:
+    """Where a site's state is kept: modules, and the parameter's names there."""
+    names = [home.rpartition(".") for home in homes(site)]
+    return [(model.get_submodule(owner), parameter) for owner, _, parameter in names]
+
+
+def state_of(model: nn.Module, site: Site, name: str) -> list[Tensor]:
+    """One of a method's tensors, under each of the names of a site's weight."""
+    return [
+        getattr(module, state_name(parameter, name)) for module, parameter in places(model, site)
+    ]
+
+
 def put_state(
     model: nn.Module, site: Site, method: Method, present: Collection[str] = ()
 ) -> tuple[str, ...]:
