@@ -4,6 +4,7 @@
     python -m benchmarks.leaderboard --show             # table and picture of what is there
     python -m benchmarks.leaderboard --device cuda      # the full length
     python -m benchmarks.leaderboard --only st3 --sparsity 0.9 --seed 0
+    python -m benchmarks.leaderboard --only gmp --sparsity 0.99 --epochs 8   # in a file of its own
 
 Each run is ``st3fx train`` with the settings below, and its row is written as soon as it ends, so
 that a stopped benchmark goes on where it was. All methods share everything but what names them;
@@ -117,15 +118,18 @@ def main() -> None:
     parser.add_argument("--only", help="one method as st3fx names it, 'dense' or 'recipe'")
     parser.add_argument("--sparsity", type=float)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--epochs", type=int, help="another length, with a file of its own")
     parser.add_argument("--try", dest="trial", help="a method's setting NAME=VALUE; not recorded")
     options = parser.parse_args()
+    length = dict(LENGTHS[options.device])
+    if options.epochs is not None:
+        length["epochs"] = options.epochs
     if options.trial:
-        row = run(
-            options.device, _entry_of(options.only), options.sparsity or 0.9, 0, options.trial
-        )
-        print(json.dumps(row))
+        tried, share = _entry_of(options.only), options.sparsity or 0.9
+        print(json.dumps(run(options.device, length, tried, share, 0, options.trial)))
         return
-    path = record.RESULTS / f"leaderboard_{options.device}.json"
+    epochs = "" if options.epochs is None else f"_{options.epochs}_epochs"
+    path = record.RESULTS / f"leaderboard_{options.device}{epochs}.json"
     document = json.loads(path.read_text()) if path.exists() else {"rows": []}
     if not options.show:
         for entry, sparsity, seed in missing(document["rows"], options.device):
@@ -133,9 +137,9 @@ def main() -> None:
                 continue
             if options.sparsity not in (None, sparsity) or options.seed not in (None, seed):
                 continue
-            document["rows"].append(run(options.device, entry, sparsity, seed))
+            document["rows"].append(run(options.device, length, entry, sparsity, seed))
             document["environment"] = record.environment(options.device)
-            document["settings"] = {**COMMON, **LENGTHS[options.device]}
+            document["settings"] = {**COMMON, **length}
             record.write(path, document)
             print(json.dumps(document["rows"][-1]), flush=True)
     show(document["rows"])
@@ -166,10 +170,15 @@ def _is_ready(entry: Entry, device: str, sparsity: float) -> bool:
 
 
 def run(
-    device: str, entry: str | None, sparsity: float, seed: int, trial: str | None = None
+    device: str,
+    length: dict[str, Any],
+    entry: str | None,
+    sparsity: float,
+    seed: int,
+    trial: str | None = None,
 ) -> dict[str, Any]:
     """Train once; the dense row is ST-3 at sparsity 0, which computes what the model computes."""
-    settings = {**COMMON, **LENGTHS[device], "seed": seed}
+    settings = {**COMMON, **length, "seed": seed}
     if entry is None:
         settings.update(method="st3", sparsity=0.0)
     else:
