@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 _KNOW_PROXIES = re.compile(r"(torch|st3fx)(?!\.nn\.modules)(\.|$)")
@@ -70,8 +71,11 @@ def patched(tracer: Any) -> Iterator[None]:
         if hasattr(torch, name)
     }
     functions["is_tensor"] = _is_tensor(tracer)
+    overrides = {"has_torch_function": _has_torch_function(torch.overrides.has_torch_function)}
     with (
         replaced(torch, functions),
+        replaced(torch.overrides, overrides),
+        replaced(functional, {"_none_or_dtype": _none_or_dtype(functional._none_or_dtype)}),
         replaced(nn.Module, {"_named_members": _members(tracer)}),
         replaced(nn.RNNBase, {"_update_flat_weights": _keep_list(tracer)}),
         replaced(builtins, {"isinstance": _isinstance(tracer)}),
@@ -113,6 +117,24 @@ def _is_tensor(tracer: Any) -> Callable[[Any], bool]:
         return original(value)
 
     return is_tensor
+
+
+def _has_torch_function(original: Callable[..., bool]) -> Callable[..., bool]:
+    """Layers that ask it choose a slower kernel for anything but plain tensors."""
+
+    def has_torch_function(values: Any) -> bool:
+        return original([value for value in values if not issubclass(type(value), fx.Proxy)])
+
+    return has_torch_function
+
+
+def _none_or_dtype(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Attention asks the dtype of its masks, and insists on tensors."""
+
+    def none_or_dtype(mask: Any) -> Any:
+        return mask.dtype if issubclass(type(mask), fx.Proxy) else original(mask)
+
+    return none_or_dtype
 
 
 def _factory(tracer: Any, original: Callable[..., Any]) -> Callable[..., Any]:

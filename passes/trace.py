@@ -40,7 +40,8 @@ from st3fx.passes.stores import Stores, tensor_names
 from st3fx.passes.undo import mark, undo
 
 _OWN_KERNELS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
-"""Layers that choose a fused kernel by what they are given: a graph would choose another one."""
+"""Layers that choose a fused kernel by what they are given and whether gradients are wanted: in the
+graph of another module they stay calls, which choose each time."""
 
 
 class IslandTracer(AnsweringTracer):
@@ -184,7 +185,7 @@ class IslandTracer(AnsweringTracer):
             called = super().call_module(m, forward, args, kwargs)
             self.asked.note_call(called.node, m)
             return called
-        reason = _reason_to_call(m)
+        reason = None if isinstance(self.root, _OWN_KERNELS) else _reason_to_call(m)
         if reason is None:
             before = mark(self.graph, self.asked, self._growing())
             try:
@@ -265,8 +266,11 @@ def trace(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> Cap
     """
     if isinstance(root, torch.jit.ScriptModule):
         raise TraceError("is a ScriptModule: its forward is not Python")
-    if isinstance(root, _OWN_KERNELS):
+    if isinstance(root, _OWN_KERNELS) and name:
         raise TraceError(f"{type(root).__name__} chooses its kernel by what it is given")
     for thing in spec.objects():
         raise TraceError(f"is given a {type(thing).__name__}, which may change from call to call")
-    return IslandTracer(name, root, spec, sites_in).run(root)
+    # Which kernel such a layer chooses is a guard; in eval mode it was observed without gradients.
+    without = isinstance(root, _OWN_KERNELS) and not root.training
+    with torch.no_grad() if without else contextlib.nullcontext():
+        return IslandTracer(name, root, spec, sites_in).run(root)

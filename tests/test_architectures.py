@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.parity import check
+import st3fx
+from tests.parity import check, require_same
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(3))
 MHA = ["in_proj_weight", "out_proj.weight"]
@@ -27,7 +28,9 @@ def prefixed(prefix: str, names: list[str]) -> list[str]:
 def test_multihead_attention(weights: bool, verify: bool) -> None:
     model = nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True)
     kwargs = {"need_weights": weights}
-    assert check(model, (X, X, X), example_kwargs=kwargs, verify=verify).sites == MHA
+    checked = check(model, (X, X, X), example_kwargs=kwargs, verify=verify)
+    assert checked.sites == MHA
+    assert checked.islands == {"": ("train", "eval")}
 
 
 def test_multihead_attention_with_weights_of_its_own_for_each() -> None:
@@ -45,7 +48,24 @@ def test_a_transformer_encoder_layer(batch_first: bool, norm_first: bool) -> Non
     layer = nn.TransformerEncoderLayer(
         8, 2, 16, dropout=0.1, batch_first=batch_first, norm_first=norm_first
     )
-    assert check(layer, X).sites == ENCODER
+    checked = check(layer, X)
+    assert checked.sites == ENCODER
+    assert checked.islands == {"": ("train", "eval")}
+
+
+def test_a_graph_of_one_kernel_is_not_for_calls_that_choose_another() -> None:
+    original = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    model = st3fx.convert(original, (X, X, X))[0].eval()
+    variants = model.__dict__["forward"].variants
+
+    def graphs() -> int:
+        return sum(variant.tensors((X, X, X), {}) is not None for variant in variants)
+
+    assert graphs() == 0  # gradients are wanted
+    with torch.no_grad():
+        assert graphs() == 1
+        with torch.autocast("cpu", torch.bfloat16):
+            require_same(model(X, X, X), original(X, X, X), "under autocast")
 
 
 @pytest.mark.parametrize("verify", [False, True])
@@ -55,6 +75,7 @@ def test_a_transformer_encoder_with_a_mask(verify: bool) -> None:
     mask = nn.Transformer.generate_square_subsequent_mask(5)
     checked = check(model, X, example_kwargs={"mask": mask, "is_causal": True}, verify=verify)
     assert checked.sites == prefixed("layers.0.", ENCODER) + prefixed("layers.1.", ENCODER)
+    assert checked.islands == {"": ("train", "eval")}
 
 
 def test_a_whole_transformer() -> None:
