@@ -202,10 +202,11 @@ def collecting(garbage: bool) -> Iterator[None]:
 def preserved(model: nn.Module) -> Iterator[None]:
     """Set buffers, attributes (``training`` too) and random generators back on leaving.
 
-    Tensors that lie in attributes are set back like buffers, unless they are activations.
+    Tensors that lie in attributes are set back like buffers, unless they are activations or
+    tensors of ``inference_mode``, which nothing outside of it can write to.
     """
     attributes = Attributes(model)
-    tensors = [tensor for tensor in _loose_tensors(model) if tensor.grad_fn is None]
+    tensors = [t for t in _loose_tensors(model) if t.grad_fn is None and not t.is_inference()]
     buffers = [(b, b.detach().clone()) for b in (*model.buffers(), *tensors)]
     with preserved_rng():
         try:

@@ -80,3 +80,12 @@ def test_one_that_is_written_to_is_written_to_at_each_call() -> None:
     for _ in range(3):
         assert torch.equal(model(X), original(X))
         assert torch.equal(model.anchors[0], original.anchors[0])
+
+
+def test_one_that_was_made_in_inference_mode_is_left_alone() -> None:
+    original: Any = Tables()
+    with torch.inference_mode():
+        original.anchors[0] = torch.ones(6)
+    model: Any = st3fx.convert(original, X)[0]
+    with torch.no_grad():
+        assert torch.equal(model(X), original(X))
