@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from st3fx.core import in_place
 from st3fx.core.same import is_value
 from st3fx.errors import TraceError
 
@@ -49,6 +50,25 @@ class Asking:
     def __str__(self) -> str:
         """A word for a device, a dtype or a number, as a guard; else the node's name."""
         return str(self.tracer.asked.text_of(self))
+
+    def __iadd__(self, other: Any) -> Any:
+        """In place, as the model does it: ``y += x`` of torch.fx would be a new tensor."""
+        return self._in_place(in_place.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        """As ``__iadd__``."""
+        return self._in_place(in_place.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        """As ``__iadd__``."""
+        return self._in_place(in_place.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        """As ``__iadd__``."""
+        return self._in_place(in_place.itruediv, other)
+
+    def _in_place(self, operation: Any, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operation, (self, other), {})
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """A node that writes."""

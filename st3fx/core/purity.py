@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import fx
 
+from st3fx.core import in_place
+
 _PURE = ("torch", "torchvision", "timm", "st3fx", "_operator", "operator", "builtins", "math")
 """Packages whose functions may be run to see what they give."""
 
@@ -88,7 +90,7 @@ def changes_in_place(node: fx.Node, value: fx.Node) -> bool:
         name = str(node.target)
         return (name.endswith("_") and not name.endswith("__")) or name in _CONTAINER_CHANGES
     name = getattr(node.target, "__name__", "")
-    if getattr(node.target, "__module__", "") == "_operator":
+    if getattr(node.target, "__module__", "") in ("_operator", in_place.__name__):
         return name in _OPERATORS_IN_PLACE  # and_, not_ and the like are named so for Python's sake
     return name.endswith("_") and not name.endswith("__")
 
