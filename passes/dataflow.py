@@ -17,16 +17,18 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
+from st3fx.core import in_place
 from st3fx.core.forward import SparseForward, sparse_forwards
 from st3fx.core.graphs import Variant
 from st3fx.core.sites import SparsityPlan
 from st3fx.passes.computed import weight_only
 
 ADDITIONS: frozenset[Any] = frozenset(
-    {operator.add, operator.iadd, torch.add, operator.sub, torch.sub, "add", "add_", "sub"}
+    {operator.add, in_place.iadd, torch.add, operator.sub, in_place.isub, torch.sub}
+    | {"add", "add_", "sub", "sub_"}
 )
 PRODUCTS: frozenset[Any] = frozenset(
-    {operator.mul, operator.imul, torch.mul, "mul", "mul_", torch.matmul, torch.bmm, "matmul"}
+    {operator.mul, in_place.imul, torch.mul, "mul", "mul_", torch.matmul, torch.bmm, "matmul"}
 )
 CONCATENATIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.stack})
 

@@ -7,9 +7,12 @@ from typing import Any
 
 from torch import fx
 
+from st3fx.core import in_place
+
 _SIGNS = {
     operator.eq: "==", operator.ne: "!=", operator.lt: "<", operator.le: "<=", operator.gt: ">",
     operator.ge: ">=", operator.add: "+", operator.sub: "-", operator.mul: "*",
+    in_place.iadd: "+", in_place.isub: "-", in_place.imul: "*", in_place.itruediv: "/",
     operator.truediv: "/", operator.floordiv: "//", operator.mod: "%", operator.pow: "**",
 }  # fmt: skip
 

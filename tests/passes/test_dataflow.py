@@ -50,6 +50,25 @@ def test_a_residual_block() -> None:
     assert graph.nodes["stem.weight"]["shape"] == (8, 4, 3, 3)
 
 
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.one(x)
+        y += self.two(x)
+        return self.out(y)
+
+
+def test_an_addition_in_place_is_a_join() -> None:
+    graph = flow(InPlace(), torch.randn(3, 4))
+    assert graph.nodes["iadd"]["kind"] == "add"
+    assert {("one.weight", "iadd"), ("two.weight", "iadd"), ("iadd", "out.weight")} <= set(
+        graph.edges
+    )
+
+
 def test_what_lies_on_the_way() -> None:
     graph = flow(ResNet(), IMAGE)
     assert graph.edges["block.conv1.weight", "block.conv2.weight"]["through"] == (
