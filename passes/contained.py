@@ -15,7 +15,9 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-_INTERNAL = frozenset((*nn.Module().__dict__, "_flat_weights"))
+from st3fx.core.state import INTERNAL
+
+_INTERNAL = INTERNAL | {"_flat_weights"}
 
 
 def contained_tensors(root: nn.Module) -> dict[int, tuple[str, Any]]:

@@ -18,10 +18,11 @@ from st3fx.core.answers import Fact
 from st3fx.core.graphs import Guard
 from st3fx.core.same import frozen, is_value
 from st3fx.core.stand_ins import meta_of
+from st3fx.core.state import INTERNAL
 from st3fx.passes.ambient import place
 from st3fx.passes.asked import Asked
 
-_INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
+_INTERNAL = INTERNAL - {"training"}
 _FOREIGN = ("torch", "builtins", "numpy", "collections", "functools", "st3fx")
 """Packages whose objects are no settings of a user."""
 

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from st3fx.core.same import frozen, is_value
-from st3fx.core.state import Attributes
+from st3fx.core.state import INTERNAL, Attributes
 
-_INTERNAL = frozenset(nn.Module().__dict__)
 _MISSING = object()
 
 
@@ -51,7 +50,7 @@ def noted(model: nn.Module) -> Iterator[list[Left]]:
             keys = [k for k in {**before, **holder} if holder.get(k) is not before.get(k)]
         for changed in keys:
             leaves = pytree.tree_leaves(holder.get(changed, _MISSING))
-            if changed in _INTERNAL or not all(map(_is_plain, leaves)):
+            if changed in INTERNAL or not all(map(_is_plain, leaves)):
                 left.clear()
                 return
             if all(map(_has_no_history, leaves)):

@@ -120,7 +120,7 @@ def _loose_tensors(model: nn.Module) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     for module in model.modules():
         for key, value in module.__dict__.items():
-            if key in _INTERNAL or not isinstance(value, Tensor | dict | list | tuple):
+            if key in INTERNAL or not isinstance(value, Tensor | dict | list | tuple):
                 continue
             for leaf in pytree.tree_leaves(value):
                 if isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter):
@@ -128,7 +128,8 @@ def _loose_tensors(model: nn.Module) -> list[Tensor]:
     return list(found.values())
 
 
-_INTERNAL = frozenset(nn.Module().__dict__)
+INTERNAL = frozenset(nn.Module().__dict__)
+"""Attributes that every module has."""
 
 
 @contextlib.contextmanager
