@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from st3fx.core.leaves import tensors_in
@@ -41,59 +39,6 @@ class RefuseRealTensors(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise TraceError("draws random numbers that do not depend on its inputs")
         return func(*args, **(kwargs or {}))
-
-
-_CONTEXTS: tuple[type[Any], ...] = (
-    torch.autocast,
-    torch.no_grad,
-    torch.enable_grad,
-    torch.set_grad_enabled,
-    torch.inference_mode,
-)
-
-
-@contextlib.contextmanager
-def refused_contexts(asked: Any) -> Iterator[None]:
-    """Refuse code that enters one of torch's contexts, though it may change nothing just now.
-
-    One that switches autocast off where it is off is a guard instead: it stays off.
-
-    Args:
-        asked: While its ``answers`` is false, values are computed and contexts are entered.
-    """
-    entries = [(kind, kind.__enter__) for kind in _CONTEXTS]
-    autocast: Any = torch.autocast
-    make = autocast.__init__
-
-    def refusal(enter: Any) -> Any:
-        def refuse(context: Any) -> Any:
-            if asked.answers and not _stays_off(context, asked):
-                raise TraceError(f"enters {type(context).__name__}")
-            return enter(context)
-
-        return refuse
-
-    def make_by_name(context: Any, device_type: Any, *args: Any, **kwargs: Any) -> None:
-        name = str(device_type) if issubclass(type(device_type), fx.Proxy) else device_type
-        make(context, name, *args, **kwargs)
-
-    for kind, enter in entries:
-        kind.__enter__ = refusal(enter)
-    autocast.__init__ = make_by_name
-    try:
-        yield
-    finally:
-        autocast.__init__ = make
-        for kind, enter in entries:
-            kind.__enter__ = enter
-
-
-def _stays_off(context: Any, asked: Any) -> bool:
-    if not isinstance(context, torch.autocast) or context._enabled:
-        return False
-    enabled = torch.is_autocast_enabled(context.device)
-    asked.environment("is_autocast_enabled", (context.device,), enabled)
-    return not enabled
 
 
 def ambient_state() -> tuple[Any, ...]:

@@ -47,7 +47,7 @@ class Asked:
         self.answers = True
         self.facts: dict[tuple[Any, ...], Fact] = {}
         self._root, self._metas = root, spec.metas
-        self._evaluation = Evaluation(root, spec.metas, spec.readable)
+        self._evaluation = Evaluation(root, spec.metas, spec.readable, inside=True)
         self.follow(fx.Graph())
         self._answers: dict[tuple[fx.Node, str], tuple[Any, str]] = {}
         self._containers: set[fx.Node] = set()
@@ -62,13 +62,17 @@ class Asked:
     def value(self, node: fx.Node) -> Any:
         """A node's value, or :class:`Unknown`."""
         if node not in self._evaluation.values:
-            pending = []
-            while self._last.next is not self._graph._root:
-                self._last = self._last.next
-                pending.append(self._last)
-            with self.silent():
-                self._evaluation.run(pending)
+            self.catch_up()
         return self._evaluation.values[node]
+
+    def catch_up(self) -> None:
+        """Compute the values of all nodes up to now: what follows runs under another context."""
+        pending = []
+        while self._last.next is not self._graph._root:
+            self._last = self._last.next
+            pending.append(self._last)
+        with self.silent():
+            self._evaluation.run(pending)
 
     def erase(self, node: fx.Node) -> None:
         """Forget the last node, which is about to be erased."""

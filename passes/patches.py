@@ -162,7 +162,8 @@ def _asking(tracer: Any, name: str, original: Callable[..., Any]) -> Callable[..
     def answer(*args: Any) -> Any:
         found = original(*args)
         caller = sys._getframe(1).f_globals.get("__name__", "")
-        if tracer.asked.answers and not _KNOW_PROXIES.match(caller):
+        is_told = tracer.regions.decides(name, args)
+        if tracer.asked.answers and not is_told and not _KNOW_PROXIES.match(caller):
             tracer.asked.environment(name, args, found)
         return found
 

@@ -152,7 +152,10 @@ class SiteUses:
     def __init__(self, graph: fx.Graph, island: str) -> None:
         """Index ``graph``, whose module is ``island``."""
         self.island = island
-        self._attributes = {n.target: n for n in graph.nodes if n.op == "get_attr"}
+        self._attributes: dict[str, list[fx.Node]] = {}
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                self._attributes.setdefault(str(node.target), []).append(node)
         self._computed = [
             (consumer, weight, sources(weight))
             for consumer, (_, weight) in computed_nodes(graph).items()
@@ -169,10 +172,10 @@ class SiteUses:
         for home in below:
             # A graph may know the parameter by the embedding's name, which has no state beside it.
             for name in (home, *site.parameters) if site.tied else (home,):
-                node = self._attributes.get(self._local(name))
-                if node is not None:
-                    users = [u for u in node.users if not _reads_metadata(u) and not _looks_up(u)]
-                    return relative(home, self.island), dict.fromkeys(users, node)
+                nodes = self._attributes.get(self._local(name) or "", ())
+                if nodes:
+                    uses = {user: node for node in nodes for user in node.users if _uses(user)}
+                    return relative(home, self.island), uses
         return "", {}
 
     def _local(self, name: str) -> str | None:
@@ -185,6 +188,11 @@ class SiteUses:
             for consumer, weight, targets in self._computed
             if any(is_below(p, prefix + target) for target in targets for p in site.parameters)
         }
+
+
+def _uses(node: fx.Node) -> bool:
+    """Whether a user of a weight computes with its values."""
+    return not _reads_metadata(node) and not _looks_up(node)
 
 
 def _reads_metadata(node: fx.Node) -> bool:

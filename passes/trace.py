@@ -9,9 +9,10 @@ Beyond ``torch.fx.Tracer``:
 * Every attribute that the traced code read is a guard: where one has another value later (a
   ``training`` flag, a drop rate, a replaced child), the graph does not apply. Tensors that a
   forward stores are outputs of the graph, which the call then stores.
-* Fail closed: a branch on the data of activations, ``no_grad``, ``autocast``, checkpointing, other
-  attributes that a forward writes, numbers drawn in Python or buffers read while tracing are
-  refused, because a graph would lose them silently.
+* ``no_grad`` and ``autocast`` are regions of the graph.
+* Fail closed: a branch on the data of activations, checkpointing, other attributes that a forward
+  writes, numbers drawn in Python or buffers read while tracing are refused, because a graph would
+  lose them silently.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from st3fx.core.calls import CallSpec
-from st3fx.core.stand_ins import has_hooks
+from st3fx.core.hooks import has_hooks, has_other_hooks, is_recording
 from st3fx.core.state import preserved_rng, rng_states
 from st3fx.errors import TraceError
-from st3fx.passes.ambient import RefuseRealTensors, ambient_state, reason_of, refused_contexts
+from st3fx.passes.ambient import RefuseRealTensors, reason_of
 from st3fx.passes.answering import AnsweringTracer
 from st3fx.passes.asked import Asked
 from st3fx.passes.capture import Capture
@@ -36,6 +37,7 @@ from st3fx.passes.contained import ProxiesForTensors, contained_tensors
 from st3fx.passes.patches import patched
 from st3fx.passes.reads import Reads
 from st3fx.passes.records import class_reference, object_state, record_fields
+from st3fx.passes.regions import Regions
 from st3fx.passes.stores import Stores, tensor_names
 from st3fx.passes.undo import mark, undo
 
@@ -62,11 +64,11 @@ class IslandTracer(AnsweringTracer):
         self.capture = Capture(name, spec, fx.Graph())
         self._sites_in = sites_in
         self._stores = Stores(root)
-        self._ambient = ambient_state()
         self._tensor_names, self._contained = tensor_names(root), contained_tensors(root)
         self._module_names = {id(module): path for path, module in root.named_modules()}
-        self._attribute_nodes: dict[str, fx.Proxy] = {}
+        self._attribute_nodes: dict[tuple[str, int | None], fx.Proxy] = {}
         self.asked = Asked(root, spec)
+        self.regions = Regions(self.asked, self.create_proxy)
         self._reads = Reads(root, self.asked, self.named_proxy)
         self._returning = False
 
@@ -126,7 +128,7 @@ class IslandTracer(AnsweringTracer):
             self.capture.inlined[""] = None
             contained = ProxiesForTensors(self._contained_proxy)
             proxies = contained if self._contained else contextlib.nullcontext()
-            with refused_contexts(self.asked), patched(self), self._reads.watched(), proxies:
+            with self.regions.watched(), patched(self), self._reads.watched(), proxies:
                 found = root.forward(*args, **kwargs)  # root_fn is the class's, not the instance's
             self._returning = True
             return found
@@ -135,8 +137,7 @@ class IslandTracer(AnsweringTracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Refuse nodes under a context that the graph would not reproduce."""
-        if ambient_state() != self._ambient:
-            raise TraceError("runs under no_grad, autocast, checkpointing or a tensor mode")
+        self.regions.require_known()
         return super().create_node(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
@@ -182,19 +183,23 @@ class IslandTracer(AnsweringTracer):
                 raise TraceError(f"calls a {type(m).__name__} that is not one of its submodules")
             return forward(*args, **kwargs)  # an activation, a loss: just functions
         if self._full_name(name) not in self._sites_in:
+            _require_idle_recorders(name, m)
             called = super().call_module(m, forward, args, kwargs)
             self.asked.note_call(called.node, m)
             return called
         reason = None if isinstance(self.root, _OWN_KERNELS) else _reason_to_call(m)
         if reason is None:
             before = mark(self.graph, self.asked, self._growing())
+            depth = self.regions.depth
             try:
                 self.capture.inlined[name] = None
                 return super().call_module(m, forward, args, kwargs)
             except Exception as error:  # noqa: BLE001 - whatever a user's forward raises on proxies
                 reason = reason_of(error)
+                self.regions.unwind(depth)
                 undo(self.graph, self.asked, self._growing(), before)
                 self._stores.undo(name)
+        _require_idle_recorders(name, m)
         self.capture.leaves.setdefault(name, reason)
         called = self.create_proxy("call_module", name, args, kwargs)
         self.asked.note_call(called.node, m)
@@ -226,10 +231,11 @@ class IslandTracer(AnsweringTracer):
         return ".".join(part for part in (self.capture.name, name) if part)
 
     def _attribute(self, name: str) -> fx.Proxy:
-        if name not in self._attribute_nodes:
-            self._attribute_nodes[name] = self.create_proxy("get_attr", name, (), {})
+        place = (name, self.regions.number)  # a weight's operator runs where the weight is used
+        if place not in self._attribute_nodes:
+            self._attribute_nodes[place] = self.create_proxy("get_attr", name, (), {})
             self._reads.guard_tensor(name)
-        return self._attribute_nodes[name]
+        return self._attribute_nodes[place]
 
     def _growing(self) -> tuple[dict[Any, Any], ...]:
         """All that a trace adds to beside nodes, in the order of addition."""
@@ -245,11 +251,21 @@ class IslandTracer(AnsweringTracer):
 
 def _reason_to_call(module: nn.Module) -> str | None:
     """Why a submodule with sites is not even tried."""
-    if has_hooks(module):
+    if has_other_hooks(module):
         return "has hooks"
     if isinstance(module, _OWN_KERNELS):
         return f"{type(module).__name__} chooses its kernel by what it is given"
     return None
+
+
+def _require_idle_recorders(name: str, called: nn.Module) -> None:
+    """Refuse a call whose hooks would give the model above something: its graph is without hooks.
+
+    Raises:
+        TraceError: With the module.
+    """
+    if is_recording() and any(has_hooks(inner) for inner in called.modules()):
+        raise TraceError(f"collects what {name} gives, which stays a call")
 
 
 def trace(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> Capture:

@@ -6,6 +6,7 @@ The graphs' code looks up parameters and children at each call, so that they nev
 from __future__ import annotations
 
 import collections
+import contextlib
 import importlib
 import operator
 from collections.abc import Callable, Sequence
@@ -15,7 +16,9 @@ import torch
 from torch import fx, nn
 
 from st3fx.core.calls import CallSpec
+from st3fx.core.hooks import is_hooked
 from st3fx.core.portable import from_portable, to_portable
+from st3fx.core.regions import is_autocast_border, is_border, unwound
 from st3fx.core.same import same_value
 
 
@@ -122,6 +125,8 @@ class Variant:
         self.mode = mode
         self.spec = spec
         self.run = CompiledGraph(graph)
+        self._has_regions = any(map(is_border, graph.nodes))
+        self._has_autocast = any(map(is_autocast_border, graph.nodes))
         self.guards = tuple(guards)
         self.modules = tuple(modules)
         self.children = [[*module._modules.values()] for module in self.modules]
@@ -131,7 +136,8 @@ class Variant:
 
     def __call__(self, tensors: Sequence[Any]) -> Any:
         """Run the graph, and set the attributes that the module's own forward sets."""
-        output = self.run(self.modules[0], *tensors)
+        with unwound() if self._has_regions else contextlib.nullcontext():
+            output = self.run(self.modules[0], *tensors)
         if self.stores:
             output, values = output
             for (owner, key), value in zip(self.stores, values, strict=True):
@@ -140,6 +146,8 @@ class Variant:
 
     def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
         """The graph's inputs for a call, or ``None`` if the graph does not apply to it."""
+        if self._has_autocast and torch.compiler.is_compiling():
+            return None  # a compiler follows ``with`` alone; it gets the module's own forward
         for module, attribute, expected in self.guards:
             value = module.__dict__.get(attribute)
             if not same_value(value, expected):
@@ -157,12 +165,7 @@ class Variant:
 
     def _hooked(self) -> bool:
         """Whether a module whose call is inlined has got hooks."""
-        for module in self.modules[1:]:
-            if module._forward_hooks or module._forward_pre_hooks:
-                return True
-            if module._backward_hooks or module._backward_pre_hooks:
-                return True
-        return False
+        return any(is_hooked(module) for module in self.modules[1:])
 
     def _wrapped(self) -> bool:
         """Whether somebody else has put a forward on a module whose call is inlined."""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx
 
 from st3fx.core import in_place
+from st3fx.core.regions import is_autocast_border
 
 _PURE = ("torch", "torchvision", "timm", "st3fx", "_operator", "operator", "builtins", "math")
 """Packages whose functions may be run to see what they give."""
@@ -107,7 +108,7 @@ _CONTAINER_CHANGES = frozenset({"append", "extend", "insert", "pop", "clear", "u
 def pruned(graph: fx.Graph, asked: Sequence[fx.Node]) -> fx.Graph:
     """The part of ``graph`` that some nodes are computed from, as a graph that gives these nodes.
 
-    What changes a value in place is part of it.
+    What changes a value in place is part of it, and so is the autocast that changes dtypes.
     """
     needed: set[fx.Node] = set()
     pending = list(asked)
@@ -121,7 +122,7 @@ def pruned(graph: fx.Graph, asked: Sequence[fx.Node]) -> fx.Graph:
     part = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        if node in needed or node.op == "placeholder":
+        if node in needed or node.op == "placeholder" or is_autocast_border(node):
             copies[node] = part.node_copy(node, copies.__getitem__)
     part.output(tuple(copies[node] for node in asked))
     return part

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from st3fx.core.hooks import records_outputs
 from st3fx.core.same import frozen, is_value
 from st3fx.core.state import INTERNAL, Attributes
 
@@ -31,13 +32,16 @@ class Left(NamedTuple):
 
 @contextlib.contextmanager
 def noted(model: nn.Module) -> Iterator[list[Left]]:
-    """Note what is set inside: numbers, words, tensors without history, and lists of these.
+    """Note what is set inside: numbers, words, tensors without history, lists of these.
 
-    Activations with a history are left out: every call makes its own. Nothing at all is noted where
-    something else has changed (a hook, a module, an object): a part of a state is none.
+    Hooks that record outputs are noted too; activations with a history are not: every call makes
+    its own. Nothing at all is noted where something else has changed (another hook, a module, an
+    object): a part of a state is none.
     """
     attributes = Attributes(model)
-    buffers = {module: dict(module._buffers) for module in model.modules()}
+    before = {
+        module: {key: dict(module.__dict__[key]) for key in _ENTERED} for module in model.modules()
+    }
     left: list[Left] = []
     yield left
     modules = dict(model.named_modules(remove_duplicate=False))  # a ScriptModule refuses paths
@@ -45,9 +49,9 @@ def noted(model: nn.Module) -> Iterator[list[Left]]:
         path, _, key = name.rpartition(".")
         module = modules[path]
         holder, keys = module.__dict__, [key]
-        if key == "_buffers":
-            holder, before = module._buffers, buffers[module]
-            keys = [k for k in {**before, **holder} if holder.get(k) is not before.get(k)]
+        if key in _ENTERED:
+            holder, entries = module.__dict__[key], before[module][key]
+            keys = [k for k in {**entries, **holder} if holder.get(k) is not entries.get(k)]
         for changed in keys:
             leaves = pytree.tree_leaves(holder.get(changed, _MISSING))
             if changed in INTERNAL or not all(map(_is_plain, leaves)):
@@ -57,8 +61,12 @@ def noted(model: nn.Module) -> Iterator[list[Left]]:
                 left.append(Left(holder, changed, frozen(holder[changed])))
 
 
+_ENTERED = ("_buffers", "_forward_hooks")
+"""Dicts of a module of which single entries are looked at."""
+
+
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, Tensor) or value is None or is_value(value)
+    return isinstance(value, Tensor) or value is None or is_value(value) or records_outputs(value)
 
 
 def _has_no_history(value: Any) -> bool:

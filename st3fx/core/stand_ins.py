@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
+from st3fx.core.hooks import has_hooks
+
 _PLAIN = (Tensor, nn.Parameter, FakeTensor)
 
 
@@ -114,13 +116,3 @@ def _require_own_forward(module: nn.Module) -> None:
         forward = inner.__dict__.get("forward")
         if forward is not None and getattr(forward, "replaced", forward) is not None:
             raise ValueError("has a forward of its own")
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether anything runs before or after the module's forward or backward."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )

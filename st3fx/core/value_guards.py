@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from st3fx.core.answers import Answer, Fact
 from st3fx.core.graphs import CompiledGraph
 from st3fx.core.known_data import DataProgram, readable
+from st3fx.core.regions import unwound
 from st3fx.core.same import same_value
 from st3fx.core.stand_ins import Meta, meta_of
 from st3fx.core.values import QUESTIONS, Evaluation
@@ -109,7 +110,8 @@ class ValueGuards:
             return _never
         evaluation = Evaluation(self.root, metas, [*map(readable, tensors)])
         *nodes, output = self._graph.graph.nodes
-        evaluation.run(nodes)
+        with unwound():
+            evaluation.run(nodes)
         asked: Any = output.args[0]
         checks = []
         for answer, node in zip(self.answers, asked, strict=True):

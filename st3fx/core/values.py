@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from st3fx.core.known_data import DataError, DataProgram, Unknown
 from st3fx.core.portable import map_leaves
 from st3fx.core.purity import asks_memory, is_pure, may_write_to
+from st3fx.core.regions import is_border
 from st3fx.core.stand_ins import Meta, StandIns, fake, is_torchs
 from st3fx.core.state import preserved_rng
 
@@ -34,7 +35,12 @@ class Evaluation:
     """The values of a graph's nodes in one call."""
 
     def __init__(
-        self, root: nn.Module, metas: Sequence[Meta | None], tensors: Sequence[Tensor | None] = ()
+        self,
+        root: nn.Module,
+        metas: Sequence[Meta | None],
+        tensors: Sequence[Tensor | None] = (),
+        *,
+        inside: bool = False,
     ) -> None:
         """Prepare; :meth:`run` computes.
 
@@ -42,7 +48,9 @@ class Evaluation:
             root: The graph's module; only read.
             metas: The call's tensors, in the order of the placeholders.
             tensors: Those of them whose data may be looked at, ``None`` for the others.
+            inside: Whether nodes come while their regions are open, so that these are not entered.
         """
+        self._inside = inside
         self.values: dict[fx.Node, Any] = {}
         self._root = root
         self._metas = iter(metas)
@@ -137,6 +145,8 @@ class Evaluation:
             return self._call(str(node.target), args, kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if self._inside and is_border(node):
+            return None
         if not is_pure(node.target):
             return Unknown(f"comes from {getattr(node.target, '__name__', 'a function')}")
         return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -15,7 +15,7 @@ import st3fx
 from st3fx.core.calls import CallSpec
 from st3fx.core.forward import SparseForward, effective_parameters, sparse_forwards
 from st3fx.core.graphs import CompiledGraph, Guard, Variant
-from st3fx.core.stand_ins import has_hooks
+from st3fx.core.hooks import has_hooks
 from tests.nets import Mixed, Net, image, sequence
 from tests.parity import require_same
 
