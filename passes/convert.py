@@ -14,7 +14,7 @@ from st3fx.core.inputs import Example
 from st3fx.core.selection import Selection
 from st3fx.core.site_state import homes, state_name
 from st3fx.core.sites import IslandInfo, SparsityPlan
-from st3fx.core.state import collecting, single_thread
+from st3fx.core.state import single_thread
 from st3fx.errors import VerificationError
 from st3fx.methods.base import Method
 from st3fx.passes.discover import Discovery
@@ -113,7 +113,7 @@ def verify(conversion: Conversion) -> None:
         VerificationError: If the model differs for no such reason, or has weights that are NaN.
     """
     _require_numbers(conversion)
-    with collecting(garbage=True), _kept(conversion.model, conversion.observation.written):
+    with _kept(conversion.model, conversion.observation.written):
         _verify(conversion)
     conversion.verified = True
 

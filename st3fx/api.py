@@ -15,7 +15,7 @@ from st3fx.core.forward import Islands
 from st3fx.core.inputs import Example
 from st3fx.core.masks import watch_loading
 from st3fx.core.selection import Selection, Selectors
-from st3fx.core.state import collecting, copied
+from st3fx.core.state import copied, not_collecting
 from st3fx.core.unloaded import buffers_on_meta, on_meta
 from st3fx.core.unloaded import watch as watch_values
 from st3fx.errors import FoldError, InputError, PlanError
@@ -47,7 +47,6 @@ CONVERT_UNLOADED: tuple[stages.Stage, ...] = (
 )
 
 
-@collecting(garbage=False)
 def convert(
     model: nn.Module,
     example_inputs: Any,
@@ -124,7 +123,10 @@ def convert(
             for stage in _stages(unloaded, verify):
                 if progress is not None:
                     progress(stage.__name__)
-                stage(conversion)
+                # Garbage collection would look at all nodes of a large graph again and again;
+                # verification leaves garbage, whole steps of the model.
+                with contextlib.nullcontext() if stage is stages.verify else not_collecting():
+                    stage(conversion)
     except BaseException:
         undo(conversion.model)  # the user's own model, if in place
         raise
@@ -138,6 +140,7 @@ def _stages(unloaded: bool, verify: bool) -> tuple[stages.Stage, ...]:
     return CONVERT_UNLOADED if unloaded else CONVERT if verify else CONVERT[:-1]
 
 
+@not_collecting()
 def _copied(model: nn.Module) -> nn.Module:
     try:
         return copied(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import OrderedDict
 from typing import Any
 
@@ -163,3 +164,22 @@ def test_another_batch_of_the_first_conversion_is_free() -> None:
 def test_any_sparsity(kind: type[nn.Module], inputs: Any, sparsity: float) -> None:
     checked = check(kind(), inputs(), sparsity=sparsity)
     assert checked.sparsifier.sparsity == pytest.approx(sparsity, abs=1e-2)
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_collection_stays_as_the_user_has_it(collects: bool) -> None:
+    seen = set()
+
+    class Looks(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.add(gc.isenabled())
+            return super().forward(x)
+
+    (gc.enable if collects else gc.disable)()
+    try:
+        st3fx.convert(nn.Sequential(Looks(6, 6), nn.ReLU()), torch.randn(3, 6))
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
+    # On in verification alone, which runs whole steps; off while graphs are made.
+    assert seen == ({True, False} if collects else {False})

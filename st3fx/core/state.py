@@ -188,15 +188,15 @@ def single_thread() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def collecting(garbage: bool) -> Iterator[None]:
-    """Garbage collection on or off inside: it would look at all objects of a large graph often."""
+def not_collecting() -> Iterator[None]:
+    """No garbage collection inside."""
     before = gc.isenabled()
-    switch = {True: gc.enable, False: gc.disable}
-    switch[garbage]()
+    gc.disable()
     try:
         yield
     finally:
-        switch[before]()
+        if before:
+            gc.enable()
 
 
 @contextlib.contextmanager
