@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
+import types
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ def is_ours(file: str) -> bool:
 
 
 _CORE = str(Path(__file__).parents[1] / "core")
+_BEGIN = str(Path(__file__).parent / "trace.py")
+_LAYERS = str(Path("torch") / "nn" / "modules")
 _STDLIB = str(Path(contextlib.__file__).parent / "contextlib.py")
 
 
@@ -65,11 +68,17 @@ def reason_of(error: BaseException) -> str:
 
 
 def place() -> str:
-    """File and line of the model's code that is running."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and is_ours(frame.f_code.co_filename):
+    """File and line of the model's code that is running; of torch's, where the model is torch's."""
+    frame: types.FrameType | None = sys._getframe(1)
+    layer = None
+    while frame is not None and is_ours(frame.f_code.co_filename):
+        if frame.f_code.co_filename == _BEGIN and frame.f_code.co_name == "run":
+            frame = layer  # the trace begins here: there is no other code
+            break
+        if layer is None and _LAYERS in frame.f_code.co_filename:
+            layer = frame
         frame = frame.f_back
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else ""
 
 
 def source_line(error: BaseException) -> str:

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from st3fx.core.answers import Answer, Fact
@@ -173,9 +172,9 @@ class Asked:
         """Whether a node's items are looked at for ``None``."""
         return node in self._containers
 
-    def environment(self, name: str, args: tuple[Any, ...], found: Any) -> None:
-        """The code asked ``torch.name(*args)``."""
-        self.facts["torch", name, args] = Fact(torch, name, args, found, place())
+    def environment(self, owner: Any, name: str, args: tuple[Any, ...], found: Any) -> None:
+        """The code asked ``owner.name(*args)``, of torch or a part of it."""
+        self.facts[owner, name, args] = Fact(owner, name, args, found, place())
 
     # --- the result ---
 

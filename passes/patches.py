@@ -12,7 +12,7 @@ import functools
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -65,16 +65,14 @@ def patched(tracer: Any) -> Iterator[None]:
     """
     functions = {name: _factory(tracer, getattr(torch, name)) for name in FACTORIES}
     functions |= {name: _of_proxies(tracer, getattr(torch, name)) for name in _OF_DTYPES}
-    functions |= {
-        name: _asking(tracer, name, getattr(torch, name))
-        for name in ENVIRONMENT
-        if hasattr(torch, name)
-    }
+    functions |= _asking(tracer, torch, ENVIRONMENT)
     functions["is_tensor"] = _is_tensor(tracer)
+    fast = _asking(tracer, torch.backends.mha, ("get_fastpath_enabled",))
     overrides = {"has_torch_function": _has_torch_function(torch.overrides.has_torch_function)}
     with (
         replaced(torch, functions),
         replaced(torch.overrides, overrides),
+        replaced(torch.backends.mha, fast),
         replaced(functional, {"_none_or_dtype": _none_or_dtype(functional._none_or_dtype)}),
         replaced(nn.Module, {"_named_members": _members(tracer)}),
         replaced(nn.RNNBase, {"_update_flat_weights": _keep_list(tracer)}),
@@ -157,17 +155,24 @@ def _of_proxies(tracer: Any, original: Any) -> Callable[..., Any]:
     return make
 
 
-def _asking(tracer: Any, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def answer(*args: Any) -> Any:
-        found = original(*args)
-        caller = sys._getframe(1).f_globals.get("__name__", "")
-        is_told = tracer.regions.decides(name, args)
-        if tracer.asked.answers and not is_told and not _KNOW_PROXIES.match(caller):
-            tracer.asked.environment(name, args, found)
-        return found
+def _asking(tracer: Any, owner: Any, names: Iterable[str]) -> dict[str, Callable[..., Any]]:
+    """Functions that tell the surroundings of a call; what they say becomes a guard."""
 
-    return answer
+    def watching(name: str) -> Callable[..., Any]:
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def answer(*args: Any) -> Any:
+            found = original(*args)
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            is_told = tracer.regions.decides(name, args)
+            if tracer.asked.answers and not is_told and not _KNOW_PROXIES.match(caller):
+                tracer.asked.environment(owner, name, args, found)
+            return found
+
+        return answer
+
+    return {name: watching(name) for name in names if hasattr(owner, name)}
 
 
 def _keep_list(tracer: Any) -> Callable[..., None]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import types
 from typing import Any, NamedTuple
-
-import torch
 
 from st3fx.core.same import same_value
 
@@ -38,7 +38,7 @@ class Fact(NamedTuple):
     """Something outside of the call that traced code read.
 
     Attributes:
-        owner: ``torch``, for a function of it, or an object that a module has.
+        owner: ``torch`` or a part of it, for a function there, or an object that a module has.
         name: The function, or the attribute.
         args: What the function was called with; ``None`` for an attribute.
         expected: What it gave.
@@ -60,15 +60,18 @@ class Fact(NamedTuple):
 
     def __str__(self) -> str:
         """``BertConfig.use_cache is False (model.py:12)``."""
-        owner = "torch" if self.owner is torch else type(self.owner).__name__
+        owner = type(self.owner).__name__
+        if isinstance(self.owner, types.ModuleType):
+            owner = self.owner.__name__
         call = "" if self.args is None else f"({', '.join(map(str, self.args))})"
         return f"{owner}.{self.name}{call} is {self.expected!r} ({self.place})"
 
     def __reduce__(self) -> Any:
-        """Modules cannot be pickled: ``torch`` goes by its name."""
-        owner = "torch" if self.owner is torch else self.owner
-        return _fact, (owner, *self[1:])
+        """Modules cannot be pickled: they go by their names."""
+        if isinstance(self.owner, types.ModuleType):
+            return _of_module, (self.owner.__name__, *self[1:])
+        return Fact, tuple(self)
 
 
-def _fact(owner: Any, *rest: Any) -> Fact:
-    return Fact(torch if owner == "torch" else owner, *rest)
+def _of_module(name: str, *rest: Any) -> Fact:
+    return Fact(importlib.import_module(name), *rest)
