@@ -27,7 +27,7 @@ def is_ours(file: str) -> bool:
 
 _CORE = str(Path(__file__).parents[1] / "core")
 _BEGIN = str(Path(__file__).parent / "trace.py")
-_LAYERS = str(Path("torch") / "nn" / "modules")
+_LAYERS = str(Path("torch") / "nn")
 _STDLIB = str(Path(contextlib.__file__).parent / "contextlib.py")
 
 

@@ -69,10 +69,13 @@ def patched(tracer: Any) -> Iterator[None]:
     functions["is_tensor"] = _is_tensor(tracer)
     fast = _asking(tracer, torch.backends.mha, ("get_fastpath_enabled",))
     overrides = {"has_torch_function": _has_torch_function(torch.overrides.has_torch_function)}
+    packing = _packing(tracer)
     with (
+        _imported(tracer.root, packing),
         replaced(torch, functions),
         replaced(torch.overrides, overrides),
         replaced(torch.backends.mha, fast),
+        replaced(nn.utils.rnn, packing),
         replaced(functional, {"_none_or_dtype": _none_or_dtype(functional._none_or_dtype)}),
         replaced(nn.Module, {"_named_members": _members(tracer)}),
         replaced(nn.RNNBase, {"_update_flat_weights": _keep_list(tracer)}),
@@ -173,6 +176,50 @@ def _asking(tracer: Any, owner: Any, names: Iterable[str]) -> dict[str, Callable
         return answer
 
     return {name: watching(name) for name in names if hasattr(owner, name)}
+
+
+@contextlib.contextmanager
+def _imported(root: nn.Module, changes: dict[str, Any]) -> Iterator[None]:
+    """Functions of torch.nn.utils.rnn that a model's code has imported by their names."""
+    names = {type(module).__module__ for module in root.modules()}
+    files = [sys.modules[name] for name in names if name in sys.modules]
+    own = {id(getattr(nn.utils.rnn, name)): value for name, value in changes.items()}
+    with contextlib.ExitStack() as stack:
+        for file in files:
+            if not file.__name__.startswith("torch."):
+                found = {key: own[id(f)] for key, f in vars(file).items() if id(f) in own}
+                stack.enter_context(replaced(file, found))
+        yield
+
+
+def _packing(tracer: Any) -> dict[str, Callable[..., Any]]:
+    """How many rows a packed sequence has depends on the lengths: packing is one node."""
+    rnn: Any = nn.utils.rnn
+    pack, pad = (
+        _of_proxies(tracer, f) for f in (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
+    )
+    fields = rnn._packed_sequence_init_args
+
+    def packed(*args: Any, **kwargs: Any) -> Any:
+        made = pack(*args, **kwargs)
+        is_sorted = kwargs.get("enforce_sorted", args[3] if len(args) > 3 else True)
+        return rnn.PackedSequence(made[0], made[1], *([] if is_sorted else [made[2], made[3]]))
+
+    def padded(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        made = pad(*args, **kwargs)
+        return made[0], made[1]
+
+    def unchecked(data: Any, sizes: Any, order: Any = None, back: Any = None) -> tuple[Any, ...]:
+        """The class's constructor asks where the sizes lie."""
+        if not issubclass(type(data), fx.Proxy):
+            return tuple(fields(data, sizes, order, back))
+        return data, sizes, order, rnn.invert_permutation(order) if back is None else back
+
+    return {
+        "pack_padded_sequence": packed,
+        "pad_packed_sequence": padded,
+        "_packed_sequence_init_args": unchecked,
+    }
 
 
 def _keep_list(tracer: Any) -> Callable[..., None]:
