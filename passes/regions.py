@@ -157,7 +157,8 @@ class Regions:
 def _entry(context: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The function that enters a context again, and its arguments."""
     if isinstance(context, torch.autocast):
-        return regions.enter_autocast, context._arguments  # type: ignore[attr-defined]
+        made_before = (context.device, context.fast_dtype, context._enabled, context._cache_enabled)
+        return regions.enter_autocast, getattr(context, "_arguments", made_before)
     if isinstance(context, torch.set_grad_enabled):
         return regions.enter_grad, (context.mode,)
     return regions.enter_grad, (isinstance(context, torch.enable_grad),)

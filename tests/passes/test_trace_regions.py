@@ -100,8 +100,21 @@ class SameAutocast(Two):
             return self.out(self.fc(x))
 
 
+class Stored(Two):
+    """A context that was made with the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context = torch.autocast("cpu", torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Any:
+        with self.context:
+            y = self.fc(x)
+        return self.out(y.float())
+
+
 MODELS = [NoGrad, OneWeightInAndOut, Decorated, EnableGrad, SetGrad, Nested, Autocast, NoAutocast,
-          SameAutocast]  # fmt: skip
+          SameAutocast, Stored]  # fmt: skip
 AMBIENT: dict[str, Callable[[], Any]] = {
     "bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
     "float16": lambda: torch.autocast("cpu", torch.float16),
