@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
-from torch.utils import _pytree as pytree
+
+from st3fx.passes.packed import packing
+from st3fx.passes.replacing import of_proxies, replaced
 
 _KNOW_PROXIES = re.compile(r"(torch|st3fx)(?!\.nn\.modules)(\.|$)")
 """Modules that tell proxies from tensors themselves; torch's layers are code like the user's."""
@@ -41,22 +43,6 @@ ENVIRONMENT = (
 
 
 @contextlib.contextmanager
-def replaced(owner: Any, changes: dict[str, Any]) -> Iterator[None]:
-    """Other attributes of an object inside."""
-    saved = {name: owner.__dict__.get(name, replaced) for name in changes}
-    for name, value in changes.items():
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for name, value in saved.items():
-            if value is replaced:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, value)
-
-
-@contextlib.contextmanager
 def patched(tracer: Any) -> Iterator[None]:
     """All of them, for one trace.
 
@@ -64,18 +50,16 @@ def patched(tracer: Any) -> Iterator[None]:
         tracer: An :class:`st3fx.passes.trace.IslandTracer`.
     """
     functions = {name: _factory(tracer, getattr(torch, name)) for name in FACTORIES}
-    functions |= {name: _of_proxies(tracer, getattr(torch, name)) for name in _OF_DTYPES}
+    functions |= {name: of_proxies(tracer, getattr(torch, name)) for name in _OF_DTYPES}
     functions |= _asking(tracer, torch, ENVIRONMENT)
     functions["is_tensor"] = _is_tensor(tracer)
     fast = _asking(tracer, torch.backends.mha, ("get_fastpath_enabled",))
     overrides = {"has_torch_function": _has_torch_function(torch.overrides.has_torch_function)}
-    packing = _packing(tracer)
     with (
-        _imported(tracer.root, packing),
+        packing(tracer),
         replaced(torch, functions),
         replaced(torch.overrides, overrides),
         replaced(torch.backends.mha, fast),
-        replaced(nn.utils.rnn, packing),
         replaced(functional, {"_none_or_dtype": _none_or_dtype(functional._none_or_dtype)}),
         replaced(nn.Module, {"_named_members": _members(tracer)}),
         replaced(nn.RNNBase, {"_update_flat_weights": _keep_list(tracer)}),
@@ -148,16 +132,6 @@ def _factory(tracer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
     return make
 
 
-def _of_proxies(tracer: Any, original: Any) -> Callable[..., Any]:
-    def make(*args: Any, **kwargs: Any) -> Any:
-        given = pytree.tree_leaves((args, kwargs))
-        if not any(issubclass(type(leaf), fx.Proxy) for leaf in given):
-            return original(*args, **kwargs)
-        return tracer.create_proxy("call_function", original, args, kwargs)
-
-    return make
-
-
 def _asking(tracer: Any, owner: Any, names: Iterable[str]) -> dict[str, Callable[..., Any]]:
     """Functions that tell the surroundings of a call; what they say becomes a guard."""
 
@@ -176,50 +150,6 @@ def _asking(tracer: Any, owner: Any, names: Iterable[str]) -> dict[str, Callable
         return answer
 
     return {name: watching(name) for name in names if hasattr(owner, name)}
-
-
-@contextlib.contextmanager
-def _imported(root: nn.Module, changes: dict[str, Any]) -> Iterator[None]:
-    """Functions of torch.nn.utils.rnn that a model's code has imported by their names."""
-    names = {type(module).__module__ for module in root.modules()}
-    files = [sys.modules[name] for name in names if name in sys.modules]
-    own = {id(getattr(nn.utils.rnn, name)): value for name, value in changes.items()}
-    with contextlib.ExitStack() as stack:
-        for file in files:
-            if not file.__name__.startswith("torch."):
-                found = {key: own[id(f)] for key, f in vars(file).items() if id(f) in own}
-                stack.enter_context(replaced(file, found))
-        yield
-
-
-def _packing(tracer: Any) -> dict[str, Callable[..., Any]]:
-    """How many rows a packed sequence has depends on the lengths: packing is one node."""
-    rnn: Any = nn.utils.rnn
-    pack, pad = (
-        _of_proxies(tracer, f) for f in (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
-    )
-    fields = rnn._packed_sequence_init_args
-
-    def packed(*args: Any, **kwargs: Any) -> Any:
-        made = pack(*args, **kwargs)
-        is_sorted = kwargs.get("enforce_sorted", args[3] if len(args) > 3 else True)
-        return rnn.PackedSequence(made[0], made[1], *([] if is_sorted else [made[2], made[3]]))
-
-    def padded(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        made = pad(*args, **kwargs)
-        return made[0], made[1]
-
-    def unchecked(data: Any, sizes: Any, order: Any = None, back: Any = None) -> tuple[Any, ...]:
-        """The class's constructor asks where the sizes lie."""
-        if not issubclass(type(data), fx.Proxy):
-            return tuple(fields(data, sizes, order, back))
-        return data, sizes, order, rnn.invert_permutation(order) if back is None else back
-
-    return {
-        "pack_padded_sequence": packed,
-        "pad_packed_sequence": padded,
-        "_packed_sequence_init_args": unchecked,
-    }
 
 
 def _keep_list(tracer: Any) -> Callable[..., None]:
