@@ -60,7 +60,8 @@ def reach_line(plan: SparsityPlan) -> str:
     """How much of what could be sparse is, and on how many conditions graphs run."""
     share = plan.numel / plan.prunable if plan.prunable else 0.0
     guards = len({guard for island in plan.islands for guard in island.guards})
-    conditions = f"; {guards:,} guards on sizes and settings" if guards else ""
+    noun = "guard" if guards == 1 else "guards"
+    conditions = f"; {guards:,} {noun} on sizes and settings" if guards else ""
     reached = f"{plan.numel:,} of {plan.prunable:,} prunable parameters reached ({share:.1%})"
     return f"{reached}{conditions}; --explain NAME says why"
 
