@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from st3fx.core.state import preserved
 from st3fx.errors import ExportError
 from st3fx.export.batch import repeated
 from st3fx.export.blame import is_fixed_batch, is_known, reason
@@ -58,7 +59,8 @@ def capture(
     named = tuple({**({0: BATCH} if has and free else {}), **dims} or None
                   for has, dims in zip(batched, sizes, strict=True))  # fmt: skip
     shapes = (named,) if any(named) else None
-    with quiet():
+    # What a forward keeps of its last call (a detector its anchors) must not be of this one.
+    with quiet(), preserved(flat):
         try:
             program = torch.onnx.export(
                 flat,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
+from st3fx.core.state import preserved
 from st3fx.export.batch import repeated
 from st3fx.export.call import Call
 from st3fx.export.capture import refusal
@@ -59,6 +60,7 @@ def captured(
     for tensor, has in zip(given, batched, strict=False):
         if has:
             shapes[tensor] = {0: Dim.DYNAMIC}
-    return torch.export.export(
-        model, args, kwargs, dynamic_shapes=shapes if batched else None, strict=False
-    )
+    with preserved(model):  # attributes that a forward sets would keep its stand-ins
+        return torch.export.export(
+            model, args, kwargs, dynamic_shapes=shapes if batched else None, strict=False
+        )

@@ -217,6 +217,16 @@ def test_a_model_of_one_sample(tmp_path: Path, model: nn.Module, message: str) -
     assert st3fx.export_onnx(model, X[:1], path, fixed_batch=True).parity[0].batch == 1
 
 
+@pytest.mark.parametrize("reduced", [False, True])
+def test_what_a_forward_keeps_is_of_no_exporter(tmp_path: Path, reduced: bool) -> None:
+    model = nets.Anchors().eval()
+    folded = st3fx.fold(_pruned(model, X))
+    options = {"eliminate_dead_channels": True} if reduced else {}
+    result = st3fx.export_onnx(folded, X, tmp_path / "m.onnx", **options)
+    assert [row.batch for row in result.parity] == [2, 1, 3]
+    assert folded(X).numpy(force=True).shape == (2, 4)
+
+
 def test_one_sample_is_example_enough(tmp_path: Path) -> None:
     result = st3fx.export_onnx(nets.Linear(), X[:1], tmp_path / "m.onnx", batch_sizes=(4,))
     assert result.inputs[0].shape == ("batch", 4)
