@@ -166,11 +166,12 @@ class ZeroGamma(nn.Module):
 class Anchors(nn.Module):
     """Keeps what it computed for the last width, as detectors keep their anchors."""
 
+    width: Any = None
+    anchors = torch.empty(0)
+
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(4, 4)
-        self.width: Any = None
-        self.anchors = torch.empty(0)
 
     def forward(self, x: Tensor) -> Any:
         if self.width != x.shape[1]:

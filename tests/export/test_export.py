@@ -221,8 +221,8 @@ def test_a_model_of_one_sample(tmp_path: Path, model: nn.Module, message: str) -
 def test_what_a_forward_keeps_is_of_no_exporter(tmp_path: Path, reduced: bool) -> None:
     model = nets.Anchors().eval()
     folded = st3fx.fold(_pruned(model, X))
-    options = {"eliminate_dead_channels": True} if reduced else {}
-    result = st3fx.export_onnx(folded, X, tmp_path / "m.onnx", **options)
+    path = tmp_path / "m.onnx"
+    result = st3fx.export_onnx(folded, X, path, eliminate_dead_channels=reduced)
     assert [row.batch for row in result.parity] == [2, 1, 3]
     assert folded(X).numpy(force=True).shape == (2, 4)
 
