@@ -54,7 +54,7 @@ def check_zeros(path: Path, model: nn.Module, expected: Iterable[str], biases: s
         if found is None and weight.dim() == 1 and count == weight.numel():
             continue  # a bias of zeros is left out
         if found is None:
-            found = _twin(weight, stored)
+            found = _twin(weight, parameters, stored)
         if found is None:
             raise ExportError(f"{name} {tuple(weight.shape)} is not in the ONNX file as it was")
         there = found.size - np.count_nonzero(found)
@@ -80,9 +80,16 @@ def initializers(proto: onnx.ModelProto) -> dict[str, Array]:
     return found
 
 
-def _twin(weight: Tensor, stored: Mapping[str, Array]) -> Array | None:
-    """An initializer with the very same values: the optimiser stores equal tensors once."""
+def _twin(
+    weight: Tensor, parameters: Mapping[str, Tensor], stored: Mapping[str, Array]
+) -> Array | None:
+    """What stands for a weight too: the optimiser stores equal tensors once.
+
+    Another parameter was its equal before batch norm scaled both.
+    """
+    for name, other in parameters.items():
+        if name in stored and other.shape == weight.shape and torch.equal(other.cpu(), weight):
+            return stored[name]
     values = weight.float().numpy() if weight.dtype == torch.bfloat16 else weight.numpy()
-    shape = tuple(weight.shape)
-    same = (a for a in stored.values() if a.shape == shape and np.array_equal(a, values))
+    same = (a for a in stored.values() if a.shape == values.shape and np.array_equal(a, values))
     return next(same, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -178,3 +179,15 @@ class Anchors(nn.Module):
             self.anchors = torch.arange(x.shape[1]) + x.new_zeros(x.shape[1])
             self.width = x.shape[1]
         return self.fc(x) * self.anchors
+
+
+class Twins(nn.Module):
+    """Two heads that begin as copies of each other, as YOLOv10's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        self.second = copy.deepcopy(self.first)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.first(x), self.second(x)

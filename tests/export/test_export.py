@@ -227,6 +227,16 @@ def test_what_a_forward_keeps_is_of_no_exporter(tmp_path: Path, reduced: bool) -
     assert folded(X).numpy(force=True).shape == (2, 4)
 
 
+def test_equal_layers_become_one(tmp_path: Path) -> None:
+    model = nets.Twins()
+    for head in (model.first, model.second):
+        head[1].running_var.fill_(0.25)  # type: ignore[operator]
+    folded = st3fx.fold(_pruned(model, image()))
+    result = st3fx.export_onnx(folded, image(), tmp_path / "m.onnx")
+    assert result.zeros.tensors == 2
+    assert result.zeros.sparsity == pytest.approx(0.9, abs=0.01)
+
+
 def test_one_sample_is_example_enough(tmp_path: Path) -> None:
     result = st3fx.export_onnx(nets.Linear(), X[:1], tmp_path / "m.onnx", batch_sizes=(4,))
     assert result.inputs[0].shape == ("batch", 4)
