@@ -91,9 +91,33 @@ def changes_in_place(node: fx.Node, value: fx.Node) -> bool:
         name = str(node.target)
         return (name.endswith("_") and not name.endswith("__")) or name in _CONTAINER_CHANGES
     name = getattr(node.target, "__name__", "")
-    if getattr(node.target, "__module__", "") in ("_operator", in_place.__name__):
+    module = getattr(node.target, "__module__", "")
+    if module == in_place.__name__ and _is_number(value):
+        return False
+    if module in ("_operator", in_place.__name__):
         return name in _OPERATORS_IN_PLACE  # and_, not_ and the like are named so for Python's sake
     return name.endswith("_") and not name.endswith("__")
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether a node gives a number for sure: a count, or arithmetic with counts."""
+    pending, seen = [node], set()
+    while pending:
+        found = pending.pop()
+        if found in seen:
+            continue
+        seen.add(found)
+        if found.op == "call_method" and found.target in ("numel", "dim", "ndimension"):
+            continue
+        module = getattr(found.target, "__module__", "")
+        if found.op != "call_function" or module not in ("_operator", in_place.__name__):
+            return False
+        if found.target in (operator.getitem, operator.setitem, operator.matmul):
+            return False
+        if not all(isinstance(argument, (fx.Node, int, float)) for argument in found.args):
+            return False
+        pending += found.all_input_nodes
+    return True
 
 
 _OPERATORS_IN_PLACE = frozenset(
