@@ -73,7 +73,7 @@ class Both(Net):
 
 
 class Counted(Net):
-    """Counts, added up as torch's AdaptiveLogSoftmaxWithLoss does it: a number is not written to."""
+    """Counts that are added up, as in torch's AdaptiveLogSoftmaxWithLoss: nothing is written to."""
 
     def body(self, x: Any, mask: Any) -> Any:
         rows = 0
