@@ -10,7 +10,7 @@ import torch
 from tests.passes.channels.nets import random_net, reduced
 
 # More in an hour of one's own: ST3FX_CHANNEL_NETS=2000 pytest tests/passes/channels/test_random.py
-NETS = int(os.environ.get("ST3FX_CHANNEL_NETS", "60"))
+NETS = int(os.environ.get("ST3FX_CHANNEL_NETS", "40"))
 CHUNK = 10
 
 
