@@ -63,9 +63,9 @@ class Regions:
             raise TraceError("runs under no_grad, autocast, checkpointing or a tensor mode")
 
     @property
-    def number(self) -> int | None:
-        """Tells regions apart: a parameter is read anew in each."""
-        return id(self._open[-1].node) if self._open else None
+    def current(self) -> fx.Node | None:
+        """The node that entered the region; a parameter is read anew in each."""
+        return self._open[-1].node.node if self._open else None
 
     def decides(self, question: str, args: tuple[Any, ...]) -> bool:
         """Whether a region, and not the call's surroundings, answers a question of torch's."""
@@ -81,20 +81,21 @@ class Regions:
     def watched(self) -> Iterator[None]:
         """Contexts that are entered inside become regions."""
         autocast: Any = torch.autocast
+        inference: Any = torch.inference_mode
         kinds = (autocast, *_OF_GRADIENTS)
         saved = [(kind, kind.__enter__, kind.__exit__) for kind in kinds]
-        refused, make = torch.inference_mode.__enter__, autocast.__init__
+        refused, make = inference.__enter__, autocast.__init__
         gradients = torch.is_grad_enabled()
         for kind, enter, leave in saved:
             kind.__enter__ = self._entering(enter, leave)
             kind.__exit__ = self._leaving(leave)
-        torch.inference_mode.__enter__ = _refusing(self._asked, refused)  # type: ignore[method-assign]
+        inference.__enter__ = _refusing(self._asked, refused)
         autocast.__init__ = _by_name(make)
         try:
             yield
         finally:
             autocast.__init__ = make
-            torch.inference_mode.__enter__ = refused  # type: ignore[method-assign]
+            inference.__enter__ = refused
             for kind, enter, leave in saved:
                 kind.__enter__, kind.__exit__ = enter, leave
             self.unwind(0)

@@ -66,7 +66,7 @@ class IslandTracer(AnsweringTracer):
         self._stores = Stores(root)
         self._tensor_names, self._contained = tensor_names(root), contained_tensors(root)
         self._module_names = {id(module): path for path, module in root.named_modules()}
-        self._attribute_nodes: dict[tuple[str, int | None], fx.Proxy] = {}
+        self._attribute_nodes: dict[tuple[str, fx.Node | None], fx.Proxy] = {}
         self.asked = Asked(root, spec)
         self.regions = Regions(self.asked, self.create_proxy)
         self._reads = Reads(root, self.asked, self.named_proxy)
@@ -231,7 +231,7 @@ class IslandTracer(AnsweringTracer):
         return ".".join(part for part in (self.capture.name, name) if part)
 
     def _attribute(self, name: str) -> fx.Proxy:
-        place = (name, self.regions.number)  # a weight's operator runs where the weight is used
+        place = (name, self.regions.current)  # a weight's operator runs where the weight is used
         if place not in self._attribute_nodes:
             self._attribute_nodes[place] = self.create_proxy("get_attr", name, (), {})
             self._reads.guard_tensor(name)

@@ -28,8 +28,6 @@ def has_hooks(module: nn.Module) -> bool:
 
 def has_other_hooks(module: nn.Module) -> bool:
     """Whether any of its hooks is not one of transformers' that record outputs."""
-    if not has_hooks(module):
-        return False
     others: tuple[Mapping[int, Any], ...] = (
         module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
     )  # fmt: skip

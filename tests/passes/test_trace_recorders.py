@@ -38,7 +38,7 @@ recorder.__module__ = NAME
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType(NAME)
-    module._active_collector = COLLECTOR  # type: ignore[attr-defined]
+    vars(module)["_active_collector"] = COLLECTOR
     monkeypatch.setitem(sys.modules, NAME, module)
 
 

@@ -14,16 +14,8 @@ from torch import Tensor, nn
 
 import st3fx
 from tests.parity import check
+from tests.passes.test_trace_refusals import Two, X
 from tests.passes.test_trace_settled import applies
-
-X = torch.randn(3, 6, generator=torch.Generator().manual_seed(5))
-
-
-class Two(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(6, 6)
-        self.out = nn.Linear(6, 4)
 
 
 class NoGrad(Two):
@@ -75,6 +67,19 @@ class Nested(Two):
         return self.out(y * z)
 
 
+class OneAfterAnother(Two):
+    """Regions that follow each other read a weight each for itself."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = x
+        for _ in range(6):
+            with torch.no_grad():
+                target = self.fc(x)
+            with torch.enable_grad():
+                y = y + self.fc(x) * target
+        return self.out(y)
+
+
 class Autocast(Two):
     def forward(self, x: Tensor) -> Any:
         with torch.autocast("cpu", torch.bfloat16):
@@ -113,8 +118,8 @@ class Stored(Two):
         return self.out(y.float())
 
 
-MODELS = [NoGrad, OneWeightInAndOut, Decorated, EnableGrad, SetGrad, Nested, Autocast, NoAutocast,
-          SameAutocast, Stored]  # fmt: skip
+MODELS = [NoGrad, OneWeightInAndOut, OneAfterAnother, Decorated, EnableGrad, SetGrad, Nested,
+          Autocast, NoAutocast, SameAutocast, Stored]  # fmt: skip
 AMBIENT: dict[str, Callable[[], Any]] = {
     "bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
     "float16": lambda: torch.autocast("cpu", torch.float16),
