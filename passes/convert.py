@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from st3fx.core.bound import bound_sites
 from st3fx.core.forward import SparseForward
 from st3fx.core.inputs import Example
+from st3fx.core.run import Run, run_of
 from st3fx.core.selection import Selection
 from st3fx.core.site_state import homes, state_name
 from st3fx.core.sites import IslandInfo, SparsityPlan
@@ -97,10 +99,12 @@ def trace(conversion: Conversion) -> None:
 
 def rewrite(conversion: Conversion) -> None:
     """Put the method's operator into graphs and forwards, and install them."""
-    rewriter = Rewriter(conversion.model, conversion.found, conversion.method)
-    conversion.forwards = rewriter.forwards(conversion.islands)
-    for forward in conversion.forwards:
-        forward.install()
+    run = Run()
+    rewriter = Rewriter(conversion.model, conversion.found, conversion.method, run)
+    conversion.forwards = rewriter.install(conversion.islands)
+    conversion.model.__dict__["st3fx_plan"] = conversion.plan()
+    conversion.model.__dict__["st3fx_method"] = conversion.method
+    run.bind(conversion.model)
 
 
 def verify(conversion: Conversion) -> None:
@@ -176,11 +180,11 @@ def _subject(conversion: Conversion) -> Subject:
 
 def _trial(conversion: Conversion) -> dict[str, Tensor]:
     """Thresholds with which about half of each site is pruned, by full name."""
-    held = {item.site: item for forward in conversion.forwards for item in forward.held}
-    trial = {}
+    model, trial = conversion.model, {}
+    weights = {bound.site.name: bound.weight() for bound in bound_sites(model, run_of(model))}
     with torch.no_grad():
         for site in conversion.found.sites:
-            threshold = conversion.method.trial(site, held[site.name].weight())
+            threshold = conversion.method.trial(site, weights[site.name])
             for home in homes(site):
                 owner, _, parameter = home.rpartition(".")
                 name = state_name(parameter, "threshold")

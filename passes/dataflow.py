@@ -10,7 +10,7 @@ Each island gives its part; where a model is several islands, their inputs and o
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import networkx as nx
@@ -20,7 +20,7 @@ from torch import fx, nn
 from st3fx.core import in_place
 from st3fx.core.forward import SparseForward, sparse_forwards
 from st3fx.core.graphs import Variant
-from st3fx.core.sites import SparsityPlan
+from st3fx.core.sites import Site, SparsityPlan
 from st3fx.passes.computed import weight_only
 
 ADDITIONS: frozenset[Any] = frozenset(
@@ -54,20 +54,22 @@ def dataflow(model: nn.Module) -> nx.DiGraph:
     islands = {island.name for island in plan.islands}
     for forward in sparse_forwards(model):
         if forward.name in islands and forward.variants:
-            _Walk(graph, forward, forward.variants[0]).run()
+            _Walk(graph, forward, forward.variants[0], plan.sites).run()
     return graph
 
 
 class _Walk:
     """Adds one island to the model's graph."""
 
-    def __init__(self, graph: nx.DiGraph, forward: SparseForward, variant: Variant) -> None:
+    def __init__(
+        self, graph: nx.DiGraph, forward: SparseForward, variant: Variant, sites: Sequence[Site]
+    ) -> None:
         self.graph = graph
         self.prefix = f"{forward.name}." if forward.name else ""
         self.nodes = variant.run.graph
         self.static = weight_only(self.nodes)
         self.effective = _effective_weights(self.nodes, self.prefix)
-        self.called = _called_sites(forward, self.prefix)
+        self.called = _called_sites(sites, self.prefix)
         self.origins: dict[fx.Node, _Origins] = {}
 
     def run(self) -> None:
@@ -138,15 +140,15 @@ def _effective_weights(graph: fx.Graph, prefix: str) -> dict[fx.Node, str]:
     return names
 
 
-def _called_sites(forward: SparseForward, prefix: str) -> dict[str, list[str]]:
+def _called_sites(sites: Sequence[Site], prefix: str) -> dict[str, list[str]]:
     """Submodule that keeps its own forward -> the sites held in or below it."""
     held: dict[str, list[str]] = {}
-    for inner in sparse_forwards(forward.module):
-        if inner is not forward and inner.name.startswith(prefix):
-            parts = inner.name.removeprefix(prefix).split(".")
-            for count in range(1, len(parts) + 1):
-                names = held.setdefault(".".join(parts[:count]), [])
-                names += [item.site for item in inner.held]
+    for site in sites:
+        for holder in site.holders:
+            if holder.startswith(prefix) and holder != prefix.removesuffix("."):
+                parts = holder.removeprefix(prefix).split(".")
+                for count in range(1, len(parts) + 1):
+                    held.setdefault(".".join(parts[:count]), []).append(site.name)
     return held
 
 

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+import types
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from st3fx.core import cache
-from st3fx.core.forward import Held, SparseForward, sparse_forwards
-from st3fx.core.masks import unwatch_loading
+from st3fx.core.bound import COMPUTE, Bound, marks
+from st3fx.core.converted import (
+    FORWARD,
+    IS_FORWARD,
+    PREFIX,
+    SITES,
+    Sparse,
+    is_entered,
+    leave,
+    unwatch_loading,
+)
+from st3fx.core.shards import set_value, whole
 from st3fx.core.unloaded import unwatch as unwatch_values
 from st3fx.errors import FoldError
 from st3fx.passes.plain import plain_layer
-
-PREFIX = "st3fx_"
-"""Every buffer, parameter and attribute that a conversion adds begins with this."""
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -33,28 +45,45 @@ def fold(model: nn.Module) -> nn.Module:
     Raises:
         FoldError: If the model was not converted.
     """
-    forwards = sparse_forwards(model)
-    if not forwards:
+    held = all_bound(model)
+    if not held:
         raise FoldError(f"{type(model).__name__} is not a converted model: fold what convert gave")
-    held = {item.site: item for forward in forwards for item in forward.held}
     with torch.no_grad():
-        static = {name: clean(effective(item)) for name, item in held.items()}
+        static = [clean(effective(item)) for item in held]
     untied = projections(model, held)
     undo(model)
-    for name, weight in static.items():
-        if held[name].compute is not None:
-            model = _replace_computed(model, held[name], weight)
-        elif name in untied:
-            latent = held[name].weight()
+    for item, weight in zip(held, static, strict=True):
+        if item.compute is not None:
+            model = _replace_computed(model, item, weight)
+        elif item.site.name in untied:
+            latent = item.weight()
             own = nn.Parameter(weight, requires_grad=latent.requires_grad)
-            for module, parameter in untied[name]:
+            for module, parameter in untied[item.site.name]:
                 module.register_parameter(parameter, own)
         else:
-            held[name].weight().data = weight
+            set_value(item.weight(), weight)
     return model
 
 
-def projections(model: nn.Module, held: dict[str, Held]) -> dict[str, list[tuple[nn.Module, str]]]:
+def all_bound(model: nn.Module) -> list[Bound]:
+    """All sites in a model, of whichever conversion, found by the marks of their modules."""
+    places: dict[tuple[int, str], list[tuple[nn.Module, str]]] = {}
+    sparse: dict[tuple[int, str], Sparse] = {}
+    for module, parameter, mark in marks(model):
+        if mark.site.computed or module._parameters.get(parameter) is not None:
+            key = id(mark.run), mark.site.name
+            places.setdefault(key, []).append((module, parameter))
+            sparse[key] = mark
+    compute = {
+        key: own[0][0].__dict__.get(COMPUTE, {}).get(own[0][1]) for key, own in places.items()
+    }
+    return [
+        Bound(sparse[key].site, *own[0], sparse[key], tuple(own), compute[key])
+        for key, own in places.items()
+    ]
+
+
+def projections(model: nn.Module, held: Sequence[Bound]) -> dict[str, list[tuple[nn.Module, str]]]:
     """Sites whose parameter has a name without a threshold beside it -> their names with one.
 
     These are projections of tied embeddings. The table stays dense, so the projection gets a
@@ -66,28 +95,52 @@ def projections(model: nn.Module, held: dict[str, Held]) -> dict[str, list[tuple
             if parameter is not None:
                 names.setdefault(id(parameter), []).append((module, name))
     found = {}
-    for site, item in held.items():
+    for item in held:
         places = names[id(item.weight())] if item.compute is None else []
-        state = f"{PREFIX}{{}}_threshold"
-        sparse = [(module, name) for module, name in places if hasattr(module, state.format(name))]
+        sparse = [place for place in places if place[1] in place[0].__dict__.get(SITES, {})]
         if len(sparse) < len(places):
-            found[site] = sparse
+            found[item.site.name] = sparse
     return found
 
 
 def undo(model: nn.Module) -> None:
     """Take a conversion out of a model again; its latent weights stay."""
-    for forward in sparse_forwards(model):
-        cache.forget(item.weight() for item in forward.held if item.compute is None)
-        forward.uninstall()
+    cache.forget(item.weight() for item in all_bound(model) if item.compute is None)
     unwatch_loading(model)
     unwatch_values(model)
+    for module in model.modules():
+        forward = module.__dict__.get(FORWARD)
+        if forward is not None:
+            forward.end()
+        if is_entered(module):
+            leave(module)
+        _rebind_wrappers(module)
     _strip(model)
 
 
-def effective(held: Held) -> Tensor:
-    """The effective weight as a tensor of its own, without gradient."""
+def _rebind_wrappers(module: nn.Module) -> None:
+    """A forward that was set on the module itself may wrap the method of our class."""
+    forward = module.__dict__.get("forward")
+    plain = _plain_forward(forward)
+    if plain is not forward:
+        module.__dict__["forward"] = plain
+
+
+def _plain_forward(forward: Any) -> Any:
+    """Bound methods and partial functions over our class's forward, over the user's instead."""
+    if isinstance(forward, functools.partial):
+        inner = _plain_forward(forward.func)
+        if inner is not forward.func:
+            return functools.partial(inner, *forward.args, **forward.keywords)
+    if isinstance(forward, types.MethodType) and getattr(forward.__func__, IS_FORWARD, False):
+        return types.MethodType(forward.__func__.__wrapped__, forward.__self__)  # type: ignore[attr-defined]
+    return forward
+
+
+def effective(held: Bound) -> Tensor:
+    """The effective weight as a tensor of its own, whole, without gradient."""
     inputs = held.inputs()
+    inputs = inputs._replace(weight=whole(inputs.weight), threshold=whole(inputs.threshold))
     out = torch.empty_like(inputs.weight, requires_grad=False)
     inputs.evaluate(out)
     return out
@@ -102,7 +155,7 @@ def clean(weight: Tensor) -> Tensor:
     return weight
 
 
-def _replace_computed(model: nn.Module, held: Held, weight: Tensor) -> nn.Module:
+def _replace_computed(model: nn.Module, held: Bound, weight: Tensor) -> nn.Module:
     """A layer with a static weight in the place of one that computes it."""
     module = held.owner
     if parametrize.is_parametrized(module, held.parameter):
@@ -145,5 +198,5 @@ def _strip(model: nn.Module) -> None:
 
 
 def is_converted(model: nn.Module) -> bool:
-    """Whether any module of ``model`` runs a sparse forward."""
-    return any(isinstance(m.__dict__.get("forward"), SparseForward) for m in model.modules())
+    """Whether any module of ``model`` is a converted one."""
+    return any(map(is_entered, model.modules()))

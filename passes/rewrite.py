@@ -1,18 +1,21 @@
 """Rewrite: put the method's operator between each site and its uses.
 
 In a graph the operator is a node after the parameter's ``get_attr`` (after the computation for a
-computed weight); for a module that keeps its own forward it is run around the call.
+computed weight); a module that keeps its own forward reads the effective weight as its attribute.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
-from st3fx.core.forward import Held, Lent, SparseForward
+from st3fx.core.bound import COMPUTE
+from st3fx.core.converted import RUN, SITES, Sparse, enter
+from st3fx.core.forward import SparseForward
 from st3fx.core.graphs import Variant
+from st3fx.core.run import Run
 from st3fx.core.site_state import homes, put_state, state_name
 from st3fx.core.sites import Site
 from st3fx.methods.base import Method
@@ -20,7 +23,6 @@ from st3fx.passes.capture import Capture
 from st3fx.passes.computed import computed_nodes, sources
 from st3fx.passes.discover import Discovery
 from st3fx.passes.islands import Archipelago
-from st3fx.passes.layers import LAYERS
 from st3fx.passes.names import ancestors, is_below, owner, relative
 from st3fx.passes.operators import FX_LOOKUPS
 
@@ -35,88 +37,72 @@ _METADATA = frozenset(
 
 @dataclass(frozen=True)
 class Rewriter:
-    """Rewrites the graphs and forwards of one model for one method."""
+    """Rewrites the graphs of one model for one method, and marks the modules that own sites."""
 
     model: nn.Module
     found: Discovery
     method: Method
+    run: Run
 
-    def forwards(self, islands: Archipelago) -> list[SparseForward]:
-        """A sparse forward for every island and every module that holds a site."""
+    def install(self, islands: Archipelago) -> list[SparseForward]:
+        """Make the model a converted one: marks, the method's tensors, classes and forwards."""
         state = {site.name: put_state(self.model, site, self.method) for site in self.found.sites}
-        captures = dict(islands.captures)
-        for weight in self.found.computed.values():
-            # Its own forward cannot be swapped into: it always needs a graph.
-            captures.setdefault(weight.site.holders[0], list(weight.captures.items()))
-        held: dict[str, list[Site]] = {}
-        lent: dict[str, list[Site]] = {}
-        inside: dict[str, list[Site]] = {}
+        forwards = self._forwards(islands, state)
+        names = self._mark()
+        modules = {forward.module for forward in forwards} | names.keys() | {self.model}
+        captured = {forward.module for forward in forwards}
+        for module in modules:
+            enter(module, tuple(sorted(names.get(module, ()))), module in captured)
+        self.model.__dict__[RUN] = self.run
+        for forward in forwards:
+            forward.install(self.run)
+        return forwards
+
+    def _mark(self) -> dict[nn.Module, set[str]]:
+        """Mark the sites; module -> parameters whose attribute becomes the effective weight."""
+        names: dict[nn.Module, set[str]] = {}
         for site in self.found.sites:
-            for user in self._users(site).difference(site.holders):
-                lent.setdefault(user, []).append(site)
-            for holder in site.holders:
-                held.setdefault(holder, []).append(site)
-            for island in set().union(*map(ancestors, site.holders)) & captures.keys():
-                inside.setdefault(island, []).append(site)
-        made = []
-        for name in sorted(held.keys() | lent.keys() | captures.keys()):
-            tries = [
-                self._variant(name, *capture, inside.get(name, []), state)
-                for capture in captures.get(name, ())
-            ]
-            variants = [variant for variant in tries if variant is not None]
-            swapped = [self._held(site, name, state) for site in held.get(name, ())]
-            if variants or swapped or name in lent:
-                module = self.model.get_submodule(name)
-                made.append(SparseForward(name, module, variants, swapped))
-        forwards = {forward.name: forward for forward in made}
-        for name, sites in lent.items():
-            forwards[name].lent = [self._lent(site, name, state, forwards) for site in sites]
-        return made
-
-    def _held(self, site: Site, holder: str, state: dict[str, tuple[str, ...]]) -> Held:
-        below = [home for home in homes(site) if is_below(owner(home), holder)]
-        places = [self._place(home) for home in below or homes(site)]
-        module, parameter = places[0]
-        computed = self.found.computed.get(site.name)
-        return Held(
-            site=site.name,
-            owner=module,
-            parameter=parameter,
-            places=() if computed else tuple(places),
-            state=tuple(state_name(parameter, key) for key in state[site.name]),
-            method=self.method,
-            constants=self.method.constants(site),
-            compute=computed.compute if computed else None,
-        )
-
-    def _users(self, site: Site) -> set[str]:
-        """All modules that multiply with a site when they are called.
-
-        Also layers that the example never calls, because their parents read their weights. A module
-        with several names is one, by its first.
-        """
-        owners = set() if site.computed else set(map(owner, homes(site)))
-        modules = {self.model.get_submodule(name) for name in owners}
-        layers = {self._names[module] for module in modules if isinstance(module, LAYERS)}
-        return self.found.users[site.name] | layers
-
-    @functools.cached_property
-    def _names(self) -> dict[nn.Module, str]:
-        return {module: name for name, module in self.model.named_modules()}
-
-    def _lent(
-        self,
-        site: Site,
-        user: str,
-        state: dict[str, tuple[str, ...]],
-        forwards: dict[str, SparseForward],
-    ) -> Lent:
-        above = [forwards[holder].swaps for holder in site.holders if is_below(user, holder)]
-        return Lent(self._held(site, user, state), tuple(above))
+            mark = Sparse(site, self.method, self.method.constants(site), self.run)
+            computed = self.found.computed.get(site.name)
+            for home in homes(site):
+                module, parameter = self._place(home)
+                module.__dict__.setdefault(SITES, {})[parameter] = mark
+                names.setdefault(module, set())
+                if computed is not None:
+                    module.__dict__.setdefault(COMPUTE, {})[parameter] = computed.compute
+                if computed is None or parametrize.is_parametrized(module, parameter):
+                    names[module].add(parameter)
+        return names
 
     def _place(self, home: str) -> tuple[nn.Module, str]:
         return self.model.get_submodule(owner(home)), home.rpartition(".")[2]
+
+    def _forwards(
+        self, islands: Archipelago, state: dict[str, tuple[str, ...]]
+    ) -> list[SparseForward]:
+        """A sparse forward for every island, and where nothing else reaches a computed weight."""
+        captures, unreachable = dict(islands.captures), {}
+        for name, weight in self.found.computed.items():
+            holder = weight.site.holders[0]
+            module = self.model.get_submodule(holder)
+            if not parametrize.is_parametrized(module, name.rpartition(".")[2]):
+                captures.setdefault(holder, list(weight.captures.items()))
+                unreachable[holder] = name
+        inside: dict[str, list[Site]] = {}
+        for site in self.found.sites:
+            for island in set().union(*map(ancestors, site.holders)) & captures.keys():
+                inside.setdefault(island, []).append(site)
+        made = []
+        for name in sorted(captures):
+            tries = [
+                self._variant(name, *capture, inside.get(name, []), state)
+                for capture in captures[name]
+            ]
+            variants = [variant for variant in tries if variant is not None]
+            if variants or name in unreachable:
+                module = self.model.get_submodule(name)
+                made.append(SparseForward(name, module, variants, unreachable.get(name, "")))
+        return made
 
     def _variant(
         self,
@@ -135,7 +121,14 @@ class Rewriter:
         root = self.model.get_submodule(name)
         inlined = [root.get_submodule(path) for path in capture.inlined if path]
         modules = [root, *inlined]
-        return Variant(mode, capture.spec, graph, capture.guards, modules, capture.stores)
+        latent = frozenset(
+            relative(home, name)
+            for site in sites
+            if not site.computed
+            for home in homes(site)
+            if is_below(owner(home), name)
+        )
+        return Variant(mode, capture.spec, graph, capture.guards, modules, capture.stores, latent)
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

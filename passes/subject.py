@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from st3fx.core.converted import is_entered, leave
 from st3fx.core.forward import SparseForward
 from st3fx.core.inputs import Example
 from st3fx.core.settled import Left, settled
@@ -36,11 +37,16 @@ class Subject:
     @contextlib.contextmanager
     def original(self) -> Iterator[None]:
         """The model as it was before the conversion, inside."""
+        classes = {module: type(module) for module in self.model.modules() if is_entered(module)}
         for forward in self.forwards:
             forward.uninstall()
+        for module in classes:
+            leave(module)
         try:
             yield
         finally:
+            for module, cls in classes.items():
+                module.__class__ = cls
             for forward in self.forwards:
                 forward.install()
 

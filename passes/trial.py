@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from st3fx.core.forward import Held
+from st3fx.core.bound import Bound, bound_sites
+from st3fx.core.run import run_of
 from st3fx.core.state import copied, preserved, preserved_rng
 from st3fx.passes.equality import MismatchError, converted, detached, digest, require_equal
 from st3fx.passes.fold import clean, effective, fold, projections
@@ -33,7 +34,7 @@ def compare_trial(subject: Subject, trial: dict[str, Tensor], training: bool) ->
         MismatchError: If they differ.
     """
     model = subject.model
-    held = [item for forward in subject.forwards for item in forward.held]
+    held = bound_sites(model, run_of(model))
     if any(item.compute is not None for item in held):
         if not training:
             _compare_fold(subject, trial)
@@ -46,15 +47,15 @@ def compare_trial(subject: Subject, trial: dict[str, Tensor], training: bool) ->
     with preserved(model), own_gradients(model), _thresholds(model, trial):
         with preserved(model), converted(what):
             sparse = detached(run())
-        gradients = {item.site: digest(item.weight().grad) for item in held}
-        tied = projections(model, {item.site: item for item in held})
-        sums = {item.site: item.weight().grad for item in held if item.site in tied}
+        gradients = {item.site.name: digest(item.weight().grad) for item in held}
+        tied = projections(model, held)
+        sums = {n: item.weight().grad for item in held if (n := item.site.name) in tied}
         model.zero_grad(set_to_none=True)
         static = _effective_leaves(held)
         with preserved(model), subject.original(), _in_place_of_weights(held, static):
             expected = run()
-        expected_gradients = {item.site: _latent_gradient(item, static) for item in held}
-        lookups = {item.site: item.weight().grad for item in held if item.site in tied}
+        expected_gradients = {item.site.name: _latent_gradient(item, static) for item in held}
+        lookups = {n: item.weight().grad for item in held if (n := item.site.name) in tied}
     require_equal(expected, sparse, what)
     for name, gradient in expected_gradients.items():
         if name in tied:
@@ -78,10 +79,10 @@ def _is_sum(total: Tensor | None, projection: Tensor | None, lookups: Tensor | N
     return bool(((total.double() - sum(parts)).abs() <= bound).all())
 
 
-def _latent_gradient(held: Held, static: dict[str, Tensor]) -> Tensor | None:
+def _latent_gradient(held: Bound, static: dict[str, Tensor]) -> Tensor | None:
     """What the method makes of the effective weight's gradient; all uses of it added up before."""
-    upstream = static[held.site].grad
-    if upstream is None or held.method.straight_through:
+    upstream = static[held.site.name].grad
+    if upstream is None or held.sparse.method.straight_through:
         return upstream
     with torch.enable_grad():
         return torch.autograd.grad(held.effective(), held.weight(), upstream)[0]
@@ -102,15 +103,10 @@ def _compare_fold(subject: Subject, trial: dict[str, Tensor]) -> None:
 @contextlib.contextmanager
 def _thresholds(model: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
     """Other thresholds, buffers or parameters, inside."""
-    tensors = {
-        name: tensor
-        for table in (
-            model.named_buffers(remove_duplicate=False),
-            model.named_parameters(remove_duplicate=False),
-        )
-        for name, tensor in table
-        if name in values
-    }
+    tensors: dict[str, Tensor] = {}
+    for name in values:
+        path, _, key = name.rpartition(".")
+        tensors[name] = getattr(model.get_submodule(path), key)
     saved = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     try:
         with torch.no_grad():
@@ -123,20 +119,20 @@ def _thresholds(model: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
                 tensors[name].copy_(value)
 
 
-def _effective_leaves(held: Sequence[Held]) -> dict[str, Tensor]:
+def _effective_leaves(held: Sequence[Bound]) -> dict[str, Tensor]:
     """Effective weight by site, as leaves that collect their own gradients."""
     with torch.no_grad():
         return {
-            item.site: clean(effective(item)).requires_grad_(item.weight().requires_grad)
+            item.site.name: clean(effective(item)).requires_grad_(item.weight().requires_grad)
             for item in held
         }
 
 
 @contextlib.contextmanager
-def _in_place_of_weights(held: Sequence[Held], static: dict[str, Tensor]) -> Iterator[None]:
+def _in_place_of_weights(held: Sequence[Bound], static: dict[str, Tensor]) -> Iterator[None]:
     latent = [item.weight() for item in held]
     for item in held:
-        item.put(static[item.site])
+        item.put(static[item.site.name])
     try:
         yield
     finally:

@@ -7,17 +7,18 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from st3fx.core.converted import watch_loading
 from st3fx.core.forward import Islands
 from st3fx.core.inputs import Example
-from st3fx.core.masks import watch_loading
+from st3fx.core.run import run_of, runs_in
 from st3fx.core.selection import Selection, Selectors
 from st3fx.core.state import copied, not_collecting
 from st3fx.core.unloaded import buffers_on_meta, on_meta
 from st3fx.core.unloaded import watch as watch_values
+from st3fx.core.unwrap import unwrapped
 from st3fx.errors import FoldError, InputError, PlanError
 from st3fx.methods import Method
 from st3fx.methods.st3 import ST3
@@ -27,8 +28,6 @@ from st3fx.passes.fold import fold as _fold
 from st3fx.passes.fold import is_converted, undo
 from st3fx.passes.unloaded import observe as observe_shapes
 from st3fx.sparsifier import Sparsifier
-
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 __all__ = ["convert", "dataflow", "fold"]
 
@@ -154,7 +153,7 @@ def _copied(model: nn.Module) -> nn.Module:
 def _check(model: nn.Module, total_steps: int | None, update_every: int) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}: give an nn.Module")
-    if hasattr(model, "_orig_mod") or isinstance(model, _WRAPPERS):
+    if unwrapped(model) is not model:
         raise InputError(
             f"{type(model).__name__} wraps a model: convert the model in it, then wrap the result"
         )
@@ -185,8 +184,7 @@ def _attach(
         "st3fx_update_every": update_every,
     }
     model.__dict__.update(attributes)
-    device = next(model.parameters()).device
-    model.register_buffer("st3fx_step", torch.zeros((), dtype=torch.int64, device=device))
+    run_of(model).bind(model)
     watch_loading(model)
 
 
@@ -207,14 +205,10 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise FoldError(f"model is a {type(model).__name__}: give what convert gave")
-    inner = _unwrapped(model)
-    return _fold(inner if inplace else copied(inner))
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    while not hasattr(model, "st3fx_plan"):
-        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
-        if not isinstance(inner, nn.Module):
-            break
-        model = inner
-    return model
+    inner = unwrapped(model)
+    if not is_converted(inner):
+        raise FoldError(f"{type(model).__name__} is not a converted model: fold what convert gave")
+    target = inner if inplace else copied(inner)
+    for run in runs_in(target):
+        run.before_fold()
+    return _fold(target)

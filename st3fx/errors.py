@@ -88,3 +88,19 @@ class HalfPrecisionWarning(UserWarning):
 
 class EmptyLayerWarning(UserWarning):
     """A layer has lost all of its weights, or a model's outputs no longer depend on its inputs."""
+
+
+class DriftWarning(UserWarning):
+    """A converted model's structure has changed since, and what that does to its sparsity."""
+
+
+class TargetWarning(UserWarning):
+    """A model is folded before its sparsity has reached its target."""
+
+
+class TraceWarning(UserWarning):
+    """A tracer of another tool has taken the effective weights of the moment into its graph."""
+
+
+class OptimizerWarning(UserWarning):
+    """An optimizer does not train the weights of the converted model."""

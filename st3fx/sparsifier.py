@@ -9,23 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from st3fx.core import cache
-from st3fx.core.forward import Held, sparse_forwards
-from st3fx.core.functional import INACTIVE
-from st3fx.core.masks import put_mask
-from st3fx.core.shards import Spread, local, spread_of, whole
-from st3fx.core.site_state import places, state_name, state_of
+from st3fx.core.bound import Bound, drop, marks
+from st3fx.core.converted import SITES, move_state
+from st3fx.core.run import Run, run_of
+from st3fx.core.shards import Spread, fill, local, spread_of, whole
+from st3fx.core.site_state import state_name
 from st3fx.core.sites import SparsityPlan
-from st3fx.core.threshold import GlobalThreshold
 from st3fx.core.unloaded import complete
-from st3fx.errors import EmptyLayerWarning, HalfPrecisionWarning, StateError
+from st3fx.errors import HalfPrecisionWarning, OptimizerWarning, StateError
 from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod, check_sparsity
 
 
 class Sparsifier:
     """Drives the sparsity of a converted model.
 
-    Weights are looked up by name at each update, never kept, so that the model may be moved,
-    wrapped or loaded at any time. All state is in the model itself: thresholds, masks and the step.
+    Weights are looked up at each update, never kept, so that the model may be moved, wrapped or
+    loaded at any time. All state is in the model itself: thresholds, masks and the step.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -34,20 +33,22 @@ class Sparsifier:
         Raises:
             StateError: If the model was not converted.
         """
-        if not hasattr(model, "st3fx_plan"):
+        if "st3fx_plan" not in getattr(model, "__dict__", {}):
             raise StateError(
                 f"{type(model).__name__} is not a converted model: give what convert gave"
             )
         self.model = model
-        self._finder = GlobalThreshold()
         self._warned: set[str] = set()
-        self._counted: tuple[Tensor, int, int] | None = None  # step buffer, its version, its value
-        self.level: Tensor | None = None
-        """The last global threshold ``T``: 0-dimensional; ``None`` while there is none."""
+        self._attached: Any = None
+
+    @property
+    def run(self) -> Run:
+        """Where the training stands."""
+        return run_of(self.model)
 
     @property
     def plan(self) -> SparsityPlan:
-        """The plan of the conversion."""
+        """The plan of the conversion, without what has been dropped since."""
         plan: SparsityPlan = self.model.st3fx_plan  # type: ignore[assignment]
         return plan
 
@@ -65,49 +66,104 @@ class Sparsifier:
     @property
     def steps(self) -> int:
         """Optimizer steps so far."""
-        buffer = self.model.get_buffer("st3fx_step")
-        counted = self._counted
-        if counted is None or counted[0] is not buffer or counted[1] != buffer._version:
-            counted = self._counted = buffer, buffer._version, int(buffer)  # this waits for a GPU
-        return counted[2]
+        return self.run.steps
 
-    def _count(self, steps: int) -> None:
-        buffer = self.model.get_buffer("st3fx_step")
-        buffer.fill_(steps)
-        self._counted = buffer, buffer._version, steps
+    @property
+    def level(self) -> Tensor | None:
+        """The last global threshold ``T``: 0-dimensional; ``None`` while there is none."""
+        return self.run.level
 
     @property
     def frozen(self) -> bool:
         """Whether :meth:`freeze` was called."""
-        return any(state_of(self.model, site, "mask")[0].numel() for site in self.plan.sites)
+        return self.run.frozen
 
-    def _held(self) -> dict[str, Held]:
-        return {item.site: item for f in sparse_forwards(self.model) for item in f.held}
+    @property
+    def held(self) -> float | None:
+        """The sparsity that :meth:`set_sparsity` has set and steps keep; ``None`` if none."""
+        return self.run.sparsity if self.run.held else None
+
+    def attach(self, optimizer: Any) -> None:
+        """Step by itself after every step that ``optimizer`` really makes.
+
+        The recommended way: it counts updates, not calls. A step that a gradient scaler skips does
+        not count, nor do the batches of gradient accumulation; wrappers of Accelerate and Lightning
+        are looked through. Of several optimizers attach the one whose steps the schedule counts.
+
+        Args:
+            optimizer: A ``torch.optim.Optimizer``, or a wrapper with one in ``optimizer``.
+
+        Raises:
+            StateError: If it trains none of the sites' weights, or one is attached already.
+        """
+        inner = optimizer
+        while not hasattr(inner, "register_step_post_hook") and hasattr(inner, "optimizer"):
+            inner = inner.optimizer
+        if not hasattr(inner, "register_step_post_hook"):
+            raise StateError(
+                f"{type(optimizer).__name__} has no step hooks: call step() after each update"
+            )
+        if self._attached is not None:
+            raise StateError("an optimizer is attached already: detach() it first")
+        trained = {id(p) for group in inner.param_groups for p in group["params"]}
+        if not any(id(p) in trained for site in self._bound() for p in site.sources()):
+            raise StateError(
+                f"{type(inner).__name__} has none of the converted model's weights: make it from "
+                "the parameters() of the model that convert gave"
+            )
+        self._attached = inner.register_step_post_hook(self._after_optimizer)
+
+    def detach(self) -> None:
+        """Let go of the optimizer that was attached."""
+        if self._attached is not None:
+            self._attached.remove()
+            self._attached = None
+
+    def _after_optimizer(self, optimizer: Any, *_: Any) -> None:
+        skipped = getattr(optimizer, "found_inf", None)  # a fused optimizer skips by itself
+        if isinstance(skipped, Tensor) and bool(skipped):
+            return
+        self._step()
 
     def step(self) -> None:
         """Count one optimizer step and set the thresholds for the sparsity that follows from it.
 
         Call it after every step that the optimizer really made: once with gradient accumulation,
-        not at all where a gradient scaler skipped the step.
+        not at all where a gradient scaler skipped the step. :meth:`attach` does that by itself.
 
         Raises:
-            StateError: If the method needs the number of steps and ``convert`` was not given it, or
-                weights are NaN.
+            StateError: If the method needs the number of steps and ``convert`` was not given it,
+                weights are NaN, a site was replaced, or an optimizer is attached.
         """
+        if self._attached is not None:
+            raise StateError("an optimizer is attached, which counts its steps: leave step() out")
+        self._step()
+
+    def _step(self) -> None:
         complete(self.model)
-        method = self.method
-        total = self._total_steps() if isinstance(method, ScheduledMethod) else 0
-        steps = self.steps + 1
-        self._count(steps)
-        held = self._held()
-        self._warn_of_half(held)
+        method, run = self.method, self.run
+        follows = isinstance(method, ScheduledMethod) and not run.frozen and not run.held
+        total = self._total_steps() if follows else 0
+        run.take_over()
+        run.restore()
+        bound = self._bound()
+        self._warn_of_half(bound)
+        self._warn_of_optimizer(bound)
+        run.steps += 1
         if isinstance(method, LearnedMethod):
-            self._after_step(method, held)
-        elif isinstance(method, ScheduledMethod) and not self.frozen:
+            self._after_step(method, bound)
+        elif isinstance(method, ScheduledMethod) and not run.frozen:
             every: int = self.model.st3fx_update_every  # type: ignore[assignment]
-            if steps % every == 0 or steps == total:
-                self._set(method, method.schedule.sparsity(steps, total, method.sparsity), held)
-        self._refresh_effective(held)
+            if run.steps % every == 0 or run.steps == total:
+                run.set(self._scheduled(method), bound)
+        self._refresh_effective(bound)
+
+    def _scheduled(self, method: ScheduledMethod) -> float:
+        """The sparsity for the present step."""
+        run = self.run
+        if run.held:
+            return run.sparsity or 0.0
+        return method.schedule.sparsity(run.steps, self._total_steps(), method.sparsity)
 
     def _total_steps(self) -> int:
         total: int | None = self.model.st3fx_total_steps  # type: ignore[assignment]
@@ -118,90 +174,121 @@ class Sparsifier:
             )
         return total
 
-    def set_sparsity(self, sparsity: float) -> None:
-        """Set all thresholds for ``sparsity`` over the present weights; 0 makes them inactive.
+    def _bound(self) -> list[Bound]:
+        bound = self.run.bound()
+        for item in bound:  # FSDP2 moves parameters by itself
+            for module, parameter in item.places:
+                move_state(module, parameter, item.sparse)
+        return bound
+
+    def set_sparsity(self, sparsity: float | None) -> None:
+        """Set all thresholds for ``sparsity`` over the present weights, and hold it.
+
+        Later steps keep it, exactly, whatever the weights become.
+
+        Args:
+            sparsity: 0 makes thresholds inactive. ``None`` goes back to the schedule at the next
+                step.
 
         Raises:
             MethodError: For a sparsity outside [0, 1).
-            StateError: If thresholds are learned or masks are frozen, or weights are NaN or on the
-                meta device.
+            StateError: If thresholds are learned or masks are frozen, weights are NaN or on the
+                meta device, or a site was replaced.
         """
+        run = self.run
+        if sparsity is None:
+            run.held = False
+            return
         check_sparsity(sparsity)
         complete(self.model)
-        method = self.method
-        if not isinstance(method, ScheduledMethod):
-            raise StateError(f"{method.name} learns its thresholds: no sparsity can be set")
-        if self.frozen:
+        if not isinstance(self.method, ScheduledMethod):
+            raise StateError(f"{self.method.name} learns its thresholds: no sparsity can be set")
+        if run.frozen:
             raise StateError("the masks are frozen: the sparsity stays as it is")
-        held = self._held()
-        self._set(method, sparsity, held)
-        self._refresh_effective(held)
+        run.take_over()
+        bound = self._bound()
+        run.set(sparsity, bound)
+        run.held = True
+        self._refresh_effective(bound)
 
     def refresh(self) -> None:
         """Set the thresholds again, for the present step and the present weights.
 
-        For weights that no optimizer step made: averaged ones (EMA), or another checkpoint's. With
-        learned thresholds, which are weights themselves, nothing is to be done.
+        For weights that no optimizer step made: another checkpoint's, or averages in a copy of the
+        model, which then have the sparsity that the model they follow has now. Evaluation in eval
+        mode, ``fold`` and pickling do it by themselves. With learned thresholds, which are weights
+        themselves, nothing is to be done.
 
         Raises:
             StateError: As :meth:`step`.
         """
-        method = self.method
-        if isinstance(method, ScheduledMethod) and not self.frozen:
-            total = self._total_steps()
-            self._set(method, method.schedule.sparsity(self.steps, total, method.sparsity))
-        self._refresh_effective(self._held())
+        run, bound = self.run, self._bound()
+        if isinstance(self.method, ScheduledMethod):
+            if run.follows:
+                run.stale = True
+                run.settle(thorough=False)
+            elif not run.frozen:
+                run.set(self._scheduled(self.method), bound)
+        self._refresh_effective(bound)
 
-    @torch.no_grad()
-    def _set(
-        self, method: ScheduledMethod, sparsity: float, held: dict[str, Held] | None = None
-    ) -> None:
-        held = self._held() if held is None else held
-        sites = self.plan.sites
-        scales = [method.scale(site) for site in sites]
-        self.level = None
-        if sparsity > 0:
-            costs = [site.cost for site in sites] if method.budget == "macs" else None
-            weights = [held[site.name].weight() for site in sites]
-            self.level = self._finder.find(weights, scales, sparsity, costs)
-            self._warn_of_empty([sites[i].name for i in self._finder.empty], sparsity)
-        for site, scale in zip(sites, scales, strict=True):
-            value = INACTIVE if self.level is None else self.level * scale
-            for buffer in state_of(self.model, site, "threshold"):
-                buffer.copy_(value) if isinstance(value, Tensor) else buffer.fill_(value)
+    def drop(self, name: str) -> None:
+        """Go on without a site: its weight is dense from here on, as it stands.
 
-    def _warn_of_empty(self, names: list[str], sparsity: float) -> None:
-        for name in names:
-            if name not in self._warned:
-                self._warned.add(name)
-                message = (
-                    f"{name} has lost all of its weights at sparsity {sparsity:.4g}: exclude it, "
-                    "lower the sparsity, or normalise magnitudes (st3-sigma)"
-                )
-                warnings.warn(message, EmptyLayerWarning, stacklevel=4)
+        Args:
+            name: Full name in the plan, of a site that was replaced, or of any other.
 
-    def _warn_of_half(self, held: dict[str, Held]) -> None:
+        Raises:
+            StateError: If the plan has no such site.
+        """
+        site = next((site for site in self.plan.sites if site.name == name), None)
+        if site is None:
+            raise StateError(f"{name!r} is no site of this model: see sparsifier.plan.sites")
+        for module, parameter, sparse in list(marks(self.model)):
+            if sparse.run is self.run and sparse.site.name == name:
+                del module.__dict__[SITES][parameter]
+        drop(self.model, name, "dropped by the user")
+
+    def _warn_of_half(self, bound: list[Bound]) -> None:
         """Once: thresholds are fp32 whatever the weights are, steps are as fine as the weights."""
-        half = {item.owner._parameters.get(item.parameter) for item in held.values()}
+        if "half precision" in self._warned:
+            return
+        half = {item.owner._parameters.get(item.parameter) for item in bound}
         names = {str(p.dtype) for p in half if p is not None and p.dtype.itemsize < 4}
-        if names and "half precision" not in self._warned:
+        if names:
             self._warned.add("half precision")
             message = (
                 f"weights of {', '.join(sorted(names))} are trained: steps smaller than their "
                 "precision are lost; keep the model in float32 and compute under torch.autocast"
             )
-            warnings.warn(message, HalfPrecisionWarning, stacklevel=3)
+            warnings.warn(message, HalfPrecisionWarning, stacklevel=4)
+
+    def _warn_of_optimizer(self, bound: list[Bound]) -> None:
+        """At the first step: gradients have come, and no weight has moved."""
+        run = self.run
+        if run.steps or "optimizer" in self._warned:
+            return
+        self._warned.add("optimizer")
+        weights = [weight for site in bound for weight in site.sources()]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        if not gradients or run.moved(bound):
+            return
+        if all(bool(local(gradient).isfinite().all()) for gradient in gradients):
+            warnings.warn(
+                "no weight has moved since the conversion, though there are gradients: was the "
+                "optimizer made before convert? Make it from the converted model's parameters()",
+                OptimizerWarning,
+                stacklevel=4,
+            )
 
     @torch.no_grad()
-    def _after_step(self, method: LearnedMethod, held: dict[str, Held]) -> None:
-        for site in self.plan.sites:
-            threshold = state_of(self.model, site, "threshold")[0]
-            weight = held[site.name].weight()
-            method.after_step(weight, threshold, site)  # type: ignore[arg-type]
+    def _after_step(self, method: LearnedMethod, bound: list[Bound]) -> None:
+        for item in bound:
+            threshold: Any = item.tensors("threshold")[0]
+            method.after_step(item.weight(), threshold, item.site)
 
     @torch.no_grad()
-    def _refresh_effective(self, held: dict[str, Held]) -> None:
-        cache.refresh(item.inputs() for item in held.values() if item.compute is None)
+    def _refresh_effective(self, bound: list[Bound]) -> None:
+        cache.refresh(item.inputs() for item in bound if item.compute is None)
 
     @torch.inference_mode(False)  # masks made there could not be saved for a backward later on
     @torch.no_grad()
@@ -209,14 +296,19 @@ class Sparsifier:
         """Fix masks and thresholds from here on.
 
         What is zero now stays zero, whatever momentum, weight decay or a loaded checkpoint make of
-        the latent weights, and gets no gradient. Scheduled thresholds keep their values. A copy
-        that follows the model's buffers (``AveragedModel``) has to be frozen with it.
+        the latent weights, and gets no gradient. Scheduled thresholds keep their values. Copies
+        that follow the model are frozen with it.
+
+        Raises:
+            StateError: If a site was replaced.
         """
-        weights = self.effective_weights()
-        for site in self.plan.sites:
-            for module, parameter in places(self.model, site):
-                put_mask(module, state_name(parameter, "mask"), weights[site.name] != 0)
-        self._refresh_effective(self._held())
+        self.run.take_over()
+        weights, bound = self.effective_weights(), self._bound()
+        for item in bound:
+            for module, parameter in item.places:
+                module.__dict__[state_name(parameter, "mask")] = weights[item.site.name] != 0
+        self.run.frozen = True
+        self._refresh_effective(bound)
 
     def penalty(self) -> Tensor:
         """What to add to the loss: 0, unless the method learns its thresholds."""
@@ -233,7 +325,7 @@ class Sparsifier:
 
     def threshold_parameters(self) -> list[nn.Parameter]:
         """The thresholds that the optimizer trains; none for scheduled methods."""
-        tensors = (state_of(self.model, site, "threshold")[0] for site in self.plan.sites)
+        tensors = (item.tensors("threshold")[0] for item in self._bound())
         return [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
 
     @property
@@ -241,29 +333,35 @@ class Sparsifier:
         """Layer threshold by full name, negative while inactive; the mean of several learned."""
         method = self.method
         values = {}
-        for site in self.plan.sites:
-            threshold = whole(state_of(self.model, site, "threshold")[0]).detach()
+        for item in self._fitting():
+            threshold = whole(item.tensors("threshold")[0]).detach()
             level = method.level(threshold) if isinstance(method, LearnedMethod) else threshold
-            values[site.name] = float(level.mean())
+            values[item.site.name] = float(level.mean())
         return values
+
+    def _fitting(self) -> list[Bound]:
+        """The sites, with thresholds that fit their weights as a forward would find them."""
+        self.run.prepare(self.model.training)
+        return self._bound()
 
     @torch.no_grad()
     def effective_weights(self) -> dict[str, Tensor]:
         """Effective weight by full name, without gradient; gathered where weights are sharded."""
-        held, weights = self._held(), {}
-        for site in self.plan.sites:
-            inputs = held[site.name].inputs()
+        weights = {}
+        for item in self._fitting():
+            inputs = item.inputs()
             inputs = inputs._replace(weight=whole(inputs.weight), threshold=whole(inputs.threshold))
             out = torch.empty_like(inputs.weight, requires_grad=False)
             inputs.evaluate(out)
-            weights[site.name] = out
+            weights[item.site.name] = out
         return weights
 
     @property
     def sparsity(self) -> float:
         """Share of zeros among the effective weights of all sites."""
-        zeros = sum(w.numel() - int(w.count_nonzero()) for w in self.effective_weights().values())
-        return zeros / self.plan.numel
+        weights = self.effective_weights().values()
+        zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in weights)
+        return zeros / max(1, sum(weight.numel() for weight in weights))
 
     def empty_layers(self) -> tuple[str, ...]:
         """Sites that have lost all of their weights."""
@@ -271,16 +369,19 @@ class Sparsifier:
         return tuple(name for name, weight in weights if not weight.count_nonzero())
 
     def state_dict(self) -> dict[str, Any]:
-        """Step, and thresholds and frozen masks by the names that they belong to, on the CPU."""
+        """Step, sparsity, and thresholds and frozen masks by their names, on the CPU."""
         thresholds, masks = {}, {}
-        for site in self.plan.sites:
-            thresholds[site.name] = (
-                whole(state_of(self.model, site, "threshold")[0]).detach().cpu().clone()
-            )
-            mask = state_of(self.model, site, "mask")[0]
+        for item in self._bound():
+            name = item.site.name
+            thresholds[name] = whole(item.tensors("threshold")[0]).detach().cpu().clone()
+            mask = item.tensors("mask")[0]
             if mask.numel():
-                masks[site.name] = mask.cpu().clone()
-        return {"step": self.steps, "thresholds": thresholds, "masks": masks}
+                masks[name] = mask.cpu().clone()
+        run = self.run
+        return {
+            "step": run.steps, "sparsity": run.sparsity, "held": run.held, "frozen": run.frozen,
+            "thresholds": thresholds, "masks": masks,
+        }  # fmt: skip
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -290,7 +391,8 @@ class Sparsifier:
         Raises:
             StateError: If the state is of a model with other sites.
         """
-        names = {site.name for site in self.plan.sites}
+        bound = self._bound()
+        names = {item.site.name for item in bound}
         thresholds = state.get("thresholds", {})
         if "step" not in state:
             raise StateError("the state has no step: give what Sparsifier.state_dict() gave")
@@ -299,23 +401,15 @@ class Sparsifier:
             raise StateError(
                 f"the state is of another model: {len(odd)} sites differ, for example {odd[0]}"
             )
-        self._count(int(state["step"]))
-        for site in self.plan.sites:
-            for tensor in state_of(self.model, site, "threshold"):
-                _fill(tensor, thresholds[site.name])
-            mask = state.get("masks", {}).get(site.name, torch.empty(0, dtype=torch.bool))
-            for module, parameter in places(self.model, site):
-                present = module.get_buffer(state_name(parameter, "mask"))
-                put_mask(module, state_name(parameter, "mask"), mask.to(present.device, copy=True))
-
-
-def _fill(tensor: Tensor, value: Tensor) -> None:
-    """Set a tensor, sharded or not, to a whole value."""
-    if local(tensor) is tensor:
-        tensor.copy_(value)
-        return
-    from torch.distributed.tensor import DTensor, distribute_tensor  # noqa: PLC0415
-
-    assert isinstance(tensor, DTensor)
-    value = value.to(tensor.device)
-    tensor.copy_(distribute_tensor(value, tensor.device_mesh, tensor.placements))
+        masks = state.get("masks", {})
+        for item in bound:
+            for tensor in item.tensors("threshold"):
+                fill(tensor, thresholds[item.site.name])
+            mask = masks.get(item.site.name, torch.empty(0, dtype=torch.bool))
+            for module, parameter in item.places:
+                name = state_name(parameter, "mask")
+                module.__dict__[name] = mask.to(module.__dict__[name].device, copy=True)
+        self.run.take_state(
+            int(state["step"]), state.get("sparsity"),
+            held=state.get("held", False), frozen=state.get("frozen", bool(masks)),
+        )  # fmt: skip

@@ -14,7 +14,7 @@ each forward. Entries die with their parameters and are no part of any model.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from st3fx.core.digest import Digest, digests
 from st3fx.core.formula import Inputs, Job, evaluate
+from st3fx.errors import StateError
 
 
 @dataclass
@@ -34,9 +35,12 @@ class _Entry:
 
     effective: Tensor
     stamp: tuple[Any, ...] = ()
+    weight_stamp: tuple[Any, ...] = ()
     memory: tuple[StorageWeakRef, ...] = ()
     """Keeps the identities in the stamp from coming back for other storages."""
     digest: tuple[Digest, ...] = ()
+    version: int = 0
+    """Of the effective weight when it was computed: nobody else may write to it."""
     used: bool = True
 
     def make_room(self, weight: Tensor, *, in_place: bool) -> Tensor:
@@ -51,6 +55,21 @@ class _Entry:
     def is_fresh(self, inputs: Inputs) -> bool:
         """Whether nothing has changed since."""
         return self.stamp == _stamp(inputs) and self.digest == tuple(digests(_digested(inputs)))
+
+    def require_untouched(self) -> None:
+        """Refuse to go on with an effective weight that other code wrote to.
+
+        Raises:
+            StateError: With its shape: it does not know its name.
+        """
+        if self.effective._version != self.version:
+            shape = "x".join(map(str, self.effective.shape))
+            self.version = self.effective._version
+            self.stamp = ()  # said once: it is computed anew
+            raise StateError(
+                f"the effective weight of a site of shape {shape} was written to, which changes no "
+                "weight: write to the latent weight, model.get_parameter(NAME), or fold first"
+            )
 
 
 _ENTRIES: Any = WeakIdKeyDictionary()  # parameter -> entry
@@ -79,10 +98,11 @@ def lookup(inputs: Inputs, *, differentiable: bool) -> Tensor | None:
         return None
     with _LOCK:
         entry.used = True
+        entry.require_untouched()
         if not entry.is_fresh(inputs):
             # A forward under way may hold the other one.
             inputs.evaluate(entry.make_room(weight, in_place=False))
-            _note([(inputs, entry)])
+            _note(inputs, entry)
         # An alias shares the version counter: a graph that outlives the next refresh gets
         # autograd's error instead of other weights.
         alias: Tensor = entry.effective.detach()
@@ -94,12 +114,33 @@ def refresh(sites: Iterable[Inputs]) -> None:
     # Made in inference mode, they could not be saved for a backward later on.
     with _LOCK, torch.inference_mode(False), torch.no_grad():
         entries = [(inputs, entry) for inputs in sites if (entry := _asked_for(inputs.weight))]
-        evaluate(
-            [Job(i, entry.make_room(i.weight, in_place=True)) for i, entry in entries],
-        )
-        _note(entries)
-        for _, entry in entries:
+        found = iter(digests([t for inputs, _ in entries for t in _digested(inputs)]))
+        jobs = []
+        for inputs, entry in entries:
+            digest = tuple(next(found) for _ in _digested(inputs))
+            if entry.stamp != _stamp(inputs) or entry.digest != digest:
+                # Only a weight that has changed is like a dense one that an optimizer has written
+                # to, whose graphs autograd refuses. Where the threshold alone has, a graph that is
+                # under way keeps what it holds.
+                written = entry.weight_stamp != _where(inputs.weight) or entry.digest != digest
+                in_place = written or not _is_held(entry.effective)
+                jobs.append((Job(inputs, entry.make_room(inputs.weight, in_place=in_place)), entry))
+            entry.digest = digest
             entry.used = False
+        evaluate([job for job, _ in jobs])
+        for job, entry in jobs:
+            torch.autograd.graph.increment_version(entry.effective)  # kernels write by address
+            _stamp_entry(job.inputs, entry)
+
+
+def _is_held(effective: Tensor) -> bool:
+    """Whether a graph still holds an alias of an effective weight."""
+    uses: int = torch._C._storage_Use_Count(effective.untyped_storage()._cdata)
+    return uses > _OWN_USES
+
+
+_OWN_USES = 2
+"""References to a storage that only one tensor has, while it is asked for them."""
 
 
 def _asked_for(weight: Tensor) -> _Entry | None:
@@ -154,14 +195,17 @@ def _where(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor._version, storage, tensor.storage_offset(), tensor.dtype)
 
 
-def _note(entries: Sequence[tuple[Inputs, _Entry]]) -> None:
-    """The entries were computed from these inputs."""
-    tensors = [_digested(inputs) for inputs, _ in entries]
-    found = iter(digests([tensor for own in tensors for tensor in own]))
-    for (inputs, entry), own in zip(entries, tensors, strict=True):
-        entry.stamp, entry.digest = _stamp(inputs), tuple(next(found) for _ in own)
-        held = (inputs.weight, inputs.threshold, inputs.mask)
-        entry.memory = tuple(StorageWeakRef(tensor.untyped_storage()) for tensor in held)
+def _note(inputs: Inputs, entry: _Entry) -> None:
+    """The entry was computed from these inputs."""
+    entry.digest = tuple(digests(_digested(inputs)))
+    _stamp_entry(inputs, entry)
+
+
+def _stamp_entry(inputs: Inputs, entry: _Entry) -> None:
+    entry.stamp, entry.version = _stamp(inputs), entry.effective._version
+    entry.weight_stamp = _where(inputs.weight)
+    held = (inputs.weight, inputs.threshold, inputs.mask)
+    entry.memory = tuple(StorageWeakRef(tensor.untyped_storage()) for tensor in held)
 
 
 def _digested(inputs: Inputs) -> list[Tensor]:

@@ -22,8 +22,13 @@ Digest: TypeAlias = tuple[int, ...]
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def digests(tensors: Sequence[Tensor]) -> list[Digest]:
-    """The digest of each tensor; those of dense CPU memory together, in one pass."""
+def digests(tensors: Sequence[Tensor], *, wait: bool = False) -> list[Digest]:
+    """The digest of each tensor; those of dense CPU memory together, in one pass.
+
+    Args:
+        tensors: Any shapes and dtypes.
+        wait: Wait for other devices; else there is none of tensors that lie there.
+    """
     dense = [in_memory_order(tensor.detach()).contiguous() for tensor in tensors]
     found: list[Digest] = [()] * len(dense)
     here = [i for i, tensor in enumerate(dense) if tensor.device.type == "cpu"]
@@ -34,6 +39,10 @@ def digests(tensors: Sequence[Tensor]) -> list[Digest]:
         ranges = [(dense[i].data_ptr(), dense[i].nbytes) for i in here]
         for i, value in zip(here, latent.digest(ranges), strict=True):
             found[i] = (value,)
+    if wait:
+        for i, tensor in enumerate(dense):
+            if tensor.device.type not in ("cpu", "meta"):
+                found[i] = _by_sums(tensor)
     return found
 
 
@@ -49,8 +58,8 @@ def _by_sums(tensor: Tensor) -> Digest:
     rows = tensor.reshape(1, -1) if tensor.dim() < 2 else tensor.flatten(1)
     bits = rows.view(_INTEGERS[rows.element_size()]).sum(1)
     real = rows if rows.element_size() >= 4 else rows.float()
-    products = torch.mv(real, _vector(real.shape[1], real.dtype))
-    return (hash(bits.numpy().tobytes()), hash(products.numpy().tobytes()))
+    products = torch.mv(real, _vector(real.shape[1], real.dtype).to(real.device))
+    return (hash(bits.cpu().numpy().tobytes()), hash(products.cpu().numpy().tobytes()))
 
 
 @functools.lru_cache(maxsize=64)

@@ -20,6 +20,7 @@ from st3fx.core.hooks import is_hooked
 from st3fx.core.portable import from_portable, to_portable
 from st3fx.core.regions import is_autocast_border, is_border, unwound
 from st3fx.core.same import same_value
+from st3fx.core.site_state import latent_name
 
 
 @fx.wrap
@@ -51,10 +52,17 @@ class Guard(NamedTuple):
 class CompiledGraph:
     """An fx graph that never changes again, as a function of (module, *tensors)."""
 
-    def __init__(self, graph: fx.Graph) -> None:
-        """Compile ``graph``; its targets are relative to the module."""
+    def __init__(self, graph: fx.Graph, latent: frozenset[str] = frozenset()) -> None:
+        """Compile ``graph``.
+
+        Args:
+            graph: Its targets are relative to the module.
+            latent: Targets that are sites: the code reads their latent weights, which the plain
+                attributes are not.
+        """
         self.graph = graph
-        self._function = _compile(graph)
+        self.latent = latent
+        self._function = _compile(graph, latent)
 
     def __call__(self, module: nn.Module, *tensors: Any) -> Any:
         """Run the graph's code with ``module`` as ``self``."""
@@ -66,15 +74,24 @@ class CompiledGraph:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled as plain data, without tensors."""
-        return {"nodes": to_portable(self.graph)}
+        return {"nodes": to_portable(self.graph), "latent": sorted(self.latent)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Compile the code again."""
         self.graph = from_portable(state["nodes"])
-        self._function = _compile(self.graph)
+        self.latent = frozenset(state["latent"])
+        self._function = _compile(self.graph, self.latent)
 
 
-def _compile(graph: fx.Graph) -> Callable[..., Any]:
+def _compile(graph: fx.Graph, latent: frozenset[str]) -> Callable[..., Any]:
+    if latent:
+        copied = fx.Graph()
+        copied.output(copied.graph_copy(graph, {}))
+        graph = copied
+        for node in graph.nodes:
+            if node.op == "get_attr" and node.target in latent:
+                path, _, name = node.target.rpartition(".")
+                node.target = f"{path}.{latent_name(name)}".lstrip(".")
     function: Callable[..., Any] = type(fx.GraphModule(_skeleton(graph), graph)).forward
     return function
 
@@ -110,6 +127,7 @@ class Variant:
         guards: Sequence[Guard],
         modules: Sequence[nn.Module],
         stores: Sequence[str] = (),
+        latent: frozenset[str] = frozenset(),
     ) -> None:
         """Compile a graph.
 
@@ -121,10 +139,11 @@ class Variant:
             modules: The module itself, then those whose calls the graph replaces.
             stores: Relative names of attributes that a call sets; with any, the graph gives the
                 output and a list of their values.
+            latent: Relative names of the sites' parameters.
         """
         self.mode = mode
         self.spec = spec
-        self.run = CompiledGraph(graph)
+        self.run = CompiledGraph(graph, latent)
         self._has_regions = any(map(is_border, graph.nodes))
         self._has_autocast = any(map(is_autocast_border, graph.nodes))
         self.guards = tuple(guards)
@@ -180,4 +199,12 @@ class Variant:
         root, graph = self.modules[0], fx.Graph()
         output: Any = graph.graph_copy(self.run.graph, {})
         graph.output(output[0] if self.stores else output)
-        return fx.GraphModule(root, graph, class_name=type(root).__name__)
+        targets: dict[str, Any] = {}
+        for node in graph.nodes:
+            if node.op in ("get_attr", "call_module"):
+                path, _, name = str(node.target).rpartition(".")
+                owner = root.get_submodule(path)
+                # An attribute of a site would be its effective weight.
+                found = owner._parameters.get(name)
+                targets[str(node.target)] = getattr(owner, name) if found is None else found
+        return fx.GraphModule(targets, graph, class_name=type(root).__name__)

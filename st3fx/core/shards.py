@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from st3fx.errors import StateError
@@ -89,3 +89,23 @@ def local_part(tensor: Tensor, weight: Tensor) -> Tensor:
 def whole(weight: Tensor) -> Tensor:
     """All of a weight, gathered if it is split."""
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+@torch.no_grad()
+def set_value(tensor: Tensor, value: Tensor) -> None:
+    """Give a parameter, sharded or not, a whole value."""
+    if isinstance(tensor, DTensor):
+        tensor.copy_(
+            distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
+        )
+    else:
+        tensor.data = value
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, value: Tensor) -> None:
+    """Write a whole value into a tensor, sharded or not."""
+    if isinstance(tensor, DTensor):
+        set_value(tensor, value)
+    else:
+        tensor.copy_(value)

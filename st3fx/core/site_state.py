@@ -1,4 +1,9 @@
-"""Where a method's tensors lie: beside the weight, under each of its names."""
+"""Where a method's tensors lie: beside the weight, under each of its names.
+
+They are plain attributes of the module (``st3fx_weight_threshold``, ``st3fx_weight_mask``), neither
+parameters nor buffers: averages of weights, which walk over both, leave them alone. Learned
+thresholds alone are parameters, since the optimizer trains them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from st3fx.core.masks import put_mask
 from st3fx.core.sites import Site
 
 if TYPE_CHECKING:
@@ -19,22 +23,14 @@ def state_name(parameter: str, name: str) -> str:
     return f"st3fx_{parameter}_{name}"
 
 
+def latent_name(parameter: str) -> str:
+    """Attribute of a converted module that gives the latent weight itself; graphs read it."""
+    return state_name(parameter, "latent")
+
+
 def homes(site: Site) -> list[str]:
     """Full names under which a site's state is kept: its own and its aliases'."""
     return [site.name, *site.aliases]
-
-
-def places(model: nn.Module, site: Site) -> list[tuple[nn.Module, str]]:
-    """Where a site's state is kept: modules, and the parameter's names there."""
-    names = [home.rpartition(".") for home in homes(site)]
-    return [(model.get_submodule(owner), parameter) for owner, _, parameter in names]
-
-
-def state_of(model: nn.Module, site: Site, name: str) -> list[Tensor]:
-    """One of a method's tensors, under each of the names of a site's weight."""
-    return [
-        getattr(module, state_name(parameter, name)) for module, parameter in places(model, site)
-    ]
 
 
 def put_state(
@@ -58,7 +54,7 @@ def put_state(
         for key, tensor in state.items():
             name = state_name(parameter, key)
             if (f"{path}.{name}" if path else name) not in present:
-                _register(module, name, tensor)
+                put_tensor(module, name, tensor)
     return tuple(state)
 
 
@@ -68,11 +64,9 @@ def _like(model: nn.Module, site: Site) -> Tensor:
     return parameter.detach() if parameter.shape == site.shape else parameter.new_empty(site.shape)
 
 
-def _register(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """A learned threshold is one parameter under all names of a tied weight; a buffer is copied."""
+def put_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """A learned threshold is one parameter under all names of a tied weight; others are copied."""
     if isinstance(tensor, nn.Parameter):
         module.register_parameter(name, tensor)
-    elif tensor.numel():
-        module.register_buffer(name, tensor.clone())
     else:
-        put_mask(module, name, tensor.clone())
+        module.__dict__[name] = tensor.detach().clone()

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from st3fx.core.converted import PREFIX, RUN
 from st3fx.core.site_state import put_state
 from st3fx.errors import StateError
 
 MARK = "st3fx_unloaded"
-_PREFIX = "st3fx_"
 
 
 def on_meta(model: nn.Module) -> bool:
@@ -85,18 +85,16 @@ def _before_forward(model: nn.Module, _: Any) -> None:
         complete(model)
 
 
-def _after_loading(model: nn.Module, keys: Any) -> None:
-    """What the loaded weights do not bring of the method's tensors is made, and not missed."""
-    ours = {name for name in keys.missing_keys if _is_ours(name)}
-    keys.missing_keys[:] = [name for name in keys.missing_keys if name not in ours]
+def _after_loading(model: nn.Module, _: Any) -> None:
+    """What the loaded weights do not bring of the method's tensors is made."""
     latent = [p for name, p in model.named_parameters() if not _is_ours(name)]
     if not any(parameter.is_meta for parameter in latent):
-        # Empty masks are in no state dict: they are made, too.
-        _fill(model, {name for name in model.state_dict() if _is_ours(name)} - ours)
+        run: Any = model.__dict__[RUN]
+        _fill(model, {name for name in model.state_dict() if _is_ours(name)} - run.absent)
 
 
 def _is_ours(name: str) -> bool:
-    return name.rpartition(".")[2].startswith(_PREFIX)
+    return name.rpartition(".")[2].startswith(PREFIX)
 
 
 @torch.no_grad()
@@ -106,7 +104,4 @@ def _fill(model: nn.Module, loaded: set[str]) -> None:
     method: Any = model.st3fx_method
     for site in plan.sites:
         put_state(model, site, method, loaded)
-    if "st3fx_step" not in loaded:
-        device = next(model.parameters()).device
-        model.register_buffer("st3fx_step", torch.zeros((), dtype=torch.int64, device=device))
     unwatch(model)

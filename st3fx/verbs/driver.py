@@ -15,6 +15,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
 from st3fx.api import fold
+from st3fx.core.run import run_of
 from st3fx.data import Data, make_data
 from st3fx.errors import EmptyLayerWarning, TrainError
 from st3fx.files.atomic import replace_file
@@ -142,10 +143,10 @@ def _prepared(settings: Settings, folder: RunFolder, report: Reporter) -> Iterat
 
 def _begin_anew(session: Session, spec: str) -> None:
     """Set the step of a bundle that was trained before to 0; its weights stay."""
-    step = session.plain.get_buffer("st3fx_step")
-    if int(step):
-        session.report.note(f"{spec} was trained for {int(step)} steps: its schedule begins anew")
-        step.zero_()
+    run = run_of(session.plain)
+    if run.steps:
+        session.report.note(f"{spec} was trained for {run.steps} steps: its schedule begins anew")
+        run.begin_anew()
 
 
 def _write(run: Prepared, result: TrainResult, model: nn.Module) -> TrainResult:

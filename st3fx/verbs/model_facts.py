@@ -12,7 +12,6 @@ from typing import get_args
 from torch import nn
 
 from st3fx.api import dataflow, fold
-from st3fx.core.forward import sparse_forwards
 from st3fx.core.messages import describe
 from st3fx.errors import EmptyLayerWarning, St3fxError
 from st3fx.export.result import Size
@@ -80,7 +79,7 @@ def measure(bundle: Path, files: Sequence[Path], progress: Callable[[str], None]
 
 def _weights(sparsifier: Sparsifier) -> dict[str, Weights]:
     """Latent and effective weights by site."""
-    held = {item.site: item for f in sparse_forwards(sparsifier.model) for item in f.held}
+    held = {item.site.name: item for item in sparsifier.run.bound()}
     effective, thresholds = sparsifier.effective_weights(), sparsifier.thresholds
     return {
         name: Weights(

@@ -1,0 +1,195 @@
+"""The sites of a converted model as they are now: the modules that own them, and what has drifted.
+
+A site is known by the mark that its module carries, not by its path alone: a module that was moved
+(below a LoRA layer, say) takes its site along. What has gone (an ``Identity`` in place of the head)
+leaves the plan, with a warning. What was replaced (another layer, a parameter that was assigned) is
+named in an error: the model has another weight there than the one that was trained sparse.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from st3fx.core.converted import ENDED, SITES, Sparse
+from st3fx.core.formula import Inputs
+from st3fx.core.graphs import CompiledGraph
+from st3fx.core.site_state import homes, state_name
+from st3fx.core.sites import Site, SkippedSite, SparsityPlan
+from st3fx.core.state import preserved
+from st3fx.errors import DriftWarning, StateError
+
+if TYPE_CHECKING:
+    from st3fx.core.run import Run
+
+COMPUTE = "st3fx_compute"
+"""Attribute of a module whose weight is computed: parameter's name -> how, as a graph."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A site and the modules that own it.
+
+    Attributes:
+        site: From the plan.
+        owner: The module that has the parameter and the state.
+        parameter: The parameter's name there.
+        sparse: The module's mark.
+        places: All modules and names under which the site's state is kept: several if tied.
+        compute: For a computed weight, its graph as a function of the owner.
+    """
+
+    site: Site
+    owner: nn.Module
+    parameter: str
+    sparse: Sparse
+    places: tuple[tuple[nn.Module, str], ...]
+    compute: CompiledGraph | None = None
+
+    def weight(self) -> Tensor:
+        """The weight before the threshold; a computed one as in eval mode, without gradient."""
+        if self.compute is None:
+            parameter: Tensor = self.owner._parameters[self.parameter]  # type: ignore[assignment]
+            return parameter
+        with preserved(self.owner), torch.no_grad():
+            weight: Tensor = self.compute(self.owner.eval())
+            return weight
+
+    def sources(self) -> list[Tensor]:
+        """The parameters that the weight is, or is computed from."""
+        if self.compute is None:
+            return [self.weight()]
+        return list(self.owner.parameters())
+
+    def inputs(self) -> Inputs:
+        """What the effective weight is computed from."""
+        return self.sparse.inputs(self.owner, self.parameter, self.weight())
+
+    def effective(self) -> Tensor:
+        """The effective weight, with gradients to the latent one."""
+        return self.sparse.method.op(*self.inputs()[1:4], *self.sparse.constants)
+
+    def tensors(self, key: str) -> list[Tensor]:
+        """One of the method's tensors, under each of the site's names."""
+        return [getattr(module, state_name(name, key)) for module, name in self.places]
+
+    def put(self, tensor: Tensor) -> None:
+        """Make ``tensor`` what the model's own forwards read."""
+        for module, name in self.places:
+            module._parameters[name] = tensor  # type: ignore[assignment]
+            if isinstance(module, nn.RNNBase):
+                # Recurrent modules read their weights from a second list.
+                module._flat_weights[module._flat_weights_names.index(name)] = tensor
+
+
+def marks(model: nn.Module) -> Iterator[tuple[nn.Module, str, Sparse]]:
+    """All sites in a model, of whichever conversion: module, parameter, mark."""
+    for module in model.modules():
+        for parameter, sparse in module.__dict__.get(SITES, {}).items():
+            yield module, parameter, sparse
+
+
+def bound_sites(
+    root: nn.Module, run: Run, *, quiet: bool = False, report: Callable[[str], Any] | None = None
+) -> list[Bound]:
+    """The sites of ``root``'s plan that are still there.
+
+    Args:
+        root: The converted model; what has gone leaves its plan.
+        run: Its run.
+        quiet: Leave replaced sites out instead of raising.
+        report: Called with what is to be said of a replaced site.
+
+    Raises:
+        StateError: For the first site that was replaced.
+    """
+    plan: SparsityPlan = root.st3fx_plan  # type: ignore[assignment]
+    found, moved = [], None
+    for site in plan.sites:
+        places = [place for home in homes(site) if (place := _at(root, home, site, run))]
+        if len(places) < len(homes(site)):
+            if moved is None:
+                moved = _by_name(root, run)
+            known = {(id(module), name) for module, name, _ in places}
+            places += [p for p in moved.get(site.name, ()) if (id(p[0]), p[1]) not in known]
+        if places:
+            owner, parameter, sparse = places[0]
+            pairs = tuple((module, name) for module, name, _ in places)
+            compute = owner.__dict__.get(COMPUTE, {}).get(parameter)
+            found.append(Bound(site, owner, parameter, sparse, pairs, compute))
+            continue
+        reason = replaced(root, site)
+        if reason is None:
+            drop(root, site.name, "no longer in the model")
+            run.warn(
+                f"{site.name} is no longer in the model: its site is left out of the sparsity",
+                DriftWarning,
+            )
+            continue
+        message = (
+            f"{site.name} was replaced after the conversion ({reason}): it is dense; "
+            f"sparsifier.drop({site.name!r}) goes on without it, or fold first and convert again"
+        )
+        if report is not None:
+            report(message)
+        if not quiet:
+            raise StateError(message)
+    return found
+
+
+def _at(root: nn.Module, home: str, site: Site, run: Run) -> tuple[nn.Module, str, Sparse] | None:
+    """A site's module by the path that it had at the conversion."""
+    path, _, parameter = home.rpartition(".")
+    module: Any = root
+    for part in path.split(".") if path else ():
+        module = module._modules.get(part) if isinstance(module, nn.Module) else None
+    if module is None:
+        return None
+    sparse = module.__dict__.get(SITES, {}).get(parameter)
+    if sparse is None or sparse.run is not run or sparse.site.name != site.name:
+        return None
+    if not site.computed and module._parameters.get(parameter) is None:
+        return None
+    return module, parameter, sparse
+
+
+def _by_name(root: nn.Module, run: Run) -> dict[str, list[tuple[nn.Module, str, Sparse]]]:
+    """Sites by the marks that modules carry, wherever they are."""
+    table: dict[str, list[tuple[nn.Module, str, Sparse]]] = {}
+    for module, parameter, sparse in marks(root):
+        present = sparse.site.computed or module._parameters.get(parameter) is not None
+        if sparse.run is run and present:
+            table.setdefault(sparse.site.name, []).append((module, parameter, sparse))
+    return table
+
+
+def replaced(root: nn.Module, site: Site) -> str | None:
+    """What stands in a site's place; ``None`` if nothing does."""
+    path, _, parameter = site.name.rpartition(".")
+    with contextlib.suppress(AttributeError):
+        module = root.get_submodule(path)
+        if parameter in module.__dict__.get(ENDED, ()):
+            return "another parameter was assigned"
+        if parameter in module._buffers or module._parameters.get(parameter) is not None:
+            return f"{path or 'the model'} is another {type(module).__name__}"
+        names = [name for name, _ in module.named_parameters() if parameter in name]
+        if names:
+            return f"{path or 'the model'} has {names[0]} instead"
+    return None
+
+
+def drop(root: nn.Module, name: str, reason: str) -> None:
+    """Take a site out of the plan of ``root``."""
+    plan: SparsityPlan = root.st3fx_plan  # type: ignore[assignment]
+    site = next(site for site in plan.sites if site.name == name)
+    root.__dict__["st3fx_plan"] = dataclasses.replace(
+        plan,
+        sites=tuple(other for other in plan.sites if other is not site),
+        skipped=(*plan.skipped, SkippedSite(site.name, site.shape, site.op, reason)),
+    )

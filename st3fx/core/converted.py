@@ -1,0 +1,633 @@
+"""The class that a module of a converted model gets: its attributes are effective weights.
+
+A module that owns the parameter of a site, and one whose forward is a graph, becomes an instance of
+a subclass of its own class, as torch's parametrizations do it:
+
+* Reading the attribute (``layer.weight``) gives the effective weight, whoever reads it: the
+  module's forward, any other method, code outside. ``parameters()``, the optimizer and
+  ``get_parameter`` see the latent weight, and so do libraries that move or shard parameters.
+* ``forward`` runs the module's graph where one applies, else the forward of the user's class.
+* The method's tensors are plain attributes, which no average of weights reaches; ``state_dict``
+  gives copies of them, ``load_state_dict`` takes them in, ``to()`` moves them.
+* A parameter that is assigned to the attribute is no latent weight of ours: the site ends there.
+
+The class has the name of the user's, and ``isinstance`` holds; ``type(module) is`` does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import copyreg
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from st3fx.core.effective import EffectiveWeight
+from st3fx.core.formula import Inputs
+from st3fx.core.site_state import latent_name, state_name
+from st3fx.core.sites import Site
+from st3fx.errors import StateError
+
+if TYPE_CHECKING:
+    from st3fx.core.run import Run
+    from st3fx.methods.base import Method
+
+PREFIX = "st3fx_"
+SITES = "st3fx_sites"
+"""Attribute of a module: parameter's name -> what makes it a site."""
+ENDED = "st3fx_ended"
+"""Attribute of a module: names of parameters that were sites until another was assigned."""
+FORWARD = "st3fx_forward"
+"""Attribute of a module: its sparse forward."""
+RUN = "st3fx_run"
+"""Attribute of the root: where its training stands."""
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """What makes a parameter of a module a site.
+
+    Attributes:
+        site: From the plan.
+        method: Gives the operator, which as an object could not be pickled.
+        constants: The operator's remaining arguments.
+        run: That of the conversion; all sites of a model share it.
+    """
+
+    site: Site
+    method: Method
+    constants: tuple[Any, ...]
+    run: Run
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sparse:
+        """For the copy's run; the rest never changes."""
+        return Sparse(self.site, self.method, self.constants, copy.deepcopy(self.run, memo))
+
+    def inputs(self, module: nn.Module, parameter: str, weight: Tensor) -> Inputs:
+        """What the effective weight is computed from."""
+        threshold = getattr(module, state_name(parameter, "threshold"))
+        mask = getattr(module, state_name(parameter, "mask"))
+        return Inputs(self.method.formula, weight, threshold, mask, self.constants)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One attribute of one module, which an effective weight was read from."""
+
+    module: nn.Module
+    parameter: str
+
+    @property
+    def name(self) -> str:
+        """The site's full name."""
+        sparse: Sparse | None = self.module.__dict__.get(SITES, {}).get(self.parameter)
+        return self.parameter if sparse is None else sparse.site.name
+
+    def latent(self) -> Tensor:
+        """The latent weight, as it is now."""
+        latent: Tensor = self.module._parameters[self.parameter]  # type: ignore[assignment]
+        return latent
+
+    def read(self) -> Tensor:
+        """The effective weight, as it is now."""
+        weight: Tensor = getattr(self.module, self.parameter)
+        return weight
+
+    @property
+    def active(self) -> bool:
+        """Whether effective and latent weight may differ."""
+        threshold: Tensor = getattr(self.module, state_name(self.parameter, "threshold"))
+        mask: Tensor = getattr(self.module, state_name(self.parameter, "mask"))
+        scheduled = not isinstance(threshold, nn.Parameter)
+        return bool(mask.numel()) or not scheduled or bool((threshold >= 0).any())
+
+
+_GETATTR = nn.Module.__getattr__
+
+MEAN_THE_PARAMETER = (
+    "torch.nn.modules.module",  # get_parameter
+    "torch.nn.utils._named_member_accessor",
+    "torch.nn.utils.stateless",
+    "torch.nn.utils._per_sample_grad",
+    "torch.distributed.",  # sharding and checkpoints
+    "torch.nn.parallel.",
+    "torch._functorch.",
+    "accelerate.",  # offloading
+)
+"""Modules whose ``getattr(module, name)`` asks for the parameter itself, to move or to shard it."""
+
+CHANGE_THE_PARAMETER = (
+    "torch.nn.utils.prune",
+    "torch.nn.utils.parametrize",
+    "torch.nn.utils.parametrizations",
+    "torch.nn.utils.weight_norm",
+    "torch.nn.utils.spectral_norm",
+)
+"""Modules that put something else in the place of a parameter, computed from it."""
+
+
+def read(module: nn.Module, name: str, weight: Tensor, caller: str) -> Tensor:
+    """What the attribute of a site's parameter gives.
+
+    Args:
+        module: The module.
+        name: The parameter's name there.
+        weight: The parameter.
+        caller: Name of the Python module that asks.
+
+    Raises:
+        StateError: If torch's own pruning or parametrizations ask for it.
+    """
+    sparse: Sparse | None = module.__dict__.get(SITES, {}).get(name)
+    if sparse is None or caller.startswith(MEAN_THE_PARAMETER):
+        return weight
+    if caller.startswith(CHANGE_THE_PARAMETER):
+        raise StateError(
+            f"{sparse.site.name} has a threshold, and {caller} would put another weight in its "
+            "place: do that before the conversion, or fold first"
+        )
+    sparse.run.prepare(module.training, sparse.site.name, weight)
+    inputs = sparse.inputs(module, name, weight)
+    effective: Tensor = sparse.method.op(*inputs[1:4], *sparse.constants)
+    if nn.Module.__getattr__ is not _GETATTR:  # a tracer of torch.fx has put its own there
+        sparse.run.say_of_trace(sparse.site.name)
+        return effective.detach()
+    if not _plain_call(effective):
+        return effective
+    return EffectiveWeight.of(effective, Place(module, name))
+
+
+def _plain_call(tensor: Tensor) -> bool:
+    """Whether nothing traces or transforms this call, which a class of tensors would disturb."""
+    return (
+        type(tensor) is Tensor
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.maybe_current_level() is None
+        and torch._C._get_tracing_state() is None
+    )
+
+
+@contextlib.contextmanager
+def _no_fallback(module: nn.Module, name: str) -> Iterator[None]:
+    """An ``AttributeError`` in a property lets Python ask ``__getattr__``, which is dense.
+
+    Raises:
+        StateError: In its place.
+    """
+    try:
+        yield
+    except AttributeError as error:
+        raise StateError(
+            f"the effective weight {name} of a {type(module).__name__} cannot be computed: {error}"
+        ) from error
+
+
+def _attribute(name: str) -> property:
+    """The attribute of a site's parameter."""
+
+    def get(self: Any) -> Any:
+        if torch.compiler.is_compiling():
+            sparse = self.st3fx_sites[name] if name in self.st3fx_sites else None  # noqa: SIM401
+            weight = self._parameters[name]
+            if sparse is None:
+                return weight
+            threshold = getattr(self, state_name(name, "threshold"))
+            mask = getattr(self, state_name(name, "mask"))
+            return sparse.method.op(weight, threshold, mask, *sparse.constants)
+        weight = self._parameters.get(name)
+        if weight is None:
+            if name in self._parameters:
+                return None
+            if name not in self.__dict__:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            weight = self.__dict__[name]  # a replica of data parallelism has plain tensors
+        with _no_fallback(self, name):
+            return read(self, name, weight, sys._getframe(1).f_globals.get("__name__", ""))
+
+    def put(self: Any, value: Any) -> None:
+        caller = sys._getframe(2).f_globals.get("__name__", "")
+        if not caller.startswith("torch.nn.parallel."):
+            raise StateError(
+                f"{type(self).__name__}.{name} is set to a {type(value).__name__}, but it is a "
+                "weight of a converted model: assign an nn.Parameter, write to "
+                f"get_parameter({name!r}), or fold first"
+            )
+        self.__dict__[name] = value
+
+    return property(get, put, doc=f"The effective weight of the parameter ``{name}``.")
+
+
+def _computed_attribute(name: str, own: property) -> property:
+    """The attribute of a weight that a parametrization of torch's computes."""
+
+    def get(self: Any) -> Any:
+        weight = own.fget(self)  # type: ignore[misc]
+        if name not in self.st3fx_sites:
+            return weight
+        sparse = self.st3fx_sites[name]
+        threshold = getattr(self, state_name(name, "threshold"))
+        mask = getattr(self, state_name(name, "mask"))
+        return sparse.method.op(weight, threshold, mask, *sparse.constants)
+
+    return property(get, own.fset, doc=f"The effective weight of the computed ``{name}``.")
+
+
+def _latent(name: str) -> property:
+    def get(self: Any) -> Any:
+        return self._parameters[name]
+
+    return property(get, doc=f"The parameter ``{name}`` itself.")
+
+
+def _flat_weights() -> property:
+    """Recurrent layers read their weights from a list of their own."""
+
+    def get(self: Any) -> Any:
+        return [
+            getattr(self, n) if n in self._parameters else w
+            for n, w in zip(self._flat_weights_names, self.__dict__["_flat_weights"], strict=False)
+        ]
+
+    def put(self: Any, value: Any) -> None:
+        self.__dict__["_flat_weights"] = value
+
+    return property(get, put)
+
+
+class _Methods:
+    """What every class of a converted module overrides."""
+
+    @staticmethod
+    def body(base: type[nn.Module]) -> dict[str, Any]:
+        """The overridden methods, for a subclass of ``base``."""
+        made = {
+            "register_parameter": _register_parameter,
+            "_apply": _apply,
+            "_save_to_state_dict": _save_to_state_dict,
+            "_load_from_state_dict": _load_from_state_dict,
+            "train": _train,
+            "__setstate__": _set_state,
+        }
+        body = {name: make(base) for name, make in made.items()}
+        body["__reduce_ex__"] = _reduce(base)
+        if hasattr(base, "__deepcopy__"):
+            body["__deepcopy__"] = _deepcopy(base)
+        if issubclass(base, fx.GraphModule):
+            body["recompile"] = _recompile(base)
+        return body
+
+
+def _register_parameter(base: type[nn.Module]) -> Callable[..., None]:
+    @functools.wraps(base.register_parameter)
+    def register_parameter(self: Any, name: str, param: Any) -> None:
+        sites = self.__dict__.get(SITES, {})
+        if name in sites and param is not self._parameters.get(name) and not _LOADING:
+            end(self, name)
+        base.register_parameter(self, name, param)
+
+    return register_parameter
+
+
+_LOADING: list[bool] = []
+"""Not empty while a state dict is loaded: what is assigned then are latent weights."""
+
+
+def end(module: nn.Module, parameter: str) -> None:
+    """No site any more: the parameter is dense as it stands."""
+    del module.__dict__[SITES][parameter]
+    module.__dict__.setdefault(ENDED, set()).add(parameter)
+
+
+def _apply(base: type[nn.Module]) -> Callable[..., Any]:
+    @functools.wraps(base._apply)
+    def apply(self: Any, fn: Any, recurse: bool = True) -> Any:
+        base._apply(self, fn, recurse)
+        for parameter, sparse in self.__dict__.get(SITES, {}).items():
+            move_state(self, parameter, sparse)
+        return self
+
+    return apply
+
+
+def move_state(module: nn.Module, parameter: str, sparse: Sparse) -> None:
+    """Bring the method's tensors to where the weight is; they keep their precision."""
+    weight = module._parameters.get(parameter)
+    if weight is None:
+        weight = next(iter(module.parameters()), None)
+    if weight is None:
+        return
+    for key in ("threshold", "mask"):
+        name = state_name(parameter, key)
+        tensor = module.__dict__.get(name)
+        if tensor is None or tensor.device == weight.device:
+            continue
+        if tensor.is_meta:  # it had no value yet
+            tensor = sparse.method.state(sparse.site, weight.detach())[key]
+        module.__dict__[name] = tensor.to(weight.device)
+
+
+def _train(base: type[nn.Module]) -> Callable[..., Any]:
+    @functools.wraps(base.train)
+    def train(self: Any, mode: bool = True) -> Any:
+        if not mode and RUN in self.__dict__:
+            self.__dict__[RUN].suspect = True
+        return base.train(self, mode)
+
+    return train
+
+
+def _save_to_state_dict(base: type[nn.Module]) -> Callable[..., None]:
+    @functools.wraps(base._save_to_state_dict)
+    def save(self: Any, destination: Any, prefix: str, keep_vars: bool) -> None:
+        base._save_to_state_dict(self, destination, prefix, keep_vars)
+        for parameter, sparse in self.__dict__.get(SITES, {}).items():
+            destination.update(saved_state(self, parameter, sparse, prefix))
+        if RUN in self.__dict__:
+            destination.update(self.__dict__[RUN].saved(prefix))
+
+    return save
+
+
+def saved_state(
+    module: nn.Module, parameter: str, sparse: Sparse, prefix: str
+) -> Iterator[tuple[str, Tensor]]:
+    """Copies of the method's tensors, so that what is done to a state dict changes no model.
+
+    The mask is there whether or not the sparsity is frozen, a bit for each weight in the order of
+    its dimensions, so that state dicts of both kinds have the same keys and shapes.
+    """
+    threshold = module.__dict__.get(state_name(parameter, "threshold"))
+    if threshold is not None:  # a learned one is a parameter
+        yield prefix + state_name(parameter, "threshold"), threshold.detach().clone()
+    mask = module.__dict__[state_name(parameter, "mask")]
+    count = 1
+    for size in sparse.site.shape:
+        count *= size
+    yield prefix + state_name(parameter, "mask"), packed(mask, count)
+
+
+def packed(mask: Tensor, count: int) -> Tensor:
+    """Bits in bytes, the first in the lowest; all ones for an empty mask."""
+    length = -(-count // 8)
+    if not mask.numel():
+        return torch.full((length,), 255, dtype=torch.uint8, device=mask.device)
+    bits = torch.zeros(length * 8, dtype=torch.uint8, device=mask.device)
+    bits[:count] = mask.reshape(-1).to(torch.uint8)
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return (bits.view(-1, 8) * weights).sum(1, dtype=torch.uint8)
+
+
+def unpacked(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The mask of a state dict: bits, or (of older files) booleans; empty if all are ones.
+
+    Raises:
+        StateError: If it is of another shape.
+    """
+    count = 1
+    for size in shape:
+        count *= size
+    if value.dtype == torch.bool:
+        if value.numel() not in (0, count):
+            raise StateError(f"a mask of {tuple(value.shape)} is of another weight than {shape}")
+        return value.reshape(shape).clone() if value.numel() else value.clone()
+    if value.dtype != torch.uint8 or value.numel() != -(-count // 8):
+        raise StateError(f"a mask of {value.numel()} bytes is of another weight than {shape}")
+    powers = 2 ** torch.arange(8, dtype=torch.uint8, device=value.device)
+    bits = value.reshape(-1, 1).bitwise_and(powers).ne(0).reshape(-1)[:count]
+    return (
+        torch.empty(0, dtype=torch.bool, device=value.device) if bits.all() else bits.reshape(shape)
+    )
+
+
+def _load_from_state_dict(base: type[nn.Module]) -> Callable[..., None]:
+    @functools.wraps(base._load_from_state_dict)
+    def load(
+        self: Any, state: Any, prefix: str, meta: Any, strict: bool,
+        missing: list[str], unexpected: list[str], errors: list[str],
+    ) -> None:  # fmt: skip
+        _LOADING.append(True)
+        try:
+            base._load_from_state_dict(
+                self, state, prefix, meta, strict, missing, unexpected, errors
+            )
+        finally:
+            _LOADING.pop()
+        if RUN in self.__dict__:
+            self.__dict__[RUN].load(state, prefix)
+        own = prefix + PREFIX
+        unexpected[:] = [key for key in unexpected if not key.startswith(own)]
+        absent = {key for key in missing if key.startswith(own)}  # learned thresholds stay
+        missing[:] = [key for key in missing if key not in absent]
+        for parameter, sparse in self.__dict__.get(SITES, {}).items():
+            sparse.run.absent |= absent
+            try:
+                _take(self, parameter, sparse, state, prefix)
+            except StateError as error:
+                errors.append(f"{sparse.site.name}: {error}")
+
+    return load
+
+
+def _take(
+    module: nn.Module, parameter: str, sparse: Sparse, state: Mapping[str, Any], prefix: str
+) -> None:
+    """The method's tensors from a state dict, as far as they are in it."""
+    move_state(module, parameter, sparse)
+    with torch.no_grad(), torch.inference_mode(False):
+        name = state_name(parameter, "threshold")
+        given, present = state.get(prefix + name), module.__dict__.get(name)
+        if isinstance(given, Tensor) and present is not None:
+            if given.shape != present.shape:
+                raise StateError(
+                    f"a threshold of shape {tuple(given.shape)} for one of {tuple(present.shape)}"
+                )
+            present.copy_(given)
+        name = state_name(parameter, "mask")
+        given = state.get(prefix + name)
+        if isinstance(given, Tensor):
+            device = module.__dict__[name].device
+            module.__dict__[name] = unpacked(given, sparse.site.shape).to(device)
+        elif sparse.run.loading:  # a file of an older version, whose masks are not frozen
+            module.__dict__[name] = module.__dict__[name].new_empty(0)
+
+
+def _set_state(base: type[nn.Module]) -> Callable[..., None]:
+    def set_state(self: Any, state: dict[str, Any]) -> None:
+        base.__setstate__(self, state)
+        if RUN in self.__dict__:
+            self.__dict__[RUN].bind(self)
+
+    return set_state
+
+
+def _reduce(base: type[nn.Module]) -> Callable[..., Any]:
+    def reduce(self: Any, protocol: Any) -> Any:
+        function, args, *rest = base.__reduce_ex__(self, protocol)
+        names, has_forward = _kind_of(self)
+        if function is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return (_new, (base, names, has_forward, *args[1:]), *rest)
+        # fx's graph modules are made again from their code and attributes.
+        ours = {key: value for key, value in self.__dict__.items() if key.startswith(PREFIX)}
+        args = tuple(
+            {k: v for k, v in arg.items() if k not in ours} if isinstance(arg, dict) else arg
+            for arg in args
+        )
+        return (_made_by, (names, has_forward, function, *args), ours)
+
+    return reduce
+
+
+def _new(base: type[nn.Module], names: tuple[str, ...], has_forward: bool, *args: Any) -> Any:
+    """An empty instance, as unpickling makes it."""
+    cls = class_for(base, names, has_forward)
+    return cls.__new__(cls, *args)
+
+
+def _made_by(names: tuple[str, ...], has_forward: bool, function: Any, *args: Any) -> Any:
+    """What ``function`` makes, of a converted module's class."""
+    module = function(*args)
+    module.__class__ = class_for(type(module), names, has_forward)
+    return module
+
+
+def _deepcopy(base: type[nn.Module]) -> Callable[..., Any]:
+    """For classes that copy themselves, as fx's graph modules, and leave attributes out."""
+
+    def deepcopy(self: Any, memo: dict[int, Any]) -> Any:
+        twin = base.__deepcopy__(self, memo)  # type: ignore[attr-defined]
+        memo[id(self)] = twin
+        for key, value in self.__dict__.items():
+            if key.startswith(PREFIX):
+                twin.__dict__[key] = copy.deepcopy(value, memo)
+        twin.__class__ = class_for(_plain_class(type(twin)), *_kind_of(self))
+        if RUN in twin.__dict__:
+            twin.__dict__[RUN].bind(twin)
+        return twin
+
+    return deepcopy
+
+
+def _recompile(base: type[nn.Module]) -> Callable[..., Any]:
+    """A graph module writes its code to its class, which has to be its own."""
+
+    def recompile(self: Any) -> Any:
+        ours = type(self)
+        self.__class__ = base
+        try:
+            return base.recompile(self)  # type: ignore[attr-defined]
+        finally:
+            self.__class__ = ours
+
+    return recompile
+
+
+def _forward(base: type[nn.Module]) -> Callable[..., Any]:
+    @functools.wraps(base.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        run = getattr(self, "st3fx_forward", None)
+        if run is None:  # folded since, while a wrapper kept this method
+            return base.forward(self, *args, **kwargs)
+        return run(*args, **kwargs)
+
+    setattr(forward, IS_FORWARD, True)
+    return forward
+
+
+IS_FORWARD = "st3fx_is_forward"
+"""Attribute of the function that stands as ``forward`` in a class of ours."""
+
+_BASE = "st3fx_base"
+"""Attribute of a class of ours: the user's class, the attributes, whether it has a forward."""
+
+
+@functools.lru_cache(maxsize=4096)
+def class_for(base: type[nn.Module], names: tuple[str, ...], has_forward: bool) -> type[nn.Module]:
+    """The class of converted modules of a class.
+
+    Args:
+        base: The user's class.
+        names: Parameters whose attributes are effective weights.
+        has_forward: Whether there is a sparse forward.
+    """
+    body: dict[str, Any] = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        _BASE: (base, names, has_forward),
+        **_Methods.body(base),
+    }
+    for name in names:
+        own = getattr(base, name, None)
+        if isinstance(own, property):
+            body[name] = _computed_attribute(name, own)
+        else:
+            body[name] = _attribute(name)
+            body[latent_name(name)] = _latent(name)
+    if names and issubclass(base, nn.RNNBase):
+        body["_flat_weights"] = _flat_weights()
+    if has_forward:
+        body["forward"] = _forward(base)
+        body[FORWARD] = None
+    return type(base)(base.__name__, (base,), body)
+
+
+def _kind_of(module: nn.Module) -> tuple[tuple[str, ...], bool]:
+    _, names, has_forward = getattr(type(module), _BASE)
+    return names, has_forward
+
+
+def own_forward(module: nn.Module) -> Any:
+    """The forward of the user's class, as a function."""
+    kind: tuple[Any, ...] | None = getattr(type(module), _BASE, None)
+    return type(module).forward if kind is None or not kind[2] else kind[0].forward
+
+
+def enter(module: nn.Module, names: tuple[str, ...], has_forward: bool) -> None:
+    """Make a module an instance of its converted class."""
+    module.__class__ = class_for(type(module), names, has_forward)
+
+
+def leave(module: nn.Module) -> None:
+    """Give a module its own class back, also under a class that another library made of ours."""
+    module.__class__ = _plain_class(type(module))
+
+
+def _plain_class(cls: type) -> type:
+    if _BASE in cls.__dict__:
+        base: type = cls.__dict__[_BASE][0]
+        return base
+    if not hasattr(cls, _BASE):
+        return cls
+    # FSDP2 gives a module a subclass of the class that it has.
+    bases = tuple(_plain_class(base) for base in cls.__bases__)
+    hidden = ("__dict__", "__weakref__")
+    body = {key: value for key, value in vars(cls).items() if key not in hidden}
+    return type(cls)(cls.__name__, bases, body)
+
+
+def is_entered(module: nn.Module) -> bool:
+    """Whether a module has a converted class."""
+    return hasattr(type(module), _BASE)
+
+
+def watch_loading(root: nn.Module) -> None:
+    """Let the root's run know when all of its modules have been loaded."""
+    root.register_load_state_dict_post_hook(_after_loading)
+
+
+def unwatch_loading(model: nn.Module) -> None:
+    """Take the hook off again, from ``model`` and all modules in it."""
+    for module in model.modules():
+        hooks = module.__dict__.get("_load_state_dict_post_hooks", {})
+        for key in [key for key, hook in hooks.items() if hook is _after_loading]:
+            del hooks[key]
+
+
+def _after_loading(root: nn.Module, _: Any) -> None:
+    root.__dict__[RUN].loaded()

@@ -1,0 +1,240 @@
+"""What an attribute of a converted module gives: the effective weight; writes go to the latent.
+
+Code outside a forward reads ``layer.weight`` and means the weight that multiplies. It gets that
+weight, as a tensor of a class of its own:
+
+* An operator takes it like any tensor and gives a plain one; gradients reach the latent weight.
+* A method that writes in place (``mul_``, ``copy_``, ``w[0] = 1``, what ``torch.nn.init`` calls)
+  runs on the latent weight. So do ``requires_grad_``, ``register_hook``, and ``.grad`` is its.
+* ``w.data = value`` sets the latent weight while no threshold is active. Under a threshold the
+  value was most likely computed from the effective weight, which is no latent weight: refused.
+* Views (``w[0]``, ``w.T``, ``w.view(-1)``) refuse to be written to, and so does ``w.numpy()``.
+
+The edge: a function that is given the tensor as ``out=`` or writes to it by another way than a
+method (``torch.relu_(w)``, a custom kernel) reaches only this copy. Where the copy is a kept one,
+the next forward notices it and says so; a fresh copy's change is lost.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from st3fx.errors import StateError
+
+
+class Source(Protocol):
+    """The weight of a converted module that a tensor was read from."""
+
+    @property
+    def name(self) -> str:
+        """Its full name."""
+
+    def latent(self) -> Tensor:
+        """The latent weight, as it is now."""
+
+    def read(self) -> Tensor:
+        """The effective weight, as it is now."""
+
+    @property
+    def active(self) -> bool:
+        """Whether effective and latent weight may differ."""
+
+
+class EffectiveWeight(Tensor):
+    """An effective weight that was read from a module; writes go to the latent weight."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # operators see a plain tensor
+
+    st3fx_source: Source
+    st3fx_detached: bool
+
+    @staticmethod
+    def of(tensor: Tensor, source: Source, *, detached: bool = False) -> Tensor:
+        """``tensor``, with its gradient's history, as a read of ``source``."""
+        weight = tensor.as_subclass(EffectiveWeight)
+        weight.st3fx_source = source
+        weight.st3fx_detached = detached
+        return weight
+
+    def detach(self) -> Tensor:
+        """The same without gradient; writes go to the latent weight, without gradient too."""
+        return EffectiveWeight.of(super().detach(), self.st3fx_source, detached=True)
+
+    @property
+    def data(self) -> Tensor:
+        """As :meth:`detach`."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        source = self.st3fx_source
+        if value is self or (isinstance(value, EffectiveWeight) and value.st3fx_source is source):
+            return  # `w.data *= 2` has written already
+        if source.active:
+            raise StateError(
+                f"{source.name}: .data of an effective weight is set, but its threshold is active, "
+                "and what was computed from it is no latent weight: set the latent weight, "
+                f"get_parameter({source.name!r}).data, or fold first"
+            )
+        source.latent().data = value
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The latent weight's gradient."""
+        return self.st3fx_source.latent().grad
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        self.st3fx_source.latent().grad = value
+
+    @property
+    def requires_grad(self) -> bool:
+        """That of the latent weight, or ``False`` if detached."""
+        return bool(Tensor.requires_grad.__get__(self))  # type: ignore[attr-defined]
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self.st3fx_source.latent().requires_grad_(value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Freeze or unfreeze the latent weight."""
+        self.st3fx_source.latent().requires_grad_(requires_grad)
+        return self.st3fx_source.read()
+
+    def register_hook(self, hook: Any) -> Any:
+        """A hook on the latent weight's gradient."""
+        return self.st3fx_source.latent().register_hook(hook)  # type: ignore[no-untyped-call]
+
+    def retain_grad(self) -> None:
+        """Nothing: ``.grad`` is the latent weight's."""
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """A read-only array."""
+        array = super().numpy(force=force)
+        array.flags.writeable = False
+        return array
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """A plain tensor."""
+        return self.as_subclass(Tensor).detach().clone()
+
+    def __reduce_ex__(self, proto: Any) -> Any:
+        """Pickled as a plain tensor."""
+        return self.as_subclass(Tensor).detach().clone().__reduce_ex__(proto)
+
+
+class EffectiveView(Tensor):
+    """A view of an effective weight, which refuses to be written to."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    st3fx_name: str
+
+    @property
+    def data(self) -> Tensor:
+        """The same, without gradient."""
+        return _view(super().detach(), self.st3fx_name)
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        raise _refusal(self.st3fx_name)
+
+    def detach(self) -> Tensor:
+        """The same, without gradient."""
+        return self.data
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """A read-only array."""
+        array = super().numpy(force=force)
+        array.flags.writeable = False
+        return array
+
+    def __reduce_ex__(self, proto: Any) -> Any:
+        """Pickled as a plain tensor."""
+        return self.as_subclass(Tensor).detach().clone().__reduce_ex__(proto)
+
+
+def _refusal(name: str) -> StateError:
+    return StateError(
+        f"{name}: a view of its effective weight is written to, which would be lost: write to "
+        f"the latent weight, get_parameter({name!r}), or fold first"
+    )
+
+
+def _view(tensor: Tensor, name: str) -> Tensor:
+    view = tensor.as_subclass(EffectiveView)
+    view.st3fx_name = name
+    return view
+
+
+_OPERATORS = (
+    "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__",
+    "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
+)  # fmt: skip
+_NO_WRITES = ("requires_grad_", "share_memory_", "retain_grad_")
+WRITES = _OPERATORS + tuple(
+    name
+    for name in dir(Tensor)
+    if name.endswith("_") and not name.startswith("_") and name not in _NO_WRITES
+)
+"""Methods of a tensor that change it."""
+
+VIEWS = (
+    "__getitem__", "adjoint", "as_strided", "chunk", "diagonal", "expand", "expand_as", "flatten",
+    "index_select", "movedim", "moveaxis", "narrow", "permute", "ravel", "reshape", "reshape_as",
+    "select", "split", "squeeze", "swapaxes", "swapdims", "t", "tensor_split", "transpose",
+    "unbind", "unflatten", "unfold", "unsqueeze", "view", "view_as",
+)  # fmt: skip
+"""Methods whose result may share the tensor's memory."""
+
+
+def _written(name: str) -> Any:
+    def write(self: EffectiveWeight, *args: Any, **kwargs: Any) -> Any:
+        source = self.st3fx_source
+        latent = source.latent()
+        target = latent.detach() if self.st3fx_detached else latent
+        getattr(target, name)(*args, **kwargs)
+        if name == "__setitem__":
+            return None
+        return EffectiveWeight.of(source.read().detach(), source, detached=True)
+
+    write.__name__ = name
+    return write
+
+
+def _refused(name: str) -> Any:
+    def write(self: EffectiveView, *_: Any, **__: Any) -> Any:
+        raise _refusal(self.st3fx_name)
+
+    write.__name__ = name
+    return write
+
+
+def _viewed(name: str) -> Any:
+    found = getattr(Tensor, name)
+    method = found if callable(found) else found.__get__  # ``T`` is an attribute
+
+    def view(self: Any, *args: Any, **kwargs: Any) -> Any:
+        full = self.st3fx_name if isinstance(self, EffectiveView) else self.st3fx_source.name
+        result = method(self, *args, **kwargs)
+        if isinstance(result, tuple | list):
+            return type(result)(_view(item, full) for item in result)
+        return _view(result, full)
+
+    view.__name__ = name
+    return view
+
+
+for _name in WRITES:
+    setattr(EffectiveWeight, _name, _written(_name))
+    setattr(EffectiveView, _name, _refused(_name))
+for _name in VIEWS:
+    setattr(EffectiveWeight, _name, _viewed(_name))
+    setattr(EffectiveView, _name, _viewed(_name))
+for _name in ("T", "mT", "H", "mH"):
+    _attribute = _viewed(_name)
+    setattr(EffectiveWeight, _name, property(_attribute))
+    setattr(EffectiveView, _name, property(_attribute))

@@ -1,0 +1,439 @@
+"""Where the training of a converted model stands, and how its thresholds follow from that.
+
+All modules of a converted model share one :class:`Run`: the steps so far, the present sparsity,
+whether masks are frozen. The thresholds in the modules follow from it: they are the exact quantile
+of the weights at the last step.
+
+A deep copy of a converted model gets a run that follows the original's. When its weights have been
+changed since (an average of weights, whoever keeps it), its thresholds are set anew, for the
+sparsity that the original has now, before it is used or folded. A copy whose weights are as they
+were copied keeps its thresholds. A copy that is driven by a sparsifier of its own stops following.
+
+A model's own weights may be exchanged, too, between two steps (averages swapped in for an
+evaluation; an optimizer that evaluates other weights than it trains): in eval mode the thresholds
+are those of the weights that are there, and training finds its own again.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from st3fx.core.bound import Bound, bound_sites
+from st3fx.core.converted import RUN
+from st3fx.core.digest import Digest, digests
+from st3fx.core.functional import INACTIVE
+from st3fx.core.site_state import state_name
+from st3fx.core.threshold import GlobalThreshold
+from st3fx.errors import DriftWarning, EmptyLayerWarning, TargetWarning, TraceWarning
+from st3fx.methods.base import Method, ScheduledMethod
+
+_STEP = "st3fx_step"
+_LEVEL = "st3fx_sparsity"
+_SLACK = 1e-6
+"""How far below its target a sparsity may be without a word."""
+
+
+class Run:
+    """The state of one conversion, shared by all modules of the model.
+
+    Attributes:
+        steps: Optimizer steps so far.
+        sparsity: What the thresholds were last set for; ``None`` if a file did not say.
+        held: Whether that was set by hand, and steps keep it instead of following the schedule.
+        frozen: Whether masks are fixed.
+        stale: Whether the weights have changed since the thresholds were set, as far as is known.
+        suspect: Whether changes that leave no trace are to be looked for at the next evaluation.
+        level: The last global threshold ``T``: 0-dimensional; ``None`` while there is none.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.sparsity: float | None = 0.0
+        self.held = False
+        self.frozen = False
+        self.stale = False
+        self.suspect = False
+        self.level: Tensor | None = None
+        self._leader: Run | None = None
+        self._seen = 0  # the leader's steps when changes were last looked for
+        self._root: weakref.ref[nn.Module] | None = None
+        self._over: frozenset[str] = frozenset()  # the sites that the thresholds were set over
+        self._stamps: dict[str, list[tuple[int, int]]] = {}
+        self._traceable = False
+        self.loading = False
+        self.absent: set[str] = set()
+        self._digests: dict[str, list[Digest]] = {}
+        self._aside: list[Tensor] | None = None
+        self._finder = GlobalThreshold()
+        self._warned: set[str] = set()
+
+    # --- whose run it is
+
+    def bind(self, root: nn.Module) -> None:
+        """The model that this run is of; its weights are as they were when thresholds were set."""
+        self._root = weakref.ref(root)
+        if not self.stale:
+            self._note(self.bound_quietly(), digest=self._leader is not None)
+
+    @property
+    def root(self) -> nn.Module | None:
+        """The model, if it is still there and not only a part of it was copied."""
+        return None if self._root is None else self._root()
+
+    def bound(self) -> list[Bound]:
+        """The sites, with the modules that own them.
+
+        Raises:
+            StateError: If one was replaced since the conversion.
+        """
+        root = self.root
+        return [] if root is None else bound_sites(root, self)
+
+    def take_over(self) -> None:
+        """A sparsifier drives this model itself: it follows no other."""
+        if self._leader is not None:
+            self.sparsity, self._leader = self.current(), None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Run:
+        """A run that follows this one."""
+        twin = self._copied()
+        memo[id(self)] = twin
+        twin._leader = self if self._leader is None else self._leader
+        twin._seen = twin._leader.steps
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled with what it follows by now, and without it."""
+        return self._copied().__dict__
+
+    def _copied(self) -> Run:
+        twin = Run.__new__(Run)
+        Run.__init__(twin)  # type: ignore[misc]
+        stale = self._changed(thorough=True)
+        twin.__dict__.update(
+            steps=self.latest().steps, sparsity=self.current(changed=stale), held=self.held,
+            frozen=self.frozen, stale=stale, level=self.level, _over=self._over,
+        )  # fmt: skip
+        if self._aside is not None:
+            twin.stale = True
+        return twin
+
+    def latest(self) -> Run:
+        """The run whose steps count: the leader's, or this one."""
+        return self if self._leader is None else self._leader
+
+    def current(self, *, changed: bool | None = None) -> float | None:
+        """The sparsity that the present weights should have."""
+        if self._leader is None:
+            return self.sparsity
+        changed = self._changed(thorough=True) if changed is None else changed
+        return self._leader.sparsity if changed else self.sparsity
+
+    # --- what has changed
+
+    def _note(self, bound: list[Bound], *, digest: bool) -> None:
+        """The thresholds fit the weights as they are now."""
+        weights = [(site.site.name, site.sources()) for site in bound]
+        self._stamps = {name: [*map(_stamp, own)] for name, own in weights}
+        # Sharded weights are other tensors in each forward: there is nothing to compare.
+        self._traceable = all(_is_plain(weight) for _, own in weights for weight in own)
+        self._digests = _digests_of(weights) if digest and self._traceable else {}
+        self.stale = False
+
+    def _changed(self, *, thorough: bool) -> bool:
+        """Whether weights have changed since the thresholds were set.
+
+        Args:
+            thorough: Look at the values, too, where there is something to compare with.
+        """
+        if self.stale or not self._traceable or self.root is None:
+            return self.stale
+        weights = [(site.site.name, site.sources()) for site in self.bound_quietly()]
+        self.stale = any(self._stamps.get(n) != [*map(_stamp, own)] for n, own in weights)
+        if thorough and self._digests and not self.stale:
+            self.stale = any(self._digests.get(n) != d for n, d in _digests_of(weights).items())
+        return self.stale
+
+    # --- thresholds
+
+    def prepare(self, training: bool, name: str = "", weight: Tensor | None = None) -> None:
+        """Before a forward or a read: thresholds that fit the weights.
+
+        Args:
+            training: In training they are those of the last step; in eval mode, and in a copy that
+                nothing drives, those of the weights that are there.
+            name: The site that is read; all of them if empty.
+            weight: Its parameter.
+        """
+        leader = self._leader
+        if training and leader is None:
+            if self._aside is not None:
+                self.restore()
+            return
+        if not self.sparsity and (leader is None or not leader.sparsity):
+            return
+        thorough = self.suspect or (leader is not None and leader.steps != self._seen)
+        known = self._stamps.get(name)
+        if weight is not None and known == [_stamp(weight)] and not thorough and not self.stale:
+            return
+        self.settle(thorough=thorough)
+
+    def settle(self, *, thorough: bool) -> None:
+        """Set the thresholds anew if the weights have changed since they were set."""
+        self.suspect = False
+        leader = self._leader
+        if leader is not None:
+            self._seen = leader.steps
+        if not self._changed(thorough=thorough):
+            return
+        method, bound = self._method(), self.bound_quietly()
+        if leader is not None and leader.frozen:
+            self._take_masks(leader)
+        elif isinstance(method, ScheduledMethod) and not self.frozen:
+            target = self.current(changed=True)
+            if target is None:
+                return
+            if leader is None and self._aside is None:
+                self._aside = [tensor.clone() for tensor in self._thresholds(bound)]
+            self.sparsity = target
+            self.steps = self.latest().steps
+            self._set(method, target, bound)
+        self._note(bound, digest=True)
+
+    def before_fold(self) -> None:
+        """Exact thresholds for the weights that are folded, and a word if the target is missed."""
+        self.settle(thorough=True)
+        method = self._method()
+        if not isinstance(method, ScheduledMethod):
+            return
+        bound = self.bound_quietly()
+        if not self.frozen and self.sparsity and self._fits(bound):
+            self._set(method, self.sparsity, bound)
+        self.warn_of_drift()
+        reached = self.sparsity
+        if not self.held and reached is not None and reached < method.target - _SLACK:
+            total = getattr(self.root, "st3fx_total_steps", None)
+            of = "" if total is None else f" of {total:,}"
+            self.warn(
+                f"folded at sparsity {reached:.4g} of the target {method.target:.4g}: its schedule "
+                f"has made {self.steps:,}{of} steps; train to the end, take a later checkpoint, or "
+                f"set_sparsity({method.target:g})",
+                TargetWarning,
+            )
+
+    def _fits(self, bound: list[Bound]) -> bool:
+        """Whether the thresholds were set over these sites.
+
+        Where some were replaced or dropped since, the others keep theirs.
+        """
+        return {site.site.name for site in bound} == self._over
+
+    def _take_masks(self, leader: Run) -> None:
+        """Masks and thresholds of the model that is followed, which are fixed."""
+        theirs = {site.site.name: site for site in leader.bound()}
+        for site in self.bound():
+            other = theirs.get(site.site.name)
+            if other is None:
+                continue
+            for module, parameter in site.places:
+                for key in ("threshold", "mask"):
+                    name = state_name(parameter, key)
+                    value = getattr(other.owner, state_name(other.parameter, key)).detach()
+                    if name in module.__dict__:
+                        module.__dict__[name] = value.to(module.__dict__[name].device, copy=True)
+        self.frozen, self.sparsity = True, leader.sparsity
+
+    def restore(self) -> None:
+        """The thresholds of the last step again, after an evaluation of other weights."""
+        aside, self._aside = self._aside, None
+        if aside is not None:
+            with torch.no_grad(), torch.inference_mode(False):
+                present = self._thresholds(self.bound_quietly())
+                for tensor, value in zip(present, aside, strict=True):
+                    tensor.copy_(value)
+            self.stale = True  # until the next step, or until the weights are looked at
+
+    @staticmethod
+    def _thresholds(bound: list[Bound]) -> list[Tensor]:
+        return [tensor for site in bound for tensor in site.tensors("threshold")]
+
+    def _method(self) -> Method:
+        method: Method = self.root.st3fx_method  # type: ignore[union-attr,assignment]
+        return method
+
+    def set(self, sparsity: float, bound: list[Bound]) -> None:
+        """Set all thresholds for a sparsity over the present weights; 0 makes them inactive."""
+        method = self._method()
+        assert isinstance(method, ScheduledMethod)
+        self._aside = None
+        self._set(method, sparsity, bound)
+        self.sparsity = sparsity
+        self._note(bound, digest=False)
+
+    def take_state(self, steps: int, sparsity: float | None, *, held: bool, frozen: bool) -> None:
+        """Where a saved training stood, whose thresholds are in place."""
+        self._aside = None
+        self.steps, self.sparsity, self.held, self.frozen = steps, sparsity, held, frozen
+        if sparsity is None:
+            self._infer()
+            self.frozen = frozen
+        bound = self.bound()
+        self._over = frozenset(site.site.name for site in bound)
+        self._note(bound, digest=self._leader is not None)
+
+    def begin_anew(self) -> None:
+        """Step 0 of a schedule again; weights and thresholds stay."""
+        self.take_over()
+        self.steps, self.held = 0, False
+
+    @property
+    def follows(self) -> bool:
+        """Whether this is the run of a copy, which nothing drives."""
+        return self._leader is not None
+
+    def moved(self, bound: list[Bound]) -> bool:
+        """Whether a weight has changed since the thresholds were last set."""
+        return any(
+            self._stamps.get(site.site.name) != [*map(_stamp, site.sources())] for site in bound
+        )
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _set(self, method: ScheduledMethod, sparsity: float, bound: list[Bound]) -> None:
+        sites = [item.site for item in bound]
+        scales = [method.scale(site) for site in sites]
+        self.level, self._over = None, frozenset(site.name for site in sites)
+        if sparsity > 0:
+            costs = [site.cost for site in sites] if method.budget == "macs" else None
+            weights = [item.weight() for item in bound]
+            self.level = self._finder.find(weights, scales, sparsity, costs)
+            self._warn_of_empty([sites[i].name for i in self._finder.empty], sparsity)
+        for item, scale in zip(bound, scales, strict=True):
+            value = INACTIVE if self.level is None else self.level * scale
+            for tensor in item.tensors("threshold"):
+                tensor.copy_(value) if isinstance(value, Tensor) else tensor.fill_(value)
+
+    # --- what is said once
+
+    def _warn_of_empty(self, names: list[str], sparsity: float) -> None:
+        for name in names:
+            self.warn(
+                f"{name} has lost all of its weights at sparsity {sparsity:.4g}: exclude it, "
+                "lower the sparsity, or normalise magnitudes (st3-sigma)",
+                EmptyLayerWarning,
+            )
+
+    def say_of_trace(self, name: str) -> None:
+        """A tracer of torch.fx has read an effective weight, which stands in its graph from now."""
+        self.warn(
+            f"torch.fx traces a converted model: {name} and its like stand in the graph as the "
+            "effective weights of this moment; fold first for a graph to train or to keep",
+            TraceWarning,
+        )
+
+    def warn(self, message: str, category: type[Warning]) -> None:
+        """Warn, once for each message."""
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, category, stacklevel=6)
+
+    def warn_of_drift(self) -> None:
+        """Name sites that were replaced, where the forward goes on without them."""
+        root = self.root
+        if root is not None:
+            bound_sites(root, self, quiet=True, report=lambda text: self.warn(text, DriftWarning))
+
+    # --- state dicts
+
+    def saved(self, prefix: str) -> dict[str, Tensor]:
+        """The entries of a state dict."""
+        changed = self._changed(thorough=False)
+        leader = self._leader
+        if leader is not None and not changed and leader.steps != self._seen:
+            self._seen = leader.steps
+            changed = self._changed(thorough=True)
+        sparsity = self.current(changed=changed)
+        steps = leader.steps if leader is not None and changed else self.steps
+        flags = [
+            float("nan") if sparsity is None else sparsity,
+            float(self.held), float(self.frozen), float(changed or self._aside is not None),
+        ]  # fmt: skip
+        return {
+            prefix + _STEP: torch.tensor(steps, dtype=torch.int64),
+            prefix + _LEVEL: torch.tensor(flags, dtype=torch.float64),
+        }
+
+    def load(self, state: Mapping[str, Any], prefix: str) -> None:
+        """Where a saved training stood; :meth:`loaded` follows when all modules are loaded."""
+        step = state.get(prefix + _STEP)
+        self.loading, self.absent = step is not None, set()
+        self._aside = None
+        if step is None:  # the user's own weights: they say nothing of the training
+            self.stale = True
+            return
+        self.steps = int(step)
+        flags = state.get(prefix + _LEVEL)
+        if flags is None:
+            self._infer()
+        else:
+            level, held, frozen, stale = flags.tolist()
+            self.sparsity = None if level != level else level  # noqa: PLR0124 (not a number)
+            self.held, self.frozen, self.stale = bool(held), bool(frozen), bool(stale)
+
+    def loaded(self) -> None:
+        """All modules have been loaded."""
+        if not self.loading:
+            return
+        self.loading = False
+        bound = self.bound_quietly()
+        self._over = frozenset(site.site.name for site in bound)
+        masks = [tensor for site in bound for tensor in site.tensors("mask")]
+        self.frozen = self.frozen or any(mask.numel() for mask in masks)
+        stale = self.stale
+        self._note(bound, digest=self._leader is not None)
+        self.stale = stale
+
+    def bound_quietly(self) -> list[Bound]:
+        """As :meth:`bound`, without the sites that were replaced."""
+        root = self.root
+        return [] if root is None else bound_sites(root, self, quiet=True)
+
+    def _infer(self) -> None:
+        """The sparsity of a file that does not say it."""
+        method, total = self._method(), getattr(self.root, "st3fx_total_steps", None)
+        self.held = self.frozen = self.stale = False
+        self.sparsity = None
+        if isinstance(method, ScheduledMethod) and total is not None:
+            self.sparsity = method.schedule.sparsity(self.steps, total, method.sparsity)
+
+
+def run_of(model: nn.Module) -> Run:
+    """The run of a converted model."""
+    run: Run = model.__dict__[RUN]
+    return run
+
+
+def runs_in(model: nn.Module) -> list[Run]:
+    """The runs of all converted models that are, or are parts of, a module."""
+    return [module.__dict__[RUN] for module in model.modules() if RUN in module.__dict__]
+
+
+def _digests_of(weights: list[tuple[str, list[Tensor]]]) -> dict[str, list[Digest]]:
+    found = iter(digests([weight for _, own in weights for weight in own], wait=True))
+    return {name: [next(found) for _ in own] for name, own in weights}
+
+
+def _stamp(weight: Tensor) -> tuple[int, int]:
+    """Differs when the tensor was written to by an operator, or has other memory."""
+    version = 0 if weight.is_inference() else weight._version
+    return version, weight.untyped_storage()._cdata if _is_plain(weight) else id(weight)
+
+
+def _is_plain(weight: Tensor) -> bool:
+    return type(weight) in (Tensor, nn.Parameter) and not weight.is_meta
