@@ -56,7 +56,7 @@ def test_a_transformer_encoder_layer(batch_first: bool, norm_first: bool) -> Non
 def test_a_graph_of_one_kernel_is_not_for_calls_that_choose_another() -> None:
     original = nn.MultiheadAttention(8, 2, batch_first=True).eval()
     model = st3fx.convert(original, (X, X, X))[0].eval()
-    variants = model.__dict__["forward"].variants
+    variants = model.__dict__["st3fx_forward"].variants
 
     def graphs() -> int:
         return sum(variant.tensors((X, X, X), {}) is not None for variant in variants)

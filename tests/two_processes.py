@@ -328,7 +328,7 @@ def thresholds_are_set_back() -> None:
             model, sparsifier = st3fx.convert(
                 layer, torch.randn(2, shape[1]), METHODS["dst"], total_steps=STEPS, verify=False
             )
-            weight: Any = model.weight
+            weight: Any = model.get_parameter("weight")
             with torch.no_grad():
                 weight.fill_(0.01)
                 weight.view(-1)[slice(left) if first else slice(-left, None)] = 5.0

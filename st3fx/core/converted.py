@@ -132,6 +132,15 @@ CHANGE_THE_PARAMETER = (
 """Modules that put something else in the place of a parameter, computed from it."""
 
 
+def is_transformed() -> bool:
+    """Whether this call is traced or transformed, by what sees no tensors but its own."""
+    return (
+        torch._C._functorch.maybe_current_level() is not None
+        or bool(torch._C._len_torch_dispatch_stack())
+        or torch._C._get_tracing_state() is not None
+    )
+
+
 def read(module: nn.Module, name: str, weight: Tensor, caller: str) -> Tensor:
     """What the attribute of a site's parameter gives.
 
@@ -158,19 +167,9 @@ def read(module: nn.Module, name: str, weight: Tensor, caller: str) -> Tensor:
     if nn.Module.__getattr__ is not _GETATTR:  # a tracer of torch.fx has put its own there
         sparse.run.say_of_trace(sparse.site.name)
         return effective.detach()
-    if not _plain_call(effective):
+    if type(effective) is not Tensor or is_transformed():
         return effective
     return EffectiveWeight.of(effective, Place(module, name))
-
-
-def _plain_call(tensor: Tensor) -> bool:
-    """Whether nothing traces or transforms this call, which a class of tensors would disturb."""
-    return (
-        type(tensor) is Tensor
-        and not torch._C._len_torch_dispatch_stack()
-        and torch._C._functorch.maybe_current_level() is None
-        and torch._C._get_tracing_state() is None
-    )
 
 
 @contextlib.contextmanager
@@ -460,7 +459,7 @@ def _take(
 def _set_state(base: type[nn.Module]) -> Callable[..., None]:
     def set_state(self: Any, state: dict[str, Any]) -> None:
         base.__setstate__(self, state)
-        if RUN in self.__dict__:
+        if self.__dict__.get(RUN) is not None:
             self.__dict__[RUN].bind(self)
 
     return set_state
@@ -505,7 +504,7 @@ def _deepcopy(base: type[nn.Module]) -> Callable[..., Any]:
         for key, value in self.__dict__.items():
             if key.startswith(PREFIX):
                 twin.__dict__[key] = copy.deepcopy(value, memo)
-        twin.__class__ = class_for(_plain_class(type(twin)), *_kind_of(self))
+        twin.__class__ = class_for(plain_class(type(twin)), *_kind_of(self))
         if RUN in twin.__dict__:
             twin.__dict__[RUN].bind(twin)
         return twin
@@ -582,6 +581,12 @@ def _kind_of(module: nn.Module) -> tuple[tuple[str, ...], bool]:
     return names, has_forward
 
 
+def stored(module: nn.Module, name: str) -> Any:
+    """An attribute; of a site's parameter the parameter itself."""
+    parameter = module._parameters.get(name)
+    return getattr(module, name) if parameter is None else parameter
+
+
 def own_forward(module: nn.Module) -> Any:
     """The forward of the user's class, as a function."""
     kind: tuple[Any, ...] | None = getattr(type(module), _BASE, None)
@@ -595,17 +600,18 @@ def enter(module: nn.Module, names: tuple[str, ...], has_forward: bool) -> None:
 
 def leave(module: nn.Module) -> None:
     """Give a module its own class back, also under a class that another library made of ours."""
-    module.__class__ = _plain_class(type(module))
+    module.__class__ = plain_class(type(module))
 
 
-def _plain_class(cls: type) -> type:
+def plain_class(cls: type) -> type:
+    """The user's class of a class of ours; any other as it is."""
     if _BASE in cls.__dict__:
         base: type = cls.__dict__[_BASE][0]
         return base
     if not hasattr(cls, _BASE):
         return cls
     # FSDP2 gives a module a subclass of the class that it has.
-    bases = tuple(_plain_class(base) for base in cls.__bases__)
+    bases = tuple(plain_class(base) for base in cls.__bases__)
     hidden = ("__dict__", "__weakref__")
     body = {key: value for key, value in vars(cls).items() if key not in hidden}
     return type(cls)(cls.__name__, bases, body)

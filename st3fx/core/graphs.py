@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from st3fx.core.calls import CallSpec
+from st3fx.core.converted import stored
 from st3fx.core.hooks import is_hooked
 from st3fx.core.portable import from_portable, to_portable
 from st3fx.core.regions import is_autocast_border, is_border, unwound
@@ -204,7 +205,5 @@ class Variant:
             if node.op in ("get_attr", "call_module"):
                 path, _, name = str(node.target).rpartition(".")
                 owner = root.get_submodule(path)
-                # An attribute of a site would be its effective weight.
-                found = owner._parameters.get(name)
-                targets[str(node.target)] = getattr(owner, name) if found is None else found
+                targets[str(node.target)] = stored(owner, name)
         return fx.GraphModule(targets, graph, class_name=type(root).__name__)

@@ -11,12 +11,13 @@ zero from then on, whatever becomes of weight and threshold, and get no gradient
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from st3fx.core import cache
@@ -73,6 +74,31 @@ def _autograd(op: Op, formula: Formula, gradient: Gradient | None) -> Op:
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
+    function = _function(effective, gradient)
+
+    def kernel(*args: Any) -> Tensor:
+        transformed = torch._C._functorch.maybe_current_level() is not None
+        # A tangent is followed where gradients are switched off, too.
+        if torch.is_grad_enabled() or transformed or forward_ad._current_level >= 0:
+            with enable_single_level_autograd_function():
+                result: Tensor = function.apply(*args)
+                return result
+        # Without gradients too, kernels ask whether a weight requires them (matmul folds its batch
+        # then): the effective weight must answer as the parameter does.
+        weight: Tensor = args[0]
+        return effective(args, differentiable=False).requires_grad_(weight.requires_grad)
+
+    return kernel
+
+
+def _function(effective: Callable[..., Tensor], gradient: Gradient | None) -> Any:
+    """The operator as an autograd function.
+
+    Args:
+        effective: ``effective(arguments, differentiable=)``.
+        gradient: ``None`` is straight through.
+    """
+
     class EffectiveWeight(_SingleLevelFunction):
         """Single-level, because it runs below the dispatcher.
 
@@ -84,8 +110,13 @@ def _autograd(op: Op, formula: Formula, gradient: Gradient | None) -> Op:
             weight, threshold, mask, *constants = args
             ctx.constants = constants
             kept = () if gradient is None else (weight, threshold)
-            ctx.save_for_backward(*kept, *((mask,) if mask.numel() else ()))
-            return effective(args, differentiable=True)
+            saved = (*kept, *((mask,) if mask.numel() else ()))
+            ctx.save_for_backward(*saved)
+            ctx.save_for_forward(*saved)
+            # A function's forward runs without gradients and tangents; another level of torch.func's
+            # transforms, which the operator goes to next, has its own.
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+                return effective(args, differentiable=True)
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -98,14 +129,41 @@ def _autograd(op: Op, formula: Formula, gradient: Gradient | None) -> Op:
                 grad, threshold_grad = gradient(grad, *saved[:2], *ctx.constants)
             return (grad, threshold_grad, None, *(None for _ in ctx.constants))
 
-    def kernel(*args: Any) -> Tensor:
-        if torch.is_grad_enabled():
-            with enable_single_level_autograd_function():
-                result: Tensor = EffectiveWeight.apply(*args)  # type: ignore[attr-defined]
-                return result
-        # Without gradients too, kernels ask whether a weight requires them (matmul folds its batch
-        # then): the effective weight must answer as the parameter does.
-        weight: Tensor = args[0]
-        return effective(args, differentiable=False).requires_grad_(weight.requires_grad)
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
+            """The derivative along a direction that belongs to the gradient of backward."""
+            direction, saved = tangents[0], ctx.saved_tensors
+            masks = saved if gradient is None else saved[2:]
+            if gradient is not None:
+                direction = _transposed(gradient, saved[:2], ctx.constants, tangents[:2])
+            if direction is None:
+                return None
+            return direction * masks[0] if masks else direction.clone()
 
-    return kernel
+    return EffectiveWeight
+
+
+def _transposed(
+    gradient: Gradient,
+    inputs: Sequence[Tensor],
+    constants: Sequence[Any],
+    tangents: Sequence[Tensor | None],
+) -> Tensor | None:
+    """``J v`` from the rule for ``Jᵀ u``, which is linear in ``u``: the gradient of ``vᵀ Jᵀ u``.
+
+    Args:
+        gradient: The rule.
+        inputs: Weight and threshold.
+        constants: The rule's other arguments.
+        tangents: Of weight and threshold.
+    """
+    weight, threshold = (tensor.detach() for tensor in inputs)
+    with torch.enable_grad():
+        probe = torch.zeros_like(weight, requires_grad=True)
+        rows = gradient(probe, weight, threshold, *constants)
+        products = [
+            (row * tangent.detach()).sum()
+            for row, tangent in zip(rows, tangents, strict=True)
+            if row is not None and tangent is not None
+        ]
+        return torch.autograd.grad(sum(products), probe)[0] if products else None  # type: ignore[arg-type]

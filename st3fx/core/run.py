@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from st3fx.core.bound import Bound, bound_sites
-from st3fx.core.converted import RUN
+from st3fx.core.converted import RUN, is_transformed
 from st3fx.core.digest import Digest, digests
 from st3fx.core.functional import INACTIVE
 from st3fx.core.site_state import state_name
@@ -171,6 +171,8 @@ class Run:
             name: The site that is read; all of them if empty.
             weight: Its parameter.
         """
+        if is_transformed():
+            return
         leader = self._leader
         if training and leader is None:
             if self._aside is not None:
@@ -313,7 +315,8 @@ class Run:
             costs = [site.cost for site in sites] if method.budget == "macs" else None
             weights = [item.weight() for item in bound]
             self.level = self._finder.find(weights, scales, sparsity, costs)
-            self._warn_of_empty([sites[i].name for i in self._finder.empty], sparsity)
+            for index in self._finder.empty:
+                self._warn_of_empty(sites[index].name, sparsity)
         for item, scale in zip(bound, scales, strict=True):
             value = INACTIVE if self.level is None else self.level * scale
             for tensor in item.tensors("threshold"):
@@ -321,13 +324,12 @@ class Run:
 
     # --- what is said once
 
-    def _warn_of_empty(self, names: list[str], sparsity: float) -> None:
-        for name in names:
-            self.warn(
-                f"{name} has lost all of its weights at sparsity {sparsity:.4g}: exclude it, "
-                "lower the sparsity, or normalise magnitudes (st3-sigma)",
-                EmptyLayerWarning,
-            )
+    def _warn_of_empty(self, name: str, sparsity: float) -> None:
+        message = (
+            f"{name} has lost all of its weights at sparsity {sparsity:.4g}: exclude it, "
+            "lower the sparsity, or normalise magnitudes (st3-sigma)"
+        )
+        self.warn(message, EmptyLayerWarning, name)
 
     def say_of_trace(self, name: str) -> None:
         """A tracer of torch.fx has read an effective weight, which stands in its graph from now."""
@@ -337,10 +339,11 @@ class Run:
             TraceWarning,
         )
 
-    def warn(self, message: str, category: type[Warning]) -> None:
-        """Warn, once for each message."""
-        if message not in self._warned:
-            self._warned.add(message)
+    def warn(self, message: str, category: type[Warning], subject: str = "") -> None:
+        """Warn, once of each subject, which is the message itself if none is given."""
+        key = f"{category.__name__} {subject or message}"
+        if key not in self._warned:
+            self._warned.add(key)
             warnings.warn(message, category, stacklevel=6)
 
     def warn_of_drift(self) -> None:
@@ -362,7 +365,8 @@ class Run:
         steps = leader.steps if leader is not None and changed else self.steps
         flags = [
             float("nan") if sparsity is None else sparsity,
-            float(self.held), float(self.frozen), float(changed or self._aside is not None),
+            float(self.held), float(self.frozen),
+            float(bool(sparsity) and (changed or self._aside is not None)),
         ]  # fmt: skip
         return {
             prefix + _STEP: torch.tensor(steps, dtype=torch.int64),

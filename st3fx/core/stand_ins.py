@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
+from st3fx.core.converted import FORWARD, PREFIX, RUN, SITES, leave, plain_class
 from st3fx.core.hooks import has_hooks
 
 _PLAIN = (Tensor, nn.Parameter, FakeTensor)
@@ -64,8 +65,9 @@ class StandIns:
 
     def _shallow(self, module: nn.Module) -> nn.Module:
         """A copy of one of torch's layers, which keep no state but tensors and flags."""
-        twin: nn.Module = object.__new__(type(module))
-        twin.__dict__.update(module.__dict__)
+        twin: nn.Module = object.__new__(plain_class(type(module)))
+        own = {key: v for key, v in module.__dict__.items() if not key.startswith(PREFIX)}
+        twin.__dict__.update(own)
         twin.__dict__.pop("forward", None)
         for table in ("_parameters", "_buffers"):
             twin.__dict__[table] = {
@@ -86,11 +88,15 @@ class StandIns:
             for leaf in pytree.tree_leaves(list(inner.__dict__.values())):
                 if isinstance(leaf, Tensor):
                     memo[id(leaf)] = self.tensor(leaf)
-            if "forward" in inner.__dict__:
-                memo[id(inner.__dict__["forward"])] = None
+            for key in ("forward", FORWARD, RUN, SITES):
+                if inner.__dict__.get(key) is not None:
+                    memo[id(inner.__dict__[key])] = None
         twin = copy.deepcopy(module, memo)
         for inner in twin.modules():
             inner.__dict__.pop("forward", None)
+            leave(inner)
+            for key in [key for key in inner.__dict__ if key.startswith(PREFIX)]:
+                del inner.__dict__[key]
         return twin
 
 

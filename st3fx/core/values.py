@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from st3fx.core.converted import stored
 from st3fx.core.known_data import DataError, DataProgram, Unknown
 from st3fx.core.portable import map_leaves
 from st3fx.core.purity import asks_memory, is_pure, may_write_to
@@ -181,7 +182,7 @@ def _storage(tensor: Tensor) -> int:
 
 def _attribute(root: nn.Module, target: str) -> Any:
     path, _, name = target.rpartition(".")
-    return getattr(root.get_submodule(path), name)
+    return stored(root.get_submodule(path), name)
 
 
 # --- questions that Python asks a value; the answers are plain data ---

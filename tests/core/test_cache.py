@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import st3fx
 from st3fx.core import cache, formula
 from st3fx.core.formula import Job
-from st3fx.core.forward import sparse_forwards
+from st3fx.core.run import run_of
 from st3fx.methods import DST, GMP, STR, Feather
 
 X = torch.randn(5, 12, generator=torch.Generator().manual_seed(4))
@@ -144,25 +144,30 @@ def in_place(model: Any) -> None:
         model.fc.weight.mul_(1.5)
 
 
+def latent(model: Any, name: str = "fc.weight") -> Any:
+    """The parameter itself."""
+    return model.get_parameter(name)
+
+
 def numpy_view(model: Any) -> None:
-    model.fc.weight.detach().numpy()[3, 4] += 1.0
+    latent(model).detach().numpy()[3, 4] += 1.0
 
 
 def one_bit(model: Any) -> None:
     """The smallest change of one weight that is left over."""
-    weight = model.head.weight.data
+    weight = latent(model, "head.weight").data
     flat = weight.view(-1)
     largest = int(flat.abs().argmax())
     flat[largest] = torch.nextafter(flat[largest], torch.tensor(0.0))
 
 
 def exchanged(model: Any) -> None:
-    weight = model.fc.weight.data
+    weight = latent(model).data
     weight[:, [0, 1]] = weight[:, [1, 0]].clone()
 
 
 def new_data(model: Any) -> None:
-    model.fc.weight.data = model.fc.weight.data.clone() * 0.7
+    latent(model).data = latent(model).data.clone() * 0.7
 
 
 def loaded(model: Any, assign: bool = False) -> None:
@@ -181,7 +186,7 @@ def swapped(model: Any) -> None:
 
 
 def new_parameter(model: Any) -> None:
-    model.fc.weight = nn.Parameter(torch.randn(16, 16))
+    model.fc._parameters["weight"] = nn.Parameter(torch.randn(16, 16))  # as torch's own tools do
 
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
@@ -190,8 +195,8 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "data times 2": lambda m: m.fc.weight.data.mul_(2.0),
     "data times a half": lambda m: m.conv.weight.data.mul_(0.5),
     "data with another sign": lambda m: m.fc.weight.data.neg_(),
-    "a row with another sign": lambda m: m.fc.weight.data[::2].neg_(),
-    "data transposed": lambda m: m.fc.weight.data.copy_(m.fc.weight.data.T.clone()),
+    "a row with another sign": lambda m: latent(m).data[::2].neg_(),
+    "data transposed": lambda m: latent(m).data.copy_(latent(m).data.T.clone()),
     "data to zero": lambda m: m.fc.weight.data.zero_(),
     "one bit": one_bit,
     "columns exchanged": exchanged,
@@ -358,7 +363,7 @@ def test_a_compiled_model_follows() -> None:
 def test_code_that_writes_into_an_effective_weight_spoils_none(method: Any) -> None:
     """Compiled code may: to it the result of an operator is free memory after its last use."""
     model, sparsifier = warm(method)
-    for held in {item.site: item for f in sparse_forwards(model) for item in f.held}.values():
+    for held in sparsifier.run.bound():
         with torch.no_grad():
             held.effective().fill_(7.0)
     require_right(model, sparsifier)
@@ -419,6 +424,7 @@ def test_functional_call_and_vmap() -> None:
     together = torch.vmap(call)(stacked)
     for index, other in enumerate(others):
         alone = copy.deepcopy(model)
+        run_of(alone).take_over()  # else it would have thresholds of its own weights
         alone.load_state_dict(other, strict=False)
         expected = alone(X)
         assert torch.equal(call(other), expected)

@@ -61,11 +61,12 @@ def require_effective(model: nn.Module, sparsifier: st3fx.Sparsifier, layers: li
     for name in layers:
         layer: Any = model.get_submodule(name)
         weight = weights[f"{name}.weight"]
-        assert not torch.equal(weight, layer.weight)
+        assert torch.equal(weight, layer.weight)
+        assert not torch.equal(weight, layer.get_parameter("weight"))
         for enabled in (True, False):
             with torch.set_grad_enabled(enabled):
                 assert torch.equal(layer(X), F.linear(X, weight, layer.bias)), name
-        assert isinstance(layer.weight, nn.Parameter)
+        assert isinstance(layer.get_parameter("weight"), nn.Parameter)
 
 
 @models

@@ -190,7 +190,7 @@ def test_a_model_without_values_is_the_island_that_it_is_with_them() -> None:
     assert any("any() is False" in guard for guard in island.guards)
     model.to_empty(device="cpu")
     model.load_state_dict(original.state_dict())
-    (variant,) = model.__dict__["forward"].variants
+    (variant,) = model.__dict__["st3fx_forward"].variants
     for call, applies in ((tokens, True), (tokens.repeat(2, 2), True), (tokens[:, :1], False)):
         assert (variant.tensors((call,), {}) is not None) is applies
         for mode in (True, False):

@@ -60,9 +60,15 @@ def test_parameters_stay_parameters_with_their_flags() -> None:
 def test_folded_recurrent_modules_run_with_the_static_weights() -> None:
     checked = check(nn.LSTM(6, 4, batch_first=True), sequence())
     checked.model.train()(sequence())
-    for lstm in (checked.model, checked.folded):
-        weights: Any = lstm._flat_weights
-        assert all(a is b for a, b in zip(weights, lstm.parameters(), strict=True))
+    weights: Any = checked.folded._flat_weights
+    assert all(a is b for a, b in zip(weights, checked.folded.parameters(), strict=True))
+    effective: Any = checked.model._flat_weights
+    names = [name for name, _ in checked.model.named_parameters()]
+    static = checked.sparsifier.effective_weights()
+    assert all(
+        torch.equal(weight, static.get(name, weight))
+        for name, weight in zip(names, effective, strict=True)
+    )
 
 
 def test_the_optimizers_parameters_are_kept_when_folding_in_place() -> None:

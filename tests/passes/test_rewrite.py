@@ -116,17 +116,13 @@ def test_a_view_of_a_weight_is_a_use() -> None:
 def test_state_stands_beside_each_name_of_a_weight() -> None:
     converted, sparsifier = st3fx.convert(Net(), image())
     keys = {key for key in converted.state_dict() if "st3fx" in key}
-    assert keys == {
-        "st3fx_step",
-        "stem.st3fx_weight_threshold",
-        "block.conv1.st3fx_weight_threshold",
-        "block.conv2.st3fx_weight_threshold",
-        "fc.st3fx_weight_threshold",
-        "again.st3fx_weight_threshold",
-        "head.st3fx_weight_threshold",
-    }
+    owners = ["stem", "block.conv1", "block.conv2", "fc", "again", "head"]
+    beside = {f"{owner}.st3fx_weight_{key}" for owner in owners for key in ("threshold", "mask")}
+    assert keys == {"st3fx_step", "st3fx_sparsity", *beside}
+    assert not [name for name, _ in converted.named_buffers() if "st3fx" in name]
+    assert not [name for name, _ in converted.named_parameters() if "st3fx" in name]
     sparsifier.set_sparsity(0.5)
-    one, other = (converted.get_buffer(f"{n}.st3fx_weight_threshold") for n in ("fc", "again"))
+    one, other = (converted.get_submodule(n).st3fx_weight_threshold for n in ("fc", "again"))
     assert one.item() == other.item() > 0
 
 

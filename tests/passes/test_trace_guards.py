@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import st3fx
+from st3fx.errors import DriftWarning
 from tests.parity import check, require_same, run, step
 
 X = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -85,7 +86,7 @@ def test_a_change_after_the_conversion_counts(change: Any, sparsity: float) -> N
 def test_the_same_value_set_again_keeps_the_graph() -> None:
     converted, _ = st3fx.convert(Net(), X)
     converted.scale, converted.sizes = 2.0, [2, 3]  # type: ignore[assignment]
-    variant = converted.__dict__["forward"].variants[0]
+    variant = converted.__dict__["st3fx_forward"].variants[0]
     assert variant.tensors((X,), {}) is not None
     converted.scale = 2.5  # type: ignore[assignment]
     assert variant.tensors((X,), {}) is None
@@ -141,6 +142,8 @@ def test_a_replaced_layer_is_used_as_it_is() -> None:
     original.load_state_dict(sparsifier.effective_weights(), strict=False)
     head = nn.Linear(6, 9)
     original.fc, converted.fc = head, copy.deepcopy(head)
+    with pytest.warns(DriftWarning, match=r"fc.weight was replaced .*fc is another Linear"):
+        converted(X)
     require_same(step(original, (X,), {}, 0), step(converted, (X,), {}, 0), "training")
     output = converted.eval()(X)
     assert output.shape == (3, 9)

@@ -99,7 +99,7 @@ def test_a_part_that_stays_in_eval_mode_is_traced_in_it() -> None:
     assert [graph.code.count("dropout(") for graph in islands] == [2, 2]
     assert islands[0].code.count("training = True") == 1
     checked.model.train()
-    variants = checked.model.__dict__["forward"].variants
+    variants = checked.model.__dict__["st3fx_forward"].variants
     assert variants[0].tensors((X,), {}) is not None
 
 

@@ -60,7 +60,7 @@ def test_for_other_lengths(kind: type[Packs]) -> None:
     original.load_state_dict(checked.sparsifier.effective_weights(), strict=False)
     for lengths in ([5, 5, 5], [4, 1, 1], [2, 2, 1]):
         given = X, torch.tensor(lengths)
-        variants = checked.model.__dict__["forward"].variants
+        variants = checked.model.__dict__["st3fx_forward"].variants
         assert any(variant.tensors(given, {}) is not None for variant in variants)
         for ours, wanted in zip(
             checked.model.eval()(*given)[:2], original(*given)[:2], strict=True

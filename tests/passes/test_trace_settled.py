@@ -114,7 +114,7 @@ class Counts(nn.Module):
 
 
 def applies(model: nn.Module, x: Tensor) -> bool:
-    variants = model.__dict__["forward"].variants
+    variants = model.__dict__["st3fx_forward"].variants
     return any(variant.tensors((x,), {}) is not None for variant in variants)
 
 

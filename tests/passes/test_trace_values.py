@@ -194,7 +194,7 @@ def test_one_graph_and_the_same_answer_for_every_call(kind: type[Two]) -> None:
 
 
 def applies(model: nn.Module, *args: Any) -> bool:
-    return model.__dict__["forward"].variants[0].tensors(args, {}) is not None
+    return model.__dict__["st3fx_forward"].variants[0].tensors(args, {}) is not None
 
 
 @pytest.mark.parametrize(
@@ -492,7 +492,7 @@ def test_the_table_of_decisions_is_bounded() -> None:
     model, _ = st3fx.convert(OnBatch(), X, verify=False)
     for length in range(1, 400):
         assert applies(model, like(3, length, 6))
-    guards = model.__dict__["forward"].variants[0].spec.guards
+    guards = model.__dict__["st3fx_forward"].variants[0].spec.guards
     assert len(guards._known) <= 256
 
 

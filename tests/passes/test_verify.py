@@ -168,7 +168,7 @@ def test_a_failed_conversion_in_place_is_undone() -> None:
         st3fx.convert(model, torch.randn(2, 6), inplace=True)
     assert list(model.state_dict()) == keys
     assert set(model.__dict__) == attributes
-    assert "forward" not in model.fc.__dict__
+    assert "st3fx_forward" not in model.fc.__dict__
 
 
 def test_verification_leaves_gradients_and_flags() -> None:
