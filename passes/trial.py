@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from st3fx.core.bound import Bound, bound_sites
+from st3fx.core.copying import copied
 from st3fx.core.run import run_of
-from st3fx.core.state import copied, preserved, preserved_rng
+from st3fx.core.state import preserved, preserved_rng
 from st3fx.passes.equality import MismatchError, converted, detached, digest, require_equal
 from st3fx.passes.fold import clean, effective, fold, projections
 from st3fx.passes.subject import Subject, own_gradients

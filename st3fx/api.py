@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,15 +12,16 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from st3fx.core.converted import watch_loading
+from st3fx.core.copying import closures_over, copied
 from st3fx.core.forward import Islands
 from st3fx.core.inputs import Example
 from st3fx.core.run import run_of, runs_in
 from st3fx.core.selection import Selection, Selectors
-from st3fx.core.state import copied, not_collecting
+from st3fx.core.state import not_collecting
 from st3fx.core.unloaded import buffers_on_meta, on_meta
 from st3fx.core.unloaded import watch as watch_values
 from st3fx.core.unwrap import unwrapped
-from st3fx.errors import FoldError, InputError, PlanError
+from st3fx.errors import FoldError, HookWarning, InputError, PlanError
 from st3fx.methods import Method
 from st3fx.methods.st3 import ST3
 from st3fx.passes import convert as stages
@@ -60,6 +62,7 @@ def convert(
     skip_first: bool = False,
     skip_last: bool = False,
     include_tied: bool = False,
+    keep_zeros: bool = True,
     verify: bool = True,
     inplace: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -87,6 +90,9 @@ def convert(
         skip_last: Leave the last site dense.
         include_tied: Make the projection of a tied embedding sparse. Its lookups stay dense, so
             that ``fold`` unties the two: the projection gets a parameter of its own.
+        keep_zeros: Of a model that comes with zeros (at least a twentieth of a site): let them stay
+            zero while the schedule raises the sparsity from their share. Otherwise they may come
+            back while others go; the sparsity starts at their share all the same.
         verify: Compare with the original, which costs eight to ten training steps; left out where
             parameters have no values.
         inplace: Convert ``model`` itself.
@@ -132,6 +138,8 @@ def convert(
     _attach(conversion.model, conversion, total_steps, update_every)
     if unloaded:
         watch_values(conversion.model)
+    else:
+        run_of(conversion.model).keep_zeros(pin=keep_zeros)
     return conversion.model, Sparsifier(conversion.model)
 
 
@@ -141,6 +149,13 @@ def _stages(unloaded: bool, verify: bool) -> tuple[stages.Stage, ...]:
 
 @not_collecting()
 def _copied(model: nn.Module) -> nn.Module:
+    for hook in closures_over(model):
+        warnings.warn(
+            f"the hook of {hook} has a part of the given model in a variable, and means it in the "
+            "copy that convert makes, too: give inplace=True, or register it on the result",
+            HookWarning,
+            stacklevel=4,
+        )
     try:
         return copied(model)
     except Exception as error:

@@ -104,3 +104,7 @@ class TraceWarning(UserWarning):
 
 class OptimizerWarning(UserWarning):
     """An optimizer does not train the weights of the converted model."""
+
+
+class HookWarning(UserWarning):
+    """A hook means the given model in the copy that was made of it."""

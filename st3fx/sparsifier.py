@@ -155,19 +155,22 @@ class Sparsifier:
         elif isinstance(method, ScheduledMethod) and not run.frozen:
             every: int = self.model.st3fx_update_every  # type: ignore[assignment]
             if run.steps % every == 0 or run.steps == total:
-                run.set(self._scheduled(method), bound)
+                run.set(self._wanted(), bound)
         self._refresh_effective(bound)
 
-    def _scheduled(self, method: ScheduledMethod) -> float:
+    def _wanted(self) -> float:
         """The sparsity for the present step."""
-        run = self.run
-        if run.held:
-            return run.sparsity or 0.0
-        return method.schedule.sparsity(run.steps, self._total_steps(), method.sparsity)
+        self._total_steps()
+        return self.scheduled or 0.0
 
-    def _total_steps(self) -> int:
+    @property
+    def scheduled(self) -> float | None:
+        """The sparsity for the present step; ``None`` without a schedule, or its length."""
+        return self.run.scheduled()
+
+    def _total_steps(self) -> int | None:
         total: int | None = self.model.st3fx_total_steps  # type: ignore[assignment]
-        if total is None:
+        if total is None and not self.run.held:
             raise StateError(
                 "the schedule needs the number of optimizer steps: "
                 "give total_steps= to convert, or use set_sparsity()"
@@ -228,7 +231,7 @@ class Sparsifier:
                 run.stale = True
                 run.settle(thorough=False)
             elif not run.frozen:
-                run.set(self._scheduled(self.method), bound)
+                run.set(self._wanted(), bound)
         self._refresh_effective(bound)
 
     def drop(self, name: str) -> None:
@@ -380,7 +383,7 @@ class Sparsifier:
         run = self.run
         return {
             "step": run.steps, "sparsity": run.sparsity, "held": run.held, "frozen": run.frozen,
-            "thresholds": thresholds, "masks": masks,
+            "floor": run.floor, "thresholds": thresholds, "masks": masks,
         }  # fmt: skip
 
     @torch.inference_mode(False)
@@ -412,4 +415,5 @@ class Sparsifier:
         self.run.take_state(
             int(state["step"]), state.get("sparsity"),
             held=state.get("held", False), frozen=state.get("frozen", bool(masks)),
+            floor=state.get("floor", 0.0),
         )  # fmt: skip

@@ -428,7 +428,7 @@ def test_the_sparsifiers_state_goes_into_another(name: str, frozen: bool) -> Non
     torch.save(sparsifier.state_dict(), file)
     file.seek(0)
     state = torch.load(file)
-    assert set(state) == {"step", "sparsity", "held", "frozen", "thresholds", "masks"}
+    assert set(state) == {"step", "sparsity", "held", "frozen", "floor", "thresholds", "masks"}
     for loads in (state, sparsifier.state_dict()):
         other, driver = converted(name)
         driver.load_state_dict(loads)

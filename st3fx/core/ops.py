@@ -113,8 +113,8 @@ def _function(effective: Callable[..., Tensor], gradient: Gradient | None) -> An
             saved = (*kept, *((mask,) if mask.numel() else ()))
             ctx.save_for_backward(*saved)
             ctx.save_for_forward(*saved)
-            # A function's forward runs without gradients and tangents; another level of torch.func's
-            # transforms, which the operator goes to next, has its own.
+            # A function's forward runs without gradients and tangents; another level of transforms
+            # of torch.func, which the operator goes to next, has its own.
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
                 return effective(args, differentiable=True)
 

@@ -35,6 +35,8 @@ from st3fx.methods.base import Method, ScheduledMethod
 
 _STEP = "st3fx_step"
 _LEVEL = "st3fx_sparsity"
+_FEWEST_ZEROS = 0.05
+"""Share of zeros below which they are no sparsity of a site's."""
 _SLACK = 1e-6
 """How far below its target a sparsity may be without a word."""
 
@@ -47,6 +49,7 @@ class Run:
         sparsity: What the thresholds were last set for; ``None`` if a file did not say.
         held: Whether that was set by hand, and steps keep it instead of following the schedule.
         frozen: Whether masks are fixed.
+        floor: Share of zeros that the model came with, from which the schedule starts.
         stale: Whether the weights have changed since the thresholds were set, as far as is known.
         suspect: Whether changes that leave no trace are to be looked for at the next evaluation.
         level: The last global threshold ``T``: 0-dimensional; ``None`` while there is none.
@@ -57,6 +60,7 @@ class Run:
         self.sparsity: float | None = 0.0
         self.held = False
         self.frozen = False
+        self.floor = 0.0
         self.stale = False
         self.suspect = False
         self.level: Tensor | None = None
@@ -118,7 +122,7 @@ class Run:
         stale = self._changed(thorough=True)
         twin.__dict__.update(
             steps=self.latest().steps, sparsity=self.current(changed=stale), held=self.held,
-            frozen=self.frozen, stale=stale, level=self.level, _over=self._over,
+            frozen=self.frozen, floor=self.floor, stale=stale, level=self.level, _over=self._over,
         )  # fmt: skip
         if self._aside is not None:
             twin.stale = True
@@ -278,9 +282,49 @@ class Run:
         self.sparsity = sparsity
         self._note(bound, digest=False)
 
-    def take_state(self, steps: int, sparsity: float | None, *, held: bool, frozen: bool) -> None:
+    def scheduled(self) -> float | None:
+        """The sparsity that the present step should have; ``None`` if nothing says it.
+
+        From the share ``f`` of zeros that the model came with the schedule's ramp ``r(t)``, 0 to 1,
+        leads to the target ``s``: ``f + (s − f)·r(t)``, and never down.
+        """
+        if self.held:
+            return self.sparsity
+        method, total = self._method(), getattr(self.root, "st3fx_total_steps", None)
+        if not isinstance(method, ScheduledMethod) or total is None:
+            return None
+        if not self.floor:
+            return method.schedule.sparsity(self.steps, total, method.sparsity)
+        ramp = method.schedule.sparsity(self.steps, total, 1.0)
+        return self.floor + max(0.0, method.sparsity - self.floor) * ramp
+
+    def keep_zeros(self, *, pin: bool) -> float:
+        """Start from the zeros that the weights have; the share of them.
+
+        Whole sites of zeros are initialised so, and a few zeros are chance: both do not count.
+
+        Args:
+            pin: Whether these weights stay zero; else they may come back while others go.
+        """
+        count = kept = 0
+        for site in self.bound():
+            count += site.site.numel
+            weight = site.weight()
+            zeros = weight == 0
+            share = float(zeros.sum()) / max(1, weight.numel())
+            if site.site.computed or not _FEWEST_ZEROS <= share < 1:
+                continue
+            kept += int(zeros.sum())
+            for module, parameter in site.places if pin else ():
+                module.__dict__[state_name(parameter, "mask")] = ~zeros
+        self.floor = kept / max(1, count)
+        return self.floor
+
+    def take_state(
+        self, steps: int, sparsity: float | None, *, held: bool, frozen: bool, floor: float
+    ) -> None:
         """Where a saved training stood, whose thresholds are in place."""
-        self._aside = None
+        self._aside, self.floor = None, floor
         self.steps, self.sparsity, self.held, self.frozen = steps, sparsity, held, frozen
         if sparsity is None:
             self._infer()
@@ -305,13 +349,18 @@ class Run:
             self._stamps.get(site.site.name) != [*map(_stamp, site.sources())] for site in bound
         )
 
+    def _pinned(self, bound: list[Bound]) -> float:
+        """The sparsity that masks alone give: up to it no threshold is needed."""
+        masks = [site.tensors("mask")[0] for site in bound] if self.floor else []
+        return self.floor if any(mask.numel() for mask in masks) else 0.0
+
     @torch.inference_mode(False)
     @torch.no_grad()
     def _set(self, method: ScheduledMethod, sparsity: float, bound: list[Bound]) -> None:
         sites = [item.site for item in bound]
         scales = [method.scale(site) for site in sites]
         self.level, self._over = None, frozenset(site.name for site in sites)
-        if sparsity > 0:
+        if sparsity > self._pinned(bound):
             costs = [site.cost for site in sites] if method.budget == "macs" else None
             weights = [item.weight() for item in bound]
             self.level = self._finder.find(weights, scales, sparsity, costs)
@@ -366,7 +415,7 @@ class Run:
         flags = [
             float("nan") if sparsity is None else sparsity,
             float(self.held), float(self.frozen),
-            float(bool(sparsity) and (changed or self._aside is not None)),
+            float(bool(sparsity) and (changed or self._aside is not None)), self.floor,
         ]  # fmt: skip
         return {
             prefix + _STEP: torch.tensor(steps, dtype=torch.int64),
@@ -386,7 +435,7 @@ class Run:
         if flags is None:
             self._infer()
         else:
-            level, held, frozen, stale = flags.tolist()
+            level, held, frozen, stale, self.floor = flags.tolist()
             self.sparsity = None if level != level else level  # noqa: PLR0124 (not a number)
             self.held, self.frozen, self.stale = bool(held), bool(frozen), bool(stale)
 
@@ -398,7 +447,7 @@ class Run:
         bound = self.bound_quietly()
         self._over = frozenset(site.site.name for site in bound)
         masks = [tensor for site in bound for tensor in site.tensors("mask")]
-        self.frozen = self.frozen or any(mask.numel() for mask in masks)
+        self.frozen = self.frozen or (self.sparsity is None and any(m.numel() for m in masks))
         stale = self.stale
         self._note(bound, digest=self._leader is not None)
         self.stale = stale
@@ -414,7 +463,7 @@ class Run:
         self.held = self.frozen = self.stale = False
         self.sparsity = None
         if isinstance(method, ScheduledMethod) and total is not None:
-            self.sparsity = method.schedule.sparsity(self.steps, total, method.sparsity)
+            self.sparsity = self.scheduled()
 
 
 def run_of(model: nn.Module) -> Run:

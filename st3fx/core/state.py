@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import pickle
 import random
@@ -99,23 +98,7 @@ def _refill(container: Any, content: Any) -> None:
         container.update(content)
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy that also takes what torch's own refuses or bends.
-
-    Activations that a forward left in attributes are copied without their history; the parameters
-    of a ScriptModule stay leaves.
-    """
-    tensors = (*_loose_tensors(model), *model.buffers())
-    kept = [tensor for tensor in tensors if not tensor.is_leaf]
-    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in kept}
-    with torch.no_grad():
-        twin = copy.deepcopy(model, memo)
-    for theirs, ours in zip(model.parameters(), twin.parameters(), strict=True):
-        ours.requires_grad_(theirs.requires_grad)
-    return twin
-
-
-def _loose_tensors(model: nn.Module) -> list[Tensor]:
+def loose_tensors(model: nn.Module) -> list[Tensor]:
     """Tensors in plain attributes of modules, and in lists and dicts there."""
     found: dict[int, Tensor] = {}
     for module in model.modules():
@@ -207,7 +190,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     tensors of ``inference_mode``, which nothing outside of it can write to.
     """
     attributes = Attributes(model)
-    tensors = [t for t in _loose_tensors(model) if t.grad_fn is None and not t.is_inference()]
+    tensors = [t for t in loose_tensors(model) if t.grad_fn is None and not t.is_inference()]
     buffers = [(b, b.detach().clone()) for b in (*model.buffers(), *tensors)]
     with preserved_rng():
         try:

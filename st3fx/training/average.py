@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from st3fx.core.state import copied
+from st3fx.core.copying import copied
 from st3fx.sparsifier import Sparsifier
 
 

@@ -28,11 +28,7 @@ def share(sparsifier: Sparsifier, layers: dict[str, float]) -> float:
 
 def target_now(sparsifier: Sparsifier) -> float | None:
     """The sparsity that the schedule wants after the present step; ``None`` without a schedule."""
-    method = sparsifier.method
-    total: int | None = sparsifier.model.st3fx_total_steps  # type: ignore[assignment]
-    if not isinstance(method, ScheduledMethod) or total is None:
-        return None
-    return method.schedule.sparsity(sparsifier.steps, total, method.sparsity)
+    return sparsifier.scheduled
 
 
 def is_at_target(sparsifier: Sparsifier) -> bool:

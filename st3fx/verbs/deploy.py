@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from st3fx.api import fold
+from st3fx.core.copying import copied
 from st3fx.core.inputs import Example
-from st3fx.core.state import copied
 from st3fx.errors import EmptyLayerWarning, ExportError
 from st3fx.export.free import FreeSize
 from st3fx.export.result import ExportResult, FoldResult, Size
