@@ -80,10 +80,12 @@ class Run:
     # --- whose run it is
 
     def bind(self, root: nn.Module) -> None:
-        """The model that this run is of; its weights are as they were when thresholds were set."""
-        self._root = weakref.ref(root)
-        if not self.stale:
-            self._note(self.bound_quietly(), digest=self._leader is not None)
+        """The model that this run is of, as it is now."""
+        self._root, stale = weakref.ref(root), self.stale
+        bound = self.bound_quietly()
+        self._over = self._over or frozenset(site.site.name for site in bound)
+        self._note(bound, digest=self._leader is not None)
+        self.stale = stale
 
     @property
     def root(self) -> nn.Module | None:
@@ -102,7 +104,8 @@ class Run:
     def take_over(self) -> None:
         """A sparsifier drives this model itself: it follows no other."""
         if self._leader is not None:
-            self.sparsity, self._leader = self.current(), None
+            self.sparsity, self.steps = self._wanted(self._moved(thorough=True)), self._leader.steps
+            self._leader = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Run:
         """A run that follows this one."""
@@ -119,25 +122,23 @@ class Run:
     def _copied(self) -> Run:
         twin = Run.__new__(Run)
         Run.__init__(twin)  # type: ignore[misc]
-        stale = self._changed(thorough=True)
+        moved = self._moved(thorough=bool(self._digests))
+        steps = self.steps if self._leader is None or not moved else self._leader.steps
+        stale = self.stale or moved
         twin.__dict__.update(
-            steps=self.latest().steps, sparsity=self.current(changed=stale), held=self.held,
-            frozen=self.frozen, floor=self.floor, stale=stale, level=self.level, _over=self._over,
+            steps=steps, sparsity=self._wanted(moved), held=self.held, frozen=self.frozen,
+            floor=self.floor, stale=stale, level=self.level, _over=self._over,
         )  # fmt: skip
-        if self._aside is not None:
-            twin.stale = True
         return twin
 
-    def latest(self) -> Run:
-        """The run whose steps count: the leader's, or this one."""
-        return self if self._leader is None else self._leader
+    def _wanted(self, moved: bool) -> float | None:
+        """The sparsity that the present weights should have.
 
-    def current(self, *, changed: bool | None = None) -> float | None:
-        """The sparsity that the present weights should have."""
-        if self._leader is None:
-            return self.sparsity
-        changed = self._changed(thorough=True) if changed is None else changed
-        return self._leader.sparsity if changed else self.sparsity
+        Args:
+            moved: Whether they have changed since the thresholds were set. Then those of a copy are
+                an average, and have what the model that it follows has now.
+        """
+        return self.sparsity if self._leader is None or not moved else self._leader.sparsity
 
     # --- what has changed
 
@@ -150,19 +151,22 @@ class Run:
         self._digests = _digests_of(weights) if digest and self._traceable else {}
         self.stale = False
 
-    def _changed(self, *, thorough: bool) -> bool:
-        """Whether weights have changed since the thresholds were set.
+    def _moved(self, *, thorough: bool) -> bool:
+        """Whether weights have changed since they were noted.
 
         Args:
-            thorough: Look at the values, too, where there is something to compare with.
+            thorough: Look at the values, too, which some code writes to without a trace. Without
+                digests to compare with the answer is yes.
         """
-        if self.stale or not self._traceable or self.root is None:
-            return self.stale
+        if not self._traceable or self.root is None:
+            return False
         weights = [(site.site.name, site.sources()) for site in self.bound_quietly()]
-        self.stale = any(self._stamps.get(n) != [*map(_stamp, own)] for n, own in weights)
-        if thorough and self._digests and not self.stale:
-            self.stale = any(self._digests.get(n) != d for n, d in _digests_of(weights).items())
-        return self.stale
+        if any(self._stamps.get(name) != [*map(_stamp, own)] for name, own in weights):
+            return True
+        if not thorough or not self._digests:
+            return thorough
+        found = _digests_of(weights).items()
+        return any(self._digests.get(name) != digest for name, digest in found)
 
     # --- thresholds
 
@@ -196,20 +200,22 @@ class Run:
         leader = self._leader
         if leader is not None:
             self._seen = leader.steps
-        if not self._changed(thorough=thorough):
-            return
+        moved = self._moved(thorough=thorough)
+        if self.root is None or not (moved or self.stale):
+            return  # a part that was copied alone keeps its thresholds
         method, bound = self._method(), self.bound_quietly()
         if leader is not None and leader.frozen:
             self._take_masks(leader)
-        elif isinstance(method, ScheduledMethod) and not self.frozen:
-            target = self.current(changed=True)
-            if target is None:
+        elif isinstance(method, ScheduledMethod) and not self.frozen and self._fits(bound):
+            wanted = self._wanted(moved)
+            if wanted is None:
                 return
             if leader is None and self._aside is None:
                 self._aside = [tensor.clone() for tensor in self._thresholds(bound)]
-            self.sparsity = target
-            self.steps = self.latest().steps
-            self._set(method, target, bound)
+            elif leader is not None and moved:
+                self.steps = leader.steps
+            self.sparsity = wanted
+            self._set(method, wanted, bound)
         self._note(bound, digest=True)
 
     def before_fold(self) -> None:
@@ -405,17 +411,17 @@ class Run:
 
     def saved(self, prefix: str) -> dict[str, Tensor]:
         """The entries of a state dict."""
-        changed = self._changed(thorough=False)
-        leader = self._leader
-        if leader is not None and not changed and leader.steps != self._seen:
+        leader, moved = self._leader, self._moved(thorough=False)
+        if leader is not None and not moved and leader.steps != self._seen:
             self._seen = leader.steps
-            changed = self._changed(thorough=True)
-        sparsity = self.current(changed=changed)
-        steps = leader.steps if leader is not None and changed else self.steps
+            moved = self._moved(thorough=True)
+        sparsity = self._wanted(moved)
+        steps = leader.steps if leader is not None and moved else self.steps
+        stale = self.stale or moved
         flags = [
             float("nan") if sparsity is None else sparsity,
             float(self.held), float(self.frozen),
-            float(bool(sparsity) and (changed or self._aside is not None)), self.floor,
+            float(bool(sparsity) and stale), self.floor,
         ]  # fmt: skip
         return {
             prefix + _STEP: torch.tensor(steps, dtype=torch.int64),
