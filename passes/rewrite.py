@@ -121,14 +121,17 @@ class Rewriter:
         root = self.model.get_submodule(name)
         inlined = [root.get_submodule(path) for path in capture.inlined if path]
         modules = [root, *inlined]
-        latent = frozenset(
-            relative(home, name)
+        below = {
+            relative(home, name): site
             for site in sites
-            if not site.computed
             for home in homes(site)
             if is_below(owner(home), name)
+        }
+        latent = frozenset(home for home, site in below.items() if not site.computed)
+        marked = [(root.get_submodule(owner(home)), home.rpartition(".")[2]) for home in below]
+        return Variant(
+            mode, capture.spec, graph, capture.guards, modules, capture.stores, latent, marked
         )
-        return Variant(mode, capture.spec, graph, capture.guards, modules, capture.stores, latent)
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

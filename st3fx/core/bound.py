@@ -28,6 +28,9 @@ from st3fx.errors import DriftWarning, StateError
 if TYPE_CHECKING:
     from st3fx.core.run import Run
 
+ASSIGNED = "another parameter was assigned"
+"""How a site was replaced by somebody who knew its effective weight, as those who fuse layers do."""
+
 COMPUTE = "st3fx_compute"
 """Attribute of a module whose weight is computed: parameter's name -> how, as a graph."""
 
@@ -104,7 +107,7 @@ def bound_sites(
         root: The converted model; what has gone leaves its plan.
         run: Its run.
         quiet: Leave replaced sites out instead of raising.
-        report: Called with what is to be said of a replaced site.
+        report: Called with what is to be said of a replaced layer, which is dense.
 
     Raises:
         StateError: For the first site that was replaced.
@@ -133,10 +136,11 @@ def bound_sites(
             )
             continue
         message = (
-            f"{site.name} was replaced after the conversion ({reason}): it is dense; "
-            f"sparsifier.drop({site.name!r}) goes on without it, or fold first and convert again"
+            f"{site.name} was replaced after the conversion ({reason}) and has no threshold any "
+            f"more: sparsifier.drop({site.name!r}) goes on without it, or fold first, change the "
+            "model, and convert again"
         )
-        if report is not None:
+        if report is not None and reason != ASSIGNED:
             report(message)
         if not quiet:
             raise StateError(message)
@@ -175,7 +179,7 @@ def replaced(root: nn.Module, site: Site) -> str | None:
     with contextlib.suppress(AttributeError):
         module = root.get_submodule(path)
         if parameter in module.__dict__.get(ENDED, ()):
-            return "another parameter was assigned"
+            return ASSIGNED
         if parameter in module._buffers or module._parameters.get(parameter) is not None:
             return f"{path or 'the model'} is another {type(module).__name__}"
         names = [name for name, _ in module.named_parameters() if parameter in name]

@@ -5,7 +5,8 @@ weight, as a tensor of a class of its own:
 
 * An operator takes it like any tensor and gives a plain one; gradients reach the latent weight.
 * A method that writes in place (``mul_``, ``copy_``, ``w[0] = 1``, what ``torch.nn.init`` calls)
-  runs on the latent weight. So do ``requires_grad_``, ``register_hook``, and ``.grad`` is its.
+  runs on the latent weight, which this tensor shows from then on. So do ``requires_grad_`` and
+  ``register_hook``, and ``.grad`` is its.
 * ``w.data = value`` sets the latent weight while no threshold is active. Under a threshold the
   value was most likely computed from the effective weight, which is no latent weight: refused.
 * Views (``w[0]``, ``w.T``, ``w.view(-1)``) refuse to be written to, and so does ``w.numpy()``.
@@ -197,9 +198,9 @@ def _written(name: str) -> Any:
         latent = source.latent()
         target = latent.detach() if self.st3fx_detached else latent
         getattr(target, name)(*args, **kwargs)
-        if name == "__setitem__":
-            return None
-        return EffectiveWeight.of(source.read().detach(), source, detached=True)
+        # What writes step by step (torch.nn.init) reads its own last step.
+        Tensor.data.__set__(self, latent.detach())  # type: ignore[attr-defined]
+        return None if name == "__setitem__" else self
 
     write.__name__ = name
     return write

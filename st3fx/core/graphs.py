@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from st3fx.core.calls import CallSpec
-from st3fx.core.converted import stored
+from st3fx.core.converted import SITES, stored
 from st3fx.core.hooks import is_hooked
 from st3fx.core.portable import from_portable, to_portable
 from st3fx.core.regions import is_autocast_border, is_border, unwound
@@ -129,6 +129,7 @@ class Variant:
         modules: Sequence[nn.Module],
         stores: Sequence[str] = (),
         latent: frozenset[str] = frozenset(),
+        marked: Sequence[tuple[nn.Module, str]] = (),
     ) -> None:
         """Compile a graph.
 
@@ -141,6 +142,7 @@ class Variant:
             stores: Relative names of attributes that a call sets; with any, the graph gives the
                 output and a list of their values.
             latent: Relative names of the sites' parameters.
+            marked: The sites that it has operators for, as module and parameter.
         """
         self.mode = mode
         self.spec = spec
@@ -148,6 +150,7 @@ class Variant:
         self._has_regions = any(map(is_border, graph.nodes))
         self._has_autocast = any(map(is_autocast_border, graph.nodes))
         self.guards = tuple(guards)
+        self.marked = tuple(marked)
         self.modules = tuple(modules)
         self.children = [[*module._modules.values()] for module in self.modules]
         self.replaced = [module.__dict__.get("forward") for module in self.modules]
@@ -172,9 +175,13 @@ class Variant:
             value = module.__dict__.get(attribute)
             if not same_value(value, expected):
                 return None
-        if self._rebuilt() or self._hooked() or self._wrapped():
+        if self._ended() or self._rebuilt() or self._hooked() or self._wrapped():
             return None
         return self.spec.tensors(args, kwargs)
+
+    def _ended(self) -> bool:
+        """Whether a site has been dropped, or another parameter assigned to it."""
+        return any(name not in module.__dict__[SITES] for module, name in self.marked)
 
     def _rebuilt(self) -> bool:
         """Whether a module has other children than the traced ones."""
