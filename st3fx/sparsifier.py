@@ -97,7 +97,7 @@ class Sparsifier:
             StateError: If it trains none of the sites' weights, or one is attached already.
         """
         inner = optimizer
-        while not hasattr(inner, "register_step_post_hook") and hasattr(inner, "optimizer"):
+        while isinstance(getattr(inner, "optimizer", None), torch.optim.Optimizer):
             inner = inner.optimizer
         if not hasattr(inner, "register_step_post_hook"):
             raise StateError(

@@ -334,8 +334,8 @@ def move_state(module: nn.Module, parameter: str, sparse: Sparse) -> None:
 def _train(base: type[nn.Module]) -> Callable[..., Any]:
     @functools.wraps(base.train)
     def train(self: Any, mode: bool = True) -> Any:
-        if not mode and RUN in self.__dict__:
-            self.__dict__[RUN].suspect = True
+        if RUN in self.__dict__:
+            self.__dict__[RUN].switched(mode)
         return base.train(self, mode)
 
     return train

@@ -71,9 +71,10 @@ class Run:
         self._stamps: dict[str, list[tuple[int, int]]] = {}
         self._traceable = False
         self.loading = False
+        self._renewed = True
         self.absent: set[str] = set()
         self._digests: dict[str, list[Digest]] = {}
-        self._aside: list[Tensor] | None = None
+        self._aside: dict[str, Tensor] | None = None
         self._finder = GlobalThreshold()
         self._warned: set[str] = set()
 
@@ -194,6 +195,13 @@ class Run:
             return
         self.settle(thorough=thorough)
 
+    def switched(self, training: bool) -> None:
+        """The model is switched to training, or to eval mode."""
+        if training:
+            self.restore()
+        else:
+            self.suspect = True
+
     def settle(self, *, thorough: bool) -> None:
         """Set the thresholds anew if the weights have changed since they were set."""
         self.suspect = False
@@ -211,7 +219,7 @@ class Run:
             if wanted is None:
                 return
             if leader is None and self._aside is None:
-                self._aside = [tensor.clone() for tensor in self._thresholds(bound)]
+                self._aside = {item.site.name: item.tensors("threshold")[0] for item in bound}
             elif leader is not None and moved:
                 self.steps = leader.steps
             self.sparsity = wanted
@@ -266,14 +274,20 @@ class Run:
         aside, self._aside = self._aside, None
         if aside is not None:
             with torch.no_grad(), torch.inference_mode(False):
-                present = self._thresholds(self.bound_quietly())
-                for tensor, value in zip(present, aside, strict=True):
-                    tensor.copy_(value)
+                for item in self.bound_quietly():
+                    if item.site.name in aside:
+                        self._put(item, aside[item.site.name])
             self.stale = True  # until the next step, or until the weights are looked at
 
     @staticmethod
-    def _thresholds(bound: list[Bound]) -> list[Tensor]:
-        return [tensor for site in bound for tensor in site.tensors("threshold")]
+    def _put(item: Bound, value: Tensor | float) -> None:
+        """Give a site a threshold, in new tensors: a graph that is under way keeps the old ones."""
+        for module, parameter in item.places:
+            name = state_name(parameter, "threshold")
+            fresh = torch.empty_like(module.__dict__[name])
+            module.__dict__[name] = (
+                fresh.copy_(value) if isinstance(value, Tensor) else fresh.fill_(value)
+            )
 
     def _method(self) -> Method:
         method: Method = self.root.st3fx_method  # type: ignore[union-attr,assignment]
@@ -374,8 +388,7 @@ class Run:
                 self._warn_of_empty(sites[index].name, sparsity)
         for item, scale in zip(bound, scales, strict=True):
             value = INACTIVE if self.level is None else self.level * scale
-            for tensor in item.tensors("threshold"):
-                tensor.copy_(value) if isinstance(value, Tensor) else tensor.fill_(value)
+            self._put(item, value)
 
     # --- what is said once
 
@@ -436,8 +449,10 @@ class Run:
         if step is None:  # the user's own weights: they say nothing of the training
             self.stale = True
             return
-        self.steps = int(step)
         flags = state.get(prefix + _LEVEL)
+        # A copy that gets its own state back with other weights has been averaged.
+        self._renewed = self._leader is None or flags is None or not self._is_saved(step, flags)
+        self.steps = int(step)
         if flags is None:
             self._infer()
         else:
@@ -454,9 +469,15 @@ class Run:
         self._over = frozenset(site.site.name for site in bound)
         masks = [tensor for site in bound for tensor in site.tensors("mask")]
         self.frozen = self.frozen or (self.sparsity is None and any(m.numel() for m in masks))
-        stale = self.stale
-        self._note(bound, digest=self._leader is not None)
-        self.stale = stale
+        if self._renewed:
+            stale = self.stale
+            self._note(bound, digest=self._leader is not None)
+            self.stale = stale
+
+    def _is_saved(self, step: Tensor, flags: Tensor) -> bool:
+        """Whether this is what :meth:`saved` gave of the present state."""
+        own = self.saved("")
+        return bool(own[_STEP] == step) and torch.equal(own[_LEVEL], flags.to("cpu"))
 
     def bound_quietly(self) -> list[Bound]:
         """As :meth:`bound`, without the sites that were replaced."""

@@ -1,4 +1,4 @@
-"""Attributes of converted modules: effective weights to whoever reads them, latent ones to write."""
+"""Attributes of converted modules: effective weights to read, latent ones to write."""
 
 from __future__ import annotations
 
@@ -100,7 +100,9 @@ METHODS: dict[str, Any] = {
 
 @KINDS
 @pytest.mark.parametrize("call", METHODS.values(), ids=METHODS)
-@pytest.mark.parametrize("copied", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize(
+    "copied", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
 def test_whatever_is_called_is_sparse(kind: Any, call: Any, copied: Any) -> None:
     model, _, oracle = sparse(kind)
     for training in (True, False):
@@ -273,7 +275,9 @@ def test_an_error_inside_never_gives_the_dense_weight(monkeypatch: pytest.Monkey
 def test_a_layer_of_a_converted_class_can_be_made() -> None:
     model, _, _ = sparse()
     layer = type(model.body)(3, 2)
-    assert torch.equal(layer(torch.ones(1, 3)), F.linear(torch.ones(1, 3), layer.weight, layer.bias))
+    assert torch.equal(
+        layer(torch.ones(1, 3)), F.linear(torch.ones(1, 3), layer.weight, layer.bias)
+    )
     assert isinstance(model.body, nn.Linear)
     assert type(model.body).__name__ == "Linear"
     assert not hasattr(model.body, "nothing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from typing import Any
@@ -80,11 +81,12 @@ def test_what_has_gone_leaves_the_plan_with_a_word(change: Any, ask: Any) -> Non
     model, sparsifier = sparse()
     before = model.body(X)
     change(model)
-    with pytest.warns(DriftWarning, match=r"head.weight is no longer in the model"):
-        try:
-            ask(sparsifier)
-        except StateError as error:  # load_state_dict: the state is of no site
-            assert "sites differ" in str(error)
+    odd = ask is ASKED["load_state_dict"]  # its state is of no site
+    with (
+        pytest.warns(DriftWarning, match=r"head.weight is no longer in the model"),
+        pytest.raises(StateError, match="sites differ") if odd else contextlib.nullcontext(),
+    ):
+        ask(sparsifier)
     assert [site.name for site in sparsifier.plan.sites] == ["body.0.weight", "body.2.weight"]
     assert sparsifier.plan.skipped[-1].name == "head.weight"
     if ask is ASKED["thresholds"]:
