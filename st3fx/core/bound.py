@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from st3fx.core.run import Run
 
 ASSIGNED = "another parameter was assigned"
-"""How a site was replaced by somebody who knew its effective weight, as those who fuse layers do."""
+"""How a site is replaced by those who have read its effective weight, as tools that fuse layers."""
 
 COMPUTE = "st3fx_compute"
 """Attribute of a module whose weight is computed: parameter's name -> how, as a graph."""
