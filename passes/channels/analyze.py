@@ -78,9 +78,8 @@ class Analysis:
         found = rule(call)
         if found is None:
             self.coupling.rewind(mark)
-        else:
-            settle(call, facts_of(found), mark)
-        return found
+            return None
+        return settle(call, found, mark)
 
     def _axes(self, tensor: Tensor) -> tuple[Ids | None, ...]:
         return tuple(self.coupling.fresh(size) if size > 1 else None for size in tensor.shape)

@@ -69,6 +69,11 @@ class Coupling:
         self._ties: list[tuple[Ids, Ids]] = []
         self._pins: list[tuple[Ids, str]] = []
 
+    @property
+    def size(self) -> int:
+        """How many channels there are."""
+        return self._count
+
     def fresh(self, size: int) -> Ids:
         """New channels."""
         ids = np.arange(self._count, self._count + size)

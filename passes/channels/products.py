@@ -76,7 +76,8 @@ def _product(
         return None
     if addend is not None and (addend.tensor is None or addend.shape != (weight.shape[first],)):
         return None
-    inputs = _channels(call, x.summed(axis), x.shape[axis])
+    size = weight.shape[second] * layout.groups
+    inputs = _channels(call, x.summed(axis), size)
     outputs = _channels(call, weight.carried(first), weight.shape[first])
     if layout.groups == 1:
         of_weight = _channels(call, weight.summed(second), weight.shape[second])
@@ -92,7 +93,7 @@ def _product(
         addend=None if addend is None else addend.tensor,
         inputs=inputs.reshape(layout.groups, -1),
         outputs=outputs.reshape(layout.groups, -1),
-        given=x.slices(axis, x.rank, int(x.shape[axis])),
+        given=x.slices(axis, x.rank, size),
         bordered=bordered,
         editable=_is_editable(call[name]),
         work=work_of(x.shape if layout.swapped and bordered else call.shape, axis),
