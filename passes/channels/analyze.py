@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from st3fx.passes.channels.call import Call, shape_of
+from st3fx.passes.channels.call import Call, facts_of, shape_of
 from st3fx.passes.channels.coupling import Coupling, Ids
 from st3fx.passes.channels.fact import Fact
 from st3fx.passes.channels.names import attribute
 from st3fx.passes.channels.rules import RULES
+from st3fx.passes.channels.settle import settle
 
 OUTPUT = "it reaches an output of the model"
 
@@ -38,9 +38,8 @@ class Analysis:
         if node.op == "get_attr":
             tensor = attribute(self.module, str(node.target))
             if isinstance(tensor, Tensor):
-                self.facts[node] = Fact(
-                    tuple(tensor.shape), self._axes(tensor), tensor=tensor.detach()
-                )
+                value = None if _is_written(node) else tensor.detach()
+                self.facts[node] = Fact(tuple(tensor.shape), self._axes(tensor), tensor=value)
         elif node.op == "output":
             self._pin_all(node, OUTPUT)
         elif node.target is operator.getitem:
@@ -61,8 +60,7 @@ class Analysis:
 
     def _apply(self, node: fx.Node) -> Any:
         call = Call(node, self.facts, self.coupling)
-        rule = RULES.get(call.name)
-        found = rule(call) if rule is not None and self._tensors(call) else None
+        found = self._ruled(call)
         if found is None:
             self._pin_all(node, call.reason)
             found = _unknown(node.meta.get("val"))
@@ -71,11 +69,17 @@ class Analysis:
             found = Fact(found.shape, found.axes, tensor=tensor) if tensor is not None else found
         return found
 
-    def _tensors(self, call: Call) -> bool:
-        """Whether every tensor that an operator reads is known of; bounds that are tensors not."""
-        names = [a.name for a in call.schema.arguments if a.name in ("min", "max")]
-        tensors = not any(isinstance(call[name], fx.Node) for name in names)
-        return tensors and isinstance(self.facts.get(_first(call.node)), Fact)
+    def _ruled(self, call: Call) -> Any:
+        """What an operator's rule finds; ``None``, and no note of it, where there is none."""
+        rule = RULES.get(call.name)
+        if rule is None or not isinstance(self.facts.get(_first(call.node)), Fact):
+            return None
+        mark = self.coupling.mark()
+        found = rule(call)
+        if found is None:
+            self.coupling.rewind(mark)
+            return None
+        return settle(call, found, mark)
 
     def _axes(self, tensor: Tensor) -> tuple[Ids | None, ...]:
         return tuple(self.coupling.fresh(size) if size > 1 else None for size in tensor.shape)
@@ -85,18 +89,22 @@ class Analysis:
         return isinstance(fact, Fact) and fact.tensor is not None
 
     def _pin_all(self, node: fx.Node, reason: str) -> None:
-        for fact in self._of(node.all_input_nodes):
-            for ids in fact.axes:
-                self.coupling.pin(ids, reason)
-
-    def _of(self, nodes: list[fx.Node]) -> Iterator[Fact]:
-        for node in nodes:
-            found = self.facts.get(node)
-            yield from found if isinstance(found, tuple) else [found] if found else []
+        for source in node.all_input_nodes:
+            for fact in facts_of(self.facts.get(source)):
+                for ids in fact.axes:
+                    self.coupling.pin(ids, reason)
 
 
 def _first(node: fx.Node) -> Any:
     return node.all_input_nodes[0] if node.all_input_nodes else None
+
+
+def _is_written(node: fx.Node) -> bool:
+    """Whether a call changes a buffer: the next one finds another value."""
+    return any(
+        isinstance(user.target, torch._ops.OpOverload) and user.target._schema.is_mutable
+        for user in node.users
+    )
 
 
 def _unknown(value: Any) -> Any:

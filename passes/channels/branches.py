@@ -39,18 +39,16 @@ def replace_branches(module: fx.GraphModule, analysis: Analysis) -> Analysis:
 def _replace(module: fx.GraphModule, call: Call) -> bool:
     if call.name not in _BINARY or _is_known(call.facts.get(call.node)):
         return False
-    sides = [call.optional(name) for name in ("self", "other")]
-    for name, fact, other in zip(("self", "other"), sides, reversed(sides), strict=True):
-        if fact is None or other is None or other.shape != call.shape or not _is_known(fact):
+    names = ("self", "other")
+    for name, remaining in zip(names, reversed(names), strict=True):
+        fact, other = (call.facts.get(call.get(side)) for side in (name, remaining))
+        if not _is_known(fact) or not isinstance(other, Fact) or other.shape != call.shape:
             continue
         vector = _vector(fact)
-        same = call.node.meta["val"].dtype == vector.dtype
-        if (
-            same
-            and not vector.any()
-            and (call.name == "add" or (call.name, name) == ("sub", "other"))
-        ):
-            call.node.replace_all_uses_with(call["other" if name == "self" else "self"])
+        same = call.dtype == vector.dtype == call[remaining].meta["val"].dtype
+        adds = call.name == "add" or (call.name, name) == ("sub", "other")
+        if same and adds and not vector.any():
+            call.node.replace_all_uses_with(call[remaining])
         else:
             call.set(name, _parameter(module, call.node, vector))
         return True

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from st3fx.passes.channels.coupling import Coupling
-from st3fx.passes.channels.fact import Axes, Fact, Slices
+from st3fx.passes.channels.coupling import Coupling, Ids, Kept
+from st3fx.passes.channels.fact import Fact, Slices
+from st3fx.passes.channels.operand import Operand
 
 _MISSING = object()
 
@@ -28,93 +30,175 @@ class Call:
     node: fx.Node
     facts: Mapping[fx.Node, Any]
     coupling: Coupling
-
-    @property
-    def schema(self) -> torch.FunctionSchema:
-        """Of the operator."""
-        assert isinstance(self.node.target, torch._ops.OpOverload)
-        return self.node.target._schema
+    _operands: dict[tuple[str, int], Operand] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """``conv2d``."""
-        return self.schema.name.partition("::")[2]
+        return _schema(self.node.target).name
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """Of the operator's schema, in order."""
+        return _schema(self.node.target).parameters
 
     def __getitem__(self, name: str) -> Any:
         """An argument, or its default."""
         value = self.get(name, _MISSING)
-        assert value is not _MISSING, f"{self.schema.name} has no argument {name}"
+        assert value is not _MISSING, f"{self.name} has no argument {name}"
         return value
 
     def get(self, name: str, default: Any = None) -> Any:
         """An argument, or its default; ``default`` where the overload has none of that name."""
-        for position, argument in enumerate(self.schema.arguments):
-            if argument.name == name:
-                if position < len(self.node.args):
-                    return self.node.args[position]
-                return self.node.kwargs.get(name, argument.default_value)
-        return default
+        found = self.parameters.get(name)
+        if found is None:
+            return default
+        if found.position < len(self.node.args):
+            return self.node.args[found.position]
+        return self.node.kwargs.get(name, found.default)
 
     def set(self, name: str, value: Any) -> None:
         """Rewrite an argument in the graph."""
-        names = [argument.name for argument in self.schema.arguments]
-        if names.index(name) < len(self.node.args):
-            self.node.update_arg(names.index(name), value)
+        position = self.parameters[name].position
+        if position < len(self.node.args):
+            self.node.update_arg(position, value)
         else:
             self.node.update_kwarg(name, value)
 
-    def fact(self, name: str) -> Fact:
-        """What is known of a tensor that is an argument."""
-        fact = self.optional(name)
-        assert fact is not None
-        return fact
+    def axis(self, name: str = "dim") -> int:
+        """An argument that is a dimension of the first one, counted from the front."""
+        return int(self[name]) % max(1, self.x.rank)
 
-    def optional(self, name: str) -> Fact | None:
-        """The same; ``None`` where the argument is left out or is no tensor."""
-        value = self.get(name)
+    def axes(self, name: str = "dim") -> set[int]:
+        """An argument that is one, several or, where there are none, all dimensions."""
+        given = self.get(name)
+        rank = self.x.rank
+        if given is None or given == []:
+            return set(range(rank))
+        return {int(dim) % max(1, rank) for dim in ([given] if isinstance(given, int) else given)}
+
+    def operand(self, name: str) -> Operand:
+        """A tensor that is an argument."""
+        operand = self.optional(name)
+        assert operand is not None
+        return operand
+
+    def optional(self, name: str) -> Operand | None:
+        """The same; ``None`` where the argument is left out, or is no tensor that is known."""
+        return self._operand(name, 0, self.get(name))
+
+    def several(self, name: str) -> list[Operand]:
+        """Tensors of an argument that is a list of them."""
+        found = [self._operand(name, place, node) for place, node in enumerate(self[name])]
+        return [operand for operand in found if operand is not None]
+
+    def _operand(self, name: str, place: int, value: Any) -> Operand | None:
         fact = self.facts.get(value) if isinstance(value, fx.Node) else None
-        return fact if isinstance(fact, Fact) else None
+        if not isinstance(fact, Fact):
+            return None
+        if (name, place) not in self._operands:
+            self._operands[name, place] = Operand(value, fact)
+        return self._operands[name, place]
+
+    def read(self) -> Iterator[tuple[Operand | None, Fact]]:
+        """All tensors that the operator reads; ``None`` for one that the rule did not look at."""
+        seen = set()
+        for name in self.parameters:
+            value = self.get(name)
+            for place, node in enumerate(value if isinstance(value, list | tuple) else [value]):
+                if isinstance(node, fx.Node):
+                    seen.add(node)
+                    for fact in facts_of(self.facts.get(node)):
+                        yield self._operands.get((name, place)), fact
+        for node in self.node.all_input_nodes:
+            if node not in seen:
+                for fact in facts_of(self.facts.get(node)):
+                    yield None, fact
 
     @property
-    def operand(self) -> str:
+    def first(self) -> str:
         """Name of the first argument."""
-        return self.schema.arguments[0].name
+        return next(iter(self.parameters))
 
     @property
-    def x(self) -> Fact:
+    def x(self) -> Operand:
         """The first argument."""
-        return self.fact(self.operand)
+        return self.operand(self.first)
 
     @property
     def shape(self) -> tuple[Any, ...]:
         """Of the result."""
         return shape_of(self.node.meta["val"])
 
-    def result(self, axes: Axes, constant: Slices | None = None) -> Fact:
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the result."""
+        dtype: torch.dtype = self.node.meta["val"].dtype
+        return dtype
+
+    def result(self, axes: Sequence[Ids | None], constant: Slices | None = None) -> Fact:
         """What is known of the result. An index that is the only one of its dimension stays."""
-        shape = self.shape
-        assert len(axes) == len(shape), f"{self.node}: {len(axes)} axes of {shape}"
-        return Fact(shape, axes, constant)
+        return Fact(self.shape, tuple(axes), constant)
 
     def run(self, tensors: Mapping[str, Tensor]) -> Any:
         """The operator on other tensors; other arguments stay as they are."""
-        found = {a.name: tensors.get(a.name, self.get(a.name)) for a in self.schema.arguments}
-        positional = [found[a.name] for a in self.schema.arguments if not a.kwarg_only]
-        named = {a.name: found[a.name] for a in self.schema.arguments if a.kwarg_only}
+        found = {name: tensors.get(name, self.get(name)) for name in self.parameters}
+        named = {name for name, known in self.parameters.items() if known.is_named}
         assert callable(self.node.target)
-        return self.node.target(*positional, **named)
+        return self.node.target(
+            *(value for name, value in found.items() if name not in named),
+            **{name: value for name, value in found.items() if name in named},
+        )
 
-    def pin(self, name: str, *dims: int) -> None:
-        """Let the channels of an argument stay: all, or those of some dimensions."""
-        fact = self.optional(name)
-        if fact is not None:
-            for dim in dims or range(fact.rank):
-                self.coupling.pin(fact.axes[dim], self.reason)
+    def afterwards(self, change: Callable[[Kept], Any]) -> None:
+        """Rewrite something once it is known which channels stay."""
+        self.coupling.changes.append(change)
+
+    def fixed(self, size: Any) -> Ids:
+        """New channels that stay."""
+        return self.coupling.fixed(int(size), self.reason)
 
     @property
     def reason(self) -> str:
-        """Why channels stay that this operator pins."""
+        """Why channels stay that this operator needs."""
         return f"{self.name} needs all of them"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One of an operator's, by its schema.
+
+    Attributes:
+        position: Among all of them.
+        default: ``None`` where there is none.
+        is_named: Whether it is given by name alone.
+    """
+
+    position: int
+    default: Any
+    is_named: bool
+
+
+@dataclass(frozen=True)
+class _Schema:
+    name: str
+    parameters: dict[str, Parameter]
+
+
+@functools.cache
+def _schema(operator: Any) -> _Schema:
+    schema = operator._schema
+    parameters = {
+        argument.name: Parameter(position, argument.default_value, argument.kwarg_only)
+        for position, argument in enumerate(schema.arguments)
+    }
+    return _Schema(schema.name.partition("::")[2], parameters)
+
+
+def facts_of(found: Any) -> tuple[Fact, ...]:
+    """What is known of a node, as a tuple: of one tensor, of several, or of none."""
+    parts = found if isinstance(found, tuple) else (found,)
+    return tuple(part for part in parts if isinstance(part, Fact))
 
 
 def shape_of(value: Any) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,15 @@ class Kept:
         return found
 
 
+class Mark(NamedTuple):
+    """A place in the notes of a coupling: how many there were of each kind."""
+
+    ties: int
+    pins: int
+    products: int
+    changes: int
+
+
 class Coupling:
     """What the rules note about channels.
 
@@ -59,6 +68,11 @@ class Coupling:
         self._count = 0
         self._ties: list[tuple[Ids, Ids]] = []
         self._pins: list[tuple[Ids, str]] = []
+
+    @property
+    def size(self) -> int:
+        """How many channels there are."""
+        return self._count
 
     def fresh(self, size: int) -> Ids:
         """New channels."""
@@ -84,7 +98,7 @@ class Coupling:
             self.pin(second, MIXED)
             return None
         if first is not second:
-            self._ties.append((first.reshape(-1), second.reshape(-1)))
+            self._ties.append((first, second))
         return first
 
     def merge(self, rows: Ids) -> Ids:
@@ -99,8 +113,8 @@ class Coupling:
         labels: Ids = np.arange(self._count)
         if not self._ties:
             return labels
-        first = np.concatenate([a for a, _ in self._ties])
-        second = np.concatenate([b for _, b in self._ties])
+        first = np.concatenate([a.reshape(-1) for a, _ in self._ties])
+        second = np.concatenate([b.reshape(-1) for _, b in self._ties])
         while True:
             before = labels
             low = np.minimum(labels[first], labels[second])
@@ -110,6 +124,23 @@ class Coupling:
             labels = labels[labels]
             if np.array_equal(labels, before):
                 return labels
+
+    def mark(self) -> Mark:
+        """How much has been noted so far."""
+        return Mark(*(len(notes) for notes in self._notes))
+
+    def rewind(self, mark: Mark) -> None:
+        """Forget what was noted since."""
+        for notes, length in zip(self._notes, mark, strict=True):
+            del notes[length:]
+
+    def ties_since(self, mark: Mark) -> list[tuple[Ids, Ids]]:
+        """Channels that were made one since."""
+        return self._ties[mark.ties :]
+
+    @property
+    def _notes(self) -> tuple[list[Any], ...]:
+        return self._ties, self._pins, self.products, self.changes
 
     def pins(self) -> list[tuple[Ids, str]]:
         """Channels that stay whatever is read, with reasons."""

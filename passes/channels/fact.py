@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from st3fx.passes.channels.coupling import Coupling, Ids
+from st3fx.passes.channels.coupling import Ids
 
 Axes = tuple[Ids | None, ...]
 """Channels of each dimension; ``None`` where no index can go."""
@@ -31,6 +31,11 @@ class Slices:
     def __post_init__(self) -> None:
         """Give what is not known a value that no operator stumbles over."""
         object.__setattr__(self, "values", torch.where(self.known, self.values, 1))
+
+    @classmethod
+    def unknown(cls, axis: int, size: int, dtype: torch.dtype) -> Slices:
+        """Nothing is known of any index."""
+        return cls(axis, torch.ones(size, dtype=dtype), torch.zeros(size, dtype=torch.bool))
 
     @property
     def everywhere(self) -> bool:
@@ -87,23 +92,3 @@ class Fact:
 
 def _uniform(constant: Slices) -> bool:
     return bool((constant.values == constant.values[0]).all())
-
-
-def join(coupling: Coupling, facts: list[Fact], shape: tuple[Any, ...]) -> Axes:
-    """Channels of what tensors are broadcast to."""
-    axes: list[Ids | None] = []
-    for dim, size in enumerate(shape):
-        there = []
-        for fact in facts:
-            own = dim - (len(shape) - fact.rank)
-            if own >= 0 and not (_is_one(fact.shape[own]) and not _is_one(size)):
-                there.append(fact.axes[own])
-        ids = there[0] if there else None
-        for other in there[1:]:
-            ids = coupling.tie(ids, other)
-        axes.append(ids)
-    return tuple(axes)
-
-
-def _is_one(size: Any) -> bool:
-    return isinstance(size, int) and size == 1

@@ -6,15 +6,17 @@ import numpy as np
 import torch
 from torch import fx
 
-from st3fx.passes.channels.call import Call
+from st3fx.passes.channels.call import Call, size_of
 from st3fx.passes.channels.coupling import Ids, Kept
 from st3fx.passes.channels.fact import Fact, Slices
+from st3fx.passes.channels.names import free
+from st3fx.passes.channels.operand import Operand
 
 
 def _moved(call: Call, order: list[int | None]) -> Fact:
     """The dimensions of the first argument in another order; ``None`` is a new one of size 1."""
     x = call.x
-    axes = tuple(None if dim is None else x.axes[dim] for dim in order)
+    axes = [None if dim is None else x.carried(dim) for dim in order]
     constant = x.constant
     if constant is not None:
         places = [new for new, dim in enumerate(order) if dim == constant.axis]
@@ -32,8 +34,9 @@ def transpose(call: Call) -> Fact:
     """``transpose`` and ``t``."""
     rank = call.x.rank
     order: list[int | None] = list(range(rank))
-    first, second = call.get("dim0", 0), call.get("dim1", rank - 1)
-    order[first], order[second] = order[second], order[first]
+    if rank > 1:
+        first, second = call.get("dim0", 0), call.get("dim1", rank - 1)
+        order[first], order[second] = order[second], order[first]
     return _moved(call, order)
 
 
@@ -46,63 +49,68 @@ def unsqueeze(call: Call) -> Fact:
 
 def squeeze(call: Call) -> Fact:
     """``squeeze`` of one, some or all dimensions."""
-    x, dims = call.x, call.get("dim")
-    if dims is None:
-        dims = range(x.rank)
-    chosen = {dim % x.rank for dim in ([dims] if isinstance(dims, int) else dims)}
-    gone = {dim for dim in chosen if x.shape[dim] == 1}
+    x = call.x
+    dims = call.axes() if "dim" in call.parameters else set(range(x.rank))
+    gone = sorted(dim for dim in dims if x.shape[dim] == 1)
+    if any(x.is_free(dim) for dim in dims.difference(gone)):
+
+        def change(_: Kept) -> None:
+            """What one index is left of is no dimension that was squeezed."""
+            call.node.target = torch.ops.aten.squeeze.dims
+            call.node.args, call.node.kwargs = (call.node.args[0], gone), {}
+
+        call.afterwards(change)
     return _moved(call, [dim for dim in range(x.rank) if dim not in gone])
 
 
-def cat(call: Call) -> Fact:
+def cat(call: Call) -> Fact | None:
     """Channels one behind the other."""
-    nodes = [node for node in call["tensors"] if call.facts[node].shape != (0,)]
-    facts = [call.facts[node] for node in nodes]
+    # Tensors of a single empty dimension are left out, whatever the others are.
+    operands = [operand for operand in call.several("tensors") if operand.shape != (0,)]
+    types = {operand.node.meta["val"].dtype for operand in operands}
+    if len(operands) < len(call["tensors"]) or len(types) > 1:
+        return None  # one that goes would take its type along
     rank = len(call.shape)
     dim = call["dim"] % rank
-    axes: list[Ids | None] = list(facts[0].axes)
-    for other in range(rank):
-        for fact in facts[1:]:
+    axes = operands[0].all_carried(dim)
+    for operand in operands[1:]:
+        for other, ids in enumerate(operand.all_carried(dim)):
             if other != dim:
-                axes[other] = call.coupling.tie(axes[other], fact.axes[other])
-    if not all(isinstance(fact.shape[dim], int) for fact in facts):
-        for fact in facts:
-            call.coupling.pin(fact.axes[dim], call.reason)
-        axes[dim] = None
-        return call.result(tuple(axes))
-    parts = [_part(call, fact, dim) for fact in facts]
+                axes[other] = call.coupling.tie(axes[other], ids)
+    if not all(isinstance(operand.shape[dim], int) for operand in operands):
+        return call.result(axes)
+    parts = [_part(call, operand, dim) for operand in operands]
     axes[dim] = np.concatenate(parts)
 
     def change(kept: Kept) -> None:
-        left = [n for n, ids in zip(nodes, parts, strict=True) if kept.count(ids)]
+        left = [o.node for o, ids in zip(operands, parts, strict=True) if kept.count(ids)]
         call.set("tensors", left)
 
-    call.coupling.changes.append(change)
-    return call.result(tuple(axes), _joined(facts, dim, rank))
+    call.afterwards(change)
+    return call.result(axes, _joined(call, operands, dim))
 
 
-def _part(call: Call, fact: Fact, dim: int) -> Ids:
-    ids = fact.axes[dim]
-    return call.coupling.fixed(fact.shape[dim], call.reason) if ids is None else ids
+def _part(call: Call, operand: Operand, dim: int) -> Ids:
+    ids = operand.carried(dim)
+    return call.fixed(operand.shape[dim]) if ids is None else ids
 
 
-def _joined(facts: list[Fact], dim: int, rank: int) -> Slices | None:
+def _joined(call: Call, operands: list[Operand], dim: int) -> Slices | None:
     parts = []
-    for fact in facts:
-        size = int(fact.shape[dim])
-        found = fact.slices(dim, rank, size)
-        unknown = Slices(dim, torch.ones(size), torch.zeros(size, dtype=torch.bool))
-        parts.append(found or unknown)
+    for operand in operands:
+        size = int(operand.shape[dim])
+        found = operand.slices(dim, operand.rank, size)
+        parts.append(found or Slices.unknown(dim, size, call.dtype))
     known = torch.cat([part.known for part in parts])
     values = torch.cat([part.values for part in parts])
     return Slices(dim, values, known) if bool(known.any()) else None
 
 
-def cut(call: Call, places: Ids, dim: int) -> Fact:
+def _cut(call: Call, places: Ids, dim: int) -> Fact:
     """Some indices of a dimension."""
     x = call.x
-    axes, constant = list(x.axes), x.constant
-    ids = axes[dim]
+    axes, constant = x.all_carried(dim), x.constant
+    ids = x.cut(dim)
     axes[dim] = None if ids is None else ids[places]
     if constant is not None and constant.axis == dim:
         index = torch.from_numpy(places)
@@ -114,86 +122,92 @@ def cut(call: Call, places: Ids, dim: int) -> Fact:
 def slice_(call: Call) -> Fact | None:
     """``x[a:b:c]`` along one dimension."""
     x = call.x
-    dim = call["dim"] % x.rank
+    dim = call.axis()
     bounds = [call["start"], call["end"], call["step"]]
-    ids, size = x.axes[dim], x.shape[dim]
-    if ids is None:
+    if not x.is_free(dim):
         constant = x.constant
-        return call.result(x.axes, None if constant and constant.axis == dim else constant)
+        constant = None if constant and constant.axis == dim else constant
+        return call.result(x.all_carried(dim), constant)
     if any(isinstance(bound, fx.Node) for bound in bounds):
         return None
-    places = np.arange(size)[slice(*bounds)]
+    places = np.arange(x.shape[dim])[slice(*bounds)]
+    found = _cut(call, places, dim)
     if bounds[2] != 1:
-        call.coupling.pin(ids, call.reason)
+        x.whole(dim)
+        return found
+    ids = x.cut(dim)
+    assert ids is not None
 
     def change(kept: Kept) -> None:
-        if bounds[2] == 1 and len(places):
+        if len(places):
             start = kept.count(ids[: places[0]])
             call.set("start", start)
             call.set("end", start + kept.count(ids[places]))
 
-    call.coupling.changes.append(change)
-    return cut(call, places, dim)
+    call.afterwards(change)
+    return found
 
 
 def select(call: Call) -> Fact | None:
     """One index of a dimension, which is not there any more."""
     x = call.x
-    dim, index = call["dim"] % x.rank, call["index"]
-    ids = x.axes[dim]
-    axes = x.axes[:dim] + x.axes[dim + 1 :]
+    dim, index = call.axis(), call["index"]
+    axes = x.all_carried(dim)
+    del axes[dim]
     constant = x.constant
     if constant is not None and constant.axis == dim:
         constant = None
     elif constant is not None:
         constant = constant.moved(constant.axis - (constant.axis > dim))
+    ids = x.cut(dim)
     if ids is not None:
         if isinstance(index, fx.Node):
             return None
         place = index % x.shape[dim]
         call.coupling.pin(ids[place : place + 1], call.reason)
-        call.coupling.changes.append(lambda kept: call.set("index", kept.count(ids[:place])))
+        call.afterwards(lambda kept: call.set("index", kept.count(ids[:place])))
     return call.result(axes, constant)
 
 
 def index_select(call: Call) -> Fact | None:
     """Channels in an order that is a tensor in the graph."""
-    x, index = call.x, call.fact("index").tensor
-    dim = call["dim"] % x.rank
-    ids = x.axes[dim]
-    if index is None or ids is None:
+    x, index = call.x, call.operand("index")
+    dim = call.axis()
+    ids = x.cut(dim)
+    if index.tensor is None or ids is None or x.rank == 0:
         return None
-    places = index.numpy()
-    call.pin("index")
+    places = index.tensor.reshape(-1).numpy()
 
     def change(kept: Kept) -> None:
+        """The places among what is left, as a buffer of its own."""
         rank = np.cumsum(kept.of(ids)) - 1
         module = call.node.graph.owning_module
         assert module is not None
-        setattr(module, call["index"].target, torch.from_numpy(rank[places[kept.of(ids[places])]]))
+        name = free(module, "channel_order")
+        module.register_buffer(name, torch.from_numpy(rank[places[kept.of(ids[places])]]))
+        with module.graph.inserting_before(call.node):
+            call.set("index", module.graph.get_attr(name))
 
-    call.coupling.changes.append(change)
-    return cut(call, places, dim)
+    call.afterwards(change)
+    return _cut(call, places, dim)
 
 
 def split(call: Call) -> tuple[Fact, ...] | None:
     """Parts of given sizes along one dimension."""
     x = call.x
-    dim = call["dim"] % x.rank
-    ids = x.axes[dim]
-    values = call.node.meta["val"]
-    sizes = [value.shape[dim] for value in values]
+    dim = call.axis()
+    sizes = [size_of(value.shape[dim]) for value in call.node.meta["val"]]
     if not all(isinstance(size, int) for size in sizes):
         return None
     ends = np.cumsum(sizes)
     ranges = [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    ids = x.cut(dim)
 
     def change(kept: Kept) -> None:
         if ids is not None:
             left = [kept.count(ids[places]) for places in ranges]
             call.node.target = torch.ops.aten.split_with_sizes.default
-            call.node.args = (call.node.args[0], left, dim)
-            call.node.kwargs = {}
+            call.node.args, call.node.kwargs = (call.node.args[0], left, dim), {}
 
-    call.coupling.changes.append(change)
-    return tuple(cut(call, places, dim) for places in ranges)
+    call.afterwards(change)
+    return tuple(_cut(call, places, dim) for places in ranges)

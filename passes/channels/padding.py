@@ -20,7 +20,7 @@ def pad(call: Call) -> Fact | None:
     if any(isinstance(number, fx.Node) for number in pads):
         return None
     dims = {x.rank - 1 - n // 2: (pads[n], pads[n + 1]) for n in range(0, len(pads), 2)}
-    axes, known, constant = list(x.axes), None, x.constant
+    axes, known, constant = x.all_carried(), None, x.constant
     if mode == "constant" and constant is not None and _is_padded(dims, constant.axis):
         same = constant.known & (constant.values == value)
         constant = Slices(constant.axis, constant.values, same)
@@ -29,14 +29,14 @@ def pad(call: Call) -> Fact | None:
         if ids is None or not (before or after):
             continue
         if mode != "constant" or known or min(before, after) < 0:
-            return None
+            return None  # all that the operator reads stays
         ends = [call.coupling.fresh(before), call.coupling.fresh(after)]
         axes[dim], known = np.concatenate([ends[0], ids, ends[1]]), True
-        constant = _extended(x, constant, dim, (before, after), value)
-        call.coupling.changes.append(_pad_change(call, dim, ends))
+        constant = _extended(call, constant, dim, (before, after), value)
+        call.afterwards(_pad_change(call, dim, ends))
     if constant is not None and not known and any(dims.get(constant.axis, (0, 0))):
         constant = None
-    return call.result(tuple(axes), constant)
+    return call.result(axes, constant)
 
 
 def _is_padded(dims: dict[int, tuple[int, int]], axis: int) -> bool:
@@ -45,14 +45,13 @@ def _is_padded(dims: dict[int, tuple[int, int]], axis: int) -> bool:
 
 
 def _extended(
-    x: Fact, constant: Slices | None, dim: int, sizes: tuple[int, int], value: Any
+    call: Call, constant: Slices | None, dim: int, sizes: tuple[int, int], value: Any
 ) -> Slices | None:
     if constant is not None and constant.axis != dim:
         return None
-    count = int(x.shape[dim])
     if constant is None:
-        constant = Slices(dim, torch.ones(count), torch.zeros(count, dtype=torch.bool))
-    ends = [torch.full((size,), float(value), dtype=constant.values.dtype) for size in sizes]
+        constant = Slices.unknown(dim, int(call.x.shape[dim]), call.dtype)
+    ends = [torch.full((size,), value, dtype=call.dtype) for size in sizes]
     true = [torch.ones(size, dtype=torch.bool) for size in sizes]
     values = torch.cat([ends[0], constant.values, ends[1]])
     return Slices(dim, values, torch.cat([true[0], constant.known, true[1]]))

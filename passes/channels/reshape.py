@@ -10,32 +10,31 @@ import numpy as np
 from st3fx.passes.channels.call import Call
 from st3fx.passes.channels.coupling import Ids, Kept
 from st3fx.passes.channels.fact import Fact, Slices
+from st3fx.passes.channels.operand import Operand
 
 
-def view(call: Call) -> Fact:
+def view(call: Call) -> Fact | None:
     """``view`` and ``reshape``: a dimension stays, is split, or is put together with others.
 
     Where several dimensions become one, the channels of the outermost are repeated. Where one is
     split, all that becomes one index of the outermost goes together.
     """
     x, shape = call.x, call.shape
+    name = next((name for name in ("size", "shape") if name in call.parameters), None)
+    if name is None:
+        return None  # as another type
     axes: list[Ids | None] = [None] * len(shape)
     constant = None
-    used: set[int] = set()
     for inner, outer in blocks(x.shape, shape):
         found = _block(call, inner, outer)
         if found is None:
             continue
         source, target, ids = found
-        used.add(source)
         axes[target] = ids
         if x.constant is not None and x.constant.axis == source:
             constant = _carried(x, shape, source, target)
-    for dim, ids in enumerate(x.axes):
-        if dim not in used:
-            call.coupling.pin(ids, call.reason)
-    call.coupling.changes.append(lambda kept: _resize(call, "size", axes, kept))
-    return call.result(tuple(axes), constant)
+    call.afterwards(lambda kept: _resize(call, name, axes, kept))
+    return call.result(axes, constant)
 
 
 def blocks(
@@ -69,22 +68,20 @@ def _block(call: Call, inner: list[int], outer: list[int]) -> tuple[int, int, Id
     if not sources or not targets:
         return None
     source, target = sources[0], targets[0]
-    ids = x.axes[source]
-    sizes = [x.shape[source], shape[target]]
-    if ids is None or not all(isinstance(size, int) for size in sizes):
+    before, after = x.shape[source], shape[target]
+    if not (isinstance(before, int) and isinstance(after, int) and before and after):
         return None
-    if any(x.axes[dim] is not None for dim in sources[1:]):
+    if (after % before and before % after) or any(x.is_free(dim) for dim in sources[1:]):
         return None
-    if sizes[0] == sizes[1]:
+    ids = x.carried(source)
+    if ids is None or before == after:
         return source, target, ids
-    if sizes[1] % sizes[0] == 0:
-        return source, target, np.repeat(ids, sizes[1] // sizes[0])
-    if sizes[0] % sizes[1] == 0:
-        return source, target, call.coupling.merge(ids.reshape(sizes[1], -1))
-    return None
+    if after > before:
+        return source, target, np.repeat(ids, after // before)
+    return source, target, call.coupling.merge(ids.reshape(after, -1))
 
 
-def _carried(x: Fact, shape: tuple[Any, ...], source: int, target: int) -> Slices | None:
+def _carried(x: Operand, shape: tuple[Any, ...], source: int, target: int) -> Slices | None:
     assert x.constant is not None
     values, known = x.constant.values, x.constant.known
     before, after = int(x.shape[source]), int(shape[target])
@@ -109,27 +106,26 @@ def expand(call: Call) -> Fact:
     x, shape = call.x, call.shape
     extra = len(shape) - x.rank
     axes: list[Ids | None] = [None] * extra
-    for dim, ids in enumerate(x.axes):
-        axes.append(ids if x.shape[dim] == shape[dim + extra] else None)
-    call.coupling.changes.append(lambda kept: _resize(call, "size", axes, kept))
+    for dim, size in enumerate(x.shape):
+        axes.append(x.carried(dim) if size == shape[dim + extra] else None)
+    call.afterwards(lambda kept: _resize(call, "size", axes, kept))
     constant = x.constant
     if constant is not None:
         stays = x.shape[constant.axis] == shape[constant.axis + extra]
         constant = constant.moved(constant.axis + extra) if stays else None
-    return call.result(tuple(axes), constant)
+    return call.result(axes, constant)
 
 
 def pixel_shuffle(call: Call) -> Fact:
-    """``r²`` channels become one; they go together."""
+    """``r²`` channels become one; they go together. Height and width are one with them."""
     x, factor = call.x, int(call["upscale_factor"])
     dim = x.rank - 3
-    axes: list[Ids | None] = [*x.axes[:dim], None, None, None]
-    ids = x.axes[dim]
+    axes = x.all_carried(dim + 1, dim + 2)
+    ids, constant = axes[dim], x.constant
     if ids is not None:
         axes[dim] = call.coupling.merge(ids.reshape(-1, factor**2))
-    constant = x.constant
-    if constant is not None and constant.axis == dim:
-        values = constant.values.reshape(-1, factor**2)
-        same = (values == values[:, :1]).all(1) & constant.known.reshape(-1, factor**2).all(1)
-        return call.result(tuple(axes), Slices(dim, values[:, 0], same))
-    return call.result(tuple(axes))
+    if constant is None or constant.axis != dim:
+        return call.result(axes)
+    values, known = (t.reshape(-1, factor**2) for t in (constant.values, constant.known))
+    same = (values == values[:, :1]).all(1) & known.all(1)
+    return call.result(axes, Slices(dim, values[:, 0], same))
