@@ -12,12 +12,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.external_data_helper import uses_external_data
 
 from st3fx.errors import BenchError
+from st3fx.onnx_passes.normal_form import BUILT_IN, bodies, open_inputs
 from st3fx.runtime.inference import DOMAIN
-
-BUILT_IN = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training", "ai.onnx.training",
-            "com.microsoft", "com.microsoft.nchwc", "com.microsoft.experimental",
-            "com.ms.internal.nhwc", "org.pytorch.aten")  # fmt: skip
-"""Domains whose operators ONNX Runtime brings along."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +48,7 @@ def read_inputs(path: Path, *, custom_ops: bool = False) -> tuple[InputPort, ...
             _check_external(tensor, path)
     if not custom_ops:
         _check_operators(model, path)
-    constants = {item.name for item in model.graph.initializer}
-    constants |= {item.values.name for item in model.graph.sparse_initializer}
-    return tuple(_port(value) for value in model.graph.input if value.name not in constants)
+    return tuple(_port(value) for value in open_inputs(model.graph))
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
@@ -86,9 +80,8 @@ def _check_operators(model: onnx.ModelProto, path: Path) -> None:
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _nodes(attribute.g)
+        for body in bodies(node):
+            yield from _nodes(body)
 
 
 def _port(value: onnx.ValueInfoProto) -> InputPort:
