@@ -17,6 +17,10 @@ SMALL = 4096
 """Scalars up to which a constant is shown to shape inference."""
 
 
+_ANYTHING = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)
+"""What a lost value is taken for: a tensor of some size, as of a layer."""
+
+
 class Types:
     """Name -> type, for every value that was reached.
 
@@ -122,6 +126,9 @@ class Types:
         types = {name: self._found[name] for name in node.input if name in self._found}
         if node.domain not in onnx_node.STANDARD:
             return self._by_runtime(node, values, types)
+        for name in node.input:
+            if name in self._lost:
+                types.setdefault(name, _ANYTHING)
         try:
             return shape_inference.infer_node_outputs(
                 onnx.defs.get_schema(node.op_type, self.version, ""),

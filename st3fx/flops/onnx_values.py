@@ -131,17 +131,18 @@ class Values:
         array = self.array(name)
         return _Source(name, array.itemsize, moved=True) if array.size > 1 else None
 
-    def constant(self, name: str, zero_point: str = "") -> Constant:
+    def constant(self, name: str, zero_point: str = "", axis: int = -1) -> Constant:
         """A constant as the rules see it.
 
         Args:
             name: Of the value.
             zero_point: Of the value that stands for zero, in a quantised weight.
+            axis: Of the weight, along which there may be several of these.
         """
         key = (name, zero_point)
         if key not in self._constants:
             array = self.array(name)
-            mask = torch.from_numpy(_nonzero(array, self._zero(zero_point)))
+            mask = torch.from_numpy(_nonzero(array, self._zero(zero_point), axis))
             source = self._source(name) or _Source(name, array.itemsize, moved=True)
             weight = self._weight(source, mask, plain=not zero_point)
             self._constants[key] = Constant(mask, weight, source.itemsize)
@@ -168,7 +169,7 @@ class Values:
             return Weight(source.name, mask)
         if source.name not in self._weights:
             array = self.array(source.name)
-            whole = mask if mask.shape == array.shape else torch.from_numpy(_nonzero(array, None))
+            whole = mask if mask.shape == array.shape else torch.from_numpy(_nonzero(array))
             self._weights[source.name] = Weight(source.name, whole)
         return self._weights[source.name]
 
@@ -189,11 +190,13 @@ class Values:
         )
 
 
-def _nonzero(array: Array, zero: Array | None) -> npt.NDArray[np.bool_]:
+def _nonzero(array: Array, zero: Array | None = None, axis: int = -1) -> npt.NDArray[np.bool_]:
     if zero is None or not zero.any():
         return np.asarray(array != 0)
-    if zero.ndim == 1 and zero.size > 1 and array.ndim > 2:
-        zero = zero.reshape(-1, *[1] * (array.ndim - 1))  # one per output channel
+    if zero.ndim == 1 and zero.size > 1:
+        shape = [1] * array.ndim
+        shape[axis] = -1
+        zero = zero.reshape(shape)
     return np.asarray(array != zero)
 
 

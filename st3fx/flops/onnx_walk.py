@@ -189,12 +189,17 @@ class Walk:
             self.miss(f"{name} with a weight that {maker} makes")
             return
         operands = [self._operand(item) if item else None for item in node.input]
-        onnx_weights.replace(node, operands, self.values, self.made, self.is_dependent)
         outputs = tuple(self._operand(item) if item else None for item in node.output)
-        attributes = onnx_node.attributes(node)
-        call = OnnxCall(name, attributes, tuple(operands), outputs, self._integers(node))
+        try:
+            onnx_weights.replace(node, operands, self.values, self.made, self.is_dependent)
+            attributes = onnx_node.attributes(node)
+            call = OnnxCall(name, attributes, tuple(operands), outputs, self._integers(node))
+            counted = tuple(rule(call))
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError):
+            self.miss(name)  # not as the operator's definition has it
+            return
         read = tuple(operand for operand in operands if operand is not None)
-        self.entries.append(Entry(tuple(rule(call)), read, (call.out,), onnx_node.module(node)))
+        self.entries.append(Entry(counted, read, (call.out,), onnx_node.module(node)))
 
     def _is_known(self, node: onnx.NodeProto) -> bool:
         """Whether the shapes around a node are known.

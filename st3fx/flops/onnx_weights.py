@@ -30,17 +30,18 @@ _FACTORS: Final[dict[str, tuple[int, ...]]] = {
 }  # fmt: skip
 """Operator -> which of its inputs are multiplied with each other."""
 
-_ZERO_POINTS: Final[dict[str, tuple[int, int]]] = {
-    "ConvInteger": (1, 3),
-    "MatMulInteger": (1, 3),
-    "QLinearConv": (3, 5),
-    "QLinearMatMul": (3, 5),
-    "QGemm": (3, 5),
-    "MatMulIntegerToFloat": (1, 5),
-    "DynamicQuantizeMatMul": (1, 3),
-    "QAttention": (1, 7),
+_ZERO_POINTS: Final[dict[str, tuple[int, int, int]]] = {
+    "ConvInteger": (1, 3, 0),
+    "MatMulInteger": (1, 3, -1),
+    "QLinearConv": (3, 5, 0),
+    "QLinearMatMul": (3, 5, -1),
+    "QGemm": (3, 5, -1),
+    "MatMulIntegerToFloat": (1, 5, -1),
+    "DynamicQuantizeMatMul": (1, 3, -1),
+    "QAttention": (1, 7, -1),
 }
-"""Operator -> its quantised weight and the value in it that stands for zero."""
+"""Operator -> its quantised weight, the value in it that stands for zero, and the axis of the
+weight along which there may be several of these."""
 
 _MADE: Final[dict[str, int]] = {
     "Conv": 0, "ConvTranspose": 0, "FusedConv": 0, "Gemm": 0, "FusedGemm": 0, "MatMul": 2,
@@ -89,10 +90,12 @@ def replace(
             operands[index] = Operand(shape, 1, floating=False, constant=constant)
         return
     if node.op_type in _ZERO_POINTS:
-        weight, zero = _ZERO_POINTS[node.op_type]
+        weight, zero, axis = _ZERO_POINTS[node.op_type]
+        if onnx_node.attributes(node).get("transB"):
+            axis = 0
         name = node.input[weight]
         if zero < len(node.input) and name in values and name not in made:
-            constant = values.constant(name, node.input[zero])
+            constant = values.constant(name, node.input[zero], axis)
             operands[weight] = _with(operands[weight], constant)
         return
     dims = _MADE.get(node.op_type)
