@@ -78,6 +78,8 @@ def _give_up(walk: Walk, node: onnx.NodeProto) -> None:
 
 def _states(node: onnx.NodeProto) -> Sequence[str]:
     """The values that a loop begins with."""
+    if node.op_type == "If":
+        return ()
     if node.op_type == "Loop":
         return node.input[2:]
     return node.input[: len(node.input) - onnx_node.attributes(node)["num_scan_inputs"]]
@@ -235,7 +237,7 @@ def _loop(walk: Walk, node: onnx.NodeProto) -> None:
     """A ``Loop`` with a known number of steps: a constant, or by a condition that is constant."""
     body = next(bodies(node))
     count, condition = [*node.input, "", ""][:2]
-    limit = _number(walk, count) if count else None
+    limit = int(_number(walk, count)) if count else None
     on = bool(_number(walk, condition)) if condition else True
     steps = _Steps(walk, body, node.input[2:])
     number, wants = steps.inputs[:2]

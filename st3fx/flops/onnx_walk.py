@@ -154,10 +154,10 @@ class Walk:
     def _is_layer(self, node: onnx.NodeProto) -> bool:
         """Whether a node of constants is a layer, as of a learned query.
 
-        Products with vectors compute a weight (spectral norm).
+        Products of a matrix with a vector compute a weight (spectral norm).
         """
-        vector = any(self.values.array(name).ndim == 1 for name in node.input[:2])
-        return onnx_weights.is_product(node) and not (node.op_type == "MatMul" and vector)
+        of_vector = node.op_type == "MatMul" and self.values.array(node.input[1]).ndim == 1
+        return onnx_weights.is_product(node) and not of_vector
 
     def _fits(self, node: onnx.NodeProto, names: Sequence[str]) -> bool:
         """Whether the outputs of a node of constants are not too large to be computed."""
