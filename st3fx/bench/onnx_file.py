@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.external_data_helper import uses_external_data
 
 from st3fx.errors import BenchError
-from st3fx.onnx_passes.normal_form import BUILT_IN, bodies, open_inputs
+from st3fx.onnx_passes.normal_form import BUILT_IN, all_nodes, open_inputs
 from st3fx.runtime.inference import DOMAIN
 
 
@@ -68,20 +67,13 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
 
 def _check_operators(model: onnx.ModelProto, path: Path) -> None:
     known = {*BUILT_IN, DOMAIN, *(function.domain for function in model.functions)}
-    for node in _nodes(model.graph):
+    for node in all_nodes(model.graph):
         if node.domain not in known:
             raise BenchError(
                 f"{path}: node {node.name or node.output[0]!r} is {node.op_type} of the domain "
                 f"{node.domain}, which ONNX Runtime does not have: give the library of its "
                 "operators by --custom-ops"
             )
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for body in bodies(node):
-            yield from _nodes(body)
 
 
 def _port(value: onnx.ValueInfoProto) -> InputPort:

@@ -30,7 +30,7 @@ _FACTORS: Final[dict[str, tuple[int, ...]]] = {
 }  # fmt: skip
 """Operator -> which of its inputs are multiplied with each other."""
 
-_ZERO_POINTS: Final[dict[str, tuple[int, int, int]]] = {
+ZERO_POINTS: Final[dict[str, tuple[int, int, int]]] = {
     "ConvInteger": (1, 3, 0),
     "MatMulInteger": (1, 3, -1),
     "QLinearConv": (3, 5, 0),
@@ -84,13 +84,13 @@ def replace(
         made: Names of those that are activations of layers which read constants alone.
         is_dependent: Whether a value depends on an input of the graph.
     """
-    if node.op_type in _PACKED:
-        for index, constant in _PACKED[node.op_type](node, values):
+    if node.op_type in PACKED:
+        for index, constant in PACKED[node.op_type](node, values):
             shape = tuple(constant.tensor.shape)
             operands[index] = Operand(shape, 1, floating=False, constant=constant)
         return
-    if node.op_type in _ZERO_POINTS:
-        weight, zero, axis = _ZERO_POINTS[node.op_type]
+    if node.op_type in ZERO_POINTS:
+        weight, zero, axis = ZERO_POINTS[node.op_type]
         if onnx_node.attributes(node).get("transB"):
             axis = 0
         name = node.input[weight]
@@ -185,7 +185,7 @@ def _arrays(node: onnx.NodeProto, values: Values, *places: int) -> list[Any] | N
     return [values.array(name) if name else None for name in names]
 
 
-_PACKED: Final[dict[str, Callable[[onnx.NodeProto, Values], Packed]]] = {
+PACKED: Final[dict[str, Callable[[onnx.NodeProto, Values], Packed]]] = {
     "MatMulNBits": _blocks_of_bits,
     "MatMulBnb4": _four_bits,
     "DynamicQuantizeLSTM": _recurrent,

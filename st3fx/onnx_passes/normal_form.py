@@ -78,6 +78,14 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield from attribute.graphs
 
 
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of all bodies in it."""
+    for node in graph.node:
+        yield node
+        for body in bodies(node):
+            yield from all_nodes(body)
+
+
 def reads(node: onnx.NodeProto) -> list[str]:
     """All values that a node reads, those that only its bodies do among them, each once."""
     names = [name for name in node.input if name]
