@@ -1,4 +1,4 @@
-"""Models that torch.nn.utils.prune has pruned: a weight and its mask, multiplied before each call."""
+"""Models that torch.nn.utils.prune has pruned: weights and masks, multiplied before each call."""
 
 from __future__ import annotations
 

@@ -150,6 +150,13 @@ def _terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
     return terms, result.replace("...", dots)
 
 
+def contracts(equation: str, ranks: Sequence[int]) -> bool:
+    """Whether operands are multiplied and added up, as layers do; else it computes elementwise."""
+    terms, result = _terms(equation, ranks)
+    letters = [letter for term in terms for letter in set(term)]
+    return any(letters.count(letter) > 1 and letter not in result for letter in letters)
+
+
 def pairs(path: Sequence[int]) -> Iterator[Pair]:
     """Pairs of a path that is one flat list."""
     yield from zip(path[::2], path[1::2], strict=True)

@@ -18,6 +18,7 @@ from st3fx.flops import windows
 from st3fx.flops.aten_call import AtenCall
 from st3fx.flops.aten_rules import FREE
 from st3fx.flops.constants import Constants
+from st3fx.flops.einsum import contracts
 from st3fx.flops.operand import Window
 
 _MOVES = frozenset(
@@ -159,8 +160,9 @@ class Observer(TorchDispatchMode):
             path: Which two are multiplied next, as one flat list; empty: from left to right.
         """
         constants = self.constants
-        noted = any(map(constants.is_activation, operands)) or any(
-            map(constants.is_weight, operands)
+        noted = any(map(constants.is_activation, operands)) or (
+            any(map(constants.is_weight, operands))
+            and contracts(equation, [tensor.dim() for tensor in operands])
         )
         named = {
             "equation": equation,

@@ -15,6 +15,7 @@ import onnx
 
 from st3fx.errors import FlopsError
 from st3fx.flops import onnx_control, onnx_node, onnx_weights
+from st3fx.flops.einsum import contracts
 from st3fx.flops.onnx_call import OnnxCall
 from st3fx.flops.onnx_entry import Entry
 from st3fx.flops.onnx_file import Shape
@@ -154,9 +155,13 @@ class Walk:
     def _is_layer(self, node: onnx.NodeProto) -> bool:
         """Whether a node of constants is a layer, as of a learned query.
 
-        Products of a matrix with a vector compute a weight (spectral norm).
+        Products of a matrix with a vector compute a weight (spectral norm), and so does an einsum
+        that adds nothing up.
         """
-        of_vector = node.op_type == "MatMul" and self.values.array(node.input[1]).ndim == 1
+        ranks = [self.values.array(name).ndim for name in node.input if name]
+        if node.op_type == "Einsum":
+            return contracts(onnx_node.attributes(node)["equation"], ranks)
+        of_vector = node.op_type == "MatMul" and ranks[1] == 1
         return onnx_weights.is_product(node) and not of_vector
 
     def _fits(self, node: onnx.NodeProto, names: Sequence[str]) -> bool:
