@@ -59,9 +59,9 @@ class Constant:
         self._alive: dict[tuple[int, ...], tuple[int, int]] = {}
         self._parts: dict[tuple[object, ...], Constant] = {}
 
-    def part(self, key: tuple[object, ...], mask: Tensor) -> Constant:
+    def part(self, key: tuple[object, ...], tensor: Tensor) -> Constant:
         """Some of the values, or the same ones in another order; one object for each ``key``."""
-        return self._parts.setdefault(key, Constant(mask, self.weight, self.itemsize))
+        return self._parts.setdefault(key, Constant(tensor, self.weight, self.itemsize))
 
     @cached_property
     def mask(self) -> Tensor:

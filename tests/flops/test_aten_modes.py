@@ -229,3 +229,14 @@ def test_a_module_of_torch_export() -> None:
     )
     exported = torch.export.export(model, (x,)).module()
     assert counts(exported, x)[:3] == counts(model, x)[:3]
+
+
+def test_a_weight_that_is_expanded_to_a_batch_has_its_channels_once() -> None:
+    layer = nn.Linear(4, 6)
+    with torch.no_grad():
+        layer.weight[2], layer.weight[:, 1] = 0, 0
+    x = torch.randn(2, 5, 4).transpose(0, 1)  # whose rows do not lie one after the other
+    for needs in (True, False):
+        row = st3fx.count_flops(layer.requires_grad_(needs), x).by_layer["weight"]
+        assert (row.inputs, row.outputs, row.dead_inputs, row.dead_outputs) == (4, 6, 1, 1)
+        assert (row.dense_macs, row.sparse_macs) == (10 * 24, 10 * 15)
