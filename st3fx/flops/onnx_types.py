@@ -17,6 +17,11 @@ SMALL = 4096
 """Scalars up to which a constant is shown to shape inference."""
 
 
+_REFUSALS = (
+    onnx.checker.ValidationError, onnx.defs.SchemaError, shape_inference.InferenceError,
+    RuntimeError,
+)  # fmt: skip
+
 _ANYTHING = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)
 """What a lost value is taken for: a tensor of some size, as of a layer."""
 
@@ -138,7 +143,7 @@ class Types:
                 opset_imports=list(self._model.opset_import),
                 ir_version=self._model.ir_version,
             )
-        except (onnx.defs.SchemaError, shape_inference.InferenceError, RuntimeError) as error:
+        except _REFUSALS as error:
             found = self._by_runtime(node, values, types)
             if strict and not found:
                 raise FlopsError(f"{onnx_node.label(node)}: {describe(error)}") from error
