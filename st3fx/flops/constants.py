@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,21 +70,23 @@ class Constants:
 
     def overwrite(self, tensor: Tensor) -> None:
         """Note that a tensor which was constant was given values that depend on the input."""
-        storage = tensor.untyped_storage()
-        self._written[storage._cdata] = storage  # kept, so that no other gets its address
+        if tensor.layout == torch.strided:
+            storage = tensor.untyped_storage()
+            self._written[storage._cdata] = storage  # kept, so that no other gets its address
         self.activate(tensor)
 
     def change(self, tensor: Tensor) -> None:
         """Note that a constant gets other values now, which are constant too."""
-        storage = tensor.untyped_storage()
-        self._changed[storage._cdata] = storage
-        self._keep({storage._cdata})
+        if tensor.layout == torch.strided:
+            storage = tensor.untyped_storage()
+            self._changed[storage._cdata] = storage
+            self._keep({storage._cdata})
 
     def settle(self) -> None:
         """Remember the values of all constants that something wrote to."""
-        self._keep(self._changed.keys())
+        self._keep(self._changed)
 
-    def _keep(self, storages: Iterable[int]) -> None:
+    def _keep(self, storages: Collection[object]) -> None:
         for key in [key for key in self._known if key[0] in storages]:
             self._known.pop(key).keep()
 

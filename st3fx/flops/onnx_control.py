@@ -81,8 +81,8 @@ def _states(node: onnx.NodeProto) -> Sequence[str]:
     if node.op_type == "If":
         return ()
     if node.op_type == "Loop":
-        return node.input[2:]
-    return node.input[: len(node.input) - onnx_node.attributes(node)["num_scan_inputs"]]
+        return list(node.input[2:])
+    return list(node.input[: len(node.input) - onnx_node.attributes(node)["num_scan_inputs"]])
 
 
 def _open(walk: Walk, node: onnx.NodeProto, body: onnx.GraphProto) -> None:

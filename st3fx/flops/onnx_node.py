@@ -30,7 +30,7 @@ def operator(node: onnx.NodeProto) -> str:
 def is_floating(element: int) -> bool:
     """Whether arithmetic on a type counts: floating-point, of any width, or complex."""
     name = onnx.TensorProto.DataType.Name(element)
-    return name.startswith(("FLOAT", "DOUBLE", "BFLOAT", "COMPLEX"))
+    return bool(name.startswith(("FLOAT", "DOUBLE", "BFLOAT", "COMPLEX")))
 
 
 def module(node: onnx.NodeProto) -> str:

@@ -153,8 +153,7 @@ def _by_reference(node: onnx.NodeProto, context: Context, arrays: Mapping[str, A
     )
     evaluator = ReferenceEvaluator(graph, opsets=dict(context.opsets))
     with np.errstate(all="ignore"):
-        outputs: list[Any] = evaluator.run(None, {name: arrays[name] for name in names})
-    return outputs
+        return list(evaluator.run(None, {name: arrays[name] for name in names}))
 
 
 def _model(

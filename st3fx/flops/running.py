@@ -92,7 +92,8 @@ def plain_tensors(model: nn.Module) -> Iterator[None]:
         copies: dict[int, Tensor] = {}
         before: list[tuple[dict[str, Any], str, Tensor]] = []
         for module in model.modules():
-            for held in (module._parameters, module._buffers):
+            tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+            for held in tables:
                 for name, tensor in held.items():
                     if tensor is not None and tensor.is_inference():
                         before.append((held, name, tensor))

@@ -124,7 +124,8 @@ def test_a_repeated_product_is_exported_as_often_as_it_runs(tmp_path: Path) -> N
             self.head = nn.Linear(3, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return (x @ self.w + self.w[0]) * (x @ self.w + self.w[0]) + self.head(x) + self.head(x)
+            product = (x @ self.w + self.w[0]) * (x @ self.w + self.w[0])
+            return product + torch.add(self.head(x), self.head(x))
 
     model, x = Repeated(), torch.randn(2, 3)
     path = tmp_path / "m.onnx"

@@ -32,7 +32,7 @@ Path_ = tuple[Sequence[onnx.NodeProto], dict[str, Array]]
 
 def paths(opset: int) -> dict[str, Path_]:
     """One for each kind of operator, as the opset has it."""
-    axes = {"axes": [1]} if opset < 18 else {}
+    axes: dict[str, Any] = {"axes": [1]} if opset < 18 else {}
     more = [] if opset < 18 else ["i"]
     found: dict[str, Path_] = {
         "identity": ([N("Identity", ["a"], ["w"])], {}),

@@ -145,7 +145,7 @@ def test_dequantised_weights_at_every_opset(opset: int, axis: int | None, tmp_pa
     zero = np.arange(5 if axis == 0 else 4, dtype=np.int8) if shape else np.array(2, np.int8)
     spread = zero.reshape(-1, 1) if axis == 0 else zero
     weight = (codes(5, 4) + spread).astype(np.int8)
-    about = {} if axis is None else {"axis": axis}
+    about: dict[str, Any] = {} if axis is None else {"axis": axis}
     nodes = [
         helper.make_node("DequantizeLinear", ["w", "s", "z"], ["d"], **about),
         helper.make_node("MatMul", ["x", "d"], ["y"]),
@@ -170,7 +170,7 @@ def test_weights_that_are_quantised_in_the_file(tmp_path: Path) -> None:
         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
         helper.make_node("MatMul", ["x", "d"], ["y"]),
     ]
-    constants = {"w": weight, "s": np.array(0.1, F32), "z": np.array(0, np.int8)}
+    constants: dict[str, Array] = {"w": weight, "s": np.array(0.1, F32), "z": np.array(0, np.int8)}
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("x", FLOAT, (5, 2))],
         [helper.make_empty_tensor_value_info("y")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ F32 = np.float32
 W = np.array([[1, 0, -0.0, 2], [0, 0, 3, 0]], F32)
 
 
-def constant(name: str, **value: object) -> onnx.NodeProto:
+def constant(name: str, **value: Any) -> onnx.NodeProto:
     return N("Constant", [], [name], **value)
 
 
