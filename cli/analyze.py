@@ -62,7 +62,9 @@ def analyze(
     folded weights by --weights.
 
     Each layer has its shape, zeros, MACs and dead channels: outputs whose filter is all zero, and
-    inputs that no filter reads. Operators that no rule knows are named, and are in no total.
+    inputs that no filter reads. A quantised weight is zero at its zero point, and a weight that is
+    computed from constants where its values are. Operators that no rule knows, and loops and
+    branches that depend on values, are named, and are in no total.
 
     \b
     Examples

@@ -116,7 +116,8 @@ def bench(
     MODEL is a bundle, a SPEC as for st3fx export, or an ONNX file. It is folded and exported, and
     measured beside its dense counterpart: the same graph with a small random number in the place
     of every zero weight; and, where it has zeros, by sparse kernels. Of several MODELs, all are
-    compared with the first; a first one that is an ONNX file is the baseline itself.
+    compared with the first; a first one that is an ONNX file is the baseline itself. All must be
+    called with inputs of the same sizes: --input gives them to files that leave them free.
 
     Each variant has a process of its own. After warm-up they are called in rounds, each variant in
     each round, in random order, and the ratio is taken round by round: what else the machine does

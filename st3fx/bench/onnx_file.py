@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +11,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.external_data_helper import uses_external_data
 
 from st3fx.errors import BenchError
+from st3fx.onnx_passes.normal_form import BUILT_IN, all_nodes, open_inputs
 from st3fx.runtime.inference import DOMAIN
-
-BUILT_IN = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training", "ai.onnx.training",
-            "com.microsoft", "com.microsoft.nchwc", "com.microsoft.experimental",
-            "com.ms.internal.nhwc", "org.pytorch.aten")  # fmt: skip
-"""Domains whose operators ONNX Runtime brings along."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +47,7 @@ def read_inputs(path: Path, *, custom_ops: bool = False) -> tuple[InputPort, ...
             _check_external(tensor, path)
     if not custom_ops:
         _check_operators(model, path)
-    constants = {item.name for item in model.graph.initializer}
-    constants |= {item.values.name for item in model.graph.sparse_initializer}
-    return tuple(_port(value) for value in model.graph.input if value.name not in constants)
+    return tuple(_port(value) for value in open_inputs(model.graph))
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
@@ -74,21 +67,13 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
 
 def _check_operators(model: onnx.ModelProto, path: Path) -> None:
     known = {*BUILT_IN, DOMAIN, *(function.domain for function in model.functions)}
-    for node in _nodes(model.graph):
+    for node in all_nodes(model.graph):
         if node.domain not in known:
             raise BenchError(
                 f"{path}: node {node.name or node.output[0]!r} is {node.op_type} of the domain "
                 f"{node.domain}, which ONNX Runtime does not have: give the library of its "
                 "operators by --custom-ops"
             )
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _nodes(attribute.g)
 
 
 def _port(value: onnx.ValueInfoProto) -> InputPort:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -75,6 +76,38 @@ def values(ports: Sequence[InputPort], shapes: Sequence[Shape], seed: int) -> li
     return [
         _values(port.dtype, shape, generator) for port, shape in zip(ports, shapes, strict=True)
     ]
+
+
+def check_same(named: Sequence[tuple[str, Sequence[Shape]]]) -> None:
+    """Refuse models that were made for other sizes than the first: their times say nothing.
+
+    The order of dimensions is free (channels may come last), and one model may have more inputs
+    than the other.
+
+    Args:
+        named: Name of each model, and the shapes of its inputs.
+
+    Raises:
+        BenchError: Which of them it is, and what to do.
+    """
+    first, *others = named
+    wanted = _sizes(first[1])
+    for name, shapes in others:
+        found = _sizes(shapes)
+        if not (found <= wanted or wanted <= found):
+            raise BenchError(
+                f"{first[0]} is called with {_all(first[1])}, but {name} with {_all(shapes)}: "
+                "their times do not compare; give all of them one size by --input (-i) where a "
+                "file leaves it free, export them for one size, or measure each on its own"
+            )
+
+
+def _sizes(shapes: Sequence[Shape]) -> Counter[Shape]:
+    return Counter(tuple(sorted(shape)) for shape in shapes)
+
+
+def _all(shapes: Sequence[Shape]) -> str:
+    return ", ".join("x".join(map(str, shape)) or "a scalar" for shape in shapes)
 
 
 def _values(dtype: np.dtype[np.generic], shape: Shape, generator: np.random.Generator) -> Array:

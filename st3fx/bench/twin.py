@@ -9,8 +9,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from st3fx.bench.quantised import is_quantised, neighbours
 from st3fx.bench.variant import Array
 from st3fx.export.write import ONE_FILE
+from st3fx.onnx_passes.normal_form import all_nodes, normal_form
 from st3fx.onnx_passes.plain_operators import plain_proto
 
 _SCALE = 0.1
@@ -20,7 +22,7 @@ def write_dense(source: Path, target: Path, names: Collection[str]) -> int:
     """Write a graph without its zeros, of ONNX's own operators.
 
     Every zero becomes a random number, so small that what a layer computes keeps its size: times
-    are not to depend on infinities.
+    are not to depend on infinities. Of a quantised weight it becomes a neighbour of the zero point.
 
     Args:
         source: The ONNX file.
@@ -30,17 +32,22 @@ def write_dense(source: Path, target: Path, names: Collection[str]) -> int:
     Returns:
         How many zeros there were. Where there were none, nothing is written.
     """
-    model = plain_proto(onnx.load(source))
+    model = plain_proto(normal_form(onnx.load(source)).model)
     graph, generator = model.graph, np.random.default_rng(0)
     _densify(graph, names)
+    arrays = {item.name: item for item in graph.initializer}
+    readers = {name: node for node in all_nodes(graph) for name in node.input if name in names}
     count = 0
     for tensor in graph.initializer:
         if tensor.name not in names:
             continue
         array = numpy_helper.to_array(tensor)
-        zeros = int(array.size - np.count_nonzero(array))
+        if is_quantised(array):
+            zeros, filled = neighbours(array, readers.get(tensor.name), arrays)
+        else:
+            zeros = int(array.size - np.count_nonzero(array))
+            filled = _filled(array, zeros, generator) if zeros else array
         if zeros:
-            filled = _filled(array, zeros, generator)
             tensor.CopyFrom(numpy_helper.from_array(filled, tensor.name))
             count += zeros
     if count:

@@ -10,6 +10,11 @@ st3     as ST-3 reports it: convolutions and products with a weight, nonzeros ×
         padding counted; no products of two activations, no bias, no normalisation.
 str     as STR reports it: ``st3`` and one MAC for every input value of average pooling.
 
+A weight has the zeros of the values that it multiplies with, however they are stored or computed. A
+product of constants is counted where a layer makes it, as of a learned query, and its values are
+known all the same: as a weight of another layer it has the zeros of these. Operators, sizes and
+weights that nobody knows are named, never guessed.
+
 ``products`` has the arithmetic, ``aten_rules`` and ``onnx_rules`` one table each from operator to
 rule, and ``elementwise`` what everything else costs. What has no rule is named in the report.
 """

@@ -16,7 +16,7 @@ from st3fx.errors import InputError
 from st3fx.flops.aten_rules import RULES
 from st3fx.flops.collect import Collector
 from st3fx.flops.observer import Observer, Step
-from st3fx.flops.running import module_stack, plain_attention
+from st3fx.flops.running import Einsums, module_stack, plain_code, plain_tensors
 
 
 def observe(model: nn.Module, example: Example) -> list[Step]:
@@ -60,15 +60,22 @@ def count(steps: list[Step], convention: str) -> Collector:
 
 
 def _run(model: nn.Module, example: Example, fake: FakeTensorMode | None) -> list[Step]:
-    call = (example.args, example.kwargs)
-    if fake is not None:
-        call = pytree.tree_map_only(Tensor, fake.from_tensor, call)
-    with preserved(model), torch.no_grad(), plain_attention(), module_stack(model) as stack:
-        model.eval()
-        observer = Observer(model, stack, fake)
-        for leaf in pytree.tree_leaves(call):
-            if isinstance(leaf, Tensor):
-                observer.constants.activate(leaf)
-        with observer:
-            model(*call[0], **call[1])
+    with plain_tensors(model), preserved(model), torch.no_grad(), plain_code():
+        with contextlib.suppress(NotImplementedError):  # torch.export's modules have one mode
+            model.eval()
+        call = pytree.tree_map_only(Tensor, _plain, (example.args, example.kwargs))
+        if fake is not None:
+            call = pytree.tree_map_only(Tensor, fake.from_tensor, call)
+        with module_stack(model) as stack:
+            observer = Observer(model, stack, fake)
+            for leaf in pytree.tree_leaves(call):
+                if isinstance(leaf, Tensor):
+                    observer.constants.activate(leaf)
+            with observer, Einsums(observer):
+                model(*call[0], **call[1])
+            observer.constants.settle()
     return observer.steps
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor

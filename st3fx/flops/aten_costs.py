@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 
+from st3fx.flops import einsum as einsums
 from st3fx.flops import products, shared
 from st3fx.flops.aten_call import AtenCall
 from st3fx.flops.counted import Counted, Elementwise, Lookup
@@ -42,11 +43,23 @@ def matrix(left: str, right: str, added: str = "") -> Rule:
     return rule
 
 
+def sparse_addmm(call: AtenCall) -> Iterable[Counted]:
+    """The product of a matrix that is stored sparse, and what is added to it."""
+    yield products.matrix_product("matmul", call.tensor("mat1"), call.tensor("mat2"))
+    yield from shared.bias(call.get("self") if call.get("beta") else None, call.out)
+
+
 def addbmm(call: AtenCall) -> Iterable[Counted]:
     """The products of a batch of matrices, all of them added up."""
     batch = call.tensor("batch1")
     yield products.matrix_product("matmul", batch, call.tensor("batch2"))
     yield Elementwise("add", batch.shape[0] * call.out.numel)
+
+
+def einsum(call: AtenCall) -> Iterable[Counted]:
+    """Products of two operands in turn."""
+    path = list(einsums.pairs(call.arguments["path"]))
+    return einsums.einsum(call.arguments["equation"], call.arguments["operands"], path)
 
 
 def linear(call: AtenCall) -> Iterable[Counted]:

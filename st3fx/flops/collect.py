@@ -26,6 +26,7 @@ class Collector:
         inputs: Sequence[Operand],
         outputs: Sequence[Operand],
         module: str,
+        times: int = 1,
     ) -> None:
         """Take in one operation.
 
@@ -34,36 +35,38 @@ class Collector:
             inputs: Tensors that it reads.
             outputs: Tensors that it writes, without by-products such as indices.
             module: Full name of the module whose forward issued it.
+            times: How often it runs, as in a loop.
         """
         traffic = sum(operand.bytes for operand in outputs)
         traffic += sum(operand.bytes for operand in inputs if operand.constant is None)
         for item in counted:
             if isinstance(item, Product):
-                self._product(item, module, traffic)
+                self._product(item, module, traffic, times)
             elif isinstance(item, Lookup):
-                self._lookup(item, module, outputs)
+                self._lookup(item, module, outputs, times)
             elif self.convention == "str" and item.pooled:
-                self._pooling(item, module, traffic)
+                self._pooling(item, module, traffic, times)
             else:
-                self._elementwise(item, traffic)
+                self._elementwise(item, traffic, times)
             traffic = 0  # of the operation, whose first part has it
 
-    def miss(self, op: str) -> None:
+    def miss(self, op: str, times: int = 1) -> None:
         """Note an operator without a rule."""
-        self.unknown[op] = self.unknown.get(op, 0) + 1
+        self.unknown[op] = self.unknown.get(op, 0) + times
 
-    def _lookup(self, item: Lookup, module: str, outputs: Sequence[Operand]) -> None:
+    def _lookup(self, item: Lookup, module: str, outputs: Sequence[Operand], times: int) -> None:
         name = _weight_name(item.constant, module)
         size = sum(operand.bytes for operand in outputs)
         self._put(
             self._row(name, "embedding", item.constant),
+            times,
             calls=1,
             weight_bytes=size,
             sparse_weight_bytes=size,
             activation_bytes=size,
         )
 
-    def _product(self, item: Product, module: str, traffic: int) -> None:
+    def _product(self, item: Product, module: str, traffic: int, times: int) -> None:
         dense, sparse = self._macs(item)
         constant = item.constant
         name = f"{module}:{item.op}" if constant is None else _weight_name(constant, module)
@@ -76,6 +79,7 @@ class Collector:
             packed = -(-scalars // 8) + nonzeros * constant.itemsize
         self._put(
             self._with_channels(row, item),
+            times,
             calls=1,
             dense_macs=dense,
             sparse_macs=sparse,
@@ -91,15 +95,18 @@ class Collector:
             return 0, 0  # st3 and str have no products of two activations
         return item.dense_padded, item.sparse_padded
 
-    def _pooling(self, item: Elementwise, module: str, traffic: int) -> None:
+    def _pooling(self, item: Elementwise, module: str, traffic: int, times: int) -> None:
         row = self._row(f"{module}:{item.op}", item.op, None)
         macs = item.pooled
-        self._put(row, calls=1, dense_macs=macs, sparse_macs=macs, activation_bytes=traffic)
+        self._put(row, times, calls=1, dense_macs=macs, sparse_macs=macs, activation_bytes=traffic)
 
-    def _elementwise(self, item: Elementwise, traffic: int) -> None:
+    def _elementwise(self, item: Elementwise, traffic: int, times: int) -> None:
         old = self.ops.get(item.op, OtherFlops(item.op))
         self.ops[item.op] = OtherFlops(
-            item.op, old.calls + 1, old.flops + item.flops, old.activation_bytes + traffic
+            item.op,
+            old.calls + times,
+            old.flops + times * item.flops,
+            old.activation_bytes + times * traffic,
         )
 
     def _row(self, name: str, op: str, constant: Constant | None) -> LayerFlops:
@@ -124,8 +131,8 @@ class Collector:
         found = dataclasses.asdict(item.channels)
         return dataclasses.replace(row, **{k: getattr(row, k) + v for k, v in found.items()})
 
-    def _put(self, row: LayerFlops, **more: int) -> None:
-        added = {name: getattr(row, name) + value for name, value in more.items()}
+    def _put(self, row: LayerFlops, times: int, **more: int) -> None:
+        added = {name: getattr(row, name) + times * value for name, value in more.items()}
         self.layers[row.name] = dataclasses.replace(row, **added)
 
 

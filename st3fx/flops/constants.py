@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from st3fx.flops.operand import Constant, Operand, Weight, Window
@@ -17,14 +18,17 @@ class _Mark:
     """What is known of a tensor.
 
     Attributes:
-        weights: What it is made of; empty for an activation.
+        weights: What it is made of; empty where it depends on the input.
         base: The weight, or the computed tensor, of which it is a view or a copy.
         window: Of an activation: where it has real values.
+        active: Whether it counts as an activation: it depends on the input, or is what a layer
+            makes of constants (a learned query, a step from an initial state).
     """
 
     weights: tuple[Weight, ...] = ()
     base: Tensor | None = None
     window: Window | None = None
+    active: bool = False
 
 
 class Constants:
@@ -35,20 +39,56 @@ class Constants:
         self._known: dict[tuple[object, ...], Constant] = {}
         self._owned: dict[int, _Mark] = {}
         self._written: dict[int, object] = {}
-        for name, buffer in model.named_buffers():
-            self._owned[id(buffer)] = _Mark((Weight(name, buffer, parameter=False),), buffer)
+        self._changed: dict[int, object] = {}
+        self._kept: list[Tensor] = []  # of which no other gets the address
+        buffers = dict(model.named_buffers())
+        for name, buffer in buffers.items():
+            self._own(name, buffer, parameter=False)
         for name, parameter in model.named_parameters():
-            self._owned[id(parameter)] = _Mark((Weight(name, parameter),), parameter)
+            # torch.nn.utils.prune: conv.weight is conv.weight_orig · conv.weight_mask.
+            short = name.removesuffix("_orig")
+            pruned = short != name and f"{short}_mask" in buffers
+            self._own(short if pruned else name, parameter)
 
-    def activate(self, tensor: Tensor, window: Window | None = None) -> None:
-        """Note that a tensor depends on the model's input."""
-        self._marks[id(tensor)] = (weakref.ref(tensor), _Mark(window=window))
+    def _own(self, name: str, tensor: Tensor, *, parameter: bool = True) -> None:
+        weight = Weight(name, dense(tensor), parameter=parameter)
+        self._owned[id(tensor)] = _Mark((weight,), weight.tensor)
+
+    def activate(
+        self, tensor: Tensor, window: Window | None = None, made_of: Sequence[Tensor] = ()
+    ) -> None:
+        """Note that a tensor counts as an activation.
+
+        Args:
+            tensor: It.
+            window: Where it has real values.
+            made_of: What it was computed from where nothing of that depends on the input.
+        """
+        weights = self._weights(made_of)
+        mark = _Mark(weights, tensor if weights else None, window, active=True)
+        self._marks[id(tensor)] = (weakref.ref(tensor), mark)
 
     def overwrite(self, tensor: Tensor) -> None:
         """Note that a tensor which was constant was given values that depend on the input."""
-        storage = tensor.untyped_storage()
-        self._written[storage._cdata] = storage  # kept, so that no other gets its address
+        if tensor.layout == torch.strided:
+            storage = tensor.untyped_storage()
+            self._written[storage._cdata] = storage  # kept, so that no other gets its address
         self.activate(tensor)
+
+    def change(self, tensor: Tensor) -> None:
+        """Note that a constant gets other values now, which are constant too."""
+        if tensor.layout == torch.strided:
+            storage = tensor.untyped_storage()
+            self._changed[storage._cdata] = storage
+            self._keep({storage._cdata})
+
+    def settle(self) -> None:
+        """Remember the values of all constants that something wrote to."""
+        self._keep(self._changed)
+
+    def _keep(self, storages: Collection[object]) -> None:
+        for key in [key for key in self._known if key[0] in storages]:
+            self._known.pop(key).keep()
 
     def _mark(self, tensor: Tensor) -> _Mark | None:
         owned = self._owned.get(id(tensor))
@@ -58,21 +98,35 @@ class Constants:
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
     def is_activation(self, tensor: Tensor) -> bool:
+        """Whether a tensor counts as an activation."""
+        mark = self._mark(tensor)
+        return (mark is not None and mark.active) or self._is_written(tensor)
+
+    def is_dependent(self, tensor: Tensor) -> bool:
         """Whether a tensor depends on the model's input."""
         mark = self._mark(tensor)
-        if mark is not None and not mark.weights:
-            return True
-        return bool(self._written) and tensor.untyped_storage()._cdata in self._written
+        return (mark is not None and not mark.weights) or self._is_written(tensor)
+
+    def _is_written(self, tensor: Tensor) -> bool:
+        return (
+            bool(self._written)
+            and tensor.layout == torch.strided
+            and tensor.untyped_storage()._cdata in self._written
+        )
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Whether a tensor is made of parameters or buffers of the model."""
         mark = self._mark(tensor)
-        return mark is not None and bool(mark.weights)
+        return mark is not None and bool(mark.weights) and not mark.active
 
     def window(self, tensor: Tensor) -> Window | None:
         """Where an activation has real values, if it was padded."""
         mark = self._mark(tensor)
         return None if mark is None else mark.window
+
+    def _weights(self, sources: Sequence[Tensor]) -> tuple[Weight, ...]:
+        marks = [mark for source in sources if (mark := self._mark(source)) is not None]
+        return tuple({id(w): w for mark in marks for w in mark.weights}.values())
 
     def derive(self, out: Tensor, sources: Sequence[Tensor], *, layout: bool) -> None:
         """Note what a tensor that was made of constants alone is made of.
@@ -83,36 +137,58 @@ class Constants:
             layout: Whether it only moved values.
         """
         marks = [mark for source in sources if (mark := self._mark(source)) is not None]
-        weights = tuple({id(w): w for mark in marks for w in mark.weights}.values())
+        weights = self._weights(sources)
         if weights and id(out) not in self._owned:
             base = marks[0].base if layout and len(marks) == 1 else out
             self._marks[id(out)] = (weakref.ref(out), _Mark(weights, base))
 
-    def operand(self, tensor: Tensor) -> Operand:
-        """A tensor as the rules see it."""
+    def operand(self, tensor: Tensor, *, is_weight: bool = False) -> Operand:
+        """A tensor as the rules see it.
+
+        Args:
+            tensor: It.
+            is_weight: Whether it is what an input is multiplied with: then it is a weight, however
+                it was made of constants.
+        """
         shape = tuple(int(size) for size in tensor.shape)
         floating = tensor.is_floating_point() or tensor.is_complex()
-        if self.is_activation(tensor):
+        made = is_weight and not self.is_dependent(tensor)
+        if self.is_activation(tensor) and not made:
             return Operand(shape, tensor.itemsize, floating, window=self.window(tensor))
         return Operand(shape, tensor.itemsize, floating, constant=self._constant(tensor))
 
     def _constant(self, tensor: Tensor) -> Constant:
-        key = (tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape),
-               tensor.stride(), tensor.dtype)  # fmt: skip
+        key = _place(tensor)
         if key not in self._known:
             mark = self._mark(tensor)
-            self._known[key] = Constant(tensor, _weight(mark, tensor), tensor.itemsize)
+            if tensor.layout != torch.strided:
+                self._kept.append(tensor)
+            self._known[key] = Constant(dense(tensor), _weight(mark, tensor), tensor.itemsize)
         return self._known[key]
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """A tensor itself, or, of one that is stored sparse, where its values are not zero."""
+    return tensor if tensor.layout == torch.strided else tensor.detach().to_dense() != 0
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """What two tensors with the same values in the same memory have in common."""
+    if tensor.layout != torch.strided:
+        return (id(tensor),)
+    return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape),
+            tensor.stride(), tensor.dtype)  # fmt: skip
 
 
 def _weight(mark: _Mark | None, tensor: Tensor) -> Weight:
     """The row of the report that a constant belongs to."""
     if mark is None:
-        return Weight("", tensor, parameter=False)
-    largest = max(mark.weights, key=lambda weight: weight.tensor.numel())
+        return Weight("", dense(tensor), parameter=False)
+    # Of a weight and its mask, which have one size, the weight.
+    largest = max(mark.weights, key=lambda weight: (weight.tensor.numel(), weight.parameter))
     if mark.base is None or mark.base is largest.tensor:
         return largest
-    return Weight(plain_name(largest.name), mark.base, parameter=largest.parameter)
+    return Weight(plain_name(largest.name), dense(mark.base), parameter=largest.parameter)
 
 
 def plain_name(name: str) -> str:

@@ -7,27 +7,24 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import inliner
 
 from st3fx.core.messages import describe
 from st3fx.errors import FlopsError
+from st3fx.onnx_passes.normal_form import BUILT_IN, NormalForm, bodies, normal_form, open_inputs
 from st3fx.onnx_passes.plain_operators import plain_proto
 
 Shape = tuple[int, ...]
 Shapes = Sequence[Shape] | Mapping[str, Shape]
 """Sizes of the inputs, in their order or by name."""
 
-STANDARD = ("", "ai.onnx")
-"""Names of the standard domain."""
 
-
-def read_model(path: Path) -> onnx.ModelProto:
-    """Read a file with its external data; functions of its own are put in place.
+def read_model(path: Path) -> NormalForm:
+    """Read a file with its external data, in normal form.
 
     Sparse operators become those of ONNX that compute the same.
 
     Raises:
-        FlopsError: When it is missing, no ONNX, incomplete, or has operators that are not ONNX's.
+        FlopsError: When it is missing, no ONNX, incomplete, or has operators of its own.
     """
     if not path.is_file():
         raise FlopsError(f"no file {path}" if not path.exists() else f"{path} is a folder")
@@ -42,24 +39,28 @@ def read_model(path: Path) -> onnx.ModelProto:
         ) from error
     if not model.graph.node or not model.opset_import:
         raise FlopsError(f"{path} is not an ONNX file, or has an empty graph")
-    if model.functions:
-        model = inliner.inline_local_functions(model)
     try:
-        model = plain_proto(model)
+        form = normal_form(model)
+    except ValueError as error:
+        raise FlopsError(f"{path} is damaged: {error}") from error
+    try:
+        model = plain_proto(form.model)
     except (KeyError, ValueError) as error:
         raise FlopsError(f"{path} has damaged sparse operators: {describe(error)}") from error
     _check_operators(model.graph, path)
-    return model
+    return NormalForm(model, form.constants)
 
 
 def _check_operators(graph: onnx.GraphProto, path: Path) -> None:
     for node in graph.node:
-        if node.domain not in STANDARD:
+        if node.domain not in BUILT_IN:
             raise FlopsError(
                 f"{path}: node {node.name or node.output[0]!r} is {node.op_type} of the domain "
                 f"{node.domain}, which is not standard ONNX, so neither its shape nor its cost is "
                 "known: analyze the graph as it was exported"
             )
+        for body in bodies(node):
+            _check_operators(body, path)
 
 
 def fix_inputs(
@@ -75,9 +76,7 @@ def fix_inputs(
     Raises:
         FlopsError: When a size stays free, or one that is given contradicts the graph.
     """
-    constants = {item.name for item in model.graph.initializer}
-    constants |= {item.values.name for item in model.graph.sparse_initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
+    inputs = open_inputs(model.graph)
     given = _by_name(inputs, shapes)
     free = {
         value.type.tensor_type.shape.dim[0].dim_param

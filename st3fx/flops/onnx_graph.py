@@ -40,10 +40,13 @@ def count_file(
     Raises:
         FlopsError: When the file cannot be read, or a size cannot be known.
     """
-    model = read_model(path)
+    form = read_model(path)
+    model = form.model
     types = fix_inputs(model, shapes or example_shapes(model, batch or 1) or None, batch)
-    collector = Collector(convention)
-    walk = Walk(model, types, collector)
+    walk = Walk(form, types)
     walk.nodes(model.graph.node)
+    collector = Collector(convention)
+    for entry in walk.entries:
+        entry.add(collector)
     inputs = tuple(shape for name in types if (shape := walk.types.shape(name)) is not None)
     return GraphCount(collector, inputs, walk.values.parameters(collector.layers))

@@ -7,6 +7,9 @@ from typing import Any
 
 import onnx
 
+STANDARD = ("", "ai.onnx")
+"""Names of the standard domain."""
+
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """Name -> value, texts decoded."""
@@ -17,6 +20,17 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
 def label(node: onnx.NodeProto) -> str:
     """How an error names a node."""
     return f"node {node.name or node.output[0]!r} ({node.op_type})"
+
+
+def operator(node: onnx.NodeProto) -> str:
+    """How a report names an operator: ``Conv``, ``com.microsoft:Inverse``."""
+    return node.op_type if node.domain in STANDARD else f"{node.domain}:{node.op_type}"
+
+
+def is_floating(element: int) -> bool:
+    """Whether arithmetic on a type counts: floating-point, of any width, or complex."""
+    name = onnx.TensorProto.DataType.Name(element)
+    return bool(name.startswith(("FLOAT", "DOUBLE", "BFLOAT", "COMPLEX")))
 
 
 def module(node: onnx.NodeProto) -> str:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import onnx
+
+from st3fx.flops import onnx_node, windows
 from st3fx.flops.onnx_call import OnnxCall
+from st3fx.flops.onnx_values import Values
+from st3fx.flops.operand import Operand, Window
 
 
 def pads_before(call: OnnxCall, kernel: Sequence[int], *, transposed: bool = False) -> list[int]:
@@ -42,3 +47,40 @@ def _totals(call: OnnxCall, kernel: Sequence[int], *, transposed: bool) -> list[
             total = strides[d] * (outputs[d] - 1) + reach - sizes[d]
         totals.append(max(0, total))
     return totals
+
+
+def real_window(node: onnx.NodeProto, x: Operand, values: Values) -> Window | None:
+    """Where the result of a ``Pad`` has real values; ``None`` where it has no zeros of its own.
+
+    Args:
+        node: The ``Pad``.
+        x: Its input.
+        values: The constants of the graph.
+    """
+    attributes = onnx_node.attributes(node)
+    if attributes.get("mode", "constant") != "constant":
+        return None
+    inputs = [*node.input, "", "", ""]
+    filling = inputs[2]
+    is_zero = not attributes.get("value", 0) and (
+        not filling or (filling in values and not values.array(filling).any())
+    )
+    # Sizes before, then behind: an attribute, or, since opset 11, an input.
+    pads = attributes.get("pads", attributes.get("paddings"))
+    if pads is None and inputs[1] in values:
+        pads = values.array(inputs[1])
+    if pads is None or not is_zero:
+        return None
+    numbers = [int(number) for number in pads]
+    half = len(numbers) // 2
+    before, after = numbers[:half], numbers[half:]
+    if inputs[3]:  # it chooses axes
+        if inputs[3] not in values:
+            return None
+        axes = [int(axis) % len(x.shape) for axis in values.array(inputs[3])]
+        rank = range(len(x.shape))
+        before, after = (
+            [pad[axes.index(axis)] if axis in axes else 0 for axis in rank]
+            for pad in (before, after)
+        )
+    return windows.padded(x, before, after)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from st3fx.flops import onnx_contrib
 from st3fx.flops import onnx_costs as costs
 from st3fx.flops.elementwise import MOMENTS
 from st3fx.flops.onnx_costs import Rule
@@ -80,6 +81,8 @@ RULES: Final[dict[str, Rule]] = {
     "QuantizeLinear": costs.times("quantize", 3),  # quotient, rounding, shift
     "DequantizeLinear": costs.times("quantize", 2),
     "DynamicQuantizeLinear": costs.times("quantize", 5),  # and the extremes
+    "SimplifiedLayerNormalization": costs.rms_norm,  # ONNX Runtime's, in ONNX's domain
+    **{f"com.microsoft:{name}": rule for name, rule in onnx_contrib.RULES.items()},
 }
 """Operator -> what it costs. What is in no table is named in the report."""
 
@@ -103,5 +106,7 @@ LessOrEqual NonMaxSuppression NonZero Not Or TopK Unique Where Xor
 """
 """Choosing and comparing."""
 
-FREE: Final = frozenset((_MOVING + _MAKING + _CHOOSING).split())
+FREE: Final = frozenset(
+    [*(_MOVING + _MAKING + _CHOOSING).split(), *(f"com.microsoft:{x}" for x in onnx_contrib.FREE)]
+)
 """Operators that move, make, choose or compare values, and calculate nothing."""

@@ -57,18 +57,30 @@ class Constant:
         self.weight = weight
         self.itemsize = itemsize
         self._alive: dict[tuple[int, ...], tuple[int, int]] = {}
+        self._parts: dict[tuple[object, ...], Constant] = {}
+
+    def part(self, key: tuple[object, ...], tensor: Tensor) -> Constant:
+        """Some of the values, or the same ones in another order; one object for each ``key``."""
+        return self._parts.setdefault(key, Constant(tensor, self.weight, self.itemsize))
 
     @cached_property
     def mask(self) -> Tensor:
-        """Whether each scalar is not zero."""
+        """Whether each scalar is not zero; a negative zero is zero."""
         tensor = self.tensor.detach()
         return tensor if tensor.dtype == torch.bool else tensor != 0
 
     @cached_property
     def nonzeros(self) -> int:
         """How many scalars are not zero."""
-        whole = self.tensor is self.weight.tensor
-        return self.weight.nonzeros if whole else int(torch.count_nonzero(self.tensor))
+        if self.tensor is self.weight.tensor:
+            return self.weight.nonzeros
+        return int(torch.count_nonzero(self.__dict__.get("mask", self.tensor)))
+
+    def keep(self) -> None:
+        """Remember what matters of the values, before something writes to them."""
+        self.__dict__["mask"] = self.mask.clone() if self.mask is self.tensor else self.mask
+        assert self.nonzeros >= 0
+        assert self.weight.nonzeros >= 0
 
     @cached_property
     def per_tap(self) -> list[int]:

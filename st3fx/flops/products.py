@@ -124,15 +124,25 @@ def matrix_product(op: str, left: Operand, right: Operand) -> Product:
     constant = product.constant
     if constant is None:
         return product
-    shape = constant.tensor.shape
+    once = _once(constant)
+    shape = once.tensor.shape
     groups = math.prod(shape[:-2])
     if constant is right.constant and len(shape) > 1:
-        found = channels(constant, groups, shape[-1], shape[-2], outputs_first=False)
+        found = channels(once, groups, shape[-1], shape[-2], outputs_first=False)
     elif len(shape) > 1:
-        found = channels(constant, groups, shape[-2], shape[-1], outputs_first=True)
+        found = channels(once, groups, shape[-2], shape[-1], outputs_first=True)
     else:
-        found = channels(constant, 1, 1, shape[0], outputs_first=True)
+        found = channels(once, 1, 1, shape[0], outputs_first=True)
     return dataclasses.replace(product, op="linear", channels=found)
+
+
+def _once(constant: Constant) -> Constant:
+    """A batch of matrices without those that are one in memory: a weight that was expanded."""
+    tensor = constant.tensor
+    strides = tensor.stride()[:-2]
+    if all(strides):
+        return constant
+    return constant.part(("once",), tensor[tuple(slice(None, None if s else 1) for s in strides)])
 
 
 def linear(x: Operand, weight: Operand, op: str = "linear") -> Product:

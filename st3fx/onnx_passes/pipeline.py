@@ -7,6 +7,7 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from st3fx.onnx_passes.fold_batch_norm import BatchNorms, fold_batch_norm
+from st3fx.onnx_passes.repeated_products import repeated_products
 
 _NOTES = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node")
 """What the exporter notes at each node; it holds paths of the machine that exported."""
@@ -32,7 +33,8 @@ def prepare(model: ir.Model, parameters: set[str]) -> BatchNorms:
     # A convolution without bias comes with one that is computed: it must be constant by then.
     optimizer.fold_constants_ir(model, should_fold=should_fold)
     norms = fold_batch_norm(model)
-    optimizer.optimize_ir(model, should_fold=should_fold)
+    with repeated_products():
+        optimizer.optimize_ir(model, should_fold=should_fold)
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         for key in _NOTES:
             node.metadata_props.pop(key, None)

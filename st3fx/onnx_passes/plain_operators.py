@@ -134,9 +134,32 @@ def _sparse_conv(tape: _Tape) -> ir.Value:
 
 
 def _depthwise_conv(tape: _Tape) -> ir.Value:
+    stands_for = tape.about.get_string("stands_for", "convolution")
+    if stands_for != "convolution":
+        return tape.finish(_per_channel(tape, stands_for), tape.input(3))
     inputs = [tape.input(index) for index in range(3)]
     made = tape("Conv", inputs, group=tape.about.get_int("channels"), **tape.window())
     return tape.finish(made, tape.input(3))
+
+
+def _per_channel(tape: _Tape, stands_for: str) -> ir.Value:
+    """A batch norm, or a scale, that was written as a convolution with one tap."""
+    parts = [
+        ir.convenience.get_const_tensor(value) if (value := tape.input(index)) else None
+        for index in (1, 2)
+    ]
+    if parts[0] is None:
+        raise ValueError(f"the weights of {tape.node.name} are not constant")
+    factor, source = parts[0].numpy().reshape(-1), tape.node.inputs[1]
+    name = str(source.name if source is not None else "").removesuffix(".weight")
+    if stands_for == "scale":
+        scale = tape.constant(f"{name}.scale", factor.reshape(-1, 1, 1))
+        return tape("Mul", [tape.input(0), scale])
+    zeros = np.zeros_like(factor)
+    shift = zeros if parts[1] is None else parts[1].numpy()
+    arrays = {"scale": factor, "shift": shift, "mean": zeros, "variance": zeros + 1}
+    values = [tape.constant(f"{name}.{key}", array) for key, array in arrays.items()]
+    return tape("BatchNormalization", [tape.input(0), *values], epsilon=0.0)
 
 
 def _sparse_linear(tape: _Tape) -> ir.Value:

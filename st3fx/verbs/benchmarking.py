@@ -18,6 +18,7 @@ from st3fx.bench.result import BenchResult, BenchRow
 from st3fx.bench.rounds import measure
 from st3fx.bench.rows import make_rows
 from st3fx.bench.settings import DENSE, BenchSettings
+from st3fx.bench.sizes import check_same
 from st3fx.bench.verdict import verdict
 from st3fx.core.inputs import Example
 from st3fx.errors import BenchError
@@ -26,7 +27,12 @@ from st3fx.verbs.analysis import WEIGHT_FILES
 from st3fx.verbs.deploy import unwrapped
 from st3fx.verbs.folded import Request
 from st3fx.verbs.subjects import Report, Subject, from_file, from_model, from_request
-from st3fx.verbs.variants import variants
+from st3fx.verbs.variants import DENSE_ROW, variants, wants_dense
+
+NO_DENSE = (
+    "No dense counterpart of {}: its zeros are in no weight as it is stored, but computed from "
+    "several, or packed."
+)
 
 Model = str | Path | Request | nn.Module
 
@@ -64,7 +70,8 @@ def benchmark(
         Rows, what they show in sentences, and what it takes to measure again.
 
     Raises:
-        BenchError: When a file cannot be run, a size is not known, or a setting does not fit.
+        BenchError: When a file cannot be run, a size is not known, models are made for different
+            sizes, or a setting does not fit.
         St3fxError: As ``st3fx.verbs.folded.folded`` and ``st3fx.export_onnx``.
     """
     chosen, report = settings or BenchSettings(), progress or _silent
@@ -93,6 +100,7 @@ def benchmark(
             else:
                 subjects.append(_subject(request, own, chosen, report, fixed_batch=fixed_batch))
         rows, chosen = _measured(subjects, chosen, folder, report)
+    without_dense = wants_dense(subjects) and rows[0].name != DENSE_ROW
     without = [s.name for s in subjects if s.zeros and not s.is_file and s.kernels is None]
     return BenchResult(
         model=", ".join(subject.name for subject in subjects),
@@ -100,7 +108,11 @@ def benchmark(
         settings=_as_json(chosen),
         environment=environment(),
         command=_command(requests, chosen, fixed_batch=fixed_batch),
-        verdict=(*verdict(rows, cores()), *kernels.verdict(without, chosen)),
+        verdict=(
+            *verdict(rows, cores()),
+            *kernels.verdict(without, chosen),
+            *([NO_DENSE.format(subjects[0].name)] if without_dense else []),
+        ),
     )
 
 
@@ -113,6 +125,8 @@ def _measured(
         batch_sizes=settings.batch_sizes or (subjects[0].batch,),
         threads=settings.threads or (cores(),),
     )
+    for batch in settings.batch_sizes:
+        check_same([(s.name, [array.shape for array in s.inputs(batch)]) for s in subjects])
     compared = variants(subjects, settings, folder, report)
     rows = []
     for batch in settings.batch_sizes:

@@ -13,6 +13,7 @@ from torch import nn
 from st3fx.api import fold
 from st3fx.core.copying import copied
 from st3fx.core.inputs import Example
+from st3fx.core.pruned import is_masked, make_permanent
 from st3fx.errors import EmptyLayerWarning, ExportError
 from st3fx.export.free import FreeSize
 from st3fx.export.result import ExportResult, FoldResult, Size
@@ -50,8 +51,9 @@ def export_onnx(
     PyTorch must hold; otherwise no file is left.
 
     Args:
-        model: A folded model, or any other; a converted one is folded first, on a copy. Its mode,
-            buffers and random generators stay as they are.
+        model: A folded model, or any other; a converted one is folded first, on a copy, and masks
+            of ``torch.nn.utils.prune`` become zeros of the weights there. Its mode, buffers and
+            random generators stay as they are.
         example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments,
             as the model is called in eval mode. Arguments that are no tensors are built in.
         path: The file; one that is there is replaced. Weights of more than 1.5 GB go into
@@ -219,10 +221,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """A model without anything of ours, on the CPU; the given one where it is that already."""
+    """A model without anything of ours, on the CPU; the given one where it is that already.
+
+    Masks of torch.nn.utils.prune are in its weights.
+    """
     model = unwrapped(model)
     if is_converted(model):
         model = fold(model)
+    if is_masked(model):
+        model = make_permanent(copied(model))
     tensors = [*model.parameters(), *model.buffers()]
     if any(tensor.device.type != "cpu" for tensor in tensors):
         model = copied(model).cpu()

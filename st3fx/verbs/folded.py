@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from st3fx.api import convert, fold
+from st3fx.core.pruned import make_permanent
 from st3fx.errors import EmptyLayerWarning, ExportError, SpecError
 from st3fx.export.result import Size
 from st3fx.export.sizes import size_of_tensors
@@ -125,6 +126,7 @@ def _from_spec(request: Request, progress: Callable[[str], None], *, with_exampl
     model, example = loaded.model, given if given is not None else loaded.example_inputs
     if request.weights is not None:
         load_weights(model, request.weights)
+    make_permanent(model)  # masks of torch.nn.utils.prune
     if request.sparsity is not None:
         if example is None:
             raise no_example(request.spec, loaded)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Subject:
         path: The file.
         inputs: Batch size -> values of the inputs.
         batch: Samples where no batch size is asked for.
-        zeros: Names of the weights that have zeros.
+        zeros: Name of each weight that has zeros -> how many.
         sparsity: Share of zeros among the weights that multiply, where it is known.
         bound: How many times as fast as without zeros it can be at most, where it is known.
         request: What it was exported from; ``None`` for an ONNX file, or a model in memory.
@@ -50,7 +50,7 @@ class Subject:
     path: Path
     inputs: Callable[[int], Sequence[Array]]
     batch: int
-    zeros: tuple[str, ...]
+    zeros: Mapping[str, int]
     sparsity: float | None
     bound: float | None
     request: Request | None = None
@@ -169,9 +169,10 @@ def _counted(path: Path, shapes: Sequence[sizes.Shape], report: Report) -> dict[
     try:
         counted: FlopsReport = count_flops(path, list(shapes))
     except FlopsError:
-        return {"zeros": (), "sparsity": None, "bound": None}
+        return {"zeros": {}, "sparsity": None, "bound": None}
     rows = counted.by_layer.values()
-    zeros = tuple(row.name for row in rows if row.nonzeros < row.parameters)
+    zeros = {row.name: row.parameters - row.nonzeros for row in rows}
+    zeros = {name: count for name, count in zeros.items() if count > 0}
     bound = None if counted.mac_bound == float("inf") else counted.mac_bound
     return {"zeros": zeros, "sparsity": counted.weight_sparsity, "bound": bound}
 

@@ -16,6 +16,9 @@ from st3fx.export.call import unique
 from st3fx.verbs.eager import PREPARE
 from st3fx.verbs.subjects import Subject
 
+DENSE_ROW = "dense"
+"""Name of the row of a model without its zeros."""
+
 SPARSE = "sparse kernels"
 """Name of the row of a model in its sparse form."""
 
@@ -33,12 +36,13 @@ def variants(
     """
     first = subjects[0]
     rows = []
-    if first.zeros and (len(subjects) == 1 or not first.is_file):
+    if wants_dense(subjects):
         report("dense")
         dense = folder / "dense.onnx"
-        if write_dense(first.path, dense, first.zeros):
+        # Where zeros are in no weight as it is stored (computed, packed) some would be left.
+        if write_dense(first.path, dense, first.zeros) == sum(first.zeros.values()):
             blank = dataclasses.replace(first, sparsity=0.0, bound=None, skips_zeros=False)
-            rows.append(_variant("dense", dense, blank, settings))
+            rows.append(_variant(DENSE_ROW, dense, blank, settings))
     names = unique(_names(subjects))
     for name, subject in zip(names, subjects, strict=True):
         rows.append(_variant(name, subject.path, subject, settings))
@@ -57,6 +61,11 @@ def variants(
             Variant(f"torch {mode}", PREPARE, arguments, first.inputs, first.sparsity, first.bound)
         )
     return rows
+
+
+def wants_dense(subjects: Sequence[Subject]) -> bool:
+    """Whether the first model is to have a dense counterpart."""
+    return bool(subjects[0].zeros) and (len(subjects) == 1 or not subjects[0].is_file)
 
 
 def _variant(name: str, path: Path, subject: Subject, settings: BenchSettings) -> Variant:

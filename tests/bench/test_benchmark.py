@@ -113,6 +113,41 @@ def test_one_file_with_zeros_gets_a_counterpart_and_one_without_stands_alone() -
     assert "stands alone" in result.verdict[0]
 
 
+def test_files_that_are_made_for_other_sizes_are_refused(folder: Path) -> None:
+    product = helper.make_node("MatMul", ["x", "w"], ["y"])
+    for name, rows in (("small.onnx", 4), ("large.onnx", 6), ("free.onnx", "n")):
+        weights = {"w": np.ones((3, 4), np.float32)}
+        onnx.save(graph([product], {"x": [1, rows, 3]}, weights), folder / name)
+    with pytest.raises(
+        BenchError, match=r"small\.onnx is called with 1x4x3, but large\.onnx with "
+    ):
+        st3fx.benchmark("small.onnx", "large.onnx", settings=QUICK)
+    same = [Request(name, inputs=("1x4x3",)) for name in ("small.onnx", "free.onnx")]
+    assert len(st3fx.benchmark(*same, settings=QUICK).rows) == 2
+
+
+def test_a_file_with_its_weights_in_nodes_gets_a_counterpart_or_a_word(folder: Path) -> None:
+    weight = np.array([[0, 1], [2, 0]], np.float32)
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(weight)),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    onnx.save(graph(nodes, {"x": ["n", 2]}), folder / "nodes.onnx")
+    result = st3fx.benchmark("nodes.onnx", settings=QUICK)
+    assert [(row.name, row.sparsity) for row in result.rows] == [
+        ("dense", 0.0),
+        ("nodes.onnx", 0.5),
+    ]
+    nodes = [
+        helper.make_node("Relu", ["v"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    onnx.save(graph(nodes, {"x": ["n", 2]}, {"v": weight - 1}), folder / "computed.onnx")
+    result = st3fx.benchmark("computed.onnx", settings=QUICK)
+    assert [(row.name, row.sparsity) for row in result.rows] == [("computed.onnx", 0.75)]
+    assert result.verdict[-1].startswith("No dense counterpart of computed.onnx: its zeros are in")
+
+
 def test_files_of_the_same_name(folder: Path) -> None:
     (folder / "other").mkdir()
     (folder / "zeros.onnx").rename(folder / "other" / "full.onnx")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from st3fx.bench.onnx_file import InputPort
-from st3fx.bench.sizes import default_batch, sized, values
+from st3fx.bench.sizes import check_same, default_batch, sized, values
 from st3fx.errors import BenchError
 
 FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
@@ -93,3 +93,17 @@ def test_values_follow_type_and_seed() -> None:
     again = values(ports, shapes, seed=3)
     assert all(np.array_equal(a, b) for a, b in zip(made, again, strict=True))
     assert not np.array_equal(made[0], values(ports, shapes, seed=4)[0])
+
+
+def test_models_that_are_made_for_other_sizes_are_not_compared() -> None:
+    images = [(1, 3, 224, 224)]
+    check_same([("a", images), ("b", images), ("c", [(1, 224, 224, 3)])])
+    check_same([("a", images), ("b", [*images, (1, 10)])])
+    with pytest.raises(
+        BenchError,
+        match=r"a is called with 1x3x224x224, but c with 1x3x192x192: their times do not compare; "
+        r"give all of them one size by --input \(-i\)",
+    ):
+        check_same([("a", images), ("b", images), ("c", [(1, 3, 192, 192)])])
+    with pytest.raises(BenchError, match="1x3x224x224, but b with 1x8, a scalar: "):
+        check_same([("a", images), ("b", [(1, 8), ()])])

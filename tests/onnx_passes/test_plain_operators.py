@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
+import st3fx
 from st3fx.onnx_passes.plain_operators import plain_proto, to_plain
 from st3fx.runtime.calibration import Calibration
 from tests.onnx_passes import graphs
@@ -59,6 +61,43 @@ def test_every_operator_comes_back() -> None:
         value = sparse.graph.initializers[name].const_value
         assert value is not None
         assert np.array_equal(value.numpy(), CONSTANTS[name])
+
+
+@pytest.mark.parametrize(
+    "middle",
+    ["BatchNormalization(r, gamma, beta, mean, variance)", "Mul(r, scale)", "Mul(scale, r)",
+     "Conv<group=8>(r, k, b)", "Conv<group=8>(r, k)"],
+)  # fmt: skip
+def test_a_batch_norm_and_a_scale_are_counted_as_what_they_were(
+    middle: str, tmp_path: Path
+) -> None:
+    """Each of them runs by the kernel of a depthwise convolution, which stays one."""
+    body = f"""
+        a = Conv<pads=[1,1,1,1]>(x, u)
+        r = Relu(a)
+        n = {middle}
+        y = Conv(n, v)
+    """
+    constants = {
+        "u": weight(8, 6, 3, 3), "gamma": weight(8, density=1), "beta": weight(8, density=1),
+        "mean": weight(8, density=1), "variance": np.arange(1, 9, dtype=np.float32),
+        "scale": weight(8, 1, 1), "k": weight(8, 1, 1, 1), "b": weight(8), "v": weight(8, 8, 1, 1),
+    }  # fmt: skip
+    plain = graph("float[1,6,16,16] x => float[1,8,16,16] y", body, **constants)
+    sparse, report = lowered(plain)
+    assert report.operators == {"SparseConv": 2, "DepthwiseConv": 1}
+    counts = []
+    for name, model in (("plain", plain), ("sparse", sparse)):
+        onnx.save(ir.to_proto(model), tmp_path / f"{name}.onnx")
+        counts.append(st3fx.count_flops(tmp_path / f"{name}.onnx"))
+    before, after = counts
+    rows = [[(row.name, row.op, row.sparse_macs) for row in c.by_layer.values()] for c in counts]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == (3 if "Conv" in middle else 2)
+    assert (after.by_op, after.parameters) == (before.by_op, before.parameters)
+    to_plain(sparse)
+    x = np.random.default_rng(0).standard_normal((1, 6, 16, 16), dtype=np.float32)
+    graphs.assert_same(plain, sparse, x)
 
 
 @pytest.mark.parametrize(

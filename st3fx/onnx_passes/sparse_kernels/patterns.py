@@ -86,7 +86,7 @@ def batch_norm(node: ir.Node) -> Found:
         return None
     scale, shift, mean, variance = (np.asarray(part, np.float64) for part in parts)
     factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-    return _per_channel(node, node.inputs[0], factor, shift - factor * mean)
+    return _per_channel(node, node.inputs[0], factor, shift - factor * mean, "batch_norm")
 
 
 def multiplication(node: ir.Node) -> Found:
@@ -102,7 +102,7 @@ def multiplication(node: ir.Node) -> Found:
             continue
         array = constant(factor)
         if array is not None and array.shape in ((given.channels, 1, 1), (1, given.channels, 1, 1)):
-            return _per_channel(node, inner, array.reshape(-1), None)
+            return _per_channel(node, inner, array.reshape(-1), None, "scale")
         scale = image(factor)
         if scale is not None and scale.positions == 1 and scale.channels == given.channels:
             return Role(node, "ChannelScale", (inner,), node.outputs[0], tied=True,
@@ -118,7 +118,7 @@ def elementwise(node: ir.Node) -> Found:
 
 
 def _per_channel(
-    node: ir.Node, value: ir.Value | None, factor: Array, shift: Array | None
+    node: ir.Node, value: ir.Value | None, factor: Array, shift: Array | None, stands_for: str
 ) -> Found:
     given = image(value)
     if given is None or value is None:
@@ -126,7 +126,10 @@ def _per_channel(
     name = str(node.outputs[0].name)
     bias = None if shift is None else np.asarray(shift, np.float32)
     weight = np.asarray(factor, np.float32).reshape(-1, 1, 1, 1)
-    attributes: Attributes = {"channels": given.channels, "kernel_shape": (1, 1)}
+    # The way back, and a count, tell it from a convolution by what it stands for.
+    attributes: Attributes = {
+        "channels": given.channels, "kernel_shape": (1, 1), "stands_for": stands_for
+    }  # fmt: skip
     return Role(node, "DepthwiseConv", (value,), node.outputs[0], attributes=attributes,
                 constants={f"{name}.weight": weight, f"{name}.bias": bias})  # fmt: skip
 
