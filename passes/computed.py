@@ -21,10 +21,11 @@ from st3fx.core.state import preserved
 from st3fx.errors import TraceError
 from st3fx.passes.capture import Capture
 from st3fx.passes.names import owner
+from st3fx.passes.observation import Observation
 from st3fx.passes.operators import FX_WEIGHT
 from st3fx.passes.plain import plain_layer
+from st3fx.passes.products import convolution_layout
 from st3fx.passes.trace import trace
-from st3fx.passes.tracker import Observation, convolution_layout
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ def computed_nodes(graph: fx.Graph) -> dict[fx.Node, tuple[str, fx.Node]]:
     found = {}
     for node in graph.nodes:
         match = weight_argument(node)
-        if match is not None and match[1] in static and match[1].op != "get_attr":
+        if match is None or node in static:  # a product of parameters alone, as LoRA's B @ A
+            continue
+        if match[1] in static and match[1].op != "get_attr":
             found[node] = match
     return found
 
@@ -81,30 +84,42 @@ def computed_weights(
     """
     module = model.get_submodule(holder)
     captures: dict[str, Capture] = {}
-    for training, spec in observation.calls.get(holder, []):
+    for training, spec, _ in observation.calls.get(holder, []):
         with preserved(module):
             module.train(training)
-            captures.setdefault(
-                "train" if training else "eval", trace(holder, module, spec, {holder})
-            )
+            mode = "train" if training else "eval"
+            if mode not in captures:
+                captures[mode] = _traced(holder, module, spec)
     if not captures:
-        raise TraceError("its calls were not seen")
+        raise TraceError("in a forward whose calls were not seen")
     graph = next(iter(captures.values())).graph
     nodes = computed_nodes(graph)
     if not nodes:
         raise TraceError(
-            "no convolution or linear layer in it reads the result (of a forward hook, as "
+            "before it multiplies: no convolution or linear layer in it reads the result (of a forward hook, as "
             "torch.nn.utils.weight_norm's: use torch.nn.utils.parametrizations)"
         )
     if len(nodes) > 1:
-        raise TraceError(f"{len(nodes)} of its products use a computed weight, not one")
+        raise TraceError(
+            f"before it multiplies: {len(nodes)} of its products use a computed weight, not one"
+        )
     consumer, (op, weight) = next(iter(nodes.items()))
     compute = _extract(weight)
     with preserved(module), torch.no_grad():
         value = compute(module.eval())
-    _check_plain(module, graph, consumer, value)
+    try:
+        _check_plain(module, graph, consumer, value)
+    except TraceError as error:
+        raise TraceError(f"before it multiplies: {error}") from error
     site = _site(model, holder, op, value, sources(weight))
     return [ComputedWeight(site, captures, compute)]
+
+
+def _traced(holder: str, module: nn.Module, spec: CallSpec) -> Capture:
+    try:
+        return trace(holder, module, spec, {holder})
+    except TraceError as error:
+        raise TraceError(f"in a forward that cannot be traced: {error}") from error
 
 
 def _check_plain(module: nn.Module, graph: fx.Graph, consumer: fx.Node, weight: Tensor) -> None:

@@ -40,6 +40,7 @@ from st3fx.passes.records import class_reference, object_state, record_fields
 from st3fx.passes.regions import Regions
 from st3fx.passes.stores import Stores, tensor_names
 from st3fx.passes.undo import mark, undo
+from st3fx.passes.writes import require_reading
 
 _OWN_KERNELS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 """Layers that choose a fused kernel by what they are given and whether gradients are wanted: in the
@@ -64,6 +65,7 @@ class IslandTracer(AnsweringTracer):
         self.capture = Capture(name, spec, fx.Graph())
         self._sites_in = sites_in
         self._stores = Stores(root)
+        self._parameters = dict(root.named_parameters())
         self._tensor_names, self._contained = tensor_names(root), contained_tensors(root)
         self._module_names = {id(module): path for path, module in root.named_modules()}
         self._attribute_nodes: dict[tuple[str, fx.Node | None], fx.Proxy] = {}
@@ -135,10 +137,13 @@ class IslandTracer(AnsweringTracer):
 
         return forward, proxies
 
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Refuse nodes under a context that the graph would not reproduce."""
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None
+    ) -> fx.Node:
+        """Refuse nodes under a context that the graph would not reproduce, and writes to weights."""
         self.regions.require_known()
-        return super().create_node(*args, **kwargs)
+        require_reading(kind, target, args, kwargs, self._parameters.get)
+        return super().create_node(kind, target, args, kwargs, name, type_expr)
 
     def create_arg(self, a: Any) -> Any:
         """Keep dicts and dataclasses, name the module's tensors, and refuse other constants."""

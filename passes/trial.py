@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from st3fx.core.forward import Held
-from st3fx.core.state import copied, preserved, preserved_rng
+from st3fx.core.state import copied, preserved_rng
 from st3fx.passes.equality import MismatchError, converted, detached, digest, require_equal
 from st3fx.passes.fold import clean, effective, fold, projections
 from st3fx.passes.subject import Subject, own_gradients
@@ -43,15 +43,15 @@ def compare_trial(subject: Subject, trial: dict[str, Tensor], training: bool) ->
     def run() -> Any:
         return subject.step(0) if training else subject.evaluate()
 
-    with preserved(model), own_gradients(model), _thresholds(model, trial):
-        with preserved(model), converted(what):
+    with subject.preserved(), own_gradients(model), _thresholds(model, trial):
+        with subject.preserved(), converted(what):
             sparse = detached(run())
         gradients = {item.site: digest(item.weight().grad) for item in held}
         tied = projections(model, {item.site: item for item in held})
         sums = {item.site: item.weight().grad for item in held if item.site in tied}
         model.zero_grad(set_to_none=True)
         static = _effective_leaves(held)
-        with preserved(model), subject.original(), _in_place_of_weights(held, static):
+        with subject.preserved(), subject.original(), _in_place_of_weights(held, static):
             expected = run()
         expected_gradients = {item.site: _latent_gradient(item, static) for item in held}
         lookups = {item.site: item.weight().grad for item in held if item.site in tied}
@@ -90,8 +90,8 @@ def _latent_gradient(held: Held, static: dict[str, Tensor]) -> Tensor | None:
 def _compare_fold(subject: Subject, trial: dict[str, Tensor]) -> None:
     """With computed weights, only the folded model has static weights to compare with."""
     what = "eval output at a trial threshold"
-    with preserved(subject.model), _thresholds(subject.model, trial):
-        with converted(what):
+    with subject.preserved(), _thresholds(subject.model, trial):
+        with subject.preserved(), converted(what):
             sparse = subject.evaluate()
         folded = fold(copied(subject.model))
     twin = dataclasses.replace(subject, model=folded, left={False: ()})

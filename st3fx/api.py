@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from st3fx.core.forward import Islands
-from st3fx.core.inputs import Example
+from st3fx.core.inputs import examples_of
 from st3fx.core.masks import watch_loading
 from st3fx.core.selection import Selection, Selectors
 from st3fx.core.state import copied, not_collecting
@@ -110,10 +110,13 @@ def convert(
         skip_first=skip_first,
         skip_last=skip_last,
         include_tied=include_tied,
+        model=model,
     )
+    examples = examples_of(example_inputs, example_kwargs, model)
     conversion = stages.Conversion(
         model if inplace else _copied(model),
-        Example.of(example_inputs, example_kwargs),
+        examples,
+        _source(model, inplace),
         method if method is not None else ST3(),
         selection,
     )
@@ -138,6 +141,12 @@ def convert(
 
 def _stages(unloaded: bool, verify: bool) -> tuple[stages.Stage, ...]:
     return CONVERT_UNLOADED if unloaded else CONVERT if verify else CONVERT[:-1]
+
+
+def _source(model: nn.Module, inplace: bool) -> dict[str, Tensor]:
+    """What keeps the values of the parameters while the model runs for trial."""
+    kept = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return {name: tensor.clone() for name, tensor in kept.items()} if inplace else kept
 
 
 @not_collecting()

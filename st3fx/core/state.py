@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from st3fx.core.kinds import Saved, is_dense
+
 
 class Attributes:
     """The attributes of all modules below ``root``, to compare with and to go back to.
@@ -102,11 +104,11 @@ def _refill(container: Any, content: Any) -> None:
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy that also takes what torch's own refuses or bends.
 
-    Activations that a forward left in attributes are copied without their history; the parameters
-    of a ScriptModule stay leaves.
+    Activations that a forward left in attributes are copied without their history, sparse and
+    nested tensors at all; the parameters of a ScriptModule stay leaves.
     """
     tensors = (*_loose_tensors(model), *model.buffers())
-    kept = [tensor for tensor in tensors if not tensor.is_leaf]
+    kept = [tensor for tensor in tensors if not tensor.is_leaf or not is_dense(tensor)]
     memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in kept}
     with torch.no_grad():
         twin = copy.deepcopy(model, memo)
@@ -203,17 +205,16 @@ def not_collecting() -> Iterator[None]:
 def preserved(model: nn.Module) -> Iterator[None]:
     """Set buffers, attributes (``training`` too) and random generators back on leaving.
 
-    Tensors that lie in attributes are set back like buffers, unless they are activations or
-    tensors of ``inference_mode``, which nothing outside of it can write to.
+    Tensors that lie in attributes are set back like buffers, sizes and memory too, unless they are
+    activations or tensors of ``inference_mode``, which nothing outside of it can write to.
     """
     attributes = Attributes(model)
     tensors = [t for t in _loose_tensors(model) if t.grad_fn is None and not t.is_inference()]
-    buffers = [(b, b.detach().clone()) for b in (*model.buffers(), *tensors)]
+    buffers = [Saved(buffer) for buffer in (*model.buffers(), *tensors)]
     with preserved_rng():
         try:
             yield
         finally:
             attributes.restore()
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+            for buffer in buffers:
+                buffer.restore()
