@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from st3fx.core.answers import Answer, Fact
+from st3fx.core.assigned import after
 from st3fx.core.calls import CallSpec
 from st3fx.core.known_data import DataError, Unknown
 from st3fx.core.purity import only_computes, pruned
@@ -114,6 +115,8 @@ class Asked:
         """The class of a node's value; an argument of the call is a tensor in every call."""
         if node.op == "placeholder":
             return Tensor
+        if node.op == "call_function" and node.target is after:
+            return self.class_of(node.args[0])  # type: ignore[arg-type]
         if node.op == "get_attr":
             path, _, name = str(node.target).rpartition(".")
             owner = self._root.get_submodule(path)

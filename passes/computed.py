@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from st3fx.core.assigned import private
 from st3fx.core.calls import CallSpec
 from st3fx.core.graphs import CompiledGraph
 from st3fx.core.sites import Layout, Site
@@ -25,7 +26,9 @@ from st3fx.passes.observation import Observation
 from st3fx.passes.operators import FX_WEIGHT
 from st3fx.passes.plain import plain_layer
 from st3fx.passes.products import convolution_layout
+from st3fx.passes.projections import require_projection
 from st3fx.passes.trace import trace
+from st3fx.passes.writes import writes_in
 
 
 @dataclass(frozen=True)
@@ -92,19 +95,9 @@ def computed_weights(
                 captures[mode] = _traced(holder, module, spec)
     if not captures:
         raise TraceError("in a forward whose calls were not seen")
-    graph = next(iter(captures.values())).graph
-    nodes = computed_nodes(graph)
-    if not nodes:
-        raise TraceError(
-            "before it multiplies: no convolution or linear layer in it reads the result (of a forward hook, as "
-            "torch.nn.utils.weight_norm's: use torch.nn.utils.parametrizations)"
-        )
-    if len(nodes) > 1:
-        raise TraceError(
-            f"before it multiplies: {len(nodes)} of its products use a computed weight, not one"
-        )
-    consumer, (op, weight) = next(iter(nodes.items()))
-    compute = _extract(weight)
+    uses = [_only_use(capture.graph) for capture in captures.values()]
+    graph, (consumer, op, weight) = next(iter(captures.values())).graph, uses[0]
+    compute = _extract(graph, weight)
     with preserved(module), torch.no_grad():
         value = compute(module.eval())
     try:
@@ -112,7 +105,30 @@ def computed_weights(
     except TraceError as error:
         raise TraceError(f"before it multiplies: {error}") from error
     site = _site(model, holder, op, value, sources(weight))
+    for capture, (_, _, used) in zip(captures.values(), uses, strict=True):
+        require_projection(module, capture.graph, _closure(used), compute)
     return [ComputedWeight(site, captures, compute)]
+
+
+def _only_use(graph: fx.Graph) -> tuple[fx.Node, str, fx.Node]:
+    """The node that multiplies with a computed weight, its operator, and the weight.
+
+    Raises:
+        TraceError: If there is none, or more than one.
+    """
+    nodes = computed_nodes(graph)
+    if not nodes:
+        raise TraceError(
+            "before it multiplies: no convolution or linear layer in it reads the result (of a "
+            "forward hook, as torch.nn.utils.weight_norm's: use torch.nn.utils.parametrizations), "
+            "or not in train and eval mode alike"
+        )
+    if len(nodes) > 1:
+        raise TraceError(
+            f"before it multiplies: {len(nodes)} of its products use a computed weight, not one"
+        )
+    consumer, (op, weight) = next(iter(nodes.items()))
+    return consumer, op, weight
 
 
 def _traced(holder: str, module: nn.Module, spec: CallSpec) -> Capture:
@@ -163,24 +179,33 @@ def sources(weight: fx.Node) -> list[str]:
 
 
 def _closure(weight: fx.Node) -> list[fx.Node]:
-    """A node and all that it needs, inputs first."""
-    ordered: dict[fx.Node, None] = {}
+    """A node and all that it needs, in the order of the graph."""
+    needed = {weight}
     pending = [weight]
     while pending:
-        missing = [node for node in pending[-1].all_input_nodes if node not in ordered]
-        if missing:
-            pending.extend(missing)
-        else:
-            ordered[pending.pop()] = None
-    return list(ordered)
+        missing = [node for node in pending.pop().all_input_nodes if node not in needed]
+        needed.update(missing)
+        pending += missing
+    return [node for node in weight.graph.nodes if node in needed]
 
 
-def _extract(weight: fx.Node) -> CompiledGraph:
-    """The part of a graph that computes a weight, as a function of the module."""
+def _extract(graph: fx.Graph, weight: fx.Node) -> CompiledGraph:
+    """The part of a graph that computes a weight, as a function of the module.
+
+    It writes to copies of what the module's forward writes to.
+    """
     part = fx.Graph()
+    written = writes_in(graph)
     mapping: dict[fx.Node, fx.Node] = {}
+    copies: dict[str, fx.Node] = {}
     for node in _closure(weight):
-        mapping[node] = part.node_copy(node, lambda n: mapping[n])
+        target = str(node.target)
+        if node.op == "get_attr" and target in written:
+            if target not in copies:
+                copies[target] = part.call_function(private, (part.get_attr(target),))
+            mapping[node] = copies[target]
+        else:
+            mapping[node] = part.node_copy(node, lambda n: mapping[n])
     part.output(mapping[weight])
     return CompiledGraph(part)
 

@@ -96,9 +96,9 @@ def discover(model: nn.Module, observation: Observation, selection: Selection) -
             found.skipped.append(site)
         else:
             _add_computed(found, model, observation, name, uses)
-    _select(found, model, selection)
     found.skipped += beside(model, observation)
     found.skipped += idle(model, observation.reached())
+    _select(found, model, selection)
     require_complete(model, observation, found.sites, found.skipped)
     if not found.sites:
         raise PlanError(_nothing_to_do(model, found))
@@ -132,17 +132,15 @@ def _direct_site(
         reason = f"{dtype}: only real floating-point weights have a magnitude to prune by"
     elif len(shape) < 2:
         reason = f"a vector of {shape[0] if shape else 1}: too few weights to prune"
-    elif name in observation.written:
-        reason = WRITTEN
     elif others - LOOKUPS:
         reason = f"also read by {', '.join(sorted(others))}"
     elif any(isinstance(submodule(model, n), _SCRIPT) for n in _involved(name, uses)):
         reason = "inside a ScriptModule"
-    elif len({use.computed for use in uses}) == 2:
+    elif len({use.computed for use in uses}) == 2 and name not in observation.written:
         reason = "multiplied both as it is and after a computation"
     if reason is not None:
         return SkippedSite(name, shape, first.op, reason)
-    if first.computed:
+    if first.computed or name in observation.written:
         return None
     layouts = {use.layout for use in uses}
     return Site(
@@ -205,28 +203,35 @@ def _add_computed(
     """Case 2: the sites of the module that computes, once for all of its parameters."""
     if any(name in site.parameters for site in found.sites):
         return
-    shape = tuple(_parameter(model, name).shape)
+    try:
+        weight = _computed_weight(model, observation, name, uses)
+    except TraceError as error:
+        reason = WRITTEN if name in observation.written else f"computed {error}"
+        found.leave_out(model, name, uses[0].op, reason)
+        return
+    _add(found, weight.site, set(weight.site.holders))
+    found.computed[weight.site.name] = weight
+
+
+def _computed_weight(
+    model: nn.Module, observation: Observation, name: str, uses: list[Multiplication]
+) -> ComputedWeight:
+    """The computed weight that a parameter goes into.
+
+    Raises:
+        TraceError: If there is none that a threshold could stand behind.
+    """
     modules = {use.module for use in uses}
     if len(modules) > 1:
-        reason = f"computed in {len(modules)} places: {', '.join(sorted(modules))}"
-        found.skipped.append(SkippedSite(name, shape, uses[0].op, reason))
-        return
+        raise TraceError(f"in {len(modules)} places: {', '.join(sorted(modules))}")
     holder = modules.pop()
-    try:
-        weights = computed_weights(model, holder, observation)
-    except TraceError as error:
-        reason = f"computed {error}"
-        found.skipped.append(SkippedSite(name, shape, uses[0].op, reason))
-        return
-    for weight in weights:
-        if not set(weight.site.parameters).isdisjoint(observation.written):
-            found.skipped.append(SkippedSite(name, shape, uses[0].op, WRITTEN))
-            return
+    for weight in computed_weights(model, holder, observation):
+        for parameter in weight.site.parameters:
+            if observation.written.get(parameter, {holder}) != {holder}:
+                raise TraceError(f"before it multiplies, from {parameter}: {WRITTEN}")
         if name in weight.site.parameters:
-            _add(found, weight.site, {holder})
-            found.computed[weight.site.name] = weight
-            return
-    found.skipped.append(SkippedSite(name, shape, uses[0].op, "computed before it multiplies"))
+            return weight
+    raise TraceError("before it multiplies")
 
 
 def _select(found: Discovery, model: nn.Module, selection: Selection) -> None:
@@ -236,7 +241,8 @@ def _select(found: Discovery, model: nn.Module, selection: Selection) -> None:
     apart = {
         site.name: ADAPTER for site in found.sites if factors.issuperset(site.parameters)
     }
-    reasons = selection.reasons(found.sites, model, apart)
+    dense = [item.name for item in found.skipped]
+    reasons = selection.reasons(found.sites, model, apart, dense)
     for name, reason in reasons.items():
         found.skip(name, reason)
 
@@ -245,7 +251,9 @@ def _nothing_to_do(model: nn.Module, found: Discovery) -> str:
     name = type(model).__name__
     if not found.skipped:
         return f"{name} has no parameter that feeds a convolution or matrix product"
-    item = found.skipped[0]
+    chosen = ("not in include", "excluded by")
+    own = [item for item in found.skipped if not item.reason.startswith(chosen)]
+    item = (own or found.skipped)[0]
     return (
         f"{name} has no weight to make sparse: all {len(found.skipped)} are left out, "
         f"for example {item.name} {item.shape}: {item.reason}"

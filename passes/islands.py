@@ -20,6 +20,7 @@ from st3fx.passes.discover import Discovery
 from st3fx.passes.names import is_below
 from st3fx.passes.observation import Observation, Seen
 from st3fx.passes.trace import trace
+from st3fx.passes.writes import writes_in
 
 MAX_GRAPHS = 8
 """Graphs of one island: train and eval for up to four structures of calls."""
@@ -85,6 +86,7 @@ class _Builder:
                 continue
             capture = self._trace(name, module, seen)
             self._check_leaves(name, capture)
+            self._check_writes(name, capture)
             reads_mode = any(guard.attribute == "training" for guard in capture.guards)
             mode = "both" if not reads_mode else "train" if seen.training else "eval"
             captures.append((mode, capture))
@@ -100,6 +102,19 @@ class _Builder:
         finally:
             for child, flag in below:
                 child.training = flag
+
+    def _check_writes(self, name: str, capture: Capture) -> None:
+        """A graph must not write to a weight whose threshold stands right behind the parameter.
+
+        Raises:
+            TraceError: With the weight.
+        """
+        sites = [site for site in self.found.sites if not site.computed]
+        direct = {home for site in sites for home in (site.name, *site.aliases)}
+        for target in writes_in(capture.graph):
+            full = f"{name}.{target}" if name else target
+            if full in direct:
+                raise TraceError(f"writes to {target} while it runs")
 
     def _check_leaves(self, name: str, capture: Capture) -> None:
         """A weight that an opaque submodule uses must be held there, not above it in the graph.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -66,7 +67,8 @@ class Observation:
         calls: Module -> the distinct ways in which it is called.
         macs: Parameter -> multiplications with all of its scalars in the calls in train mode.
         left: Run -> what the forward leaves in its modules' attributes.
-        written: Parameters that it writes to, as some clamp a temperature.
+        written: Parameters that it writes to, as some clamp a temperature -> the modules whose own
+            forward does.
     """
 
     multiplications: dict[Multiplication, None] = field(default_factory=dict)
@@ -78,7 +80,12 @@ class Observation:
     calls: dict[str, list[Seen]] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
     left: dict[Run, list[Left]] = field(default_factory=dict)
-    written: list[str] = field(default_factory=list)
+    written: dict[str, set[str]] = field(default_factory=dict)
+
+    def add_written(self, written: Mapping[str, set[str]]) -> None:
+        """Add to :attr:`written`."""
+        for name, modules in written.items():
+            self.written.setdefault(name, set()).update(modules)
 
     def multiplied(self) -> dict[str, list[Multiplication]]:
         """Multiplications by parameter, in the order of first use."""

@@ -26,14 +26,14 @@ from st3fx.passes.observation import Observation, Run, Seen
 from st3fx.passes.products import Running
 from st3fx.passes.tracker import Tracker
 from st3fx.passes.unseen import Outputs, silent, unseen
-from st3fx.passes.written import Kept
+from st3fx.passes.written import ELSEWHERE, Kept, Moves
 
 
 @contextlib.contextmanager
 def _watched_calls(model: nn.Module, observation: Observation, run: Run) -> Iterator[Running]:
     """Keep what is under way, and note how each module is called."""
     names = {id(module): name for name, module in model.named_modules()}
-    running = Running([""])
+    running, moves = Running([""]), Moves(model)
     stack = running.modules
     original, plain_linear = nn.Module.__call__, F.linear
 
@@ -48,11 +48,13 @@ def _watched_calls(model: nn.Module, observation: Observation, run: Run) -> Iter
         name = names.get(id(module), stack[-1])
         if id(module) in names:
             _note_call(observation, name, module, run, args, kwargs)
+        moves.look(module, ELSEWHERE)
         stack.append(name)
         try:
             return original(module, *args, **kwargs)
         finally:
             stack.pop()
+            moves.look(module, name)
 
     nn.Module.__call__ = watch  # type: ignore[method-assign]
     F.linear = linear  # type: ignore[assignment]
@@ -61,6 +63,8 @@ def _watched_calls(model: nn.Module, observation: Observation, run: Run) -> Iter
     finally:
         nn.Module.__call__ = original  # type: ignore[method-assign]
         F.linear = plain_linear  # type: ignore[assignment]
+        moves.look_at_all()
+        observation.add_written(moves.written)
 
 
 def _note_call(
@@ -102,7 +106,6 @@ def observe(
                 if training:
                     raise InputError(_refusal(model, example, error)) from error
                 # Some models take other inputs in eval mode; training is what counts.
-    observation.written = list(dict.fromkeys(observation.written))
     observation.unseen = unseen(model, examples, source, outputs, observation)
     return observation
 
@@ -111,18 +114,22 @@ def _run(
     model: nn.Module, example: Example, run: Run, observation: Observation, kept: Kept
 ) -> Any:
     observation.left[run] = []
-    with preserved(model), _watched_calls(model, observation, run) as running:
-        tracker = Tracker(model, running, run.training)
-        tracker.mark_inputs(example)
-        try:
-            with torch.set_grad_enabled(run.training), noted(model.train(run.training)) as left:
-                with tracker:
-                    output = example.run(model)
-            tracker.mark_outputs(output)
-            observation.left[run] = left
-        finally:
-            observation.written += [*tracker.written, *kept.set_back()]
-            tracker.report(observation)
+    try:
+        with preserved(model), _watched_calls(model, observation, run) as running:
+            tracker = Tracker(model, running, run.training)
+            tracker.mark_inputs(example)
+            try:
+                with torch.set_grad_enabled(run.training), noted(model.train(run.training)) as left:
+                    with tracker:
+                        output = example.run(model)
+                tracker.mark_outputs(output)
+                observation.left[run] = left
+            finally:
+                tracker.report(observation)
+    finally:
+        for name in kept.set_back():
+            if name not in observation.written:
+                observation.add_written({name: {ELSEWHERE}})
     return output
 
 

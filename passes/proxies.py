@@ -75,14 +75,17 @@ class Asking:
         return self.tracer.create_proxy("call_function", operation, (self, other), {})
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse what a graph would lose: ``weight.data = ...``, and any other attribute.
+        """``weight.data = ...`` is a node; any other attribute a graph would lose.
 
         Raises:
-            TraceError: But for a proxy's own attributes.
+            TraceError: But for ``data`` and a proxy's own attributes.
         """
-        if name not in _OWN:
+        if name == "data":
+            self.tracer.assign(self, value)
+        elif name in _OWN:
+            object.__setattr__(self, name, value)
+        else:
             raise TraceError(f"sets .{name} of a tensor while it runs")
-        object.__setattr__(self, name, value)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """A node that writes."""

@@ -35,7 +35,7 @@ class Tracker(TorchDispatchMode):
     """Follows parameters and activations through one forward.
 
     Attributes:
-        written: Parameters that operators write to.
+        written: Parameters that operators write to -> modules whose own forward issued these.
     """
 
     def __init__(self, model: nn.Module, running: Running, training: bool) -> None:
@@ -46,7 +46,7 @@ class Tracker(TorchDispatchMode):
         self._events: list[Event] = []
         self._computing: dict[str, set[str]] = {}
         self._given: set[str] = set()
-        self.written: dict[str, None] = {}
+        self.written: dict[str, set[str]] = {}
 
     def mark_inputs(self, example: Example) -> None:
         """The example's tensors are activations."""
@@ -76,12 +76,14 @@ class Tracker(TorchDispatchMode):
         for parameter, modules in self._computing.items():
             observation.computing.setdefault(parameter, set()).update(modules)
         observation.given |= self._given
+        observation.add_written(self.written)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         for tensor in written_by(func, args, kwargs or {}):
-            self.written |= dict.fromkeys(self._origins.in_memory(tensor))
+            for name in self._origins.in_memory(tensor):
+                self.written.setdefault(name, set()).add(self._running.modules[-1])
         out = func(*args, **(kwargs or {}))
         op = Operation.of(func, args, kwargs or {}, out, self._running)
         if op.name in WITHOUT_VALUES:

@@ -23,7 +23,9 @@ _DEPTH = 6
 def expression(node: fx.Node, depth: int = _DEPTH) -> str:
     """For example ``x.shape[0] > 4``."""
     if not depth or node.op in ("placeholder", "get_attr") or not node.args:
-        return str(node.target) if node.op in ("placeholder", "get_attr") else node.name
+        if node.op in ("placeholder", "get_attr"):
+            return str(node.meta.get("argument", node.target))
+        return node.name
     _, *rest = [_argument(argument, depth - 1) for argument in node.args]
     if node.target in _SIGNS and rest:
         right = _owner(node.args[1], depth - 1)

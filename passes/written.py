@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from st3fx.core.kinds import Saved
+from st3fx.passes.origins import storage_of
 
 
 def written_by(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -25,6 +26,56 @@ def written_by(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list
             given = args[position] if position < len(args) else kwargs.get(argument.name)
             found += given if isinstance(given, list | tuple) else [given]
     return [tensor for tensor in found if isinstance(tensor, Tensor)]
+
+
+ELSEWHERE = "?"
+"""Stands for a writer that is no module's own forward: a hook, a library, a module above."""
+
+
+class Moves:
+    """Which modules give their own parameters other memory, as ``weight.data = ...`` does."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Before a run."""
+        self.written: dict[str, set[str]] = {}
+        self._own: dict[nn.Module, list[tuple[str, str]]] = {}
+        self._places: dict[str, tuple[int, ...]] = {}
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        for module in model.modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # its tables are no dicts
+            table = module._parameters
+            own = [(key, names[id(p)]) for key, p in table.items() if p is not None]
+            if own:
+                self._own[module] = own
+                self._places |= {name: _place(table[key]) for key, name in own}
+
+    def look(self, module: nn.Module, writer: str) -> None:
+        """Note what has moved since the last look at the module's parameters.
+
+        Args:
+            module: Is about to run, or has run.
+            writer: Whose doing it is.
+        """
+        for key, name in self._own.get(module, ()):
+            place = _place(module._parameters.get(key))
+            if place != self._places[name]:
+                self._places[name] = place
+                self.written.setdefault(name, set()).add(writer)
+
+    def look_at_all(self) -> None:
+        """After the run: what has moved where no module's call showed it."""
+        for module in self._own:
+            self.look(module, ELSEWHERE)
+
+
+def _place(parameter: Tensor | None) -> tuple[int, ...]:
+    """The parameter itself, and its memory."""
+    if parameter is None:
+        return ()
+    storage = storage_of(parameter)
+    place = () if storage is None else (storage._cdata, parameter.storage_offset())
+    return (id(parameter), *place)
 
 
 class Kept:

@@ -171,9 +171,6 @@ def _check(model: nn.Module, total_steps: int | None, update_every: int) -> None
         raise InputError(
             f"{type(model).__name__} has lazy parameters without a shape: call it once before"
         )
-    for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers()):
-        if set(name) & set('"\\\n'):  # torch.fx writes names into code as they are
-            raise InputError(f"{name!r} has a quote, a backslash or a line break in it: rename it")
     if is_converted(model):
         raise PlanError(f"{type(model).__name__} is converted already: fold it first")
     if total_steps is not None and total_steps < 1:

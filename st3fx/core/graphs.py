@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from st3fx.core.calls import CallSpec
+from st3fx.core.code_names import with_any_names
 from st3fx.core.hooks import is_hooked
 from st3fx.core.portable import from_portable, to_portable
 from st3fx.core.regions import is_autocast_border, is_border, unwound
@@ -75,7 +76,8 @@ class CompiledGraph:
 
 
 def _compile(graph: fx.Graph) -> Callable[..., Any]:
-    function: Callable[..., Any] = type(fx.GraphModule(_skeleton(graph), graph)).forward
+    module = fx.GraphModule(_skeleton(graph), with_any_names(graph))
+    function: Callable[..., Any] = type(module).forward
     return function
 
 
@@ -88,14 +90,11 @@ def _skeleton(graph: fx.Graph) -> nn.Module:
         *path, name = node.target.split(".")
         owner = root
         for part in path:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
+            owner = owner._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
         if node.op == "call_module":
-            if name not in owner._modules:
-                owner.add_module(name, nn.Module())
+            owner._modules.setdefault(name, nn.Module())
         else:
-            owner.register_parameter(name, nn.Parameter(torch.empty(0), requires_grad=False))
+            owner._parameters[name] = nn.Parameter(torch.empty(0), requires_grad=False)
     return root
 
 
@@ -180,4 +179,4 @@ class Variant:
         root, graph = self.modules[0], fx.Graph()
         output: Any = graph.graph_copy(self.run.graph, {})
         graph.output(output[0] if self.stores else output)
-        return fx.GraphModule(root, graph, class_name=type(root).__name__)
+        return fx.GraphModule(root, with_any_names(graph), class_name=type(root).__name__)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from st3fx.core.sites import Site
+from st3fx.core.sites import Layout, Site
 from st3fx.errors import PlanError
 
 
@@ -93,7 +94,11 @@ class Selection:
         return included and not any(_matches(s, site, model) for s in self.exclude)
 
     def reasons(
-        self, sites: Sequence[Site], model: nn.Module, apart: Mapping[str, str] | None = None
+        self,
+        sites: Sequence[Site],
+        model: nn.Module,
+        apart: Mapping[str, str] | None = None,
+        dense: Iterable[str] = (),
     ) -> dict[str, str]:
         """Why sites are left out, by name; sites that are chosen are not in it.
 
@@ -102,14 +107,16 @@ class Selection:
             model: Their model.
             apart: Sites that are left out unless a selector of ``include`` matches only such, with
                 the reason.
+            dense: Names of weights that are no sites for other reasons.
 
         Raises:
-            PlanError: If a glob, a type or a part matches no site at all: most likely a misspelling.
+            PlanError: If a glob, a type or a part matches no weight: most likely a misspelling.
         """
         apart = apart or {}
+        weights = [*sites, *(Site(n, (n,), (), "", Layout(), (_owner(n),)) for n in dense)]
         for selector in (*self.include, *self.exclude):
             literal = isinstance(selector, str | type | Part)
-            if literal and not any(_matches(selector, site, model) for site in sites):
+            if literal and not any(_matches(selector, weight, model) for weight in weights):
                 names = ", ".join(site.name for site in sites[:3])
                 raise PlanError(
                     f"{_label(selector)} matches no site: the sites' names are like {names}"
@@ -173,6 +180,15 @@ def _named(selector: Selector, model: nn.Module | None) -> Selector:
     return Part(names, f"{label} {names[0]}".rstrip())
 
 
+def _submodule(model: nn.Module, name: str) -> object:
+    """Like ``get_submodule``, which a ScriptModule refuses."""
+    return functools.reduce(getattr, filter(None, name.split(".")), model)
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
 def _is_below(name: str, part: str) -> bool:
     return not part or name == part or name.startswith(part + ".")
 
@@ -181,8 +197,8 @@ def _matches(selector: Selector, site: Site, model: nn.Module) -> bool:
     if isinstance(selector, str):
         return any(fnmatch.fnmatchcase(name, selector) for name in (site.name, *site.aliases))
     if isinstance(selector, type):
-        owner = site.name.rpartition(".")[0]
-        return any(isinstance(model.get_submodule(n), selector) for n in {owner, *site.holders})
+        owners = {_owner(site.name), *site.holders}
+        return any(isinstance(_submodule(model, name), selector) for name in owners)
     if isinstance(selector, Part):
         return selector.matches(site)
     return bool(selector(site))  # type: ignore[operator]
