@@ -43,7 +43,7 @@ def _op(name: str, observation: Observation) -> str:
 def _reason(name: str, shape: tuple[int, ...], observation: Observation) -> str:
     uses = observation.other_uses.get(name, set())
     words = ", ".join(sorted(uses))
-    if name in observation.unseen:
+    if name in observation.unseen or "NumPy" in uses:
         return "reaches an output where st3fx cannot follow it (NumPy, a foreign library)"
     if not uses:
         return "reaches an output without meeting an activation"

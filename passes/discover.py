@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from st3fx.core.kinds import is_dense
 from st3fx.core.selection import Selection
 from st3fx.core.sites import Layout, Site, SkippedSite
 from st3fx.errors import PlanError, TraceError
@@ -128,6 +129,8 @@ def _direct_site(
     others = observation.other_uses.get(name, set())
     if not parameter.numel():
         reason = "it is empty"
+    elif not is_dense(parameter):
+        reason = f"a {parameter.layout} tensor: its zeros are not stored as it is"
     elif not dtype.is_floating_point:
         reason = f"{dtype}: only real floating-point weights have a magnitude to prune by"
     elif len(shape) < 2:

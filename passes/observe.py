@@ -24,6 +24,7 @@ from st3fx.errors import InputError
 from st3fx.passes.equality import detached
 from st3fx.passes.observation import Observation, Run, Seen
 from st3fx.passes.products import Running
+from st3fx.passes.replacing import replaced
 from st3fx.passes.tracker import Tracker
 from st3fx.passes.unseen import Outputs, silent, unseen
 from st3fx.passes.written import ELSEWHERE, Kept, Moves
@@ -65,6 +66,22 @@ def _watched_calls(model: nn.Module, observation: Observation, run: Run) -> Iter
         F.linear = plain_linear  # type: ignore[assignment]
         moves.look_at_all()
         observation.add_written(moves.written)
+
+
+@contextlib.contextmanager
+def _handing_out(tracker: Tracker) -> Iterator[None]:
+    """Let the tracker know which tensors' memory others get: what they do with it is not seen."""
+
+    def noting(original: Any) -> Any:
+        def given(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            tracker.hand_out(tensor)
+            return original(tensor, *args, **kwargs)
+
+        return given
+
+    doors = {name: noting(getattr(Tensor, name)) for name in ("numpy", "__dlpack__")}
+    with replaced(Tensor, doors):
+        yield
 
 
 def _note_call(
@@ -120,7 +137,7 @@ def _run(
             tracker.mark_inputs(example)
             try:
                 with torch.set_grad_enabled(run.training), noted(model.train(run.training)) as left:
-                    with tracker:
+                    with tracker, _handing_out(tracker):
                         output = example.run(model)
                 tracker.mark_outputs(output)
                 observation.left[run] = left

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from st3fx.core.kinds import is_dense
 from st3fx.core.leaves import tensors_in
 from st3fx.core.sites import Layout
 from st3fx.passes.operators import ATEN_MULTIPLY, CONVOLUTIONS, PAIR_PRODUCTS, RECURRENT
-from st3fx.passes.origins import Origin
+from st3fx.passes.origins import Origin, storage_of
 
 
 @dataclass
@@ -111,7 +112,7 @@ def is_weight(op: Operation, position: int, operand: Tensor, origin: Origin) -> 
 
 def _is_as_made(operand: Tensor, base: Tensor | None) -> bool:
     """Whether a matrix is no other view of a computed one."""
-    if base is None or operand.dim() != 2:
+    if base is None or operand.dim() != 2 or not is_dense(operand):
         return False
     return operand.shape == base.shape and operand.stride() == base.stride()
 
@@ -184,9 +185,10 @@ def convolution_layout(op: str, groups: int) -> Layout:
 
 def _source_dims(view: Tensor, base: Tensor | None, dims: list[int]) -> tuple[int, ...]:
     """The dimensions of ``base`` that dimensions of its view run along, found by their strides."""
-    if base is None:
+    here, there = storage_of(view), None if base is None else storage_of(base)
+    if base is None or here is None or there is None:
         return ()
-    if base.untyped_storage()._cdata != view.untyped_storage()._cdata:
+    if here._cdata != there._cdata:
         return tuple(dims) if base.shape == view.shape else ()
     strides = {view.stride(d) for d in dims if view.size(d) > 1 and view.stride(d) > 0}
     return tuple(d for d in range(base.dim()) if base.size(d) > 1 and base.stride(d) in strides)

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from st3fx.core.inputs import Example
+from st3fx.core.kinds import is_dense
 from st3fx.core.leaves import tensors_in, tensors_inside
 from st3fx.passes.observation import Multiplication, Observation
 from st3fx.passes.operators import (
@@ -60,6 +61,11 @@ class Tracker(TorchDispatchMode):
             for tensor in [leaf] if isinstance(leaf, Tensor) else tensors_inside(leaf):
                 self._given |= self._made_of(tensor)
 
+    def hand_out(self, tensor: Tensor) -> None:
+        """Code outside of torch gets a tensor's memory, to read or to write."""
+        for parameter in sorted(self._origins.in_memory(tensor)):
+            self._events.append(Event(parameter, self._running.modules[-1], "NumPy"))
+
     def report(self, observation: Observation) -> None:
         """Add what was seen."""
         for event in self._events:
@@ -98,11 +104,11 @@ class Tracker(TorchDispatchMode):
     def _follow(self, op: Operation, is_view: bool, origins: list[Origin]) -> Origin:
         weights_only = ACTIVATION not in origins
         first = self._origins.of(op.tensors()[0])
-        if op.name in LOOKING_UP:
+        if op.name in LOOKING_UP and any(origin.parameters for origin in origins):
             self._read_beside_products(op, origins)
             return ACTIVATION
         if first is not None and first.parameters and op.name in ROUNDING:
-            return first
+            return _rebased(op, first)
         if first is not None and first.parameters and op.name in SELECTING and not first.products:
             return dataclasses.replace(first, selected=first.selected or not weights_only)
         if op.name in ATEN_MULTIPLY and not (weights_only and self._makes_weight(op)):
@@ -111,7 +117,7 @@ class Tracker(TorchDispatchMode):
             self._read_beside_products(op, origins)
             return ACTIVATION
         if (is_view or op.name in ATEN_LAYOUT) and len(origins) == 1:
-            return origins[0]
+            return _rebased(op, origins[0])
         return self._compute(op, origins)
 
     def _makes_weight(self, op: Operation) -> bool:
@@ -233,3 +239,13 @@ class Tracker(TorchDispatchMode):
     def _made_of(self, tensor: Tensor) -> frozenset[str]:
         origin = self._origins.of(tensor)
         return frozenset() if origin is None else origin.parameters
+
+
+def _rebased(op: Operation, origin: Origin) -> Origin:
+    """The origin of a copy: of a whole parameter it has the dimensions, and its own strides."""
+    given, made = op.tensors()[0], next(iter(tensors_in([op.out])), None)
+    base = origin.base
+    if base is None or made is None or not (is_dense(given) and is_dense(base)):
+        return origin
+    whole = given.shape == base.shape == made.shape and given.stride() == base.stride()
+    return dataclasses.replace(origin, base=None) if whole else origin

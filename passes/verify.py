@@ -13,12 +13,14 @@ gradients are kept as digests, so that verification holds no second copy of eith
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
 from st3fx.core.inputs import Example
 from st3fx.core.state import deterministic
+from st3fx.errors import VerificationError
 from st3fx.passes.equality import (
     Difference,
     MismatchError,
@@ -67,7 +69,7 @@ def _compare_training(subject: Subject, seed: int) -> None:
     model = subject.model
     run = subject.step if seed == SEEDS[0] else subject.forward
     with subject.preserved(), subject.original(), own_gradients(model):
-        expected = detached(run(seed))
+        expected = detached(_original_step(subject, run, seed))
         gradients = {name: digest(p.grad) for name, p in _own_parameters(model)}
         buffers = {n: b.clone() for n, b in _stateful(subject)}
     with subject.preserved(), own_gradients(model):
@@ -80,6 +82,22 @@ def _compare_training(subject: Subject, seed: int) -> None:
         for name, tensor in _stateful(subject):
             if name not in buffers or not equal(tensor, buffers[name]):
                 raise MismatchError(f"{name} after a training step, {seed=}")
+
+
+def _original_step(subject: Subject, run: Callable[[int], Any], seed: int) -> Any:
+    """A step of the original; what fails there fails without the conversion too.
+
+    Raises:
+        VerificationError: If it does.
+    """
+    try:
+        return run(seed)
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise VerificationError(
+            f"{type(subject.model).__name__} itself fails in a training step on the example: "
+            f"{type(error).__name__}: {reason[0]}; if it is meant to, use verify=False"
+        ) from error
 
 
 def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

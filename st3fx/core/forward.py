@@ -170,12 +170,15 @@ class SparseForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run a graph that applies, else the module's own forward with effective weights."""
-        if not nn.modules.module._has_any_global_hook():
+        # A global hook would miss the calls that a graph has in it. Of a layer that computes its
+        # weight there is no other way, and in its own graph there is no other layer.
+        computed = any(item.compute is not None for item in self.held)
+        if computed or not nn.modules.module._has_any_global_hook():
             for variant in self.variants:
                 tensors = variant.tensors(args, kwargs)
                 if tensors is not None:
                     return variant(tensors)
-        if any(item.compute is not None for item in self.held):
+        if computed:
             raise ForwardError(
                 f"{self.name or type(self.module).__name__}: its weight is computed in its "
                 "forward, and it was called in another way than at conversion; convert it with "

@@ -110,11 +110,15 @@ def copied(model: nn.Module) -> nn.Module:
     tensors = (*_loose_tensors(model), *model.buffers())
     kept = [tensor for tensor in tensors if not tensor.is_leaf or not is_dense(tensor)]
     memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in kept}
+    for parameter in model.parameters():
+        if not is_dense(parameter):
+            twin = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            memo[id(parameter)] = twin
     with torch.no_grad():
-        twin = copy.deepcopy(model, memo)
-    for theirs, ours in zip(model.parameters(), twin.parameters(), strict=True):
+        copied_model = copy.deepcopy(model, memo)
+    for theirs, ours in zip(model.parameters(), copied_model.parameters(), strict=True):
         ours.requires_grad_(theirs.requires_grad)
-    return twin
+    return copied_model
 
 
 def _loose_tensors(model: nn.Module) -> list[Tensor]:
@@ -187,6 +191,16 @@ def single_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Normal tensors inside: in ``inference_mode`` operators stay whole, and nothing is trained."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False):
+        yield
 
 
 @contextlib.contextmanager
