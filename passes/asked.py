@@ -23,7 +23,7 @@ from st3fx.core.values import Evaluation
 from st3fx.errors import TraceError
 from st3fx.passes.ambient import place
 from st3fx.passes.proxies import is_known_by_value
-from st3fx.passes.words import expression
+from st3fx.passes.words import Known, expression
 
 _ISINSTANCE = builtins.isinstance
 _WANTS = {"bool": "branches on", "length": "asks for the length of", "kind": "asks for the type of"}
@@ -194,11 +194,12 @@ class Asked:
         """All answers as guards, or ``None`` if nothing was asked."""
         if not self._answers and not self.facts:
             return None
+        words: Known = {}
         answers = [
             Answer(
                 question,
                 answer,
-                expression(node),
+                expression(node, words),
                 where,
                 self._evaluation.reads_inputs(node, question),
             )

@@ -105,11 +105,10 @@ ROUNDING = frozenset(
 """Fake quantisation: it leaves zeros as they are, so that a weight is sparse before and after."""
 
 WITHOUT_VALUES = frozenset(
-    f"aten::{name}"
-    for name in (
+    {
         "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
         "randint_like", "new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided",
-    )
+    }
 )  # fmt: skip
 """Operators that make a tensor like another one, and read none of its values."""
 

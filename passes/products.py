@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ class Operation:
 
     Attributes:
         name: That of its schema, without the mark of an operator in place.
-        schema: Its schema.
+        func: The operator itself.
         args: Positional arguments; those at the end that have their defaults are not among them.
         kwargs: Arguments that have to be named.
         out: What it gave.
@@ -43,7 +44,7 @@ class Operation:
     """
 
     name: str
-    schema: Any
+    func: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     out: Any
@@ -58,7 +59,7 @@ class Operation:
         name: str = func._schema.name
         if func._schema.is_mutable and name.removesuffix("_") in ATEN_MULTIPLY:
             name = name.removesuffix("_")  # ``addmm_`` is a product as ``addmm`` is
-        return cls(name, func._schema, args, kwargs, out, running.modules[-1], running.linear > 0)
+        return cls(name, func, args, kwargs, out, running.modules[-1], running.linear > 0)
 
     @property
     def word(self) -> str:
@@ -76,10 +77,14 @@ class Operation:
 
     def argument(self, name: str, default: Any) -> Any:
         """An argument by its name in the schema."""
-        for position, argument in enumerate(self.schema.arguments):
-            if argument.name == name and position < len(self.args):
-                return self.args[position]
-        return self.kwargs.get(name, default)
+        position = _positions(self.func).get(name, len(self.args))
+        return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
+
+
+@functools.lru_cache(maxsize=256)
+def _positions(func: Any) -> dict[str, int]:
+    """Where an operator's arguments stand."""
+    return {argument.name: place for place, argument in enumerate(func._schema.arguments)}
 
 
 def is_weight(op: Operation, position: int, operand: Tensor, origin: Origin) -> bool:

@@ -87,15 +87,17 @@ class Tracker(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        for tensor in written_by(func, args, kwargs or {}):
+        given = kwargs or {}
+        for tensor in written_by(func, args, given):
             for name in self._origins.in_memory(tensor):
                 self.written.setdefault(name, set()).add(self._running.modules[-1])
-        out = func(*args, **(kwargs or {}))
-        op = Operation.of(func, args, kwargs or {}, out, self._running)
-        if op.name in WITHOUT_VALUES:
+        out = func(*args, **given)
+        if func.__name__.partition(".")[0] in WITHOUT_VALUES:
             return out
-        origins = [found for t in op.tensors() if (found := self._origins.of(t)) is not None]
+        tensors = tensors_in([*args, *given.values()])
+        origins = [found for t in tensors if (found := self._origins.of(t)) is not None]
         if origins:
+            op = Operation.of(func, args, given, out, self._running)
             made = self._follow(op, func.is_view, origins)
             for leaf in tensors_in([out]):
                 self._origins.mark(leaf, made)

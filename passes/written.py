@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
-from st3fx.core.kinds import Saved
+from st3fx.core.digest import Digest, digests
+from st3fx.core.kinds import Saved, is_dense
 from st3fx.passes.origins import storage_of
 
 
@@ -107,12 +109,28 @@ class Kept:
                     self._places.append((module._parameters, key, parameter, name))
                     if name not in self._saved:
                         self._saved[name] = Saved(parameter, source[name])
+        self._digests = self._digested()
+
+    def _digested(self) -> dict[str, Digest]:
+        """A digest of each parameter's values, where it takes no time."""
+        here = {
+            name: saved.tensor
+            for name, saved in self._saved.items()
+            if is_dense(saved.tensor) and saved.tensor.device.type == "cpu"
+            if not is_fake(saved.tensor)
+        }
+        return dict(zip(here, digests(list(here.values())), strict=True))
 
     def set_back(self) -> list[str]:
         """Undo what has changed; the names of what was replaced, moved, or has other values."""
         found = {}
+        digests_now = self._digested()
         for name, saved in self._saved.items():
-            if saved.changed:
+            if name in digests_now and name in self._digests:
+                changed = saved.moved or digests_now[name] != self._digests[name]
+            else:
+                changed = saved.changed
+            if changed:
                 found[name] = None
                 saved.restore()
         for table, key, parameter, name in self._places:

@@ -5,6 +5,7 @@ torch.fx writes ``self.class`` for a module of that name, and quotes names as th
 
 from __future__ import annotations
 
+import functools
 import keyword
 from collections.abc import Callable
 
@@ -16,10 +17,8 @@ def with_any_names(graph: fx.Graph) -> fx.Graph:
     """Let the code of a graph read its targets, whatever they are called; gives the graph."""
     rewritten = {}
     for node in graph.nodes:
-        if node.op in ("get_attr", "call_module"):
-            plain, right = _format_target("self", node.target), _read("self", node.target)
-            if plain != right:
-                rewritten[plain] = right
+        if node.op in ("get_attr", "call_module") and not all(map(_is_plain, node.target.split("."))):
+            rewritten[_format_target("self", node.target)] = _read("self", node.target)
     if rewritten:
         graph.on_generate_code(lambda earlier: _after(earlier, rewritten))
     return graph
@@ -45,11 +44,22 @@ def _changed(line: str, rewritten: dict[str, str]) -> str:
     return line
 
 
+@functools.lru_cache(maxsize=4096)
+def _is_plain(part: str) -> bool:
+    """Whether torch.fx writes a name as it has to be.
+
+    It writes what is no identifier between quotes; the parser changes some letters of identifiers.
+    """
+    if part.isidentifier():
+        return part.isascii() and not keyword.iskeyword(part)
+    return part.isprintable() and not set(part) & set('"\\')
+
+
 def _read(base: str, target: str) -> str:
-    """The expression that reads a target; the parser would write some letters in another way."""
+    """The expression that reads a target."""
     for part in target.split("."):
-        plain = part.isidentifier() and part.isascii() and not keyword.iskeyword(part)
-        base = f"{base}.{part}" if plain else f"getattr({base}, {part!r})"
+        simple = part.isidentifier() and _is_plain(part)
+        base = f"{base}.{part}" if simple else f"getattr({base}, {part!r})"
     return base
 
 
