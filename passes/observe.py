@@ -31,10 +31,11 @@ from st3fx.passes.written import ELSEWHERE, Kept, Moves
 
 
 @contextlib.contextmanager
-def _watched_calls(model: nn.Module, observation: Observation, run: Run) -> Iterator[Running]:
-    """Keep what is under way, and note how each module is called."""
+def _watched_calls(
+    model: nn.Module, observation: Observation, run: Run, running: Running, moves: Moves
+) -> Iterator[None]:
+    """Keep what is under way, and note how each module is called and what it moves."""
     names = {id(module): name for name, module in model.named_modules()}
-    running, moves = Running([""]), Moves(model)
     stack = running.modules
     original, plain_linear = nn.Module.__call__, F.linear
 
@@ -60,7 +61,7 @@ def _watched_calls(model: nn.Module, observation: Observation, run: Run) -> Iter
     nn.Module.__call__ = watch  # type: ignore[method-assign]
     F.linear = linear  # type: ignore[assignment]
     try:
-        yield running
+        yield
     finally:
         nn.Module.__call__ = original  # type: ignore[method-assign]
         F.linear = plain_linear  # type: ignore[assignment]
@@ -131,10 +132,12 @@ def _run(
     model: nn.Module, example: Example, run: Run, observation: Observation, kept: Kept
 ) -> Any:
     observation.left[run] = []
+    running = Running([""])
+    tracker = Tracker(model, running, run.training)
+    tracker.mark_inputs(example)
+    moves = Moves(model, tracker.move)
     try:
-        with preserved(model), _watched_calls(model, observation, run) as running:
-            tracker = Tracker(model, running, run.training)
-            tracker.mark_inputs(example)
+        with preserved(model), _watched_calls(model, observation, run, running, moves):
             try:
                 with torch.set_grad_enabled(run.training), noted(model.train(run.training)) as left:
                     with tracker, _handing_out(tracker):

@@ -89,14 +89,18 @@ class Origins:
         self._memory: dict[int, list[tuple[int, int, Origin]]] = {}
         self._marks: dict[int, tuple[Any, Origin]] = {}
         for name, parameter in model.named_parameters():
-            origin = Origin(frozenset([name]), base=parameter)
-            self._parameters[id(parameter)] = origin
-            storage = storage_of(parameter)
-            if storage is not None:
-                place = (*_extent(parameter), origin)
-                self._memory.setdefault(storage._cdata, []).append(place)
+            self.place(name, parameter)
         for buffer in model.buffers():
             self.mark(buffer, CONSTANT)
+
+    def place(self, name: str, parameter: Tensor) -> None:
+        """A parameter lies where it lies now."""
+        origin = Origin(frozenset([name]), base=parameter)
+        self._parameters[id(parameter)] = origin
+        storage = storage_of(parameter)
+        if storage is not None:
+            place = (*_extent(parameter), origin)
+            self._memory.setdefault(storage._cdata, []).append(place)
 
     def of(self, tensor: Tensor) -> Origin | None:
         """A tensor's origin, ``None`` for what was made of nothing known (noise, positions)."""

@@ -61,6 +61,10 @@ class Tracker(TorchDispatchMode):
             for tensor in [leaf] if isinstance(leaf, Tensor) else tensors_inside(leaf):
                 self._given |= self._made_of(tensor)
 
+    def move(self, name: str, parameter: Tensor) -> None:
+        """A parameter has got other memory."""
+        self._origins.place(name, parameter)
+
     def hand_out(self, tensor: Tensor) -> None:
         """Code outside of torch gets a tensor's memory, to read or to write."""
         for parameter in sorted(self._origins.in_memory(tensor)):

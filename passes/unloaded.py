@@ -22,7 +22,8 @@ def observe(conversion: stages.Conversion) -> None:
     """
     conversion.examples = tuple(example.on_meta() for example in conversion.examples)
     with fakes(conversion.model, conversion.examples) as examples:
-        faked = dataclasses.replace(conversion, examples=examples)
+        source = dict(conversion.model.named_parameters())
+        faked = dataclasses.replace(conversion, examples=examples, source=source)
         try:
             stages.observe(faked)
         except InputError as error:

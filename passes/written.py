@@ -6,7 +6,7 @@ not: these show in the memory that a parameter has, and in its values, after the
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
@@ -37,9 +37,15 @@ ELSEWHERE = "?"
 class Moves:
     """Which modules give their own parameters other memory, as ``weight.data = ...`` does."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """Before a run."""
+    def __init__(self, model: nn.Module, moved: Callable[[str, Tensor], None]) -> None:
+        """Before a run.
+
+        Args:
+            model: Whose parameters are looked at.
+            moved: Is told which parameter has moved.
+        """
         self.written: dict[str, set[str]] = {}
+        self._moved = moved
         self._own: dict[nn.Module, list[tuple[str, str]]] = {}
         self._places: dict[str, tuple[int, ...]] = {}
         names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -60,10 +66,13 @@ class Moves:
             writer: Whose doing it is.
         """
         for key, name in self._own.get(module, ()):
-            place = _place(module._parameters.get(key))
+            parameter = module._parameters.get(key)
+            place = _place(parameter)
             if place != self._places[name]:
                 self._places[name] = place
                 self.written.setdefault(name, set()).add(writer)
+                if parameter is not None:
+                    self._moved(name, parameter)
 
     def look_at_all(self) -> None:
         """After the run: what has moved where no module's call showed it."""
