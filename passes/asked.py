@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from st3fx.core.answers import Answer, Fact
+from st3fx.core.assigned import after
 from st3fx.core.calls import CallSpec
 from st3fx.core.known_data import DataError, Unknown
 from st3fx.core.purity import only_computes, pruned
@@ -22,7 +23,7 @@ from st3fx.core.values import Evaluation
 from st3fx.errors import TraceError
 from st3fx.passes.ambient import place
 from st3fx.passes.proxies import is_known_by_value
-from st3fx.passes.words import expression
+from st3fx.passes.words import Known, expression
 
 _ISINSTANCE = builtins.isinstance
 _WANTS = {"bool": "branches on", "length": "asks for the length of", "kind": "asks for the type of"}
@@ -114,6 +115,8 @@ class Asked:
         """The class of a node's value; an argument of the call is a tensor in every call."""
         if node.op == "placeholder":
             return Tensor
+        if node.op == "call_function" and node.target is after:
+            return self.class_of(node.args[0])  # type: ignore[arg-type]
         if node.op == "get_attr":
             path, _, name = str(node.target).rpartition(".")
             owner = self._root.get_submodule(path)
@@ -191,11 +194,12 @@ class Asked:
         """All answers as guards, or ``None`` if nothing was asked."""
         if not self._answers and not self.facts:
             return None
+        words: Known = {}
         answers = [
             Answer(
                 question,
                 answer,
-                expression(node),
+                expression(node, words),
                 where,
                 self._evaluation.reads_inputs(node, question),
             )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from st3fx.core.assigned import private
 from st3fx.core.calls import CallSpec
 from st3fx.core.graphs import CompiledGraph
 from st3fx.core.sites import Layout, Site
@@ -21,10 +22,13 @@ from st3fx.core.state import preserved
 from st3fx.errors import TraceError
 from st3fx.passes.capture import Capture
 from st3fx.passes.names import owner
+from st3fx.passes.observation import Observation
 from st3fx.passes.operators import FX_WEIGHT
 from st3fx.passes.plain import plain_layer
+from st3fx.passes.products import convolution_layout
+from st3fx.passes.projections import require_projection
 from st3fx.passes.trace import trace
-from st3fx.passes.tracker import Observation, convolution_layout
+from st3fx.passes.writes import writes_in
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,9 @@ def computed_nodes(graph: fx.Graph) -> dict[fx.Node, tuple[str, fx.Node]]:
     found = {}
     for node in graph.nodes:
         match = weight_argument(node)
-        if match is not None and match[1] in static and match[1].op != "get_attr":
+        if match is None or node in static:  # a product of parameters alone, as LoRA's B @ A
+            continue
+        if match[1] in static and match[1].op != "get_attr":
             found[node] = match
     return found
 
@@ -81,30 +87,55 @@ def computed_weights(
     """
     module = model.get_submodule(holder)
     captures: dict[str, Capture] = {}
-    for training, spec in observation.calls.get(holder, []):
+    for training, spec, _ in observation.calls.get(holder, []):
         with preserved(module):
             module.train(training)
-            captures.setdefault(
-                "train" if training else "eval", trace(holder, module, spec, {holder})
-            )
+            mode = "train" if training else "eval"
+            if mode not in captures:
+                captures[mode] = _traced(holder, module, spec)
     if not captures:
-        raise TraceError("its calls were not seen")
-    graph = next(iter(captures.values())).graph
+        raise TraceError("in a forward whose calls were not seen")
+    uses = [_only_use(capture.graph) for capture in captures.values()]
+    graph, (consumer, op, weight) = next(iter(captures.values())).graph, uses[0]
+    compute = _extract(graph, weight)
+    with preserved(module), torch.no_grad():
+        value = compute(module.eval())
+    try:
+        _check_plain(module, graph, consumer, value)
+    except TraceError as error:
+        raise TraceError(f"before it multiplies: {error}") from error
+    site = _site(model, holder, op, value, sources(weight))
+    for capture, (_, _, used) in zip(captures.values(), uses, strict=True):
+        require_projection(module, capture.graph, _closure(used), compute)
+    return [ComputedWeight(site, captures, compute)]
+
+
+def _only_use(graph: fx.Graph) -> tuple[fx.Node, str, fx.Node]:
+    """The node that multiplies with a computed weight, its operator, and the weight.
+
+    Raises:
+        TraceError: If there is none, or more than one.
+    """
     nodes = computed_nodes(graph)
     if not nodes:
         raise TraceError(
-            "no convolution or linear layer in it reads the result (of a forward hook, as "
-            "torch.nn.utils.weight_norm's: use torch.nn.utils.parametrizations)"
+            "before it multiplies: no convolution or linear layer in it reads the result (of a "
+            "forward hook, as torch.nn.utils.weight_norm's: use torch.nn.utils.parametrizations), "
+            "or not in train and eval mode alike"
         )
     if len(nodes) > 1:
-        raise TraceError(f"{len(nodes)} of its products use a computed weight, not one")
+        raise TraceError(
+            f"before it multiplies: {len(nodes)} of its products use a computed weight, not one"
+        )
     consumer, (op, weight) = next(iter(nodes.items()))
-    compute = _extract(weight)
-    with preserved(module), torch.no_grad():
-        value = compute(module.eval())
-    _check_plain(module, graph, consumer, value)
-    site = _site(model, holder, op, value, sources(weight))
-    return [ComputedWeight(site, captures, compute)]
+    return consumer, op, weight
+
+
+def _traced(holder: str, module: nn.Module, spec: CallSpec) -> Capture:
+    try:
+        return trace(holder, module, spec, {holder})
+    except TraceError as error:
+        raise TraceError(f"in a forward that cannot be traced: {error}") from error
 
 
 def _check_plain(module: nn.Module, graph: fx.Graph, consumer: fx.Node, weight: Tensor) -> None:
@@ -148,24 +179,33 @@ def sources(weight: fx.Node) -> list[str]:
 
 
 def _closure(weight: fx.Node) -> list[fx.Node]:
-    """A node and all that it needs, inputs first."""
-    ordered: dict[fx.Node, None] = {}
+    """A node and all that it needs, in the order of the graph."""
+    needed = {weight}
     pending = [weight]
     while pending:
-        missing = [node for node in pending[-1].all_input_nodes if node not in ordered]
-        if missing:
-            pending.extend(missing)
-        else:
-            ordered[pending.pop()] = None
-    return list(ordered)
+        missing = [node for node in pending.pop().all_input_nodes if node not in needed]
+        needed.update(missing)
+        pending += missing
+    return [node for node in weight.graph.nodes if node in needed]
 
 
-def _extract(weight: fx.Node) -> CompiledGraph:
-    """The part of a graph that computes a weight, as a function of the module."""
+def _extract(graph: fx.Graph, weight: fx.Node) -> CompiledGraph:
+    """The part of a graph that computes a weight, as a function of the module.
+
+    It writes to copies of what the module's forward writes to.
+    """
     part = fx.Graph()
+    written = writes_in(graph)
     mapping: dict[fx.Node, fx.Node] = {}
+    copies: dict[str, fx.Node] = {}
     for node in _closure(weight):
-        mapping[node] = part.node_copy(node, lambda n: mapping[n])
+        target = str(node.target)
+        if node.op == "get_attr" and target in written:
+            if target not in copies:
+                copies[target] = part.call_function(private, (part.get_attr(target),))
+            mapping[node] = copies[target]
+        else:
+            mapping[node] = part.node_copy(node, lambda n: mapping[n])
     part.output(mapping[weight])
     return CompiledGraph(part)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from st3fx.core.bound import bound_sites
 from st3fx.core.forward import SparseForward
+from st3fx.core.hooks import has_backward_hooks
 from st3fx.core.inputs import Example
 from st3fx.core.run import Run, run_of
 from st3fx.core.selection import Selection
@@ -21,14 +21,16 @@ from st3fx.errors import VerificationError
 from st3fx.methods.base import Method
 from st3fx.passes.discover import Discovery
 from st3fx.passes.discover import discover as _discover
+from st3fx.passes.equality import Difference
 from st3fx.passes.fold import undo
 from st3fx.passes.islands import Archipelago, capture_islands
 from st3fx.passes.names import is_below
+from st3fx.passes.observation import Observation, Run
 from st3fx.passes.observe import observe as _observe
 from st3fx.passes.rewrite import Rewriter
 from st3fx.passes.subject import Subject
-from st3fx.passes.tracker import Observation
 from st3fx.passes.verify import differs
+from st3fx.passes.written import Kept
 
 
 @dataclass
@@ -37,13 +39,16 @@ class Conversion:
 
     Attributes:
         model: Changed in place.
-        example: A call as in training.
+        examples: Calls as in training.
+        source: Full name of a parameter -> a tensor that has its values and keeps them: trial runs
+            leave the parameters as they were, whatever the forward does.
         method: The method that makes effective weights.
         selection: What the user wants sparse.
     """
 
     model: nn.Module
-    example: Example
+    examples: tuple[Example, ...]
+    source: Mapping[str, Tensor]
     method: Method
     selection: Selection
     observation: Observation = field(default_factory=Observation)
@@ -82,7 +87,8 @@ Stage = Callable[[Conversion], None]
 
 def observe(conversion: Conversion) -> None:
     """Run the example and see what multiplies with which parameter."""
-    conversion.observation = _observe(conversion.model, conversion.example)
+    model, examples, source = conversion.model, conversion.examples, conversion.source
+    conversion.observation = _observe(model, examples, source)
 
 
 def discover(conversion: Conversion) -> None:
@@ -117,31 +123,27 @@ def verify(conversion: Conversion) -> None:
         VerificationError: If the model differs for no such reason, or has weights that are NaN.
     """
     _require_numbers(conversion)
-    with _kept(conversion.model, conversion.observation.written):
-        _verify(conversion)
-    conversion.verified = True
-
-
-@contextlib.contextmanager
-def _kept(model: nn.Module, names: list[str]) -> Iterator[None]:
-    """Parameters that the model itself writes to, as they were before its trial runs."""
-    before = {name: model.get_parameter(name).detach().clone() for name in names}
+    kept = Kept(conversion.model, conversion.source)
     try:
-        yield
+        _verify(conversion)
+        conversion.verified = True
     finally:
-        with torch.no_grad():
-            for name, value in before.items():
-                model.get_parameter(name).copy_(value)
+        moved = kept.set_back()
+        if moved:  # and so nothing was compared with what it should have been
+            raise VerificationError(
+                f"{type(conversion.model).__name__}: its backward pass writes to {moved[0]}; if it "
+                "is meant to, use verify=False"
+            )
 
 
 def _verify(conversion: Conversion) -> None:
     model = conversion.model
     while True:
-        trial, subject = _trial(conversion), _subject(conversion)
-        if differs(subject, trial) is None:
+        trial = _trial(conversion)
+        if _differs(conversion, trial) is None:
             break
         with single_thread():  # is it a difference, or a sum in another order?
-            difference = differs(subject, trial)
+            difference = _differs(conversion, trial)
             if difference is None:
                 break
             guilty = _guilty(conversion, trial)
@@ -173,9 +175,23 @@ def _require_numbers(conversion: Conversion) -> None:
                 )
 
 
-def _subject(conversion: Conversion) -> Subject:
-    left = conversion.observation.left
-    return Subject(conversion.model, conversion.example, conversion.forwards, left)
+def _differs(conversion: Conversion, trial: dict[str, Tensor]) -> Difference | None:
+    """What differs first in any of the examples, or ``None``."""
+    for subject in _subjects(conversion):
+        difference = differs(subject, trial)
+        if difference is not None:
+            return difference
+    return None
+
+
+def _subjects(conversion: Conversion) -> Iterator[Subject]:
+    seen, model = conversion.observation, conversion.model
+    # What steps an optimizer in a hook writes to whatever it likes.
+    moving = list(conversion.source) if has_backward_hooks(model) else seen.written
+    written = {name: conversion.source[name] for name in moving}
+    for number, example in enumerate(conversion.examples):
+        left = {training: seen.left[Run(number, training)] for training in (True, False)}
+        yield Subject(model, example, conversion.forwards, left, written)
 
 
 def _trial(conversion: Conversion) -> dict[str, Tensor]:
@@ -203,7 +219,7 @@ def _guilty(conversion: Conversion, trial: dict[str, Tensor]) -> set[str]:
     def differs_with(*names: str) -> bool:
         for forward in islands:
             forward.variants = graphs[forward.name] if forward.name in names else []
-        return bool(differs(_subject(conversion), trial))
+        return bool(_differs(conversion, trial))
 
     try:
         if not graphs or differs_with():

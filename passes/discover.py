@@ -5,9 +5,11 @@
    ``weight_norm``) is a site after the computation, where the multiplying forward can be traced.
 3. The projection of a tied embedding is a site where the user asks for it: its own forward
    multiplies with the effective weight, and the embedding's lookups read the dense table.
-4. Everything else that multiplies is skipped: a vector, a weight that is also read otherwise, a
-   weight computed in a forward that cannot be traced, what the user leaves out; and a layer's
-   weight that does not multiply at all in the example.
+4. Everything else that multiplies is skipped: a vector, a weight that is also read otherwise or
+   that the forward writes to, a weight computed in a forward that cannot be traced, an adapter's
+   factor, what the user leaves out.
+5. So is what reaches an output without multiplying; and a layer's weight that does not multiply
+   at all in the example. So every parameter that an output depends on is in one list or the other.
 """
 
 from __future__ import annotations
@@ -17,15 +19,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from st3fx.core.kinds import is_dense
 from st3fx.core.selection import Selection
 from st3fx.core.sites import Layout, Site, SkippedSite
 from st3fx.errors import PlanError, TraceError
+from st3fx.passes.adapters import REASON as ADAPTER
+from st3fx.passes.adapters import adapter_factors
+from st3fx.passes.beside import beside, require_complete
 from st3fx.passes.computed import ComputedWeight, computed_weights
 from st3fx.passes.layers import idle
+from st3fx.passes.masked import require_unmasked
 from st3fx.passes.names import ancestors, is_below, owner, submodule
+from st3fx.passes.observation import Multiplication, Observation
 from st3fx.passes.operators import LOOKUPS
 from st3fx.passes.tied import projection
-from st3fx.passes.tracker import Multiplication, Observation
 
 
 @dataclass
@@ -52,6 +59,10 @@ class Discovery:
         del self.users[name]
         self.computed.pop(name, None)
 
+    def leave_out(self, model: nn.Module, name: str, op: str, reason: str) -> None:
+        """Leave a parameter dense."""
+        self.skipped.append(SkippedSite(name, tuple(_parameter(model, name).shape), op, reason))
+
     def modules_with_sites(self) -> set[str]:
         """Modules that a trace has to look into: all that multiply with a site, and those above."""
         return {name for users in self.users.values() for user in users for name in ancestors(user)}
@@ -70,18 +81,26 @@ def discover(model: nn.Module, observation: Observation, selection: Selection) -
     """
     found = Discovery()
     aliases = _aliases(model)
+    pruned = require_unmasked(
+        model, {n: uses[0].op for n, uses in observation.multiplied().items()}, selection
+    )
     for name, uses in observation.multiplied().items():
+        if name in pruned:
+            found.leave_out(model, name, uses[0].op, pruned[name])
+            continue
         site = _direct_site(model, name, uses, observation, aliases[name])
         if isinstance(site, Site) and observation.other_uses.get(name):
             site = projection(site, observation, include=selection.include_tied)
         if isinstance(site, Site):
-            _add(found, site, {use.module for use in uses})
+            _add(found, site, _users(name, uses, observation))
         elif isinstance(site, SkippedSite):
             found.skipped.append(site)
         else:
             _add_computed(found, model, observation, name, uses)
+    found.skipped += beside(model, observation)
+    found.skipped += idle(model, observation.reached())
     _select(found, model, selection)
-    found.skipped += idle(model, set(observation.multiplied()))
+    require_complete(model, observation, found.sites, found.skipped)
     if not found.sites:
         raise PlanError(_nothing_to_do(model, found))
     return found
@@ -108,7 +127,11 @@ def _direct_site(
     first = uses[0]
     reason = None
     others = observation.other_uses.get(name, set())
-    if not dtype.is_floating_point:
+    if not parameter.numel():
+        reason = "it is empty"
+    elif not is_dense(parameter):
+        reason = f"a {parameter.layout} tensor: its zeros are not stored as it is"
+    elif not dtype.is_floating_point:
         reason = f"{dtype}: only real floating-point weights have a magnitude to prune by"
     elif len(shape) < 2:
         reason = f"a vector of {shape[0] if shape else 1}: too few weights to prune"
@@ -116,11 +139,11 @@ def _direct_site(
         reason = f"also read by {', '.join(sorted(others))}"
     elif any(isinstance(submodule(model, n), _SCRIPT) for n in _involved(name, uses)):
         reason = "inside a ScriptModule"
-    elif len({use.computed for use in uses}) == 2:
+    elif len({use.computed for use in uses}) == 2 and name not in observation.written:
         reason = "multiplied both as it is and after a computation"
     if reason is not None:
         return SkippedSite(name, shape, first.op, reason)
-    if first.computed:
+    if first.computed or name in observation.written:
         return None
     layouts = {use.layout for use in uses}
     return Site(
@@ -129,11 +152,24 @@ def _direct_site(
         shape=shape,
         op=first.op,
         layout=first.layout if len(layouts) == 1 else Layout(()),
-        holders=_outermost({use.module for use in uses}),
+        holders=_outermost(_users(name, uses, observation)),
         aliases=aliases,
         groups=first.groups,
         cost=max(1, observation.macs.get(name, 0) // max(1, parameter.numel())),
     )
+
+
+WRITTEN = "the forward writes to it: a threshold would meet other values in each call"
+
+
+def _users(name: str, uses: list[Multiplication], observation: Observation) -> set[str]:
+    """Modules whose own forward multiplies with a weight, or computes with its values beside that.
+
+    Lookups in an embedding's table compute with the table as it is.
+    """
+    modules = {use.module for use in uses}
+    is_table = bool(observation.other_uses.get(name))
+    return modules if is_table else modules | observation.computing.get(name, set())
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor:
@@ -170,31 +206,44 @@ def _add_computed(
     """Case 2: the sites of the module that computes, once for all of its parameters."""
     if any(name in site.parameters for site in found.sites):
         return
-    shape = tuple(_parameter(model, name).shape)
+    try:
+        weight = _computed_weight(model, observation, name, uses)
+    except TraceError as error:
+        reason = WRITTEN if name in observation.written else f"computed {error}"
+        found.leave_out(model, name, uses[0].op, reason)
+        return
+    _add(found, weight.site, set(weight.site.holders))
+    found.computed[weight.site.name] = weight
+
+
+def _computed_weight(
+    model: nn.Module, observation: Observation, name: str, uses: list[Multiplication]
+) -> ComputedWeight:
+    """The computed weight that a parameter goes into.
+
+    Raises:
+        TraceError: If there is none that a threshold could stand behind.
+    """
     modules = {use.module for use in uses}
     if len(modules) > 1:
-        reason = f"computed in {len(modules)} places: {', '.join(sorted(modules))}"
-        found.skipped.append(SkippedSite(name, shape, uses[0].op, reason))
-        return
+        raise TraceError(f"in {len(modules)} places: {', '.join(sorted(modules))}")
     holder = modules.pop()
-    try:
-        weights = computed_weights(model, holder, observation)
-    except TraceError as error:
-        reason = f"computed in a forward that cannot be traced: {error}"
-        found.skipped.append(SkippedSite(name, shape, uses[0].op, reason))
-        return
-    for weight in weights:
+    for weight in computed_weights(model, holder, observation):
+        for parameter in weight.site.parameters:
+            if observation.written.get(parameter, {holder}) != {holder}:
+                raise TraceError(f"before it multiplies, from {parameter}: {WRITTEN}")
         if name in weight.site.parameters:
-            _add(found, weight.site, {holder})
-            found.computed[weight.site.name] = weight
-            return
-    found.skipped.append(SkippedSite(name, shape, uses[0].op, "computed before it multiplies"))
+            return weight
+    raise TraceError("before it multiplies")
 
 
 def _select(found: Discovery, model: nn.Module, selection: Selection) -> None:
     if not found.sites:
         return
-    reasons = selection.reasons(found.sites, model)
+    factors = adapter_factors(model)
+    apart = {site.name: ADAPTER for site in found.sites if factors.issuperset(site.parameters)}
+    dense = [item.name for item in found.skipped]
+    reasons = selection.reasons(found.sites, model, apart, dense)
     for name, reason in reasons.items():
         found.skip(name, reason)
 
@@ -203,7 +252,9 @@ def _nothing_to_do(model: nn.Module, found: Discovery) -> str:
     name = type(model).__name__
     if not found.skipped:
         return f"{name} has no parameter that feeds a convolution or matrix product"
-    item = found.skipped[0]
+    chosen = ("not in include", "excluded by")
+    own = [item for item in found.skipped if not item.reason.startswith(chosen)]
+    item = (own or found.skipped)[0]
     return (
         f"{name} has no weight to make sparse: all {len(found.skipped)} are left out, "
         f"for example {item.name} {item.shape}: {item.reason}"

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from st3fx.core.kinds import kind_of, parts
+from st3fx.core.leaves import tensors_inside
 from st3fx.core.same import is_value
 
 
@@ -60,14 +62,20 @@ def detached(output: Any) -> Any:
 
 
 def digest(tensor: Tensor | None) -> bytes:
-    """Equal for equal tensors (``torch.equal``), in 32 bytes; empty for ``None``."""
+    """Equal for equal tensors (:func:`equal`), in 32 bytes; empty for ``None``."""
     if tensor is None:
         return b""
-    # Negative zeros become positive, and all NaNs the same: they may differ in sign and payload.
-    values = torch.where(tensor.isnan(), torch.nan, tensor.detach() + 0).cpu().contiguous()
-    state = hashlib.sha256(f"{tuple(values.shape)}{values.dtype}".encode())
-    state.update(values.flatten().view(torch.uint8).numpy().data)
+    state = hashlib.sha256(str(kind_of(tensor)).encode())
+    for part in parts(tensor):
+        # Negative zeros become positive, and all NaNs the same: they may differ in sign and payload.
+        values = torch.where(part.isnan(), torch.nan, part + 0) if _is_real(part) else part
+        state.update(str(tuple(values.shape)).encode())
+        state.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return state.digest()
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def first_difference(expected: Any, actual: Any) -> str | None:
@@ -82,38 +90,24 @@ def first_difference(expected: Any, actual: Any) -> str | None:
     for index, (left, right) in enumerate(zip(wanted, given, strict=True)):
         if not equal(left, right):
             return f" (leaf {index})" if len(wanted) > 1 else ""
-        inside, other = _tensors_inside(left), _tensors_inside(right)
+        inside, other = tensors_inside(left), tensors_inside(right)
         if len(inside) != len(other) or not all(map(equal, inside, other)):
             return f" (in its {type(left).__name__})"
     return None
-
-
-def _tensors_inside(thing: Any) -> list[Tensor]:
-    """All tensors in an object that is no container, and in the objects that it has."""
-    found: list[Tensor] = []
-    opened: dict[int, Any] = {}
-    pending = [thing]
-    while pending:
-        owner = pending.pop()
-        if id(owner) in opened or not _has_state(owner):
-            continue
-        opened[id(owner)] = owner
-        leaves = pytree.tree_leaves(list(vars(owner).values()))
-        found += [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        pending += reversed(leaves)
-    return found
-
-
-def _has_state(thing: Any) -> bool:
-    known = isinstance(thing, Tensor | nn.Module | type) or callable(thing) or is_value(thing)
-    return not known and hasattr(thing, "__dict__")
 
 
 def equal(left: Any, right: Any) -> bool:
     """``torch.equal`` with NaNs equal to each other; objects that are no values by their type."""
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return type(left) is type(right) and (not is_value(left) or bool(left == right))
-    if left.shape != right.shape or left.dtype != right.dtype:
+    if kind_of(left) != kind_of(right):
+        return False
+    inside, other = parts(left), parts(right)
+    return len(inside) == len(other) and all(map(_equal_values, inside, other))
+
+
+def _equal_values(left: Tensor, right: Tensor) -> bool:
+    if left.shape != right.shape:
         return False
     if torch.equal(left, right):
         return True

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from st3fx.core.calls import CallSpec
 from st3fx.core.settled import settled
 from st3fx.core.sites import OpaqueModule
 from st3fx.errors import TraceError
@@ -19,8 +18,9 @@ from st3fx.passes.ambient import source_line
 from st3fx.passes.capture import Capture
 from st3fx.passes.discover import Discovery
 from st3fx.passes.names import is_below
+from st3fx.passes.observation import Observation, Seen
 from st3fx.passes.trace import trace
-from st3fx.passes.tracker import Observation
+from st3fx.passes.writes import writes_in
 
 MAX_GRAPHS = 8
 """Graphs of one island: train and eval for up to four structures of calls."""
@@ -81,26 +81,40 @@ class _Builder:
         if name in self.dropped:
             raise TraceError("its graph did not compute what the module computes")
         captures: list[tuple[str, Capture]] = []
-        for training, spec in self.observation.calls.get(name, ())[:MAX_GRAPHS]:
-            if any(mode == "both" and spec == known.spec for mode, known in captures):
+        for seen in self.observation.calls.get(name, ())[:MAX_GRAPHS]:
+            if any(mode == "both" and seen.spec == known.spec for mode, known in captures):
                 continue
-            capture = self._trace(name, module, training, spec)
+            capture = self._trace(name, module, seen)
             self._check_leaves(name, capture)
+            self._check_writes(name, capture)
             reads_mode = any(guard.attribute == "training" for guard in capture.guards)
-            mode = "both" if not reads_mode else "train" if training else "eval"
+            mode = "both" if not reads_mode else "train" if seen.training else "eval"
             captures.append((mode, capture))
         return captures
 
-    def _trace(self, name: str, module: nn.Module, training: bool, spec: CallSpec) -> Capture:
+    def _trace(self, name: str, module: nn.Module, seen: Seen) -> Capture:
         below = [(m, m.training) for m in module.modules()]
         try:
             for child, _ in below:
-                child.training = self.flags[training][child]
-            with settled(self.observation.left[training]):
-                return trace(name, module, spec, self.sites_in)
+                child.training = self.flags[seen.training][child]
+            with settled(self.observation.left[seen.run]):
+                return trace(name, module, seen.spec, self.sites_in)
         finally:
             for child, flag in below:
                 child.training = flag
+
+    def _check_writes(self, name: str, capture: Capture) -> None:
+        """A graph must not write to a weight whose threshold stands right behind the parameter.
+
+        Raises:
+            TraceError: With the weight.
+        """
+        sites = [site for site in self.found.sites if not site.computed]
+        direct = {home for site in sites for home in (site.name, *site.aliases)}
+        for target in writes_in(capture.graph):
+            full = f"{name}.{target}" if name else target
+            if full in direct:
+                raise TraceError(f"writes to {target} while it runs")
 
     def _check_leaves(self, name: str, capture: Capture) -> None:
         """A weight that an opaque submodule uses must be held there, not above it in the graph.

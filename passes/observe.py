@@ -1,111 +1,167 @@
-"""Observe: run the example once under a dispatch-level tracker and see what multiplies.
+"""Observe: run the examples once under a dispatch-level tracker and see what multiplies.
 
 The tracker follows every parameter through views and computations into convolutions and matrix
 products. It works on every model that runs, whether or not it can be traced, and says for each
-multiplication which module's own forward issued it. It also notes how each module is called.
+multiplication which module's own forward issued it. It also notes how each module is called, and
+which parameters the forward writes to.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from st3fx.core.calls import CallSpec
 from st3fx.core.inputs import Example
 from st3fx.core.settled import noted
 from st3fx.core.state import preserved
-from st3fx.errors import InputError, PlanError
-from st3fx.passes.tracker import Observation, Tracker
+from st3fx.errors import InputError
+from st3fx.passes.equality import detached
+from st3fx.passes.observation import Observation, Run, Seen
+from st3fx.passes.products import Running
+from st3fx.passes.replacing import replaced
+from st3fx.passes.tracker import Tracker
+from st3fx.passes.unseen import Outputs, silent, unseen
+from st3fx.passes.written import ELSEWHERE, Kept, Moves
 
 
 @contextlib.contextmanager
-def _watched_calls(model: nn.Module, observation: Observation) -> Iterator[list[str]]:
-    """Keep the stack of running modules, and note how each is called."""
+def _watched_calls(
+    model: nn.Module, observation: Observation, run: Run, running: Running, moves: Moves
+) -> Iterator[None]:
+    """Keep what is under way, and note how each module is called and what it moves."""
     names = {id(module): name for name, module in model.named_modules()}
-    stack = [""]
-    original = nn.Module.__call__
+    stack = running.modules
+    original, plain_linear = nn.Module.__call__, F.linear
+
+    def linear(*args: Any, **kwargs: Any) -> Any:
+        running.linear += 1
+        try:
+            return plain_linear(*args, **kwargs)
+        finally:
+            running.linear -= 1
 
     def watch(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         name = names.get(id(module), stack[-1])
         if id(module) in names:
-            _note_call(observation, name, module, args, kwargs)
+            _note_call(observation, name, module, run, args, kwargs)
+        moves.look(module, ELSEWHERE)
         stack.append(name)
         try:
             return original(module, *args, **kwargs)
         finally:
             stack.pop()
+            moves.look(module, name)
 
     nn.Module.__call__ = watch  # type: ignore[method-assign]
+    F.linear = linear  # type: ignore[assignment]
     try:
-        yield stack
+        yield
     finally:
         nn.Module.__call__ = original  # type: ignore[method-assign]
+        F.linear = plain_linear  # type: ignore[assignment]
+        moves.look_at_all()
+        observation.add_written(moves.written)
+
+
+@contextlib.contextmanager
+def _handing_out(tracker: Tracker) -> Iterator[None]:
+    """Let the tracker know which tensors' memory others get: what they do with it is not seen."""
+
+    def noting(original: Any) -> Any:
+        def given(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            tracker.hand_out(tensor)
+            return original(tensor, *args, **kwargs)
+
+        return given
+
+    doors = {name: noting(getattr(Tensor, name)) for name in ("numpy", "__dlpack__")}
+    with replaced(Tensor, doors):
+        yield
 
 
 def _note_call(
-    observation: Observation, name: str, module: nn.Module, args: Any, kwargs: Any
+    observation: Observation, name: str, module: nn.Module, run: Run, args: Any, kwargs: Any
 ) -> None:
     known = observation.calls.setdefault(name, [])
     try:
-        call = (module.training, CallSpec(module, args, kwargs))
+        spec = CallSpec(module, args, kwargs)
     except (TypeError, ValueError):
         return  # the forward itself will complain, or has no signature that could be matched
-    if call not in known:
-        known.append(call)
+    if not any(seen.training is module.training and seen.spec == spec for seen in known):
+        known.append(Seen(module.training, spec, run))
 
 
-def observe(model: nn.Module, example: Example) -> Observation:
-    """Run the example in train mode, and in eval mode without gradients.
+def observe(
+    model: nn.Module, examples: Sequence[Example], source: Mapping[str, Tensor]
+) -> Observation:
+    """Run each example in train mode, and in eval mode without gradients.
 
     Args:
-        model: Left as it was: buffers, attributes and random generators are set back.
-        example: A call as in training.
+        model: Left as it was: parameters, buffers, attributes and random generators are set back.
+        examples: Calls as in training.
+        source: Full name of a parameter -> a tensor that has its values and keeps them.
 
     Raises:
-        InputError: If the model refuses the example in train mode.
-        PlanError: If it writes to a weight that multiplies.
+        InputError: If the model refuses an example in train mode.
     """
     observation = Observation()
-    with _watched_calls(model, observation) as stack:
+    kept = Kept(model, source)
+    outputs: Outputs = {}
+    for number, example in enumerate(examples):
         for training in (True, False):
-            tracker = Tracker(model, observation, stack, training)
-            tracker.mark_inputs(example)
+            run = Run(number, training)
             try:
-                with preserved(model), torch.set_grad_enabled(training), tracker:
-                    with noted(model.train(training)) as left:
-                        model(*example.args, **example.kwargs)
-                    observation.left[training] = left
+                output = _run(model, example, run, observation, kept)
+                if silent(model, observation):
+                    outputs[run] = detached(output)
             except Exception as error:
                 if training:
-                    raise InputError(_refusal(model, error)) from error
+                    raise InputError(_refusal(model, example, error)) from error
                 # Some models take other inputs in eval mode; training is what counts.
-            finally:
-                written = tracker.written.set_back()
-            observation.written += written
-    _require_still_weights(model, observation)
+    observation.unseen = unseen(model, examples, source, outputs, observation)
     return observation
 
 
-def _require_still_weights(model: nn.Module, observation: Observation) -> None:
-    multiplied = observation.multiplied()
-    moved = [name for name in observation.written if name in multiplied]
-    if moved:
-        raise PlanError(
-            f"{type(model).__name__} writes to {moved[0]} while it runs, which may become sparse: "
-            "a threshold would meet other values in each call; switch that off in the model"
-        )
+def _run(model: nn.Module, example: Example, run: Run, observation: Observation, kept: Kept) -> Any:
+    observation.left[run] = []
+    running = Running([""])
+    tracker = Tracker(model, running, run.training)
+    tracker.mark_inputs(example)
+    moves = Moves(model, tracker.move)
+    try:
+        with preserved(model), _watched_calls(model, observation, run, running, moves):
+            try:
+                with torch.set_grad_enabled(run.training), noted(model.train(run.training)) as left:
+                    with tracker, _handing_out(tracker):
+                        output = example.run(model)
+                tracker.mark_outputs(output)
+                observation.left[run] = left
+            finally:
+                tracker.report(observation)
+    finally:
+        for name in kept.set_back():
+            if name not in observation.written:
+                observation.add_written({name: {ELSEWHERE}})
+    return output
 
 
-def _refusal(model: nn.Module, error: Exception) -> str:
+def _refusal(model: nn.Module, example: Example, error: Exception) -> str:
     reason = str(error).strip().splitlines() or [type(error).__name__]
     hint = ""
     if "more than 1 value per channel" in str(error):
         hint = " (batch norm needs a larger batch here)"
+    if example.args and isinstance(example.args[0], Mapping):
+        hint = " (the dict is one argument of it: its keys are no arguments' names)"
+    if example.args and isinstance(example.args[0], list):
+        hint = " (a list is one argument; several calls are a list of st3fx.Call)"
+    what = "the example inputs" if example.method == "forward" else f"the call of {example.method}"
     return (
-        f"{type(model).__name__} refuses the example inputs in train mode: "
+        f"{type(model).__name__} refuses {what} in train mode: "
         f"{type(error).__name__}: {reason[0]}{hint}; give inputs that its forward accepts"
     )

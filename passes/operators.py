@@ -16,6 +16,15 @@ ATEN_MULTIPLY: dict[str, tuple[int, ...]] = {
     "aten::convolution": (0, 1),
     "aten::_convolution": (0, 1),
     "aten::mkldnn_convolution": (0, 1),
+    "aten::convolution_overrideable": (0, 1),
+    "aten::cudnn_convolution": (0, 1),
+    "aten::miopen_convolution": (0, 1),
+    "aten::_conv_depthwise2d": (0, 1),
+    "aten::conv_depthwise3d": (0, 1),
+    "aten::_slow_conv2d_forward": (0, 1),
+    "aten::slow_conv3d_forward": (0, 1),
+    "aten::conv_tbc": (0, 1),
+    "torchvision::deform_conv2d": (0, 1),
     "aten::linear": (0, 1),
     "aten::mkldnn_linear": (0, 1),
     "aten::addmm": (1, 2),
@@ -25,6 +34,9 @@ ATEN_MULTIPLY: dict[str, tuple[int, ...]] = {
     "aten::matmul": (0, 1),
     "aten::baddbmm": (1, 2),
     "aten::addbmm": (1, 2),
+    "aten::_sparse_addmm": (1, 2),
+    "aten::sparse_sampled_addmm": (1, 2),
+    "aten::_scaled_mm": (0, 1),
     "aten::mv": (0, 1),
     "aten::addmv": (1, 2),
     "aten::dot": (0, 1),
@@ -49,9 +61,12 @@ ATEN_MULTIPLY: dict[str, tuple[int, ...]] = {
 PAIR_PRODUCTS = frozenset(
     f"aten::{name}"
     for name in ("linear", "mkldnn_linear", "addmm", "_addmm_activation", "mm", "bmm", "matmul",
-                 "baddbmm")
+                 "baddbmm", "addbmm", "_sparse_addmm", "sparse_sampled_addmm", "_scaled_mm")
 )  # fmt: skip
 """Products of a left and a right matrix, either of which may be the weight."""
+
+CONVOLUTIONS = frozenset(name for name in ATEN_MULTIPLY if "conv" in name)
+"""Operators that slide a weight over images or series."""
 
 VECTOR_PRODUCTS = frozenset({"aten::mv", "aten::addmv", "aten::dot"})
 """With weights and buffers alone these compute a weight (spectral norm), and are no layer."""
@@ -70,6 +85,43 @@ ATEN_LAYOUT = frozenset(
     )
 )  # fmt: skip
 """Operators beside views that only move a parameter's values."""
+
+LOOKING_UP = frozenset(f"aten::{name}" for name in LOOKUPS)
+"""With their full names."""
+
+SELECTING = frozenset({"aten::index", "aten::index_select"})
+"""Operators that take parts of a tensor, by data: of an expert's weights, or rows of a table."""
+
+ROUNDING = frozenset(
+    f"aten::{name}"
+    for name in (
+        "fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine",
+        "fake_quantize_per_tensor_affine_cachemask", "fake_quantize_per_channel_affine_cachemask",
+        "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
+        "_fake_quantize_learnable_per_tensor_affine", "_fake_quantize_learnable_per_channel_affine",
+        "_fused_moving_avg_obs_fq_helper", "fused_moving_avg_obs_fake_quant",
+    )
+)  # fmt: skip
+"""Fake quantisation: it leaves zeros as they are, so that a weight is sparse before and after."""
+
+WITHOUT_VALUES = frozenset(
+    {
+        "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
+        "randint_like", "new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided",
+    }
+)  # fmt: skip
+"""Operators that make a tensor like another one, and read none of its values."""
+
+COMBINING = frozenset(
+    f"aten::{name}"
+    for name in (
+        "add", "sub", "rsub", "mul", "div", "neg", "addcmul", "addcdiv", "lerp", "sum", "mean",
+        "norm", "linalg_vector_norm", "sqrt", "rsqrt", "reciprocal", "pow", "clamp_min", "clamp",
+        "std", "var", "var_mean", "std_mean", "add_", "sub_", "mul_", "div_", "copy_", "stack",
+        "index", "index_select", "sign", "abs", "tril", "triu", "where", "masked_fill", "roll",
+    )
+)  # fmt: skip
+"""What weights are combined, scaled and normalised with; an activation function is none."""
 
 RECURRENT = frozenset(
     name for name in ATEN_MULTIPLY if name.endswith(("lstm", "gru", "rnn_tanh", "rnn_relu", "rnn"))

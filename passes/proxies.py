@@ -21,6 +21,10 @@ _GRADIENTS = frozenset({"grad", "grad_fn"})
 """May be ``None``, which a proxy cannot pretend to be."""
 
 
+_OWN = frozenset({"tracer", "node", "root", "attr", "_node"})
+"""Attributes of proxies themselves."""
+
+
 class Asking:
     """What both kinds of proxies do where Python wants a value."""
 
@@ -69,6 +73,19 @@ class Asking:
 
     def _in_place(self, operation: Any, other: Any) -> Any:
         return self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """``weight.data = ...`` is a node; any other attribute a graph would lose.
+
+        Raises:
+            TraceError: But for ``data`` and a proxy's own attributes.
+        """
+        if name == "data":
+            self.tracer.assign(self, value)
+        elif name in _OWN:
+            object.__setattr__(self, name, value)
+        else:
+            raise TraceError(f"sets .{name} of a tensor while it runs")
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """A node that writes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from torch.utils import _pytree as pytree
 from st3fx.core.converted import is_entered, leave
 from st3fx.core.forward import SparseForward
 from st3fx.core.inputs import Example
+from st3fx.core.kinds import is_dense
 from st3fx.core.settled import Left, settled
-from st3fx.core.state import seed_everything
+from st3fx.core.state import preserved, seed_everything
+from st3fx.passes.written import Kept
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,24 @@ class Subject:
         example: A call as in training.
         forwards: All sparse forwards of the model.
         left: Mode -> what a call leaves in attributes: graphs are captured as of the second call.
+        written: Parameters that the forward writes to -> tensors that have their values.
     """
 
     model: nn.Module
     example: Example
     forwards: Sequence[SparseForward]
     left: Mapping[bool, Sequence[Left]]
+    written: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def preserved(self) -> Iterator[None]:
+        """Whatever runs inside, the model is afterwards as it was, its parameters too."""
+        kept = Kept(self.model, self.written)
+        with preserved(self.model):
+            try:
+                yield
+            finally:
+                kept.set_back()
 
     @contextlib.contextmanager
     def original(self) -> Iterator[None]:
@@ -76,11 +90,14 @@ class Subject:
     def _run(self, example: Example, training: bool, seed: int) -> Any:
         seed_everything(seed)
         with settled(self.left[training]):
-            return self.model.train(training)(*example.args, **example.kwargs)
+            return example.run(self.model.train(training))
 
 
 def _weighted_sum(tensor: Tensor) -> Tensor:
     """A loss that no normalisation makes constant: each element with another weight."""
+    if not is_dense(tensor):
+        # Of sparse and nested tensors only some operators have gradients.
+        tensor = tensor.to_padded_tensor(0.0) if tensor.is_nested else tensor.to_dense()
     weights = (
         torch.arange(tensor.numel(), dtype=torch.float32, device=tensor.device).mul_(0.7).sin_()
     )

@@ -6,7 +6,7 @@ import dataclasses
 
 from st3fx.core.sites import Site, SkippedSite
 from st3fx.passes.names import is_below, owner
-from st3fx.passes.tracker import Observation
+from st3fx.passes.observation import Observation
 
 
 def projection(site: Site, observation: Observation, *, include: bool) -> Site | SkippedSite:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from st3fx.core.calls import CallSpec
+from st3fx.core.code_names import has_plain_names
 from st3fx.core.hooks import has_hooks, has_other_hooks, is_recording
 from st3fx.core.state import preserved_rng, rng_states
 from st3fx.errors import TraceError
@@ -40,6 +41,7 @@ from st3fx.passes.records import class_reference, object_state, record_fields
 from st3fx.passes.regions import Regions
 from st3fx.passes.stores import Stores, tensor_names
 from st3fx.passes.undo import mark, undo
+from st3fx.passes.writes import Writes
 
 _OWN_KERNELS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 """Layers that choose a fused kernel by what they are given and whether gradients are wanted: in the
@@ -64,9 +66,10 @@ class IslandTracer(AnsweringTracer):
         self.capture = Capture(name, spec, fx.Graph())
         self._sites_in = sites_in
         self._stores = Stores(root)
+        self._writes = Writes(dict(root.named_parameters()), self.create_proxy)
         self._tensor_names, self._contained = tensor_names(root), contained_tensors(root)
         self._module_names = {id(module): path for path, module in root.named_modules()}
-        self._attribute_nodes: dict[tuple[str, fx.Node | None], fx.Proxy] = {}
+        self._attribute_nodes: dict[tuple[str, fx.Node | None, int], fx.Proxy] = {}
         self.asked = Asked(root, spec)
         self.regions = Regions(self.asked, self.create_proxy)
         self._reads = Reads(root, self.asked, self.named_proxy)
@@ -120,7 +123,7 @@ class IslandTracer(AnsweringTracer):
         """One placeholder per tensor of the call; everything else as it was in the call."""
         spec = self.capture.spec
         self.asked.follow(self.graph)
-        proxies = [self.create_proxy("placeholder", name, (), {}) for name in spec.names()]
+        proxies = [self._argument(name) for name in spec.names()]
         root = self.root
 
         def forward(*tensors: Any) -> Any:
@@ -135,10 +138,27 @@ class IslandTracer(AnsweringTracer):
 
         return forward, proxies
 
+    def _argument(self, name: str) -> fx.Proxy:
+        """The proxy of an argument; its name in the graph hides nothing that the code needs."""
+        proxy: fx.Proxy = self.create_proxy(
+            "placeholder", f"{name}_" if name == "self" else name, (), {}
+        )
+        proxy.node.meta["argument"] = name
+        proxy.node.target = proxy.node.name
+        return proxy
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Refuse nodes under a context that the graph would not reproduce."""
+        """Refuse nodes under a context that the graph would not reproduce; note what writes."""
         self.regions.require_known()
-        return super().create_node(*args, **kwargs)
+        node = super().create_node(*args, **kwargs)
+        if not has_plain_names(node):
+            raise TraceError(f"uses a name that no code can write in {node.name}")
+        self._writes.note(node)
+        return node
+
+    def assign(self, proxy: fx.Proxy, value: Any) -> None:
+        """``proxy.data = value``."""
+        self._writes.assign(proxy, value)
 
     def create_arg(self, a: Any) -> Any:
         """Keep dicts and dataclasses, name the module's tensors, and refuse other constants."""
@@ -231,9 +251,11 @@ class IslandTracer(AnsweringTracer):
         return ".".join(part for part in (self.capture.name, name) if part)
 
     def _attribute(self, name: str) -> fx.Proxy:
-        place = (name, self.regions.current)  # a weight's operator runs where the weight is used
+        # A weight's operator runs where the weight is used, and after what is written to it.
+        place = (name, self.regions.current, self._writes.count(name))
         if place not in self._attribute_nodes:
-            self._attribute_nodes[place] = self.create_proxy("get_attr", name, (), {})
+            found = self.create_proxy("get_attr", name, (), {})
+            self._attribute_nodes[place] = self._writes.current(name, found)
             self._reads.guard_tensor(name)
         return self._attribute_nodes[place]
 
@@ -242,6 +264,7 @@ class IslandTracer(AnsweringTracer):
         capture = self.capture
         return (
             self._attribute_nodes,
+            self._writes.nodes,
             self._reads.guards,
             capture.inlined,
             capture.leaves,

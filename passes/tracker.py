@@ -2,267 +2,258 @@
 
 from __future__ import annotations
 
-import weakref
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from st3fx.core.calls import CallSpec
 from st3fx.core.inputs import Example
-from st3fx.core.leaves import tensors_in
-from st3fx.core.settled import Left
-from st3fx.core.sites import Layout
+from st3fx.core.kinds import is_dense
+from st3fx.core.leaves import tensors_in, tensors_inside
+from st3fx.passes.observation import Multiplication, Observation
 from st3fx.passes.operators import (
     ATEN_LAYOUT,
     ATEN_MULTIPLY,
+    COMBINING,
+    LOOKING_UP,
     PAIR_PRODUCTS,
-    RECURRENT,
+    ROUNDING,
+    SELECTING,
     VECTOR_PRODUCTS,
+    WITHOUT_VALUES,
 )
-from st3fx.passes.written import Written
+from st3fx.passes.origins import ACTIVATION, Event, Origin, Origins, Product
+from st3fx.passes.products import Operation, Running, count_macs, describe, is_weight
+from st3fx.passes.written import written_by
 
-
-@dataclass(frozen=True)
-class Multiplication:
-    """One operator that multiplies with a parameter.
-
-    Attributes:
-        parameter: Full name.
-        op: ``conv2d``, ``linear``, ``matmul``, ...
-        module: Full name of the module whose own forward issued it.
-        layout: Where the parameter's output channels lie.
-        groups: Groups of a convolution.
-        computed: Whether the multiplied tensor was computed from the parameter first.
-    """
-
-    parameter: str
-    op: str
-    module: str
-    layout: Layout
-    groups: int
-    computed: bool
-
-
-@dataclass
-class Observation:
-    """What a model does with its parameters when it runs.
-
-    Attributes:
-        multiplications: An ordered set, in the order of their execution.
-        other_uses: Parameter -> operators that mix it with activations without multiplying.
-        readers: Parameter -> modules whose own forward issued these.
-        calls: Module -> the distinct ways in which it is called, each with its mode.
-        macs: Parameter -> multiplications with all of its scalars in the call in train mode.
-        left: Mode -> what the forward leaves in its modules' attributes.
-        written: Parameters that it writes to, as some clamp a temperature.
-    """
-
-    multiplications: dict[Multiplication, None] = field(default_factory=dict)
-    other_uses: dict[str, set[str]] = field(default_factory=dict)
-    readers: dict[str, set[str]] = field(default_factory=dict)
-    calls: dict[str, list[tuple[bool, CallSpec]]] = field(default_factory=dict)
-    macs: dict[str, int] = field(default_factory=dict)
-    left: dict[bool, list[Left]] = field(default_factory=lambda: {True: [], False: []})
-    written: list[str] = field(default_factory=list)
-
-    def multiplied(self) -> dict[str, list[Multiplication]]:
-        """Multiplications by parameter, in the order of first use."""
-        table: dict[str, list[Multiplication]] = {}
-        for item in self.multiplications:
-            table.setdefault(item.parameter, []).append(item)
-        return table
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Where a tensor comes from: the parameters that it is made of; none for an activation."""
-
-    parameters: frozenset[str] = frozenset()
-    computed: bool = False
-    base: Tensor | None = None
-
-
-_ACTIVATION = _Origin()
+AS_INPUT = "the product with another weight, as its input"
 
 
 class Tracker(TorchDispatchMode):
     """Follows parameters and activations through one forward.
 
     Attributes:
-        written: Parameters that the forward writes to.
+        written: Parameters that operators write to -> modules whose own forward issued these.
     """
 
-    def __init__(
-        self, model: nn.Module, observation: Observation, module_stack: list[str], training: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, running: Running, training: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._training = training
-        self._parameters = {
-            id(parameter): _Origin(frozenset([name]), base=parameter)
-            for name, parameter in model.named_parameters()
-        }
-        self._origins: dict[int, tuple[weakref.ref[Tensor], _Origin]] = {}
-        self._observation = observation
-        self._stack = module_stack
-        self.written = Written(model)
+        self._origins = Origins(model)
+        self._running = running
+        self._events: list[Event] = []
+        self._computing: dict[str, set[str]] = {}
+        self._given: set[str] = set()
+        self.written: dict[str, set[str]] = {}
 
     def mark_inputs(self, example: Example) -> None:
         """The example's tensors are activations."""
         for leaf in pytree.tree_leaves((example.args, example.kwargs)):
             if isinstance(leaf, Tensor):
-                self._mark(leaf, _ACTIVATION)
+                self._origins.mark(leaf, ACTIVATION)
 
-    def _mark(self, tensor: Tensor, origin: _Origin) -> None:
-        self._origins[id(tensor)] = (weakref.ref(tensor), origin)
+    def mark_outputs(self, output: Any) -> None:
+        """What was made of parameters alone reaches the caller as it is."""
+        for leaf in pytree.tree_leaves(output):
+            for tensor in [leaf] if isinstance(leaf, Tensor) else tensors_inside(leaf):
+                self._given |= self._made_of(tensor)
 
-    def _origin(self, tensor: Tensor) -> _Origin | None:
-        found = self._parameters.get(id(tensor))
-        if found is not None:
-            return found
-        entry = self._origins.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
+    def move(self, name: str, parameter: Tensor) -> None:
+        """A parameter has got other memory."""
+        self._origins.place(name, parameter)
+
+    def hand_out(self, tensor: Tensor) -> None:
+        """Code outside of torch gets a tensor's memory, to read or to write."""
+        for parameter in sorted(self._origins.in_memory(tensor)):
+            self._events.append(Event(parameter, self._running.modules[-1], "NumPy"))
+
+    def report(self, observation: Observation) -> None:
+        """Add what was seen."""
+        for event in self._events:
+            if event.void:
+                continue
+            if event.item is not None:
+                observation.multiplications[event.item] = None
+                if self._training:
+                    known = observation.macs.get(event.parameter, 0)
+                    observation.macs[event.parameter] = known + event.macs
+            if event.use is not None:
+                observation.other_uses.setdefault(event.parameter, set()).add(event.use)
+                observation.readers.setdefault(event.parameter, set()).add(event.module)
+        for parameter, modules in self._computing.items():
+            observation.computing.setdefault(parameter, set()).update(modules)
+        observation.given |= self._given
+        observation.add_written(self.written)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        self.written.note(func, args, kwargs or {})
-        out = func(*args, **(kwargs or {}))
-        tensors = tensors_in([*args, *(kwargs or {}).values()])
-        origins = [origin for t in tensors if (origin := self._origin(t)) is not None]
+        given = kwargs or {}
+        for tensor in written_by(func, args, given):
+            for name in self._origins.in_memory(tensor):
+                self.written.setdefault(name, set()).add(self._running.modules[-1])
+        out = func(*args, **given)
+        if func.__name__.partition(".")[0] in WITHOUT_VALUES:
+            return out
+        tensors = tensors_in([*args, *given.values()])
+        origins = [found for t in tensors if (found := self._origins.of(t)) is not None]
         if origins:
-            made = self._follow(func, args, origins, out)
+            op = Operation.of(func, args, given, out, self._running)
+            made = self._follow(op, func.is_view, origins)
             for leaf in tensors_in([out]):
-                if id(leaf) not in self._parameters:
-                    self._mark(leaf, self._rebase(made, leaf))
+                self._origins.mark(leaf, made)
         return out
 
-    @staticmethod
-    def _rebase(origin: _Origin, tensor: Tensor) -> _Origin:
-        if origin is not _ACTIVATION and origin.base is None:
-            return _Origin(origin.parameters, origin.computed, tensor)
-        return origin
+    def _follow(self, op: Operation, is_view: bool, origins: list[Origin]) -> Origin:
+        weights_only = ACTIVATION not in origins
+        first = self._origins.of(op.tensors()[0])
+        if op.name in LOOKING_UP and any(origin.parameters for origin in origins):
+            self._read_beside_products(op, origins)
+            return ACTIVATION
+        if first is not None and first.parameters and op.name in ROUNDING:
+            return _rebased(op, first)
+        if first is not None and first.parameters and op.name in SELECTING and not first.products:
+            return dataclasses.replace(first, selected=first.selected or not weights_only)
+        if op.name in ATEN_MULTIPLY and not (weights_only and self._makes_weight(op)):
+            return self._multiply(op, weights_only=weights_only)
+        if not weights_only:
+            self._read_beside_products(op, origins)
+            return ACTIVATION
+        if (is_view or op.name in ATEN_LAYOUT) and len(origins) == 1:
+            return _rebased(op, origins[0])
+        return self._compute(op, origins)
 
-    def _follow(
-        self, func: Any, args: tuple[Any, ...], origins: list[_Origin], out: Any
-    ) -> _Origin:
-        name = func._schema.name
-        makes_weight = name in VECTOR_PRODUCTS or "parametrizations" in self._stack[-1].split(".")
-        on_weights_only = makes_weight and _ACTIVATION not in origins
-        if name in ATEN_MULTIPLY and not on_weights_only:
-            self._multiply(name, args, out)
-            return _ACTIVATION
-        if _ACTIVATION in origins:
-            for parameter in frozenset[str]().union(*(o.parameters for o in origins)):
-                self._read(parameter, name.removeprefix("aten::"))
-            return _ACTIVATION
-        layout_only = func.is_view or name in ATEN_LAYOUT
-        if layout_only and len(origins) == 1:
-            return origins[0]
+    def _makes_weight(self, op: Operation) -> bool:
+        return op.name in VECTOR_PRODUCTS or "parametrizations" in op.module.split(".")
+
+    # --- products ---
+
+    def _multiply(self, op: Operation, *, weights_only: bool) -> Origin:
+        events: list[Event] = []
+        products: list[Product] = []
+        parameters: set[str] = set()
+        selected = self._selected_inputs(op)
+        for position in ATEN_MULTIPLY[op.name]:
+            for tensor in op.operand(position):
+                origin = self._origins.of(tensor)
+                if origin is None or not origin.parameters:
+                    continue
+                if position in selected:
+                    self._events += [Event(name, op.module, "index") for name in origin.parameters]
+                    continue
+                parameters |= origin.parameters
+                if not origin.products:
+                    events += self._multiplications(op, tensor, position, origin)
+                elif is_weight(op, position, tensor, origin):
+                    for event in (e for product in origin.products for e in product.events):
+                        event.void = True
+                    self._events += self._multiplications(op, tensor, position, origin)
+                else:
+                    products += origin.products
+        alone = weights_only and not selected and op.name in PAIR_PRODUCTS and self._alone(op)
+        if alone:
+            events += self._inputs(op)
+        self._events += events
+        if not alone:
+            return ACTIVATION
+        return Origin(
+            frozenset(parameters), computed=True, products=(*products, Product(op.module, events))
+        )
+
+    def _selected_inputs(self, op: Operation) -> list[int]:
+        """Sides of a product that are rows of a table, chosen by data, times a weight."""
+        if op.name not in PAIR_PRODUCTS:
+            return []
+        sides = {
+            position: [o for t in op.operand(position) if (o := self._origins.of(t)) is not None]
+            for position in ATEN_MULTIPLY[op.name]
+        }
+        weights = [p for p, side in sides.items() if any(o.parameters for o in side)]
+        rows = [p for p in weights if any(origin.selected for origin in sides[p])]
+        return rows if len(weights) > len(rows) else []
+
+    def _alone(self, op: Operation) -> bool:
+        """Whether both sides of a product are made of parameters and buffers."""
+        sides = [op.operand(position) for position in ATEN_MULTIPLY[op.name]]
+        origins = [self._origins.of(tensor) for side in sides for tensor in side]
+        return all(origin is not None and not origin.selected for origin in origins)
+
+    def _inputs(self, op: Operation) -> list[Event]:
+        """A learned input (a query, a latent) times a weight: only the right side is the weight."""
+        left, right = (op.operand(position) for position in ATEN_MULTIPLY[op.name])
+        origins = [self._origins.of(tensor) for tensor in left]
+        if not any(self._made_of(tensor) for tensor in right):
+            return []
+        return [
+            Event(parameter, op.module, AS_INPUT)
+            for origin in origins
+            if origin is not None and not origin.products
+            for parameter in sorted(origin.parameters)
+        ]
+
+    def _multiplications(
+        self, op: Operation, tensor: Tensor, position: int, origin: Origin
+    ) -> list[Event]:
+        word, layout, groups = describe(op, tensor, position, origin.base)
+        computed = origin.computed or len(origin.parameters) > 1
+        macs = count_macs(op, tensor, position)
+        return [
+            Event(
+                name,
+                op.module,
+                item=Multiplication(name, word, op.module, layout, groups, computed),
+                macs=macs,
+            )
+            for name in sorted(origin.parameters)
+        ]
+
+    # --- everything else ---
+
+    def _read_beside_products(self, op: Operation, origins: Iterable[Origin]) -> None:
+        """An operator mixes parameters with activations; products of them are such already."""
+        for origin in origins:
+            if not origin.products:
+                for parameter in sorted(origin.parameters):
+                    self._events.append(Event(parameter, op.module, op.word))
+
+    def _compute(self, op: Operation, origins: list[Origin]) -> Origin:
+        """An operator on parameters and buffers alone."""
         parameters = frozenset[str]().union(*(origin.parameters for origin in origins))
-        return _Origin(parameters, computed=True)
+        for parameter in parameters:
+            self._computing.setdefault(parameter, set()).add(op.module)
+        if not tensors_in([op.out]):
+            self._given |= parameters  # a number, or the truth of a comparison
+        products = tuple(dict.fromkeys(p for origin in origins for p in origin.products))
+        if not products:
+            selected = any(origin.selected for origin in origins)
+            return Origin(parameters, computed=True, selected=selected)
+        first = len(self._events)
+        self._read_beside_products(op, origins)
+        if op.name not in COMBINING:
+            return ACTIVATION
+        products[0].events.extend(self._events[first:])
+        mixed = any(origin.mixed for origin in origins) or self._mixes(op)
+        return Origin(parameters, True, None, products, mixed)
 
-    def _multiply(self, name: str, args: tuple[Any, ...], out: Any) -> None:
-        positions = ATEN_MULTIPLY[name]
-        if name in PAIR_PRODUCTS and all(self._made_of(args[p]) for p in positions):
-            # A learned input (a query, a latent) times a weight: only the right side is the weight.
-            for parameter in self._made_of(args[positions[0]]):
-                self._read(parameter, "the product with another weight, as its input")
-        for position in positions:
-            operand = args[position] if position < len(args) else None
-            for tensor in pytree.tree_leaves(operand):
-                origin = self._origin(tensor) if isinstance(tensor, Tensor) else None
-                for parameter in sorted(origin.parameters) if origin is not None else ():
-                    assert origin is not None
-                    self._record(parameter, name, args, tensor, position, origin)
-                    if self._training:
-                        macs = count_macs(name, args, tensor, position, out)
-                        known = self._observation.macs.get(parameter, 0)
-                        self._observation.macs[parameter] = known + macs
-
-    def _read(self, parameter: str, use: str) -> None:
-        self._observation.other_uses.setdefault(parameter, set()).add(use)
-        self._observation.readers.setdefault(parameter, set()).add(self._stack[-1])
+    def _mixes(self, op: Operation) -> bool:
+        """Whether a product is combined with a parameter of its own shape."""
+        shape = next((leaf.shape for leaf in tensors_in([op.out])), None)
+        origins = [self._origins.of(t) for t in op.tensors() if t.dim() > 1 and t.shape == shape]
+        return any(o is not None and o.parameters and not o.products for o in origins)
 
     def _made_of(self, tensor: Tensor) -> frozenset[str]:
-        origin = self._origin(tensor)
+        origin = self._origins.of(tensor)
         return frozenset() if origin is None else origin.parameters
 
-    def _record(
-        self,
-        parameter: str,
-        name: str,
-        args: tuple[Any, ...],
-        tensor: Tensor,
-        position: int,
-        origin: _Origin,
-    ) -> None:
-        op, layout, groups = _describe(name, args, tensor, position, origin)
-        computed = origin.computed or len(origin.parameters) > 1
-        item = Multiplication(parameter, op, self._stack[-1], layout, groups, computed)
-        self._observation.multiplications[item] = None
 
-
-def count_macs(name: str, args: tuple[Any, ...], weight: Tensor, position: int, out: Any) -> int:
-    """Multiplications of one operator with a weight, padding included.
-
-    Each scalar multiplies once for every position: of a convolution's output (of its input if it is
-    transposed), of a recurrent layer's sequence, of the rows that a matrix product transforms. What
-    has no rule counts one for each.
-    """
-    result = next((leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)), weight)
-    if name.endswith("convolution"):
-        transposed = len(args) > 8 and bool(args[6])
-        positions = (args[0] if transposed else result).numel() // weight.shape[0]
-        return weight.numel() * positions
-    if name in RECURRENT:
-        sequence: Tensor = args[0]
-        return weight.numel() * (sequence.numel() // sequence.shape[-1])
-    if name not in PAIR_PRODUCTS or weight.dim() < 2:
-        return weight.numel()
-    on_the_right = position == ATEN_MULTIPLY[name][-1]
-    summed = -2 if on_the_right and not name.endswith("linear") else -1
-    return result.numel() * weight.shape[summed]
-
-
-def _describe(
-    name: str, args: tuple[Any, ...], tensor: Tensor, position: int, origin: _Origin
-) -> tuple[str, Layout, int]:
-    """Operator, output channels and groups of one multiplication."""
-    if name.endswith("convolution"):
-        transposed, groups = (bool(args[6]), int(args[8])) if len(args) > 8 else (False, 1)
-        op = f"conv{'_transpose' if transposed else ''}{tensor.dim() - 2}d"
-        return op, convolution_layout(op, groups), groups
-    if name in RECURRENT:
-        return "rnn", Layout((0,)), 1
-    if name in ("aten::linear", "aten::mkldnn_linear"):
-        return "linear", Layout((0,)), 1
-    if name == "aten::_trilinear":
-        return "bilinear", Layout((0,)), 1
-    if name in ("aten::_native_multi_head_attention", "aten::_transformer_encoder_layer_fwd"):
-        return "linear", Layout((0,)), 1
-    if "scaled_dot_product" in name or tensor.dim() < 2:
-        return "matmul", Layout(()), 1
-    right = position == ATEN_MULTIPLY[name][-1]
-    columns = tensor.dim() - 1 if right else tensor.dim() - 2
-    layout = Layout(_source_dims(tensor, origin.base, [*range(tensor.dim() - 2), columns]))
-    return ("linear" if layout.channel_dims == (0,) and right else "matmul"), layout, 1
-
-
-def convolution_layout(op: str, groups: int) -> Layout:
-    """Output channels of a convolution weight; a transposed one has them in dimension 1."""
-    if not op.startswith("conv_transpose"):
-        return Layout((0,))
-    return Layout((0, 2), groups) if groups > 1 else Layout((1,))
-
-
-def _source_dims(view: Tensor, base: Tensor | None, dims: list[int]) -> tuple[int, ...]:
-    """The dimensions of ``base`` that dimensions of its view run along, found by their strides."""
-    if base is None:
-        return ()
-    if base.untyped_storage()._cdata != view.untyped_storage()._cdata:
-        return tuple(dims) if base.shape == view.shape else ()
-    strides = {view.stride(d) for d in dims if view.size(d) > 1 and view.stride(d) > 0}
-    return tuple(d for d in range(base.dim()) if base.size(d) > 1 and base.stride(d) in strides)
+def _rebased(op: Operation, origin: Origin) -> Origin:
+    """The origin of a copy: of a whole parameter it has the dimensions, and its own strides."""
+    given, made = op.tensors()[0], next(iter(tensors_in([op.out])), None)
+    base = origin.base
+    if base is None or made is None or not (is_dense(given) and is_dense(base)):
+        return origin
+    whole = given.shape == base.shape == made.shape and given.stride() == base.stride()
+    return dataclasses.replace(origin, base=None) if whole else origin

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from st3fx.core.bound import Bound, bound_sites
 from st3fx.core.copying import copied
 from st3fx.core.run import run_of
-from st3fx.core.state import preserved, preserved_rng
+from st3fx.core.state import preserved_rng
 from st3fx.passes.equality import MismatchError, converted, detached, digest, require_equal
 from st3fx.passes.fold import clean, effective, fold, projections
 from st3fx.passes.subject import Subject, own_gradients
@@ -45,15 +45,15 @@ def compare_trial(subject: Subject, trial: dict[str, Tensor], training: bool) ->
     def run() -> Any:
         return subject.step(0) if training else subject.evaluate()
 
-    with preserved(model), own_gradients(model), _thresholds(model, trial):
-        with preserved(model), converted(what):
+    with subject.preserved(), own_gradients(model), _thresholds(model, trial):
+        with subject.preserved(), converted(what):
             sparse = detached(run())
         gradients = {item.site.name: digest(item.weight().grad) for item in held}
         tied = projections(model, held)
         sums = {n: item.weight().grad for item in held if (n := item.site.name) in tied}
         model.zero_grad(set_to_none=True)
         static = _effective_leaves(held)
-        with preserved(model), subject.original(), _in_place_of_weights(held, static):
+        with subject.preserved(), subject.original(), _in_place_of_weights(held, static):
             expected = run()
         expected_gradients = {item.site.name: _latent_gradient(item, static) for item in held}
         lookups = {n: item.weight().grad for item in held if (n := item.site.name) in tied}
@@ -92,8 +92,8 @@ def _latent_gradient(held: Bound, static: dict[str, Tensor]) -> Tensor | None:
 def _compare_fold(subject: Subject, trial: dict[str, Tensor]) -> None:
     """With computed weights, only the folded model has static weights to compare with."""
     what = "eval output at a trial threshold"
-    with preserved(subject.model), _thresholds(subject.model, trial):
-        with converted(what):
+    with subject.preserved(), _thresholds(subject.model, trial):
+        with subject.preserved(), converted(what):
             sparse = subject.evaluate()
         folded = fold(copied(subject.model))
     twin = dataclasses.replace(subject, model=folded, left={False: ()})

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from st3fx.core.inputs import Example
 from st3fx.errors import InputError
@@ -21,9 +20,10 @@ def observe(conversion: stages.Conversion) -> None:
     Raises:
         InputError: If the forward asks for values, or as there.
     """
-    conversion.example = conversion.example.on_meta()
-    with fakes(conversion.model, conversion.example) as example:
-        faked = dataclasses.replace(conversion, example=example)
+    conversion.examples = tuple(example.on_meta() for example in conversion.examples)
+    with fakes(conversion.model, conversion.examples) as examples:
+        source = dict(conversion.model.named_parameters())
+        faked = dataclasses.replace(conversion, examples=examples, source=source)
         try:
             stages.observe(faked)
         except InputError as error:
@@ -38,8 +38,8 @@ def observe(conversion: stages.Conversion) -> None:
 
 
 @contextlib.contextmanager
-def fakes(model: nn.Module, example: Example) -> Iterator[Example]:
-    """Fake tensors in place of all tensors of ``model``, inside; gives the same call with fakes.
+def fakes(model: nn.Module, examples: tuple[Example, ...]) -> Iterator[tuple[Example, ...]]:
+    """Fake tensors in place of all tensors of ``model``, inside; gives the same calls with fakes.
 
     Libraries ask whether a tensor is fake before they branch on its values; of one that is merely
     on the meta device they would ask for these.
@@ -61,9 +61,9 @@ def fakes(model: nn.Module, example: Example) -> Iterator[Example]:
             weight if weight is None else twins[id(weight)] for weight in weights
         ]
     try:
-        given = pytree.tree_map_only(Tensor, mode.from_tensor, (example.args, example.kwargs))
+        given = tuple(example.changed(mode.from_tensor) for example in examples)
         with mode:
-            yield Example(*given)
+            yield given
     finally:
         for table, name, tensor in saved:
             table[name] = tensor  # type: ignore[assignment]

@@ -13,12 +13,14 @@ gradients are kept as digests, so that verification holds no second copy of eith
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
 from st3fx.core.inputs import Example
-from st3fx.core.state import deterministic, preserved
+from st3fx.core.state import deterministic
+from st3fx.errors import VerificationError
 from st3fx.passes.equality import (
     Difference,
     MismatchError,
@@ -66,20 +68,36 @@ def _compare_training(subject: Subject, seed: int) -> None:
     expected, gradients, buffers = {}, {}, {}
     model = subject.model
     run = subject.step if seed == SEEDS[0] else subject.forward
-    with preserved(model), subject.original(), own_gradients(model):
-        expected = detached(run(seed))
+    with subject.preserved(), subject.original(), own_gradients(model):
+        expected = detached(_original_step(subject, run, seed))
         gradients = {name: digest(p.grad) for name, p in _own_parameters(model)}
-        buffers = {n: b.clone() for n, b in model.named_buffers()}
-    with preserved(model), own_gradients(model):
+        buffers = {n: b.clone() for n, b in _stateful(subject)}
+    with subject.preserved(), own_gradients(model):
         with converted("train output"):
             output = run(seed)
         require_equal(expected, output, f"train output, {seed=}")
         for name, parameter in _own_parameters(model):
             if digest(parameter.grad) != gradients[name]:
                 raise MismatchError(f"gradient of {name}, {seed=}")
-        for name, buffer in model.named_buffers():
-            if not equal(buffer, buffers[name]):
-                raise MismatchError(f"buffer {name} after a training step, {seed=}")
+        for name, tensor in _stateful(subject):
+            if name not in buffers or not equal(tensor, buffers[name]):
+                raise MismatchError(f"{name} after a training step, {seed=}")
+
+
+def _original_step(subject: Subject, run: Callable[[int], Any], seed: int) -> Any:
+    """A step of the original; what fails there fails without the conversion too.
+
+    Raises:
+        VerificationError: If it does.
+    """
+    try:
+        return run(seed)
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise VerificationError(
+            f"{type(subject.model).__name__} itself fails in a training step on the example: "
+            f"{type(error).__name__}: {reason[0]}; if it is meant to, use verify=False"
+        ) from error
 
 
 def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -89,14 +107,21 @@ def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield name, parameter
 
 
+def _stateful(subject: Subject) -> Iterator[tuple[str, Tensor]]:
+    """What a call changes: buffers, and parameters that the forward writes to."""
+    yield from subject.model.named_buffers()
+    for name in subject.written:
+        yield name, subject.model.get_parameter(name).detach()
+
+
 def _compare_eval(subject: Subject, example: Example, what: str) -> bool:
     """Compare one eval output; False if the original itself refuses this call in eval mode."""
-    with preserved(subject.model), subject.original():
+    with subject.preserved(), subject.original():
         try:
             expected = detached(subject.evaluate(example))
         except Exception:  # noqa: BLE001 - whatever a user's forward raises
             return False
-    with preserved(subject.model), converted(what):
+    with subject.preserved(), converted(what):
         output = subject.evaluate(example)
     require_equal(expected, output, what)
     return True

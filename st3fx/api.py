@@ -8,16 +8,16 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from st3fx.core.converted import watch_loading
 from st3fx.core.copying import closures_over, copied
 from st3fx.core.forward import Islands
-from st3fx.core.inputs import Example
+from st3fx.core.inputs import examples_of
 from st3fx.core.run import run_of, runs_in
 from st3fx.core.selection import Selection, Selectors
-from st3fx.core.state import not_collecting
+from st3fx.core.state import not_collecting, outside_inference_mode
 from st3fx.core.unloaded import buffers_on_meta, on_meta
 from st3fx.core.unloaded import watch as watch_values
 from st3fx.core.unwrap import unwrapped
@@ -48,6 +48,7 @@ CONVERT_UNLOADED: tuple[stages.Stage, ...] = (
 )
 
 
+@outside_inference_mode()
 def convert(
     model: nn.Module,
     example_inputs: Any,
@@ -77,13 +78,18 @@ def convert(
     Args:
         model: Any model; not touched unless ``inplace``.
         example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments,
-            as the model is called in training. Batch size and shapes stay free.
+            as the model is called in training. Batch size and shapes stay free. A list is one
+            argument, and so are a ``PackedSequence``, and a dict or named tuple that the forward
+            takes as one. Several calls (two tasks, other public methods) are a list with
+            ``st3fx.Call(*args, method="forward", **kwargs)`` in it; what any of them shows counts,
+            and each is verified.
         method: Settings of the sparsification; ``ST3()`` by default.
         example_kwargs: Keyword arguments beside positional ``example_inputs``.
         total_steps: Optimizer steps of the whole training; the schedule needs it.
         update_every: Optimizer steps between two searches for the threshold.
-        include: Only sites that match: a glob over full names, a module type, a predicate on the
-            site, or several of these.
+        include: Only sites that match: a glob over full names, a module type, a module or
+            parameter of ``model``, a predicate on the site, or several of these. An adapter's own
+            factors (LoRA) are sites only if one of these matches such alone.
         exclude: No site that matches.
         skip_depthwise: Leave depthwise convolutions dense.
         skip_first: Leave the first site dense.
@@ -103,11 +109,11 @@ def convert(
         ``model.st3fx_plan`` says what was done, ``model.st3fx_islands`` holds the graphs.
 
     Raises:
-        InputError: If the model refuses the example.
+        InputError: If the model refuses an example.
         PlanError: If nothing can become sparse, or a selector matches nothing.
         VerificationError: If the converted model differs from the original.
     """
-    _check(model, total_steps, update_every)
+    _check(model, total_steps, update_every, inplace=inplace)
     selection = Selection.of(
         include,
         exclude,
@@ -115,10 +121,14 @@ def convert(
         skip_first=skip_first,
         skip_last=skip_last,
         include_tied=include_tied,
+        model=model,
     )
+    examples = examples_of(example_inputs, example_kwargs, model)
+    converted = model if inplace else _copied(model)
     conversion = stages.Conversion(
-        model if inplace else _copied(model),
-        Example.of(example_inputs, example_kwargs),
+        converted,
+        examples,
+        _source(model, converted),
         method if method is not None else ST3(),
         selection,
     )
@@ -147,6 +157,18 @@ def _stages(unloaded: bool, verify: bool) -> tuple[stages.Stage, ...]:
     return CONVERT_UNLOADED if unloaded else CONVERT if verify else CONVERT[:-1]
 
 
+def _source(model: nn.Module, converted: nn.Module) -> dict[str, Tensor]:
+    """What keeps the values of the parameters while the model runs for trial.
+
+    Those of the given model, unless it is that one which runs.
+    """
+    running = {id(parameter) for parameter in converted.parameters()}
+    return {
+        name: parameter.detach().clone() if id(parameter) in running else parameter.detach()
+        for name, parameter in model.named_parameters()
+    }
+
+
 @not_collecting()
 def _copied(model: nn.Module) -> nn.Module:
     for hook in closures_over(model):
@@ -165,7 +187,7 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _check(model: nn.Module, total_steps: int | None, update_every: int) -> None:
+def _check(model: nn.Module, total_steps: int | None, update_every: int, *, inplace: bool) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}: give an nn.Module")
     if unwrapped(model) is not model:
@@ -176,9 +198,13 @@ def _check(model: nn.Module, total_steps: int | None, update_every: int) -> None
         raise InputError(
             f"{type(model).__name__} has lazy parameters without a shape: call it once before"
         )
-    for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers()):
-        if set(name) & set('"\\\n'):  # torch.fx writes names into code as they are
-            raise InputError(f"{name!r} has a quote, a backslash or a line break in it: rename it")
+    made = [*model.named_parameters(), *model.named_buffers()]
+    inference = [name for name, tensor in made if tensor.is_inference()]
+    if inference and inplace:
+        raise InputError(
+            f"{inference[0]} was made in torch.inference_mode, where nothing can be trained: make "
+            "the model outside of it, or convert a copy (inplace=False)"
+        )
     if is_converted(model):
         raise PlanError(f"{type(model).__name__} is converted already: fold it first")
     if total_steps is not None and total_steps < 1:
@@ -203,6 +229,7 @@ def _attach(
     watch_loading(model)
 
 
+@outside_inference_mode()
 def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """Give back a plain module of the user's class with static sparse weights.
 

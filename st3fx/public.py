@@ -3,6 +3,7 @@
 from st3fx.api import convert, dataflow, fold
 from st3fx.bench.result import BenchResult
 from st3fx.bench.settings import BenchSettings
+from st3fx.core.inputs import Call
 from st3fx.core.schedule import CubicSchedule
 from st3fx.core.sites import SparsityPlan
 from st3fx.errors import EmptyLayerWarning, St3fxError
@@ -25,6 +26,7 @@ __all__ = [
     "STR",
     "BenchResult",
     "BenchSettings",
+    "Call",
     "CubicSchedule",
     "EmptyLayerWarning",
     "ExportResult",

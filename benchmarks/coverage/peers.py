@@ -74,7 +74,8 @@ def _scalars(case: Case, names: set[str]) -> int:
     _, sparsifier = st3fx.convert(case.build(), args, example_kwargs=kwargs, **options)
     plan = sparsifier.plan
     sites = sum(s.numel for s in plan.sites if names & {s.name, *s.aliases, *s.parameters})
-    skipped = [s for s in plan.skipped if TIED not in s.reason and INPUT not in s.reason]
+    multiply = [item for item in plan.skipped if item.op != "none"]
+    skipped = [s for s in multiply if TIED not in s.reason and INPUT not in s.reason]
     return sites + sum(item.numel for item in skipped if item.name in names)
 
 

@@ -13,7 +13,6 @@ from torch import nn
 
 import st3fx
 
-UNUSED = "does not multiply in the example"
 TIED = "tied: an embedding reads its rows too"
 INPUT = "the product with another weight, as its input"
 """Reasons for which a parameter is no weight that could be pruned."""
@@ -28,7 +27,8 @@ class Reached:
         total: In all weights that multiply in the example, but for tied embeddings.
         tied: In embeddings that stay dense by default, because rows are read from them.
         inputs: In learned inputs (queries, position tables), which weights multiply.
-        unused: In layers that the example does not reach.
+        unused: In layers that the example does not reach, and in what no product reads (tables of
+            embeddings, positions, scales).
         missing: Names of weights that the plan does not name.
     """
 
@@ -55,10 +55,11 @@ def reached(model: nn.Module, plan: st3fx.SparsityPlan) -> Reached:
         for name, parameter in _of_known_types(model)
         if name not in named and id(parameter) not in known
     }
-    tied, inputs, unused = (
+    tied, inputs = (
         sum(item.numel for item in plan.skipped if reason in item.reason)
-        for reason in (TIED, INPUT, UNUSED)
+        for reason in (TIED, INPUT)
     )
+    unused = sum(item.numel for item in plan.skipped if item.op == "none")
     left = sum(item.numel for item in plan.skipped) - tied - inputs - unused
     total = plan.numel + left + sum(missing.values())
     return Reached(plan.numel, total, tied, inputs, unused, tuple(missing))

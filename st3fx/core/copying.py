@@ -10,19 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from st3fx.core.kinds import is_dense
 from st3fx.core.state import loose_tensors
 
 
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy of a model.
 
-    Activations that a forward left in attributes are copied without their history; the parameters
-    of a ScriptModule stay leaves; hooks on gradients are kept, and weights that share memory share
-    that of the copy.
+    Activations that a forward left in attributes are copied without their history, sparse and
+    nested tensors at all; the parameters of a ScriptModule stay leaves; hooks on gradients are
+    kept, and weights that share memory share that of the copy.
     """
     tensors = (*loose_tensors(model), *model.buffers())
-    kept = [tensor for tensor in tensors if not tensor.is_leaf]
+    kept = [tensor for tensor in tensors if not tensor.is_leaf or not is_dense(tensor)]
     memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in kept}
+    for parameter in model.parameters():
+        if not is_dense(parameter):
+            own = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            memo[id(parameter)] = own
     with torch.no_grad():
         twin = copy.deepcopy(model, memo)
     pairs = list(zip(model.parameters(), twin.parameters(), strict=True))

@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from st3fx.core.calls import CallSpec
+from st3fx.core.code_names import with_any_names
 from st3fx.core.converted import SITES, stored
 from st3fx.core.hooks import is_hooked
 from st3fx.core.portable import from_portable, to_portable
@@ -93,7 +94,8 @@ def _compile(graph: fx.Graph, latent: frozenset[str]) -> Callable[..., Any]:
             if node.op == "get_attr" and node.target in latent:
                 path, _, name = node.target.rpartition(".")
                 node.target = f"{path}.{latent_name(name)}".lstrip(".")
-    function: Callable[..., Any] = type(fx.GraphModule(_skeleton(graph), graph)).forward
+    module = fx.GraphModule(_skeleton(graph), with_any_names(graph))
+    function: Callable[..., Any] = type(module).forward
     return function
 
 
@@ -106,14 +108,11 @@ def _skeleton(graph: fx.Graph) -> nn.Module:
         *path, name = node.target.split(".")
         owner = root
         for part in path:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
+            owner = owner._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
         if node.op == "call_module":
-            if name not in owner._modules:
-                owner.add_module(name, nn.Module())
+            owner._modules.setdefault(name, nn.Module())
         else:
-            owner.register_parameter(name, nn.Parameter(torch.empty(0), requires_grad=False))
+            owner._parameters[name] = nn.Parameter(torch.empty(0), requires_grad=False)
     return root
 
 
@@ -213,4 +212,4 @@ class Variant:
                 path, _, name = str(node.target).rpartition(".")
                 owner = root.get_submodule(path)
                 targets[str(node.target)] = stored(owner, name)
-        return fx.GraphModule(targets, graph, class_name=type(root).__name__)
+        return fx.GraphModule(targets, with_any_names(graph), class_name=type(root).__name__)

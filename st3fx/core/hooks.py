@@ -26,6 +26,14 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def has_backward_hooks(model: nn.Module) -> bool:
+    """Whether anything of a user's runs in the backward pass, on a module or a parameter."""
+    return any(m._backward_hooks or m._backward_pre_hooks for m in model.modules()) or any(
+        parameter._backward_hooks or parameter._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+        for parameter in model.parameters()
+    )
+
+
 def has_other_hooks(module: nn.Module) -> bool:
     """Whether any of its hooks is not one of transformers' that record outputs."""
     others: tuple[Mapping[int, Any], ...] = (

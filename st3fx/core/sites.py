@@ -75,9 +75,9 @@ class Site:
     @property
     def in_channels(self) -> int:
         """Input channels of a convolution, input features of a matrix product."""
-        if self.op.startswith("conv_transpose"):
+        if "conv_transpose" in self.op:
             return self.shape[0]
-        if self.op.startswith("conv"):
+        if "conv" in self.op:
             return self.shape[1] * self.groups
         outputs = 1
         for dim in self.layout.channel_dims:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from st3fx.core.kinds import Saved
+
 
 class Attributes:
     """The attributes of all modules below ``root``, to compare with and to go back to.
@@ -171,6 +173,16 @@ def single_thread() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Normal tensors inside: in ``inference_mode`` operators stay whole, and nothing is trained."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False):
+        yield
+
+
+@contextlib.contextmanager
 def not_collecting() -> Iterator[None]:
     """No garbage collection inside."""
     before = gc.isenabled()
@@ -186,17 +198,16 @@ def not_collecting() -> Iterator[None]:
 def preserved(model: nn.Module) -> Iterator[None]:
     """Set buffers, attributes (``training`` too) and random generators back on leaving.
 
-    Tensors that lie in attributes are set back like buffers, unless they are activations or
-    tensors of ``inference_mode``, which nothing outside of it can write to.
+    Tensors that lie in attributes are set back like buffers, sizes and memory too, unless they are
+    activations or tensors of ``inference_mode``, which nothing outside of it can write to.
     """
     attributes = Attributes(model)
     tensors = [t for t in loose_tensors(model) if t.grad_fn is None and not t.is_inference()]
-    buffers = [(b, b.detach().clone()) for b in (*model.buffers(), *tensors)]
+    buffers = [Saved(buffer) for buffer in (*model.buffers(), *tensors)]
     with preserved_rng():
         try:
             yield
         finally:
             attributes.restore()
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+            for buffer in buffers:
+                buffer.restore()

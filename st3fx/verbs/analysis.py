@@ -69,7 +69,7 @@ def count_flops(
         return _count_file(Path(model), convention, _shapes(example_inputs, example_kwargs), batch)
     if not isinstance(model, nn.Module):
         raise FlopsError(f"model is a {type(model).__name__}: give an nn.Module or an ONNX file")
-    example = Example.of(example_inputs, example_kwargs)
+    example = Example.of(example_inputs, example_kwargs, model)
     return _count_model(model, _resized(example, batch), convention)
 
 

@@ -92,7 +92,7 @@ def benchmark(
                 if example_inputs is None:
                     raise BenchError("a model in memory needs example_inputs")
                 model = unwrapped(request)
-                example = Example.of(example_inputs, example_kwargs)
+                example = Example.of(example_inputs, example_kwargs, model)
                 path = own / "model.onnx"
                 subjects.append(from_model(
                     model, example, path, chosen, report, fixed_batch=fixed_batch, given=True

@@ -56,7 +56,7 @@ def eliminate_dead_channels(
     if not isinstance(model, nn.Module):
         raise ExportError(f"model is a {type(model).__name__}: give an nn.Module")
     model = plain(model)
-    call = Call.of(model, Example.of(example_inputs, example_kwargs))
+    call = Call.of(model, Example.of(example_inputs, example_kwargs, model))
     with preserved(model), torch.no_grad():
         model.eval()
         return reduce(model, call, batched(call.tensors), fixed_batch=fixed_batch)

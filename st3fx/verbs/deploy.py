@@ -100,7 +100,7 @@ def export_onnx(
         "seed": seed,
         "sparse_kernels": sparse_kernels,
     }
-    example = Example.of(example_inputs, example_kwargs)
+    example = Example.of(example_inputs, example_kwargs, model)
     state = unwrapped(model).state_dict()
     before = partial(size_of_tensors, "weights before", state)
     result = _export(plain(model), example, Path(path), before, progress or _silent, options)

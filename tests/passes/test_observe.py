@@ -12,9 +12,14 @@ from st3fx.core.inputs import Example
 from st3fx.core.sites import Layout
 from st3fx.core.state import rng_states
 from st3fx.errors import InputError
-from st3fx.passes.observe import observe
+from st3fx.passes.observation import Observation
+from st3fx.passes.observe import observe as _observe
 from tests.nets import Mixed, Net, image, sequence
 from tests.parity import require_same, snapshot
+
+
+def observe(model: nn.Module, *examples: Example) -> Observation:
+    return _observe(model, examples, {n: p.detach().clone() for n, p in model.named_parameters()})
 
 
 def test_multiplications_in_order_with_the_module_that_issues_them() -> None:
@@ -49,8 +54,8 @@ def test_weights_that_a_parent_reads_belong_to_the_parent() -> None:
 
 def test_each_way_of_calling_is_noted_once() -> None:
     found = observe(Net(), Example.of(image()))
-    assert [training for training, _ in found.calls[""]] == [True, False]
-    assert [training for training, _ in found.calls["block.conv1"]] == [True, False]
+    assert [seen.training for seen in found.calls[""]] == [True, False]
+    assert [seen.training for seen in found.calls["block.conv1"]] == [True, False]
 
 
 def test_other_uses_of_a_parameter() -> None:

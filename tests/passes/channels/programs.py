@@ -75,9 +75,7 @@ class _Growing:
         randomized(step, self.draw)
         try:
             with torch.no_grad():
-                given = [
-                    step(*(self.values[place][which] for place in places)) for which in (0, 1)
-                ]
+                given = [step(*(self.values[place][which] for place in places)) for which in (0, 1)]
         except (RuntimeError, ValueError, IndexError, AssertionError, NotImplementedError):
             return False
         if not all(_is_useful(value) for value in given) or given[0].dim() != given[1].dim():

@@ -184,7 +184,9 @@ def to_batch(draw: random.Random, shape: Shape) -> nn.Module | None:
 
 
 def from_batch(draw: random.Random, shape: Shape) -> nn.Module | None:
-    return Named("from batch", lambda x: x.reshape(2, x.shape[0] // 2, *x.shape[1:]).transpose(0, 1))
+    return Named(
+        "from batch", lambda x: x.reshape(2, x.shape[0] // 2, *x.shape[1:]).transpose(0, 1)
+    )
 
 
 def shuffle(draw: random.Random, shape: Shape) -> nn.Module | None:
