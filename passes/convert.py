@@ -25,7 +25,7 @@ from st3fx.passes.equality import Difference
 from st3fx.passes.fold import undo
 from st3fx.passes.islands import Archipelago, capture_islands
 from st3fx.passes.names import is_below
-from st3fx.passes.observation import Observation, Run
+from st3fx.passes.observation import Observation, TrialRun
 from st3fx.passes.observe import observe as _observe
 from st3fx.passes.rewrite import Rewriter
 from st3fx.passes.subject import Subject
@@ -190,7 +190,7 @@ def _subjects(conversion: Conversion) -> Iterator[Subject]:
     moving = list(conversion.source) if has_backward_hooks(model) else seen.written
     written = {name: conversion.source[name] for name in moving}
     for number, example in enumerate(conversion.examples):
-        left = {training: seen.left[Run(number, training)] for training in (True, False)}
+        left = {training: seen.left[TrialRun(number, training)] for training in (True, False)}
         yield Subject(model, example, conversion.forwards, left, written)
 
 

@@ -43,10 +43,10 @@ class Seen(NamedTuple):
 
     training: bool
     spec: CallSpec
-    run: Run
+    run: TrialRun
 
 
-class Run(NamedTuple):
+class TrialRun(NamedTuple):
     """One run of an example: its number among the examples, and the mode."""
 
     example: int
@@ -66,7 +66,7 @@ class Observation:
         unseen: Parameters that change an output though no operator was seen to read them.
         calls: Module -> the distinct ways in which it is called.
         macs: Parameter -> multiplications with all of its scalars in the calls in train mode.
-        left: Run -> what the forward leaves in its modules' attributes.
+        left: TrialRun -> what the forward leaves in its modules' attributes.
         written: Parameters that it writes to, as some clamp a temperature -> the modules whose own
             forward does.
     """
@@ -79,7 +79,7 @@ class Observation:
     unseen: set[str] = field(default_factory=set)
     calls: dict[str, list[Seen]] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
-    left: dict[Run, list[Left]] = field(default_factory=dict)
+    left: dict[TrialRun, list[Left]] = field(default_factory=dict)
     written: dict[str, set[str]] = field(default_factory=dict)
 
     def add_written(self, written: Mapping[str, set[str]]) -> None:

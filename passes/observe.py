@@ -22,7 +22,7 @@ from st3fx.core.settled import noted
 from st3fx.core.state import preserved
 from st3fx.errors import InputError
 from st3fx.passes.equality import detached
-from st3fx.passes.observation import Observation, Run, Seen
+from st3fx.passes.observation import Observation, Seen, TrialRun
 from st3fx.passes.products import Running
 from st3fx.passes.replacing import replaced
 from st3fx.passes.tracker import Tracker
@@ -32,7 +32,7 @@ from st3fx.passes.written import ELSEWHERE, Kept, Moves
 
 @contextlib.contextmanager
 def _watched_calls(
-    model: nn.Module, observation: Observation, run: Run, running: Running, moves: Moves
+    model: nn.Module, observation: Observation, run: TrialRun, running: Running, moves: Moves
 ) -> Iterator[None]:
     """Keep what is under way, and note how each module is called and what it moves."""
     names = {id(module): name for name, module in model.named_modules()}
@@ -86,7 +86,7 @@ def _handing_out(tracker: Tracker) -> Iterator[None]:
 
 
 def _note_call(
-    observation: Observation, name: str, module: nn.Module, run: Run, args: Any, kwargs: Any
+    observation: Observation, name: str, module: nn.Module, run: TrialRun, args: Any, kwargs: Any
 ) -> None:
     known = observation.calls.setdefault(name, [])
     try:
@@ -100,7 +100,7 @@ def _note_call(
 def observe(
     model: nn.Module, examples: Sequence[Example], source: Mapping[str, Tensor]
 ) -> Observation:
-    """Run each example in train mode, and in eval mode without gradients.
+    """TrialRun each example in train mode, and in eval mode without gradients.
 
     Args:
         model: Left as it was: parameters, buffers, attributes and random generators are set back.
@@ -115,7 +115,7 @@ def observe(
     outputs: Outputs = {}
     for number, example in enumerate(examples):
         for training in (True, False):
-            run = Run(number, training)
+            run = TrialRun(number, training)
             try:
                 output = _run(model, example, run, observation, kept)
                 if silent(model, observation):
@@ -128,7 +128,9 @@ def observe(
     return observation
 
 
-def _run(model: nn.Module, example: Example, run: Run, observation: Observation, kept: Kept) -> Any:
+def _run(
+    model: nn.Module, example: Example, run: TrialRun, observation: Observation, kept: Kept
+) -> Any:
     observation.left[run] = []
     running = Running([""])
     tracker = Tracker(model, running, run.training)
@@ -137,9 +139,13 @@ def _run(model: nn.Module, example: Example, run: Run, observation: Observation,
     try:
         with preserved(model), _watched_calls(model, observation, run, running, moves):
             try:
-                with torch.set_grad_enabled(run.training), noted(model.train(run.training)) as left:
-                    with tracker, _handing_out(tracker):
-                        output = example.run(model)
+                with (
+                    torch.set_grad_enabled(run.training),
+                    noted(model.train(run.training)) as left,
+                    tracker,
+                    _handing_out(tracker),
+                ):
+                    output = example.run(model)
                 tracker.mark_outputs(output)
                 observation.left[run] = left
             finally:

@@ -1,7 +1,7 @@
 """Parameters that no operator was seen to read: do they reach an output all the same?
 
-What goes through NumPy, or into a library of its own, the dispatcher does not see. So the example is
-run once more with other values in all of these parameters together: a model whose output is the
+What goes through NumPy, or into a library of its own, the dispatcher does not see. So the example
+is run once more with other values in all of these parameters together: a model whose output is the
 same, bit for bit, does not use them.
 """
 
@@ -17,10 +17,10 @@ from st3fx.core.inputs import Example
 from st3fx.core.kinds import is_dense
 from st3fx.core.state import preserved
 from st3fx.passes.equality import detached, first_difference
-from st3fx.passes.observation import Observation, Run
+from st3fx.passes.observation import Observation, TrialRun
 from st3fx.passes.written import Kept
 
-Outputs: TypeAlias = dict[Run, Any]
+Outputs: TypeAlias = dict[TrialRun, Any]
 """What the runs of an observation gave, without their history."""
 
 

@@ -67,7 +67,7 @@ class Saved:
 
     @property
     def moved(self) -> bool:
-        """Whether it lies elsewhere or has other sizes: after ``.data = ``, ``set_`` or a resize."""
+        """Whether it lies elsewhere or has other sizes: after ``.data =``, ``set_`` or a resize."""
         if kind_of(self.tensor) != kind_of(self._alias):
             return True
         here, there = parts(self.tensor), parts(self._alias)

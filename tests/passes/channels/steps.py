@@ -350,7 +350,7 @@ def vector(draw: random.Random, shape: Shape) -> nn.Module | None:
         Named(f"+ {sizes}", lambda x, w: x + w, w=weight),
         Named(f"* {sizes}", lambda x, w: x * w, w=weight),
         Named(f"- {sizes}", lambda x, w: w - x, w=weight),
-        Named(f"max {sizes}", lambda x, w: torch.maximum(x, w), w=weight),
+        Named(f"max {sizes}", torch.maximum, w=weight),
         Named(f"clamp {sizes}", lambda x, w: x.clamp(min=w), w=weight),
         Named(f"where {sizes}", lambda x, w: torch.where(w > 0, x, w), w=weight),
     ))  # fmt: skip
@@ -365,7 +365,8 @@ def prelu(draw: random.Random, shape: Shape) -> nn.Module | None:
 def pointwise(draw: random.Random, shape: Shape) -> nn.Module | None:
     return draw.choice((
         Named("relu", F.relu), Named("tanh", torch.tanh), Named("sigmoid", torch.sigmoid),
-        Named("gelu", F.gelu), Named("square", lambda x: x**2), Named("scale", lambda x: x * 0.3 + 0.1),
+        Named("gelu", F.gelu), Named("square", lambda x: x**2),
+        Named("scale", lambda x: x * 0.3 + 0.1),
         Named("by batch", lambda x: x / x.shape[0]), Named("from", lambda x: 0.7 - x),
         Named("base", lambda x: 2.0 ** x.tanh()), Named("zeros", lambda x: x * 0 + 0.2),
         Named("at most batch", lambda x: x.clamp(max=x.shape[0])), Named("abs", torch.abs),
