@@ -395,6 +395,8 @@ def unpacked(value: Tensor, shape: tuple[int, ...]) -> Tensor:
         if value.numel() not in (0, count):
             raise StateError(f"a mask of {tuple(value.shape)} is of another weight than {shape}")
         return value.reshape(shape).clone() if value.numel() else value.clone()
+    if value.is_floating_point() and torch.equal(value, value.round()):
+        value = value.to(torch.uint8)  # state dicts that were averaged, with equal masks
     if value.dtype != torch.uint8 or value.numel() != -(-count // 8):
         raise StateError(f"a mask of {value.numel()} bytes is of another weight than {shape}")
     powers = 2 ** torch.arange(8, dtype=torch.uint8, device=value.device)

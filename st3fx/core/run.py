@@ -456,9 +456,9 @@ class Run:
         if flags is None:
             self._infer()
         else:
-            level, held, frozen, stale, self.floor = flags.tolist()
+            level, held, frozen, _, self.floor = flags.tolist()
             self.sparsity = None if level != level else level  # noqa: PLR0124 (not a number)
-            self.held, self.frozen, self.stale = bool(held), bool(frozen), bool(stale)
+            self.held, self.frozen = bool(held), bool(frozen)
 
     def loaded(self) -> None:
         """All modules have been loaded."""
@@ -470,9 +470,10 @@ class Run:
         masks = [tensor for site in bound for tensor in site.tensors("mask")]
         self.frozen = self.frozen or (self.sparsity is None and any(m.numel() for m in masks))
         if self._renewed:
-            stale = self.stale
             self._note(bound, digest=self._leader is not None)
-            self.stale = stale
+            # An average of state dicts has averaged thresholds: before they are used to evaluate,
+            # they are set for its weights, which changes none that fit.
+            self.stale = True
 
     def _is_saved(self, step: Tensor, flags: Tensor) -> bool:
         """Whether this is what :meth:`saved` gave of the present state."""

@@ -171,6 +171,28 @@ def test_a_saved_average_that_nobody_has_looked_at() -> None:
     require_exact(other, TARGET)
 
 
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_mean_of_the_last_state_dicts(freeze: bool) -> None:
+    model, sparsifier = make()
+    states: list[dict[str, Tensor]] = []
+
+    def after(model: nn.Module) -> None:
+        if sparsifier.steps == 24 and freeze:
+            sparsifier.freeze()
+        if sparsifier.steps > 25:
+            states.append(copy.deepcopy(model.state_dict()))
+
+    train(model, sparsifier, after)
+    mean = {key: torch.stack([s[key].double() for s in states]).mean(0) for key in states[0]}
+    other, its = make()
+    other.load_state_dict(mean)
+    assert its.frozen is freeze
+    folded = st3fx.fold(other)
+    assert torch.equal(folded.eval()(batch(9)[0]), other.eval()(batch(9)[0]))
+    if not freeze:
+        require_exact(other, TARGET)
+
+
 def test_a_snapshot_keeps_the_sparsity_of_its_moment() -> None:
     """The best checkpoint as a copy: its weights are as they were copied."""
     model, sparsifier = make()
