@@ -100,9 +100,9 @@ def prelu(call: Call) -> Fact | None:
     """A slope for all channels, or one for each."""
     x, weight = call.operand("self"), call.operand("weight")
     axes = x.all_carried()
+    if x.rank < 2 or weight.rank != 1:
+        return None
     if weight.shape != (1,):
-        if x.rank < 2:
-            return None
         axes[1] = call.coupling.tie(axes[1], weight.carried(0))
     constant = x.constant
     if constant is not None and constant.axis == 1 and weight.tensor is not None:

@@ -50,12 +50,15 @@ def unsqueeze(call: Call) -> Fact:
 def squeeze(call: Call) -> Fact:
     """``squeeze`` of one, some or all dimensions."""
     x = call.x
-    dims = call.axes() if "dim" in call.parameters else set(range(x.rank))
+    # Unlike elsewhere, an empty list is none of them.
+    dims = set() if call.get("dim") == [] else call.axes()
     gone = sorted(dim for dim in dims if x.shape[dim] == 1)
     if any(x.is_free(dim) for dim in dims.difference(gone)):
 
         def change(_: Kept) -> None:
-            """What one index is left of is no dimension that was squeezed."""
+            """A dimension of which one index is left is none of those that were squeezed."""
+            if not gone:  # ONNX has no form of squeezing none
+                call.node.replace_all_uses_with(call.node.args[0])
             call.node.target = torch.ops.aten.squeeze.dims
             call.node.args, call.node.kwargs = (call.node.args[0], gone), {}
 
@@ -83,8 +86,8 @@ def cat(call: Call) -> Fact | None:
     axes[dim] = np.concatenate(parts)
 
     def change(kept: Kept) -> None:
-        left = [o.node for o, ids in zip(operands, parts, strict=True) if kept.count(ids)]
-        call.set("tensors", left)
+        nodes = zip(call["tensors"], parts, strict=True)
+        call.set("tensors", [node for node, ids in nodes if kept.count(ids)])
 
     call.afterwards(change)
     return call.result(axes, _joined(call, operands, dim))

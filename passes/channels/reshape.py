@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 
 from st3fx.passes.channels.call import Call
 from st3fx.passes.channels.coupling import Ids, Kept
@@ -33,7 +34,14 @@ def view(call: Call) -> Fact | None:
         axes[target] = ids
         if x.constant is not None and x.constant.axis == source:
             constant = _carried(x, shape, source, target)
-    call.afterwards(lambda kept: _resize(call, name, axes, kept))
+
+    def change(kept: Kept) -> None:
+        """Of fewer channels, memory may lie in another order: ``view`` would refuse it."""
+        _resize(call, name, axes, kept)
+        call.node.args, call.node.kwargs = (call.node.args[0], call[name]), {}
+        call.node.target = torch.ops.aten.reshape.default
+
+    call.afterwards(change)
     return call.result(axes, constant)
 
 

@@ -193,7 +193,9 @@ def _misfit(wanted: Array, given: Array, tolerance: float) -> str:
             f"{relative:.2g} relative, {absolute:.2g} absolute, where {tolerance:.2g} relative is "
             "allowed (--tolerance)"
         )
-    return "other integers" if wanted.dtype.kind in "iub" else "values that are not finite"
+    if wanted.dtype.kind not in "iub":
+        return "values that are not finite"
+    return "other integers (of values that are equal, the two may find another one first)"
 
 
 def _described(array: Array) -> str:

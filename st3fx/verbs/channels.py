@@ -14,6 +14,7 @@ from st3fx.core.state import preserved
 from st3fx.errors import ExportError
 from st3fx.export.batch import batched
 from st3fx.export.call import Call
+from st3fx.export.quiet import quiet
 from st3fx.export.reduce import reduce
 from st3fx.export.reduced_file import check_reduced, write_reduced
 from st3fx.export.result import FoldResult
@@ -37,7 +38,7 @@ def eliminate_dead_channels(
 
     Filters without a nonzero give constant channels; those, and channels that nothing reads, are
     removed with all that is computed from or for them alone. The order of additions is another one:
-    outputs are equal up to rounding.
+    outputs are equal up to rounding, which is checked on the example.
 
     Args:
         model: A folded model, or any other; a converted one is folded first, on a copy.
@@ -51,7 +52,7 @@ def eliminate_dead_channels(
         removed. Parameters have the model's names, and smaller shapes.
 
     Raises:
-        ExportError: When ``torch.export`` cannot capture the model.
+        ExportError: When ``torch.export`` cannot capture the model, or an output differs.
     """
     if not isinstance(model, nn.Module):
         raise ExportError(f"model is a {type(model).__name__}: give an nn.Module")
@@ -59,7 +60,10 @@ def eliminate_dead_channels(
     call = Call.of(model, Example.of(example_inputs, example_kwargs, model))
     with preserved(model), torch.no_grad():
         model.eval()
-        return reduce(model, call, batched(call.tensors), fixed_batch=fixed_batch)
+        graph, report = reduce(model, call, batched(call.tensors), fixed_batch=fixed_batch)
+        with quiet():
+            check_reduced(model, graph, call, strict=False)
+        return graph, report
 
 
 def fold_reduced(

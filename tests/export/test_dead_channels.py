@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,10 +20,12 @@ from torch import nn
 import st3fx
 from st3fx.cli import main
 from st3fx.errors import ExportError
+from st3fx.verbs import channels
 from st3fx.verbs.channels import eliminate_dead_channels
 from tests.export import nets
 from tests.export.test_export import X
 from tests.nets import Net, image
+from tests.passes.channels.nets import Function
 
 MODEL = """
     import torch
@@ -134,6 +137,46 @@ def test_a_fixed_batch() -> None:
     model = nets.TwoSamples().eval()
     graph, _ = eliminate_dead_channels(model, X, fixed_batch=True)
     assert torch.allclose(graph(X), model(X))
+
+
+class Noisy(nn.Module):
+    """Random numbers in eval mode, and an integer beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.layer(x)
+        return y + torch.rand_like(y), y.argmax(-1)
+
+
+def test_random_numbers_are_no_difference() -> None:
+    graph, _ = eliminate_dead_channels(Noisy(), torch.randn(2, 4))
+    assert [tensor.shape for tensor in graph(torch.randn(5, 4))] == [(5, 3), (5,)]
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda x: x * 1.01, "another output: 0.01 relative, where 0.0001 is allowed"),
+        (lambda x: x[:, :2], "gives 2x2 of float32 as output instead of 2x3 of float32"),
+        (lambda x: x.double(), "gives 2x3 of float64 as output instead of 2x3 of float32"),
+    ],
+)
+def test_a_graph_that_computes_something_else_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, broken: Any, message: str
+) -> None:
+    """Whatever the analysis may miss: no wrong number leaves without a word."""
+    reduce = channels.reduce
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        graph, report = reduce(*args, **kwargs)
+        return nn.Sequential(graph, Function(broken)), report
+
+    monkeypatch.setattr(channels, "reduce", wrong)
+    with pytest.raises(ExportError, match=message):
+        eliminate_dead_channels(nn.Linear(4, 3), torch.randn(2, 4))
 
 
 def test_a_model_that_is_none() -> None:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+import st3fx
+from st3fx.errors import ExportError
 from st3fx.passes.channels.eliminate import eliminate
 from st3fx.passes.channels.report import ChannelReport
 from tests.passes.channels import steps
+from tests.passes.channels.step_moves import MOVES
+from tests.passes.channels.step_others import OTHERS
 from tests.passes.channels.steps import Named, Shape
 
 EXACT = 1e-9
 """Largest difference over the largest output, in float64; the order of additions is another."""
+
+SINGLE = 2e-4
+"""The same of an ONNX file, in float32."""
 
 LARGEST = 20_000
 """Elements of a tensor."""
@@ -111,7 +120,7 @@ def random_program(seed: int) -> tuple[Program, Tensor]:
             name = draw.choice(list(JOINS))
             done = growing.add(Named(name, JOINS[name]), place, draw.randrange(place + 1))
         else:
-            kinds = draw.choices((steps.PRODUCTS, steps.MOVES, steps.OTHERS), (0.4, 0.3, 0.3))[0]
+            kinds = draw.choices((steps.PRODUCTS, MOVES, OTHERS), (0.4, 0.3, 0.3))[0]
             done = growing.add(draw.choice(kinds)(draw, shape), place)
         place = len(growing.program.steps) if done else place
     for _ in range(draw.randint(0, 3)):  # most axes are summed over in the end, or nothing could go
@@ -142,19 +151,22 @@ def randomized(step: nn.Module, draw: random.Random) -> None:
             module.running_var.uniform_(0.5, 2)
 
 
-def captured(model: nn.Module, x: Tensor) -> tuple[torch.export.ExportedProgram, bool]:
-    """A program, and whether its batch is free."""
-    try:
-        return torch.export.export(
-            model, (x,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
-        ), True
-    except Exception:  # noqa: BLE001 (whatever it is: the batch is part of a size that is built in)
-        return torch.export.export(model, (x,), strict=False), False
+def captured(
+    model: nn.Module, x: Tensor, *, free: bool = True
+) -> tuple[torch.export.ExportedProgram, bool]:
+    """A program, and whether its batch is free, as is asked for and as can be."""
+    if free:
+        shapes = ({0: Dim.DYNAMIC},)
+        try:
+            return torch.export.export(model, (x,), dynamic_shapes=shapes, strict=False), True
+        except Exception:  # noqa: BLE001 (whatever it is: a size of it is built in)
+            pass
+    return torch.export.export(model, (x,), strict=False), False
 
 
-def agree(model: nn.Module, x: Tensor) -> ChannelReport:
+def agree(model: nn.Module, x: Tensor, *, free: bool = True) -> ChannelReport:
     """A network without its dead channels computes the same, at the batch sizes that it takes."""
-    program, free = captured(model, x)
+    program, free = captured(model, x, free=free)
     graph, report = eliminate(program)
     generator = torch.Generator().manual_seed(7)
     for batch in (len(x), *((6, 10) if free else ())):
@@ -172,3 +184,29 @@ def same(wanted: Any, given: Any, tolerance: float) -> None:
         assert left.dtype == right.dtype, f"{right.dtype} instead of {left.dtype}"
         difference = float((left - right).abs().max()) / (float(left.abs().max()) or 1.0)
         assert difference <= tolerance, f"differs by {difference:.3g}"
+
+
+def agree_in_a_file(model: nn.Module, x: Tensor, path: Path) -> bool:
+    """What ONNX Runtime computes without dead channels; whether the model can be exported at all.
+
+    Raises:
+        ExportError: When it can be exported, but not without its dead channels.
+    """
+    model, x = model.float(), x.float()
+    for fixed in (False, True):
+        try:
+            st3fx.export_onnx(model, x, path, fixed_batch=fixed)
+            break
+        except ExportError:
+            pass
+    else:
+        return False
+    st3fx.export_onnx(model, x, path, fixed_batch=fixed, eliminate_dead_channels=True)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    value = torch.randn(len(x) if fixed else 6, *x.shape[1:])
+    feeds = {port.name: value.numpy() for port in session.get_inputs()}
+    with torch.no_grad():
+        wanted = model(value)
+    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+    same(wanted, [torch.from_numpy(array) for array in session.run(None, feeds)], SINGLE)
+    return True
