@@ -99,7 +99,7 @@ class Observer(TorchDispatchMode):
             return self._run_inside(func, args, kwargs)
         if _is_composite(func):
             # They come here whole under inference_mode, and of tensors that were made under it.
-            if func is torch.ops.aten.einsum.default and not self._hidden:
+            if func is torch.ops.aten.einsum.default:
                 path = kwargs.get("path") or ()
                 return self.einsum(lambda: self._taken_apart(func, args, kwargs), *args, path)
             return self._taken_apart(func, args, kwargs)
@@ -166,6 +166,8 @@ class Observer(TorchDispatchMode):
             operands: In its order.
             path: Which two are multiplied next, as one flat list; empty: from left to right.
         """
+        if self._hidden:
+            return run()
         constants = self.constants
         noted = any(map(constants.is_activation, operands)) or (
             any(map(constants.is_weight, operands))
