@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._C import DispatchKey
 from torch._ops import HigherOrderOperator
@@ -98,9 +99,15 @@ class Observer(TorchDispatchMode):
             return self._run_inside(func, args, kwargs)
         if _is_composite(func):
             # They come here whole under inference_mode, and of tensors that were made under it.
-            with self:
-                return func.decompose(*args, **kwargs)
+            if func is torch.ops.aten.einsum.default:
+                path = kwargs.get("path") or ()
+                return self.einsum(lambda: self._taken_apart(func, args, kwargs), *args, path)
+            return self._taken_apart(func, args, kwargs)
         return self._observe(func, args, kwargs)
+
+    def _taken_apart(self, func: Any, args: Any, kwargs: Any) -> Any:
+        with self:
+            return func.decompose(*args, **kwargs)
 
     def _run_inside(self, func: HigherOrderOperator, args: Any, kwargs: Any) -> Any:
         """Run an operator that calls functions (``cond``, ``scan``) in Python, as it says itself.
@@ -159,6 +166,8 @@ class Observer(TorchDispatchMode):
             operands: In its order.
             path: Which two are multiplied next, as one flat list; empty: from left to right.
         """
+        if self._hidden:
+            return run()
         constants = self.constants
         noted = any(map(constants.is_activation, operands)) or (
             any(map(constants.is_weight, operands))

@@ -98,6 +98,22 @@ def test_every_way_to_call_it(form: str) -> None:
     assert (report.dense_macs, report.by_layer["w"].op) == (6, "einsum")
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_an_einsum_of_a_script_under_inference_mode() -> None:
+    class Scripted(Net):
+        @torch.inference_mode()
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = torch.jit.script(_times)(x, self.w)
+            return out
+
+    report = st3fx.count_flops(Scripted("", [3]), torch.randn(2, 3))
+    assert (report.dense_macs, report.by_layer["w"].op) == (6, "einsum")
+
+
+def _times(x: Tensor, w: Tensor) -> Tensor:
+    return torch.einsum("ab,b->ab", x, w)
+
+
 def test_the_order_of_more_operands_is_that_of_the_call() -> None:
     class Three(nn.Module):
         def forward(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
