@@ -60,7 +60,10 @@ def _reason(name: str, shape: tuple[int, ...], observation: Observation) -> str:
 
 
 def require_complete(
-    model: nn.Module, observation: Observation, sites: Iterable[Site], skipped: Iterable[SkippedSite]
+    model: nn.Module,
+    observation: Observation,
+    sites: Iterable[Site],
+    skipped: Iterable[SkippedSite],
 ) -> None:
     """Every parameter that reaches an output is in the plan.
 

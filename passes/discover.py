@@ -241,9 +241,7 @@ def _select(found: Discovery, model: nn.Module, selection: Selection) -> None:
     if not found.sites:
         return
     factors = adapter_factors(model)
-    apart = {
-        site.name: ADAPTER for site in found.sites if factors.issuperset(site.parameters)
-    }
+    apart = {site.name: ADAPTER for site in found.sites if factors.issuperset(site.parameters)}
     dense = [item.name for item in found.skipped]
     reasons = selection.reasons(found.sites, model, apart, dense)
     for name, reason in reasons.items():

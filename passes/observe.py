@@ -59,12 +59,12 @@ def _watched_calls(
             moves.look(module, name)
 
     nn.Module.__call__ = watch  # type: ignore[method-assign]
-    F.linear = linear  # type: ignore[assignment]
+    F.linear = linear
     try:
         yield
     finally:
         nn.Module.__call__ = original  # type: ignore[method-assign]
-        F.linear = plain_linear  # type: ignore[assignment]
+        F.linear = plain_linear
         moves.look_at_all()
         observation.add_written(moves.written)
 
@@ -128,9 +128,7 @@ def observe(
     return observation
 
 
-def _run(
-    model: nn.Module, example: Example, run: Run, observation: Observation, kept: Kept
-) -> Any:
+def _run(model: nn.Module, example: Example, run: Run, observation: Observation, kept: Kept) -> Any:
     observation.left[run] = []
     running = Running([""])
     tracker = Tracker(model, running, run.training)
@@ -139,9 +137,13 @@ def _run(
     try:
         with preserved(model), _watched_calls(model, observation, run, running, moves):
             try:
-                with torch.set_grad_enabled(run.training), noted(model.train(run.training)) as left:
-                    with tracker, _handing_out(tracker):
-                        output = example.run(model)
+                with (
+                    torch.set_grad_enabled(run.training),
+                    noted(model.train(run.training)) as left,
+                    tracker,
+                    _handing_out(tracker),
+                ):
+                    output = example.run(model)
                 tracker.mark_outputs(output)
                 observation.left[run] = left
             finally:

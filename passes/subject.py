@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 
 from st3fx.core.forward import SparseForward
 from st3fx.core.inputs import Example
+from st3fx.core.kinds import is_dense
 from st3fx.core.settled import Left, settled
-from st3fx.core.kinds import is_dense, parts
 from st3fx.core.state import preserved, seed_everything
 from st3fx.passes.written import Kept
 

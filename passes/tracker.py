@@ -159,7 +159,9 @@ class Tracker(TorchDispatchMode):
         self._events += events
         if not alone:
             return ACTIVATION
-        return Origin(frozenset(parameters), computed=True, products=(*products, Product(op.module, events)))
+        return Origin(
+            frozenset(parameters), computed=True, products=(*products, Product(op.module, events))
+        )
 
     def _selected_inputs(self, op: Operation) -> list[int]:
         """Sides of a product that are rows of a table, chosen by data, times a weight."""

@@ -1,7 +1,7 @@
 """Parameters that no operator was seen to read: do they reach an output all the same?
 
-What goes through NumPy, or into a library of its own, the dispatcher does not see. So the example is
-run once more with other values in all of these parameters together: a model whose output is the
+What goes through NumPy, or into a library of its own, the dispatcher does not see. So the example
+is run once more with other values in all of these parameters together: a model whose output is the
 same, bit for bit, does not use them.
 """
 

@@ -173,9 +173,7 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _check(
-    model: nn.Module, total_steps: int | None, update_every: int, *, inplace: bool
-) -> None:
+def _check(model: nn.Module, total_steps: int | None, update_every: int, *, inplace: bool) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}: give an nn.Module")
     if hasattr(model, "_orig_mod") or isinstance(model, _WRAPPERS):

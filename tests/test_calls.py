@@ -41,7 +41,10 @@ CALLS: dict[str, tuple[Any, set[str]]] = {
     "as dicts": ([{"x": X}, Call(x=X, task="value")], {"body.0", "classes", "value"}),
     "a method": ([X, Call(X, method="encode")], {"body.0", "classes", "embed"}),
     "a method alone": (Call(X, method="encode"), {"body.0", "embed"}),
-    "a method of a part": ([Call(X), Call(X, method="value.forward")], {"body.0", "classes", "value"}),
+    "a method of a part": (
+        [Call(X), Call(X, method="value.forward")],
+        {"body.0", "classes", "value"},
+    ),
 }
 
 
@@ -120,7 +123,7 @@ class _Wrong:
 
 
 def test_a_list_without_a_call_is_one_argument() -> None:
-    with pytest.raises(InputError, match="several calls are a list of st3fx.Call"):
+    with pytest.raises(InputError, match=r"several calls are a list of st3fx\.Call"):
         st3fx.convert(Tasks(), [(X,), (X, "value")])
 
 

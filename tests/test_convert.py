@@ -251,8 +251,10 @@ def test_a_model_that_cannot_train_says_so_itself() -> None:
             self.fc = nn.Linear(8, 4)
 
         def forward(self, x: Tensor) -> Any:
-            return Frozen.apply(self.fc(x))  # type: ignore[no-untyped-call]
+            return Frozen.apply(self.fc(x))
 
-    with pytest.raises(VerificationError, match="Broken itself fails in a training step .*verify=F"):
+    with pytest.raises(
+        VerificationError, match=r"Broken itself fails in a training step .*verify=F"
+    ):
         st3fx.convert(Broken(), torch.randn(3, 8))
     assert len(st3fx.convert(Broken(), torch.randn(3, 8), verify=False)[1].plan.sites) == 1

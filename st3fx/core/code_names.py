@@ -17,7 +17,9 @@ def with_any_names(graph: fx.Graph) -> fx.Graph:
     """Let the code of a graph read its targets, whatever they are called; gives the graph."""
     rewritten = {}
     for node in graph.nodes:
-        if node.op in ("get_attr", "call_module") and not all(map(_is_plain, node.target.split("."))):
+        if node.op in ("get_attr", "call_module") and not all(
+            map(_is_plain, node.target.split("."))
+        ):
             rewritten[_format_target("self", node.target)] = _read("self", node.target)
     if rewritten:
         graph.on_generate_code(lambda earlier: _after(earlier, rewritten))

@@ -79,7 +79,12 @@ def test_arguments_that_are_called_like_what_the_code_needs() -> None:
             self.fc = nn.Linear(8, 8)
 
         def forward(
-            this, self: Tensor, torch: Tensor, len: Tensor, getattr: Tensor, inf: Tensor  # noqa: N805, A002
+            this,  # noqa: N805
+            self: Tensor,
+            torch: Tensor,
+            len: Tensor,  # noqa: A002
+            getattr: Tensor,  # noqa: A002
+            inf: Tensor,
         ) -> Any:
             if self.shape[0] > 1:
                 return this.fc(self).flatten(1) + torch * len - getattr[:, -1:] * inf

@@ -177,5 +177,7 @@ def test_a_selector_may_name_what_is_dense_anyway() -> None:
     for exclude in ("table.*", nn.Embedding):
         plan = st3fx.convert(Embeds(), tokens, exclude=exclude)[1].plan
         assert [site.name for site in plan.sites] == ["fc.weight"]
-    with pytest.raises(PlanError, match=r"for example table.weight \(5, 6\): its rows are looked up"):
+    with pytest.raises(
+        PlanError, match=r"for example table.weight \(5, 6\): its rows are looked up"
+    ):
         st3fx.convert(Embeds(), tokens, include="table.*")

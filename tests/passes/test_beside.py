@@ -157,7 +157,7 @@ SKIPPED: dict[str, tuple[Callable[..., Any], tuple[int, ...], str, bool]] = {
         (6, 8), "its rows are looked up (embedding): no product", False,
     ),
     "an operator of others": (
-        lambda x, w: product(x, w),
+        product,
         (8, 5), "given to st3fx_tests::product, an operator that st3fx does not know", True,
     ),
     "an output": (
@@ -238,11 +238,12 @@ def test_what_no_operator_reads_is_found_by_its_effect() -> None:
 
 def test_a_model_that_is_not_deterministic_is_no_proof() -> None:
     class Noisy(Foreign):
+        noise = torch.Generator()
+
         def forward(self, x: Tensor) -> Any:
             return self.fc(x) + torch.rand((), generator=self.noise)
 
-    model: Any = Noisy()
-    model.noise = torch.Generator()
+    model = Noisy()
     source = {name: p.detach().clone() for name, p in model.named_parameters()}
     assert observe(model, (Example.of(X),), source).unseen == set()
 
@@ -255,7 +256,7 @@ def test_a_weight_in_neither_list_is_an_error_of_ours(monkeypatch: pytest.Monkey
 
 USES: tuple[tuple[Callable[..., Any], tuple[tuple[int, ...], ...]], ...] = (
     (lambda x, w: x @ w, ((8, 8),)),
-    (lambda x, w: F.linear(x, w), ((8, 8),)),
+    (F.linear, ((8, 8),)),
     (lambda x, w: x + w[:4], ((6, 8),)),
     (lambda x, w: x * w, ((1, 8),)),
     (lambda x, w: torch.cdist(x, w)[:, :1] + x, ((8, 8),)),
@@ -264,7 +265,7 @@ USES: tuple[tuple[Callable[..., Any], tuple[tuple[int, ...], ...]], ...] = (
     (lambda x, u, v: x @ (u @ v), ((8, 2), (2, 8))),
     (lambda x, w, u, v: F.linear(x, w + u @ v), ((8, 8), (8, 2), (2, 8))),
     (lambda x, q, w: ((q @ w) @ x.T).softmax(0).T @ q, ((3, 8), (8, 8))),
-    (lambda x, w: product(x, w), ((8, 8),)),
+    (product, ((8, 8),)),
     (lambda x, w: torch.zeros(4, 8).addmm_(x, w.tanh()), ((8, 8),)),
     (lambda x, w: x * w.detach().sum().item(), ((2, 2),)),
     (through_numpy, ((4, 8),)),

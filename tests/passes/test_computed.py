@@ -286,7 +286,7 @@ def test_a_weight_that_is_computed_in_training_alone_stays_dense() -> None:
 def prepared(*layers: nn.Module) -> nn.Module:
     """A model that is about to be trained for integers: with fake quantisation."""
     model = nn.Sequential(*layers).train()
-    model.qconfig = quantization.get_default_qat_qconfig("fbgemm")  # type: ignore[assignment]
+    model.qconfig = quantization.get_default_qat_qconfig("fbgemm")
     done: nn.Module = quantization.prepare_qat(model)
     return done
 

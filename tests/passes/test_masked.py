@@ -24,7 +24,9 @@ def masked(*layers: int, name: str = "weight") -> Any:
 
 @pytest.mark.parametrize("layers", [(0,), (0, 2)])
 def test_masks_are_to_be_made_permanent_first(layers: tuple[int, ...]) -> None:
-    with pytest.raises(PlanError, match=r"0.weight \(8, 8\) is pruned by .*prune.remove\(module, 'wei"):
+    with pytest.raises(
+        PlanError, match=r"0.weight \(8, 8\) is pruned by .*prune.remove\(module, 'wei"
+    ):
         st3fx.convert(masked(*layers), X)
 
 

@@ -89,7 +89,8 @@ def test_no_factor_of_a_weight_is_a_site(case: Any) -> None:
 INPUTS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
     "queries": (lambda x, q, w: ((q @ w) @ x.T).softmax(-1) @ x, ((3, 8), (8, 8))),
     "queries of a batch": (
-        lambda x, q, w: ((q @ w) @ x.view(2, 2, 8).mT).softmax(-1), ((3, 8), (8, 8))
+        lambda x, q, w: ((q @ w) @ x.view(2, 2, 8).mT).softmax(-1),
+        ((3, 8), (8, 8)),
     ),
     "keys": (lambda x, q, w: (x @ (q @ w).T).softmax(-1) @ q, ((3, 8), (8, 8))),
     "through a nonlinearity": (lambda x, q, w: x @ (q @ w).tanh(), ((8, 8), (8, 5))),
@@ -212,7 +213,9 @@ def test_an_adapter_is_sparse_only_where_it_is_named(include: Any, chosen: list[
     assert [site.name for site in plan.sites] == [f"{name}.weight" for name in chosen]
     if include is None:
         assert {item.name for item in plan.skipped} == {"lora_A.weight", "lora_B.weight"}
-        assert {item.reason.partition(":")[0] for item in plan.skipped} == {"an adapter's own factor"}
+        assert {item.reason.partition(":")[0] for item in plan.skipped} == {
+            "an adapter's own factor"
+        }
 
 
 def test_a_module_of_the_model_names_its_adapter() -> None:
