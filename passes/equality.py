@@ -67,7 +67,7 @@ def digest(tensor: Tensor | None) -> bytes:
         return b""
     state = hashlib.sha256(str(kind_of(tensor)).encode())
     for part in parts(tensor):
-        # Negative zeros become positive, and all NaNs the same: they differ in sign and payload.
+        # Negative zeros become positive, all NaNs the same: they may differ in sign and payload.
         values = torch.where(part.isnan(), torch.nan, part + 0) if _is_real(part) else part
         state.update(str(tuple(values.shape)).encode())
         state.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy().data)

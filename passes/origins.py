@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -80,13 +80,22 @@ CONSTANT = Origin(computed=True)
 """Of buffers, and of what is computed from them alone."""
 
 
+class _Place(NamedTuple):
+    """Where a parameter lies in a storage, in bytes."""
+
+    begin: int
+    end: int
+    origin: Origin
+    memory: StorageWeakRef
+
+
 class Origins:
     """The origins of all tensors of one run."""
 
     def __init__(self, model: nn.Module) -> None:
         """Of a model's parameters and buffers."""
         self._parameters: dict[int, Origin] = {}
-        self._memory: dict[int, list[tuple[int, int, Origin]]] = {}
+        self._memory: dict[int, list[_Place]] = {}
         self._marks: dict[int, tuple[Any, Origin]] = {}
         for name, parameter in model.named_parameters():
             self.place(name, parameter)
@@ -99,7 +108,7 @@ class Origins:
         self._parameters[id(parameter)] = origin
         storage = storage_of(parameter)
         if storage is not None:
-            place = (*_extent(parameter), origin)
+            place = _Place(*_extent(parameter), origin, StorageWeakRef(storage))
             self._memory.setdefault(storage._cdata, []).append(place)
 
     def of(self, tensor: Tensor) -> Origin | None:
@@ -108,14 +117,16 @@ class Origins:
         if found is not None:
             return found
         storage = storage_of(tensor)
-        if storage is None:
-            key, alive = id(tensor), lambda weak: weak() is tensor
-        else:
-            key, alive = storage._cdata, lambda weak: not weak.expired()
-            if key in self._memory:
-                return self._of_memory(key, tensor)
-        entry = self._marks.get(key)
-        return entry[1] if entry is not None and alive(entry[0]) else None
+        if storage is not None and storage._cdata in self._memory:
+            found = self._of_memory(storage._cdata, tensor)
+            if found is not None:
+                return found
+        entry = self._marks.get(id(tensor) if storage is None else storage._cdata)
+        if entry is None:
+            return None
+        weak, origin = entry
+        alive = weak() is tensor if storage is None else not weak.expired()
+        return origin if alive else None
 
     def in_memory(self, tensor: Tensor) -> frozenset[str]:
         """The parameters in whose memory a tensor lies, as a whole or in part."""
@@ -128,9 +139,8 @@ class Origins:
     def _of_memory(self, key: int, tensor: Tensor) -> Origin | None:
         """That of the parameter that a tensor lies in; of all, if it spans several."""
         begin, end = _extent(tensor)
-        found = [
-            origin for first, last, origin in self._memory[key] if first < end and begin < last
-        ]
+        places = [place for place in self._memory[key] if not place.memory.expired()]
+        found = [place.origin for place in places if place.begin < end and begin < place.end]
         if len(found) < 2:
             return found[0] if found else None
         return Origin(frozenset[str]().union(*(o.parameters for o in found)), computed=True)
@@ -161,8 +171,9 @@ def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
 def _extent(tensor: Tensor) -> tuple[int, int]:
     """Where a tensor begins and ends in its storage, in bytes."""
     size = tensor.element_size()
-    first = tensor.storage_offset() * size
+    first = int(tensor.storage_offset()) * size
     if not tensor.numel():
         return first, first
     steps = zip(tensor.shape, tensor.stride(), strict=True)
-    return first, first + size * (1 + sum((count - 1) * stride for count, stride in steps))
+    last = sum((int(count) - 1) * int(stride) for count, stride in steps)
+    return first, first + size * (1 + last)

@@ -27,12 +27,13 @@ from torch import Tensor, fx, nn
 
 from st3fx.core.calls import CallSpec
 from st3fx.core.code_names import has_plain_names
-from st3fx.core.hooks import has_hooks, has_other_hooks, is_recording
+from st3fx.core.hooks import has_hooks
 from st3fx.core.state import preserved_rng, rng_states
 from st3fx.errors import TraceError
 from st3fx.passes.ambient import RefuseRealTensors, reason_of
 from st3fx.passes.answering import AnsweringTracer
 from st3fx.passes.asked import Asked
+from st3fx.passes.called import OWN_KERNELS, reason_to_call, require_idle_recorders
 from st3fx.passes.capture import Capture
 from st3fx.passes.contained import ProxiesForTensors, contained_tensors
 from st3fx.passes.patches import patched
@@ -42,10 +43,6 @@ from st3fx.passes.regions import Regions
 from st3fx.passes.stores import Stores, tensor_names
 from st3fx.passes.undo import mark, undo
 from st3fx.passes.writes import Writes
-
-_OWN_KERNELS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
-"""Layers that choose a fused kernel by what they are given and whether gradients are wanted: in the
-graph of another module they stay calls, which choose each time."""
 
 
 class IslandTracer(AnsweringTracer):
@@ -203,11 +200,11 @@ class IslandTracer(AnsweringTracer):
                 raise TraceError(f"calls a {type(m).__name__} that is not one of its submodules")
             return forward(*args, **kwargs)  # an activation, a loss: just functions
         if self._full_name(name) not in self._sites_in:
-            _require_idle_recorders(name, m)
+            require_idle_recorders(name, m)
             called = super().call_module(m, forward, args, kwargs)
             self.asked.note_call(called.node, m)
             return called
-        reason = None if isinstance(self.root, _OWN_KERNELS) else _reason_to_call(m)
+        reason = None if isinstance(self.root, OWN_KERNELS) else reason_to_call(m)
         if reason is None:
             before = mark(self.graph, self.asked, self._growing())
             depth = self.regions.depth
@@ -219,7 +216,7 @@ class IslandTracer(AnsweringTracer):
                 self.regions.unwind(depth)
                 undo(self.graph, self.asked, self._growing(), before)
                 self._stores.undo(name)
-        _require_idle_recorders(name, m)
+        require_idle_recorders(name, m)
         self.capture.leaves.setdefault(name, reason)
         called = self.create_proxy("call_module", name, args, kwargs)
         self.asked.note_call(called.node, m)
@@ -272,25 +269,6 @@ class IslandTracer(AnsweringTracer):
         )
 
 
-def _reason_to_call(module: nn.Module) -> str | None:
-    """Why a submodule with sites is not even tried."""
-    if has_other_hooks(module):
-        return "has hooks"
-    if isinstance(module, _OWN_KERNELS):
-        return f"{type(module).__name__} chooses its kernel by what it is given"
-    return None
-
-
-def _require_idle_recorders(name: str, called: nn.Module) -> None:
-    """Refuse a call whose hooks would give the model above something: its graph is without hooks.
-
-    Raises:
-        TraceError: With the module.
-    """
-    if is_recording() and any(has_hooks(inner) for inner in called.modules()):
-        raise TraceError(f"collects what {name} gives, which stays a call")
-
-
 def trace(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> Capture:
     """Capture ``root.forward`` in its present mode for calls like ``spec``.
 
@@ -305,11 +283,11 @@ def trace(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> Cap
     """
     if isinstance(root, torch.jit.ScriptModule):
         raise TraceError("is a ScriptModule: its forward is not Python")
-    if isinstance(root, _OWN_KERNELS) and name:
+    if isinstance(root, OWN_KERNELS) and name:
         raise TraceError(f"{type(root).__name__} chooses its kernel by what it is given")
     for thing in spec.objects():
         raise TraceError(f"is given a {type(thing).__name__}, which may change from call to call")
     # Which kernel such a layer chooses is a guard; in eval mode it was observed without gradients.
-    without = isinstance(root, _OWN_KERNELS) and not root.training
+    without = isinstance(root, OWN_KERNELS) and not root.training
     with torch.no_grad() if without else contextlib.nullcontext():
         return IslandTracer(name, root, spec, sites_in).run(root)

@@ -22,7 +22,7 @@ def written_by(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list
     """The tensors that an ATen operator writes to."""
     if not func._schema.is_mutable:
         return []
-    found = []
+    found: list[Any] = []
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = args[position] if position < len(args) else kwargs.get(argument.name)
@@ -132,7 +132,7 @@ class Kept:
 
     def set_back(self) -> list[str]:
         """Undo what has changed; the names of what was replaced, moved, or has other values."""
-        found = {}
+        found: dict[str, None] = {}
         digests_now = self._digested()
         for name, saved in self._saved.items():
             if name in digests_now and name in self._digests:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 import st3fx
 from st3fx.core.state import rng_states
-from st3fx.errors import InputError, PlanError
+from st3fx.errors import InputError, PlanError, VerificationError
 from tests.nets import MODELS, Mixed, Net, image, sequence
 from tests.parity import check, require_same, snapshot
 
@@ -112,13 +111,6 @@ def test_train_and_eval_calls_may_differ(verify: bool) -> None:
         (Net(), image(), {"total_steps": 0}, PlanError, "total_steps=0: give the number"),
         (nn.ReLU(), image(), {}, PlanError, "no parameter that feeds a convolution"),
         (nn.LazyLinear(3), torch.randn(2, 3), {}, InputError, "lazy parameters"),
-        (
-            nn.Sequential(OrderedDict({'a "b"': nn.Linear(3, 3)})),
-            torch.randn(2, 3),
-            {},
-            InputError,
-            "has a quote, a backslash or a line break in it: rename it",
-        ),
         (nn.DataParallel(Net()), image(), {}, InputError, "wraps a model"),
     ],
 )
@@ -183,3 +175,86 @@ def test_garbage_collection_stays_as_the_user_has_it(collects: bool) -> None:
         gc.enable()
     # On in verification alone, which runs whole steps; off while graphs are made.
     assert seen == ({True, False} if collects else {False})
+
+
+# --- inference mode ---
+
+
+def made_in_inference_mode() -> Any:
+    with torch.inference_mode():
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 4))
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_inference_mode_around_it_makes_no_difference(verify: bool) -> None:
+    model, x = Net(), image()
+    expected = st3fx.convert(model, x, verify=verify)[1].plan
+    with torch.inference_mode():
+        converted, sparsifier = st3fx.convert(model, image(), verify=verify)
+        sparsifier.set_sparsity(0.5)
+        folded = st3fx.fold(converted)
+        assert torch.is_inference_mode_enabled()
+    assert sparsifier.plan == expected
+    for module in (converted, folded):
+        assert not any(p.is_inference() for p in (*module.parameters(), *module.buffers()))
+        module(x).sum().backward()
+
+
+def test_a_model_and_inputs_that_were_made_in_inference_mode() -> None:
+    model = made_in_inference_mode()
+    with torch.inference_mode():
+        x = image()
+    converted, sparsifier = st3fx.convert(model, x)
+    assert len(sparsifier.plan.sites) == 2
+    assert not any(p.is_inference() for p in (*converted.parameters(), *converted.buffers()))
+    converted(image()).sum().backward()
+    with pytest.raises(InputError, match=r"0.weight was made in torch.inference_mode"):
+        st3fx.convert(model, image(), inplace=True)
+
+
+def test_gradients_stay_off_where_they_are_off() -> None:
+    with torch.no_grad():
+        st3fx.convert(Net(), image(), verify=False)
+        assert not torch.is_grad_enabled()
+
+
+# --- weights that are empty, and models that fail by themselves ---
+
+
+def test_an_empty_weight_is_no_site() -> None:
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.none = nn.Linear(8, 4), nn.Parameter(torch.zeros(8, 0))
+
+        def forward(self, x: Tensor) -> Any:
+            return torch.cat([self.fc(x), x @ self.none], 1)
+
+    checked = check(Empty(), torch.randn(3, 8), verify=True)
+    assert checked.sites == ["fc.weight"]
+    assert checked.skipped == {"none": "it is empty"}
+
+
+def test_a_model_that_cannot_train_says_so_itself() -> None:
+    class Frozen(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            raise RuntimeError("no gradient")
+
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            return Frozen.apply(self.fc(x))
+
+    with pytest.raises(
+        VerificationError, match=r"Broken itself fails in a training step .*verify=F"
+    ):
+        st3fx.convert(Broken(), torch.randn(3, 8))
+    assert len(st3fx.convert(Broken(), torch.randn(3, 8), verify=False)[1].plan.sites) == 1

@@ -29,7 +29,7 @@ def has_hooks(module: nn.Module) -> bool:
 def has_backward_hooks(model: nn.Module) -> bool:
     """Whether anything of a user's runs in the backward pass, on a module or a parameter."""
     return any(m._backward_hooks or m._backward_pre_hooks for m in model.modules()) or any(
-        parameter._backward_hooks or parameter._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+        parameter._backward_hooks or parameter._post_accumulate_grad_hooks
         for parameter in model.parameters()
     )
 

@@ -67,7 +67,7 @@ class Saved:
 
     @property
     def moved(self) -> bool:
-        """Whether it lies elsewhere or has other sizes: after ``.data =``, ``set_`` or a resize."""
+        """Whether it lies elsewhere, or has other sizes: after ``.data =``, ``set_``, a resize."""
         if kind_of(self.tensor) != kind_of(self._alias):
             return True
         here, there = parts(self.tensor), parts(self._alias)
@@ -95,12 +95,12 @@ class Saved:
 
 
 def _differs_in_memory(here: Tensor, there: Tensor) -> bool:
-    return (
-        here.shape != there.shape
-        or here.stride() != there.stride()
-        or here.storage_offset() != there.storage_offset()
-        or here.untyped_storage()._cdata != there.untyped_storage()._cdata
-    )
+    return _place(here) != _place(there)
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    storage = tensor.untyped_storage()._cdata
+    return (tensor.shape, tensor.stride(), tensor.storage_offset(), storage)
 
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

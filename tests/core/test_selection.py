@@ -132,3 +132,52 @@ def test_what_is_left_out_stays_dense() -> None:
     assert (folded.get_parameter(HEAD) != 0).all()
     assert (folded.get_parameter(POINTWISE) == 0).any()
     assert not any("st3fx" in key for key in model.get_submodule("head").state_dict())
+
+
+@pytest.mark.parametrize(
+    ("select", "left"),
+    [
+        (lambda model: model.head, [STEM, DEPTHWISE, POINTWISE]),
+        (lambda model: model.block, [STEM, HEAD]),
+        (lambda model: [model.stem, model.block[1]], [DEPTHWISE, HEAD]),
+        (lambda model: model.block[0].weight, [STEM, POINTWISE, HEAD]),
+        (lambda model: [model.head.weight, "stem.*"], [DEPTHWISE, POINTWISE]),
+    ],
+)
+def test_modules_and_parameters_of_the_model_select(select: Any, left: list[str]) -> None:
+    model, x = Mobile(), torch.randn(2, 3, 8, 8)
+    others = st3fx.convert(model, x, exclude=select(model), verify=False)[1].plan
+    assert [site.name for site in others.sites] == left
+    chosen = st3fx.convert(model, x, include=select(model), verify=False, inplace=True)[1].plan
+    assert {site.name for site in chosen.sites} == set(ALL) - set(left)
+
+
+def test_what_a_module_leaves_out_says_so() -> None:
+    model = Mobile()
+    plan = st3fx.convert(model, torch.randn(2, 3, 8, 8), exclude=[model.head, model.stem.weight])[1]
+    reasons = {item.name: item.reason for item in plan.plan.skipped}
+    assert reasons == {HEAD: "excluded by Linear head", STEM: "excluded by Parameter stem.weight"}
+
+
+def test_a_module_of_another_model_is_refused() -> None:
+    with pytest.raises(PlanError, match="a Linear that include= or exclude= was given is no part"):
+        plan_of(exclude=nn.Linear(3, 3))
+
+
+def test_a_selector_may_name_what_is_dense_anyway() -> None:
+    class Embeds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.fc = nn.Embedding(5, 6), nn.Linear(6, 4)
+
+        def forward(self, tokens: Tensor) -> Any:
+            return self.fc(self.table(tokens))
+
+    tokens = torch.tensor([[1, 2]])
+    for exclude in ("table.*", nn.Embedding):
+        plan = st3fx.convert(Embeds(), tokens, exclude=exclude)[1].plan
+        assert [site.name for site in plan.sites] == ["fc.weight"]
+    with pytest.raises(
+        PlanError, match=r"for example table.weight \(5, 6\): its rows are looked up"
+    ):
+        st3fx.convert(Embeds(), tokens, include="table.*")

@@ -9,7 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.ao import quantization
 from torch.nn.utils import parametrizations, parametrize
+from torch.utils.flop_counter import FlopCounterMode
 
 import st3fx
 from st3fx.errors import ForwardError
@@ -236,3 +238,80 @@ def test_a_copy_is_computed_from_its_own_parameters(make: Any, x: Tensor, plain:
     require_plain(folded)
     require_same(run(other, (x,), {}, training=False, seed=0),
                  run(folded, (x,), {}, training=False, seed=0), "fold of the copy")  # fmt: skip
+
+
+@cases
+def test_hooks_see_the_sparse_layer(make: Any, x: Tensor, plain: Any) -> None:
+    """Those of the layer itself, before and after the conversion, and those of all modules."""
+    model: Any = inside(make())
+    calls: list[str] = []
+    model[0].register_forward_hook(lambda *_: calls.append("before"))
+    converted: Any = st3fx.convert(model, x)[0]
+    st3fx.Sparsifier(converted).set_sparsity(0.5)
+    expected = run(converted, (x,), {}, training=False, seed=0)
+    converted[0].register_forward_hook(lambda *_: calls.append("after"))
+    hook = nn.modules.module.register_module_forward_hook(lambda *_: calls.append("all"))
+    calls.clear()
+    try:
+        require_same(expected, run(converted, (x,), {}, training=False, seed=0), "under hooks")
+    finally:
+        hook.remove()
+    assert {"before", "after", "all"} <= set(calls)
+    with FlopCounterMode(display=False) as counter:
+        require_same(expected, run(converted, (x,), {}, training=False, seed=0), "counted")
+    assert counter.get_total_flops() > 0
+
+
+def test_a_model_can_be_converted_under_a_global_hook() -> None:
+    hook = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        plan = st3fx.convert(inside(StdConv(4, 6, 3)), IMAGE)[1].plan
+    finally:
+        hook.remove()
+    assert [site.name for site in plan.sites] == ["0.weight"]
+
+
+def test_a_weight_that_is_computed_in_training_alone_stays_dense() -> None:
+    class Noisy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.weight * 2 if self.training else self.weight
+            return F.linear(x, weight, self.bias)
+
+    for verify in (True, False):
+        checked = check(nn.Sequential(nn.Linear(6, 6), Noisy(6, 5)), X, verify=verify)
+        assert checked.sites == ["0.weight"]
+        assert list(checked.skipped) == ["1.weight"]
+
+
+def prepared(*layers: nn.Module) -> nn.Module:
+    """A model that is about to be trained for integers: with fake quantisation."""
+    model = nn.Sequential(*layers).train()
+    model.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    done: nn.Module = quantization.prepare_qat(model)
+    return done
+
+
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore:.*reduce_range", "ignore:torch.quantize_per_tensor"
+)
+@pytest.mark.parametrize("verify", [True, False])
+def test_fake_quantisation_comes_after_the_threshold(verify: bool) -> None:
+    model = prepared(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(294, 5))
+    for _ in range(2):  # before its observers have seen anything, and afterwards
+        converted, sparsifier = st3fx.convert(model, IMAGE, verify=verify)
+        conv, linear = sparsifier.plan.sites
+        assert (conv.op, conv.layout.channel_dims, conv.computed) == ("conv2d", (0,), False)
+        assert (linear.op, linear.layout.channel_dims) == ("linear", (0,))
+        sparsifier.set_sparsity(0.5)
+        oracle = copy.deepcopy(model)
+        oracle.load_state_dict(sparsifier.effective_weights(), strict=False)
+        for training in (True, False):
+            calls = [run(m, (IMAGE,), {}, training=training, seed=0) for m in (oracle, converted)]
+            require_same(calls[0], calls[1], "output")
+        folded: Any = st3fx.fold(converted.eval())
+        require_same(converted(IMAGE), folded(IMAGE), "fold")
+        assert type(folded[0]) is type(model[0])  # type: ignore[index]
+        integers: Any = quantization.convert(folded.eval())
+        zeros = (integers[0].weight().int_repr() == 0).float().mean()
+        assert zeros >= (folded[0].weight == 0).float().mean() > 0.1
+        model(IMAGE)

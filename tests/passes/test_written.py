@@ -396,7 +396,8 @@ def test_other_writes_leave_the_weight_dense(layer: nn.Module, verify: bool) -> 
 def test_a_layer_that_is_left_out_stops_no_conversion() -> None:
     for make, x, _ in PROJECTIONS.values():
         first = nn.Conv1d(3, 3, 1) if x.dim() == 3 else nn.Linear(4, 4)
-        for options in ({"exclude": "1.*"}, {"include": "0.*"}):
+        choices: tuple[Any, ...] = ({"exclude": "1.*"}, {"include": "0.*"})
+        for options in choices:
             plan = st3fx.convert(nn.Sequential(first, make()), x, **options)[1].plan
             assert [site.name for site in plan.sites] == ["0.weight"]
 
@@ -408,7 +409,7 @@ def test_a_hook_that_steps_an_optimizer_is_undone() -> None:
         with torch.no_grad():
             parameter.sub_(0.1)
 
-    model[0].weight.register_post_accumulate_grad_hook(step)
+    model[0].get_parameter("weight").register_post_accumulate_grad_hook(step)
     before = parameters(model)
     assert len(st3fx.convert(model, X, inplace=True)[1].plan.sites) == 2
     require_same(before, parameters(model), "the model")
@@ -435,7 +436,7 @@ def test_a_backward_pass_that_writes_is_found() -> None:
             self.fc, self.weight = nn.Linear(4, 4), nn.Parameter(torch.randn(4, 4))
 
         def forward(self, x: Tensor) -> Any:
-            return Evil.apply(self.fc(x), self.weight)  # type: ignore[no-untyped-call]
+            return Evil.apply(self.fc(x), self.weight)
 
     model = Model()
     before = parameters(model)
