@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 OPERATORS = ("If", "Loop", "Scan")
 
-VISITS = 100_000
+VISITS = 50_000
 """Nodes that all steps of one loop may have before it is given up."""
 
 
@@ -53,6 +53,11 @@ def _give_up(walk: Walk, node: onnx.NodeProto) -> None:
 
     A branch gives what both have in common; what a loop carries is known where it does not change.
     """
+    if _is_old_scan(walk, node):
+        walk.miss(node.op_type)
+        walk.forget(node.output)
+        walk.types.lose(node.output)
+        return
     results, costs = [], False
     for body in bodies(node):
         with _aside(walk) as entries:
@@ -74,6 +79,11 @@ def _give_up(walk: Walk, node: onnx.NodeProto) -> None:
     for index, name in enumerate(node.output):
         kind = carried[index] if index < len(carried) else None
         walk.types.set(name, kind if kind is not None and kind == after[index] else None)
+
+
+def _is_old_scan(walk: Walk, node: onnx.NodeProto) -> bool:
+    """Whether a ``Scan`` goes along sequences of their own lengths in a batch: opset 8."""
+    return node.op_type == "Scan" and walk.types.version < 9
 
 
 def _states(node: onnx.NodeProto) -> Sequence[str]:
@@ -266,8 +276,8 @@ def _number(walk: Walk, name: str) -> Any:
 
 def _scan(walk: Walk, node: onnx.NodeProto) -> None:
     """A ``Scan``: one step for each slice of what it goes along."""
-    if walk.types.version < 9:
-        raise _UnknownError  # sequences of their own length in a batch
+    if _is_old_scan(walk, node):
+        raise _UnknownError
     about, body = onnx_node.attributes(node), next(bodies(node))
     sources, axes = _scanned(node)
     backwards = about.get("scan_input_directions") or [0] * len(sources)
