@@ -68,6 +68,13 @@ class Constants:
         mark = _Mark(weights, tensor if weights else None, window, active=True)
         self._marks[id(tensor)] = (weakref.ref(tensor), mark)
 
+    def fix(self, tensor: Tensor) -> None:
+        """Note that what layers made of constants is a weight after all."""
+        mark = self._mark(tensor)
+        if mark is not None and mark.active and mark.weights:
+            fixed = _Mark(mark.weights, tensor)
+            self._marks[id(tensor)] = (weakref.ref(tensor), fixed)
+
     def overwrite(self, tensor: Tensor) -> None:
         """Note that a tensor which was constant was given values that depend on the input."""
         if tensor.layout == torch.strided:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import DispatchKey
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
@@ -20,6 +19,7 @@ from st3fx.flops.aten_call import AtenCall
 from st3fx.flops.aten_rules import FREE
 from st3fx.flops.constants import Constants
 from st3fx.flops.einsum import contracts
+from st3fx.flops.higher_order import kernel_of
 from st3fx.flops.operand import Window
 
 _MOVES = frozenset(
@@ -42,6 +42,10 @@ _WEIGHTS = {"weight": 0, "mat2": 2}
 """Arguments of products that are weights where nothing of them depends on the input, however they
 were made, and the number of dimensions that they must have for it: in a batch of matrices they may
 as well be activations, as the keys of learned queries are."""
+
+
+MATRICES = ("linear", "matmul", "__matmul__")
+"""Functions whose second argument is a weight where it is a matrix that depends on no input."""
 
 
 class NeedsValuesError(Exception):
@@ -102,8 +106,15 @@ class Observer(TorchDispatchMode):
             if func is torch.ops.aten.einsum.default:
                 path = kwargs.get("path") or ()
                 return self.einsum(lambda: self._taken_apart(func, args, kwargs), *args, path)
+            if _name(func) in MATRICES:
+                self.fix_weight(args[1])
             return self._taken_apart(func, args, kwargs)
         return self._observe(func, args, kwargs)
+
+    def fix_weight(self, tensor: Any) -> None:
+        """Take a matrix from which a batch of equal ones may be made next as a weight."""
+        if isinstance(tensor, Tensor) and tensor.dim() == 2:
+            self.constants.fix(tensor)
 
     def _taken_apart(self, func: Any, args: Any, kwargs: Any) -> Any:
         with self:
@@ -117,9 +128,7 @@ class Observer(TorchDispatchMode):
         """
         if self._fake is not None:
             raise NeedsValuesError
-        kernel = _INSIDE.get(func.name()) or func.py_kernels.get(
-            DispatchKey.CompositeExplicitAutograd
-        )
+        kernel = kernel_of(func)
         if kernel is not None:
             with self:
                 return kernel(*args, **kwargs)
@@ -262,21 +271,6 @@ def _ends(offsets: Tensor) -> tuple[int, ...]:
     if isinstance(offsets, FakeTensor):
         raise NeedsValuesError
     return tuple(offsets.tolist())
-
-
-def _cond(pred: Any, when_true: Any, when_false: Any, operands: Any) -> Any:
-    return (when_true if pred else when_false)(*operands)
-
-
-def _scan(combine: Any, init: Any, xs: Any, additional_inputs: Any, **_: Any) -> Any:
-    # The length of this private function's list of parameters is that of the operator's own.
-    from torch._higher_order_ops.scan import generic_scan  # noqa: PLC0415
-
-    return generic_scan(combine, init, xs, additional_inputs=additional_inputs)
-
-
-_INSIDE: dict[str, Callable[..., Any]] = {"cond": _cond, "scan": _scan}
-"""What torch's own kernels do, which refuse to run while a mode observes."""
 
 
 @functools.cache

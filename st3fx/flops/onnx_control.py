@@ -8,8 +8,7 @@ all that follow. What is not known is named: ``Loop`` among the operators withou
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,20 +18,13 @@ from st3fx.errors import FlopsError
 from st3fx.flops import onnx_node
 from st3fx.flops.collect import Collector
 from st3fx.flops.onnx_entry import Entry
-from st3fx.flops.onnx_types import sizes
-from st3fx.onnx_passes.normal_form import bodies, defined, reads
+from st3fx.flops.onnx_steps import Steps, UnknownError, aside, hand_out, stack
+from st3fx.onnx_passes.normal_form import bodies, defined
 
 if TYPE_CHECKING:
     from st3fx.flops.onnx_walk import Walk
 
 OPERATORS = ("If", "Loop", "Scan")
-
-VISITS = 100_000
-"""Nodes that all steps of one loop may have before it is given up."""
-
-
-class _UnknownError(Exception):
-    """How a body runs depends on values."""
 
 
 def take(walk: Walk, node: onnx.NodeProto) -> None:
@@ -41,7 +33,7 @@ def take(walk: Walk, node: onnx.NodeProto) -> None:
     walk.depth += 1
     try:
         {"If": _branch, "Loop": _loop, "Scan": _scan}[node.op_type](walk, node)
-    except (_UnknownError, FlopsError):
+    except (UnknownError, FlopsError):
         del walk.entries[before:]
         _give_up(walk, node)
     finally:
@@ -53,9 +45,14 @@ def _give_up(walk: Walk, node: onnx.NodeProto) -> None:
 
     A branch gives what both have in common; what a loop carries is known where it does not change.
     """
+    if _is_old_scan(walk, node):
+        walk.miss(node.op_type)
+        walk.forget(node.output)
+        walk.types.lose(node.output)
+        return
     results, costs = [], False
     for body in bodies(node):
-        with _aside(walk) as entries:
+        with aside(walk) as entries:
             _open(walk, node, body)
             walk.nodes(body.node)
         costs = costs or bool(entries)
@@ -74,6 +71,11 @@ def _give_up(walk: Walk, node: onnx.NodeProto) -> None:
     for index, name in enumerate(node.output):
         kind = carried[index] if index < len(carried) else None
         walk.types.set(name, kind if kind is not None and kind == after[index] else None)
+
+
+def _is_old_scan(walk: Walk, node: onnx.NodeProto) -> bool:
+    """Whether a ``Scan`` goes along sequences of their own lengths in a batch: opset 8."""
+    return node.op_type == "Scan" and walk.types.version < 9
 
 
 def _states(node: onnx.NodeProto) -> Sequence[str]:
@@ -118,16 +120,6 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return (*shape[:axis], *shape[axis + 1 :])
 
 
-@contextlib.contextmanager
-def _aside(walk: Walk) -> Iterator[list[Entry]]:
-    """Note entries in a list of their own."""
-    kept, walk.entries = walk.entries, []
-    try:
-        yield walk.entries
-    finally:
-        walk.entries = kept
-
-
 def _branch(walk: Walk, node: onnx.NodeProto) -> None:
     """The branch that a constant condition chooses, else both if they cost the same."""
     about = onnx_node.attributes(node)
@@ -135,15 +127,15 @@ def _branch(walk: Walk, node: onnx.NodeProto) -> None:
     if node.input[0] in walk.values:
         chosen = branches[0 if walk.values.array(node.input[0]).item() else 1]
         walk.nodes(chosen.node)
-        _hand_out(walk, node.output, [value.name for value in chosen.output])
+        hand_out(walk, node.output, [value.name for value in chosen.output])
         return
     found = []
     for branch in branches:
-        with _aside(walk) as entries:
+        with aside(walk) as entries:
             walk.nodes(branch.node)
         found.append(entries)
     if _summed(found[0]) != _summed(found[1]):
-        raise _UnknownError
+        raise UnknownError
     walk.entries += found[0]
     walk.forget(node.output)
     outputs = [[walk.types.get(value.name) for value in branch.output] for branch in branches]
@@ -158,88 +150,13 @@ def _summed(entries: Sequence[Entry]) -> tuple[Any, ...]:
     return collector.layers, collector.ops, collector.unknown
 
 
-def _hand_out(walk: Walk, outer: Sequence[str], inner: Sequence[str]) -> None:
-    for name, other in zip(outer, inner, strict=True):
-        if name:
-            walk.alias(name, other)
-
-
-class _Steps:
-    """Runs a body step by step."""
-
-    def __init__(self, walk: Walk, body: onnx.GraphProto, states: Sequence[str]) -> None:
-        self.walk, self.body = walk, body
-        self.names = defined(body)
-        self.inputs = [value.name for value in body.input]
-        self.outputs = [value.name for value in body.output]
-        self.states = list(states)  # where the values are that the next step begins with
-        self.reads = {name for node in body.node for name in reads(node)} | set(self.outputs)
-        self.stacked: list[list[Any]] = []
-        self._limit = walk.visits + VISITS
-        self._last: list[Entry] = []
-
-    def run(self, places: slice, results: slice, given: dict[str, Any]) -> None:
-        """One step.
-
-        Args:
-            places: Which inputs of the body are the states.
-            results: Which of its outputs are.
-            given: Values of other inputs: an array, or a type where it is not constant.
-        """
-        walk = self.walk
-        # The states may be outputs of the last step, whose names are about to be used again.
-        held = [f"{name}/state" for name in self.inputs[places]]
-        _hand_out(walk, held, self.states)
-        walk.forget(self.names)
-        _hand_out(walk, self.inputs[places], held)
-        for name, value in given.items():
-            if isinstance(value, onnx.TypeProto):
-                walk.types.set(name, value)
-            else:
-                source, array = value
-                walk.values.put(name, array, source)
-                code = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-                walk.types.put(name, code, array.shape)
-        before = self._signature(held)
-        with _aside(walk) as entries:
-            walk.nodes(self.body.node)
-        walk.entries += entries
-        self._last = entries
-        self.states = self.outputs[results]
-        self.settled = before == self._signature(self.states)
-        if walk.visits > self._limit:
-            raise _UnknownError
-
-    def repeat(self, times: int) -> None:
-        """Count the last step so many times more."""
-        walk = self.walk
-        del walk.entries[len(walk.entries) - len(self._last) :]
-        walk.entries += [_more(entry, times + 1) for entry in self._last]
-
-    def _signature(self, names: Sequence[str]) -> list[Any]:
-        """What the next step can tell of its states."""
-        walk = self.walk
-        found = []
-        for name in names:
-            kind = walk.types.get(name)
-            array = walk.values.array(name) if name in walk.values else None
-            values = None if array is None else (array.dtype, array.tobytes())
-            found.append((kind and kind.SerializeToString(), values, name in walk.made))
-        return found
-
-
-def _more(entry: Entry, times: int) -> Entry:
-    return Entry(entry.counted, entry.inputs, entry.outputs, entry.module, entry.missing,
-                 entry.times * times)  # fmt: skip
-
-
 def _loop(walk: Walk, node: onnx.NodeProto) -> None:
     """A ``Loop`` with a known number of steps: a constant, or by a condition that is constant."""
     body = next(bodies(node))
     count, condition = [*node.input, "", ""][:2]
     limit = int(_number(walk, count)) if count else None
     on = bool(_number(walk, condition)) if condition else True
-    steps = _Steps(walk, body, node.input[2:])
+    steps = Steps(walk, body, node.input[2:])
     number, wants = steps.inputs[:2]
     carried = slice(2, None)
     results = slice(1, 1 + len(steps.states))
@@ -254,29 +171,29 @@ def _loop(walk: Walk, node: onnx.NodeProto) -> None:
         if steps.settled and on and number not in steps.reads and limit is not None:
             steps.repeat(limit - done)
             done = limit
-    _hand_out(walk, node.output[: len(steps.states)], steps.states)
-    _stack(walk, node.output[len(steps.states) :], steps.stacked, done, [])
+    hand_out(walk, node.output[: len(steps.states)], steps.states)
+    stack(walk, node.output[len(steps.states) :], steps.stacked, done, [])
 
 
 def _number(walk: Walk, name: str) -> Any:
     if name not in walk.values:
-        raise _UnknownError
+        raise UnknownError
     return walk.values.array(name).reshape(-1)[0]
 
 
 def _scan(walk: Walk, node: onnx.NodeProto) -> None:
     """A ``Scan``: one step for each slice of what it goes along."""
-    if walk.types.version < 9:
-        raise _UnknownError  # sequences of their own length in a batch
+    if _is_old_scan(walk, node):
+        raise UnknownError
     about, body = onnx_node.attributes(node), next(bodies(node))
     sources, axes = _scanned(node)
     backwards = about.get("scan_input_directions") or [0] * len(sources)
     shapes = [walk.types.shape(name) for name in sources]
     if any(shape is None for shape in shapes) or not shapes:
-        raise _UnknownError
+        raise UnknownError
     known = [shape for shape in shapes if shape is not None]
     count = known[0][axes[0]]
-    steps = _Steps(walk, body, _states(node))
+    steps = Steps(walk, body, _states(node))
     begin = len(steps.states)
     for step in range(count):
         given: dict[str, Any] = {}
@@ -290,9 +207,9 @@ def _scan(walk: Walk, node: onnx.NodeProto) -> None:
         if steps.settled and not any(source in walk.values for source in sources):
             steps.repeat(count - 1 - step)
             break
-    _hand_out(walk, node.output[:begin], steps.states)
+    hand_out(walk, node.output[:begin], steps.states)
     out_axes = about.get("scan_output_axes") or []
-    _stack(walk, node.output[begin:], steps.stacked, count, out_axes)
+    stack(walk, node.output[begin:], steps.stacked, count, out_axes)
 
 
 def _slice(walk: Walk, source: str, axis: int, shape: tuple[int, ...], place: int) -> Any:
@@ -300,21 +217,3 @@ def _slice(walk: Walk, source: str, axis: int, shape: tuple[int, ...], place: in
     if source in walk.values and source not in walk.made:
         return source, np.take(walk.values.array(source), place, axis=axis)
     return onnx.helper.make_tensor_type_proto(walk.types.element(source), _without(shape, axis))
-
-
-def _stack(
-    walk: Walk, names: Sequence[str], steps: Sequence[Sequence[Any]], count: int,
-    axes: Sequence[int],
-) -> None:  # fmt: skip
-    """Types of what every step adds a slice to."""
-    walk.forget(names)
-    for index, name in enumerate(names):
-        kinds = [kinds[index] for kinds in steps]
-        shapes = {sizes(kind) for kind in kinds}
-        shape = next(iter(shapes)) if len(shapes) == 1 else None
-        if shape is None:
-            walk.types.set(name, None)
-            continue
-        axis = (axes[index] if axes else 0) % (len(shape) + 1)
-        whole = (*shape[:axis], count, *shape[axis:])
-        walk.types.put(name, kinds[0].tensor_type.elem_type, whole)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from st3fx.flops.observer import Observer
+from st3fx.flops.observer import MATRICES, Observer
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def plain_code() -> Iterator[None]:
 
 
 class Einsums(TorchFunctionMode):
-    """Gives every einsum to an observer before it is taken apart."""
+    """Shows einsums to an observer before they are taken apart, and the weights of products."""
 
     def __init__(self, observer: Observer) -> None:
         super().__init__()
@@ -59,6 +59,8 @@ class Einsums(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in MATRICES and len(args) > 1:
+            self._observer.fix_weight(args[1])
         if func not in _EINSUM or len(args) < 2 or not isinstance(args[0], str):
             return func(*args, **kwargs)
         operands = args[1] if isinstance(args[1], list | tuple) else args[1:]

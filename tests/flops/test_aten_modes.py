@@ -164,6 +164,10 @@ def test_a_weight_that_is_a_product_of_weights_has_the_zeros_of_its_values(tmp_p
     report = st3fx.count_flops(model, x)
     # The update is computed in each call: 8 · 2 · 6, and so is the layer.
     assert (report.dense_macs, report.sparse_macs) == (96 + 3 * 48, 96 + 3 * 24)
+    # Of rows that lie apart torch makes a batch, and a copy of the weight for each of its matrices.
+    batch = torch.randn(2, 3, 6).transpose(0, 1)
+    found = st3fx.count_flops(model.requires_grad_(requires_grad=False), batch)
+    assert (found.dense_macs, found.sparse_macs) == (96 + 6 * 48, 96 + 6 * 24)
     st3fx.export_onnx(model, x, tmp_path / "m.onnx")
     found = st3fx.count_flops(tmp_path / "m.onnx", [(3, 6)])
     assert (found.dense_macs, found.sparse_macs) == (report.dense_macs, report.sparse_macs)

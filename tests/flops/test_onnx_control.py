@@ -59,6 +59,7 @@ def report(
     output: str = "y",
     *,
     runs: bool = True,
+    opset: int = 17,
 ) -> st3fx.FlopsReport:
     """The count of a file that ONNX Runtime opens."""
     graph = helper.make_graph(
@@ -68,7 +69,7 @@ def report(
         [helper.make_empty_tensor_value_info(output)],
         [numpy_helper.from_array(np.asarray(a), name) for name, a in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     path = folder / "m.onnx"
     onnx.save(model, path)
     if runs:
@@ -189,6 +190,16 @@ def test_a_scan_over_layers_has_the_weights_of_each(direction: int, tmp_path: Pa
     found = report(tmp_path, [scan], {"x": [3, 4]}, {"stack": stack})
     assert found.sparse_macs == 3 * int(np.count_nonzero(stack))
     assert list(found.by_layer) == ["stack"]
+
+
+def test_the_first_form_of_scan_is_named(tmp_path: Path) -> None:
+    nodes = [N("MatMul", ["s", "w"], ["t"]), N("Add", ["t", "e"], ["r"])]
+    scan = N("Scan", ["", "start", "x"], ["last", "y"], num_scan_inputs=1,
+             body=body(nodes, ["s", "e"], ["t", "r"]))  # fmt: skip
+    before = N("MatMul", ["q", "w"], ["x"])
+    constants = {"w": W, "start": np.zeros((2, 3, 4), F32)}
+    found = report(tmp_path, [before, scan], {"q": [2, 6, 3, 4]}, constants, runs=False, opset=8)
+    assert (found.sparse_macs, found.unknown) == (36 * NONZEROS, {"Scan": 1})
 
 
 def branches(first: Sequence[onnx.NodeProto], second: Sequence[onnx.NodeProto]) -> dict[str, Any]:
