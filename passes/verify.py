@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from st3fx.core.converted import PREFIX
 from st3fx.core.inputs import Example
 from st3fx.core.state import deterministic
 from st3fx.errors import VerificationError
@@ -30,7 +31,6 @@ from st3fx.passes.equality import (
     equal,
     require_equal,
 )
-from st3fx.passes.fold import PREFIX
 from st3fx.passes.subject import Subject, own_gradients
 from st3fx.passes.trial import compare_trial
 

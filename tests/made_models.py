@@ -28,14 +28,14 @@ class Raw(nn.Module):
         size = SHAPE[0] if kind == 1 else FEATURES
         self.w, self.kind = nn.Parameter(torch.randn(size, size) * 0.4), kind
 
-    def project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Any:
         if self.kind == 1:
             return self.w @ x
         if self.kind == 2:
             return torch.einsum("btd,de->bte", x, self.w)
         return x @ self.w if self.kind == 3 else F.linear(x, self.w)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.project(x).tanh()
 
 
@@ -46,10 +46,10 @@ class Reads(nn.Module):
         super().__init__()
         self.fc = nn.Linear(FEATURES, FEATURES)
 
-    def project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Any:
         return F.linear(self.fc(x), self.fc.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.project(x).relu() + x
 
 
@@ -61,17 +61,17 @@ class Convolves(nn.Module):
         size = FEATURES if permuted else SHAPE[0]
         self.permuted, self.conv = permuted, nn.Conv1d(size, size, 3, padding=1)
 
-    def project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Any:
         return self.conv(x.transpose(1, 2)).transpose(1, 2) if self.permuted else self.conv(x)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.project(x).sigmoid()
 
 
 class Branches(Raw):
     """A branch on data, so that no trace gets through."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         y = self.project(x)
         return y if y.sum() > -1e9 else -y
 
@@ -79,8 +79,8 @@ class Branches(Raw):
 class Recomputes(Raw):
     """Activation checkpointing around a method."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(self.project, x, use_reentrant=False)  # type: ignore[no-any-return]
+    def forward(self, x: Tensor) -> Any:
+        return checkpoint(self.project, x, use_reentrant=False)
 
 
 class Remembers(nn.Module):
@@ -89,12 +89,13 @@ class Remembers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(FEATURES, FEATURES)
+        self.mean: Any
         self.register_buffer("mean", torch.zeros(FEATURES))
         self.last: Any = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         if self.training:
-            self.mean.mul_(0.9).add_(x.detach().mean((0, 1)), alpha=0.1)  # type: ignore[operator]
+            self.mean.mul_(0.9).add_(x.detach().mean((0, 1)), alpha=0.1)
         self.last = x.detach()
         return self.fc(x - self.mean)
 
@@ -106,7 +107,7 @@ class Clamps(nn.Module):
         super().__init__()
         self.fc, self.by_data = nn.Linear(FEATURES, FEATURES), by_data
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         if self.by_data:
             self.fc.weight.data = self.fc.weight.data.clamp(-0.3, 0.3)
         else:
@@ -117,7 +118,7 @@ class Clamps(nn.Module):
 class Standardises(nn.Linear):
     """A weight that is computed before it multiplies."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return F.linear(x, self.weight - self.weight.mean(1, keepdim=True), self.bias)
 
 
@@ -126,8 +127,8 @@ class Recurs(nn.Module):
         super().__init__()
         self.rnn = nn.GRU(FEATURES, FEATURES, batch_first=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.rnn(x)[0]  # type: ignore[no-any-return]
+    def forward(self, x: Tensor) -> Any:
+        return self.rnn(x)[0]
 
 
 class Attends(nn.Module):
@@ -135,8 +136,8 @@ class Attends(nn.Module):
         super().__init__()
         self.attention = nn.MultiheadAttention(FEATURES, 2, batch_first=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attention(x, x, x, need_weights=False)[0]  # type: ignore[no-any-return]
+    def forward(self, x: Tensor) -> Any:
+        return self.attention(x, x, x, need_weights=False)[0]
 
 
 MAKERS: dict[str, Callable[[random.Random], nn.Module]] = {
@@ -176,12 +177,12 @@ class Made(nn.Module):
             if len(layers) > 1:
                 layers[1].weight = layers[0].weight
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor) -> Any:
         for index in self.order:
             x = self.steps[index](x)
         return x
 
-    def head(self, x: Tensor) -> Tensor:
+    def head(self, x: Tensor) -> Any:
         return x.mean(1) @ self.out
 
     def late(self, x: Tensor) -> Any:
@@ -193,7 +194,7 @@ class Made(nn.Module):
     def projections(self, x: Tensor) -> list[Tensor]:
         return [m.project(x) for m in self.steps if hasattr(m, "project")]  # type: ignore[operator]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.head(self.encode(x))
 
 

@@ -453,7 +453,8 @@ def test_states_share_no_memory() -> None:
         mask.zero_()
     for value in state["thresholds"].values():
         value.fill_(9.0)
-    for module in (model, other):
+    both: list[Any] = [model, other]
+    for module in both:
         assert module.stem.st3fx_weight_mask.any()
         assert module.stem.st3fx_weight_threshold.item() < 9
 

@@ -20,7 +20,7 @@ def test_a_half_precision_model_converts_and_is_pruned_at_once(dtype: torch.dtyp
     checked = check(Net().to(dtype), image().to(dtype), sparsity=0.5)
     assert {w.dtype for w in checked.sparsifier.effective_weights().values()} == {dtype}
     assert checked.sparsifier.sparsity == pytest.approx(0.5, abs=0.02)
-    assert checked.model.stem.st3fx_weight_threshold.dtype == torch.float32
+    assert checked.model.get_submodule("stem").st3fx_weight_threshold.dtype == torch.float32
 
 
 def test_training_half_precision_weights_is_warned_of_once() -> None:

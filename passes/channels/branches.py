@@ -50,7 +50,7 @@ def _replace(module: fx.GraphModule, call: Call) -> bool:
         if same and adds and not vector.any():
             call.node.replace_all_uses_with(call[remaining])
         else:
-            call.set(name, _parameter(module, call.node, vector))
+            call.rewrite(name, _parameter(module, call.node, vector))
         return True
     return False
 

@@ -57,7 +57,7 @@ class Call:
             return self.node.args[found.position]
         return self.node.kwargs.get(name, found.default)
 
-    def set(self, name: str, value: Any) -> None:
+    def rewrite(self, name: str, value: Any) -> None:
         """Rewrite an argument in the graph."""
         position = self.parameters[name].position
         if position < len(self.node.args):

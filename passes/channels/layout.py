@@ -87,7 +87,7 @@ def cat(call: Call) -> Fact | None:
 
     def change(kept: Kept) -> None:
         nodes = zip(call["tensors"], parts, strict=True)
-        call.set("tensors", [node for node, ids in nodes if kept.count(ids)])
+        call.rewrite("tensors", [node for node, ids in nodes if kept.count(ids)])
 
     call.afterwards(change)
     return call.result(axes, _joined(call, operands, dim))
@@ -144,8 +144,8 @@ def slice_(call: Call) -> Fact | None:
     def change(kept: Kept) -> None:
         if len(places):
             start = kept.count(ids[: places[0]])
-            call.set("start", start)
-            call.set("end", start + kept.count(ids[places]))
+            call.rewrite("start", start)
+            call.rewrite("end", start + kept.count(ids[places]))
 
     call.afterwards(change)
     return found
@@ -168,7 +168,7 @@ def select(call: Call) -> Fact | None:
             return None
         place = index % x.shape[dim]
         call.coupling.pin(ids[place : place + 1], call.reason)
-        call.afterwards(lambda kept: call.set("index", kept.count(ids[:place])))
+        call.afterwards(lambda kept: call.rewrite("index", kept.count(ids[:place])))
     return call.result(axes, constant)
 
 
@@ -189,7 +189,7 @@ def index_select(call: Call) -> Fact | None:
         name = free(module, "channel_order")
         module.register_buffer(name, torch.from_numpy(rank[places[kept.of(ids[places])]]))
         with module.graph.inserting_before(call.node):
-            call.set("index", module.graph.get_attr(name))
+            call.rewrite("index", module.graph.get_attr(name))
 
     call.afterwards(change)
     return _cut(call, places, dim)

@@ -62,6 +62,6 @@ def _pad_change(call: Call, dim: int, ends: list[Ids]) -> Any:
         pads = list(call["pad"])
         place = 2 * (call.x.rank - 1 - dim)
         pads[place : place + 2] = [kept.count(ids) for ids in ends]
-        call.set("pad", pads)
+        call.rewrite("pad", pads)
 
     return change

@@ -29,7 +29,7 @@ def conv(call: Call) -> Fact | None:
         inputs = call.coupling.products[-1].inputs
         # Each group loses other inputs than the next: shrink cuts this dimension, not its channels.
         weight.whole(1)
-        call.afterwards(lambda kept: call.set("groups", int(kept.of(inputs).any(1).sum())))
+        call.afterwards(lambda kept: call.rewrite("groups", int(kept.of(inputs).any(1).sum())))
     return found
 
 

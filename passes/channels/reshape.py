@@ -106,7 +106,7 @@ def _resize(call: Call, name: str, axes: list[Ids | None], kept: Kept) -> None:
     for dim, ids in enumerate(axes):
         if ids is not None and sizes[dim] != -1:
             sizes[dim] = kept.count(ids)
-    call.set(name, sizes)
+    call.rewrite(name, sizes)
 
 
 def expand(call: Call) -> Fact:

@@ -469,7 +469,8 @@ def _set_state(base: type[nn.Module]) -> Callable[..., None]:
 
 def _reduce(base: type[nn.Module]) -> Callable[..., Any]:
     def reduce(self: Any, protocol: Any) -> Any:
-        function, args, *rest = base.__reduce_ex__(self, protocol)
+        made: Any = base.__reduce_ex__(self, protocol)
+        function, args, *rest = made
         names, has_forward = _kind_of(self)
         if function is copyreg.__newobj__:  # type: ignore[attr-defined]
             return (_new, (base, names, has_forward, *args[1:]), *rest)
@@ -548,7 +549,7 @@ _BASE = "st3fx_base"
 
 
 @functools.lru_cache(maxsize=4096)
-def class_for(base: type[nn.Module], names: tuple[str, ...], has_forward: bool) -> type[nn.Module]:
+def class_for(base: Any, names: tuple[str, ...], has_forward: bool) -> Any:
     """The class of converted modules of a class.
 
     Args:

@@ -41,7 +41,7 @@ def copied(model: nn.Module) -> nn.Module:
 def _keep_gradient_hooks(theirs: Tensor, ours: Tensor, memo: dict[int, Any]) -> None:
     """Torch copies a parameter without them."""
     for hook in (getattr(theirs, "_backward_hooks", None) or {}).values():
-        ours.register_hook(copy.deepcopy(hook, memo))  # type: ignore[no-untyped-call]
+        ours.register_hook(copy.deepcopy(hook, memo))
     for hook in (getattr(theirs, "_post_accumulate_grad_hooks", None) or {}).values():
         ours.register_post_accumulate_grad_hook(copy.deepcopy(hook, memo))
 
@@ -60,7 +60,7 @@ def _share_memory(pairs: list[tuple[Tensor, Tensor]]) -> None:
         memory = group[0][0].untyped_storage().clone()
         for theirs, ours in group:
             view = torch.empty(0, dtype=theirs.dtype, device=theirs.device)
-            ours.data = view.set_(memory, theirs.storage_offset(), theirs.shape, theirs.stride())  # type: ignore[call-overload]
+            ours.data = view.set_(memory, theirs.storage_offset(), theirs.shape, theirs.stride())
 
 
 def closures_over(model: nn.Module) -> list[str]:

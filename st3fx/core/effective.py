@@ -47,7 +47,8 @@ class Source(Protocol):
 class EffectiveWeight(Tensor):
     """An effective weight that was read from a module; writes go to the latent weight."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # operators see a plain tensor
+    # Operators see a plain tensor.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     st3fx_source: Source
     st3fx_detached: bool
@@ -107,7 +108,7 @@ class EffectiveWeight(Tensor):
 
     def register_hook(self, hook: Any) -> Any:
         """A hook on the latent weight's gradient."""
-        return self.st3fx_source.latent().register_hook(hook)  # type: ignore[no-untyped-call]
+        return self.st3fx_source.latent().register_hook(hook)
 
     def retain_grad(self) -> None:
         """Nothing: ``.grad`` is the latent weight's."""
@@ -130,7 +131,7 @@ class EffectiveWeight(Tensor):
 class EffectiveView(Tensor):
     """A view of an effective weight, which refuses to be written to."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     st3fx_name: str
 

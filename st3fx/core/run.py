@@ -122,7 +122,7 @@ class Run:
 
     def _copied(self) -> Run:
         twin = Run.__new__(Run)
-        Run.__init__(twin)  # type: ignore[misc]
+        Run.__init__(twin)
         moved = self._moved(thorough=bool(self._digests))
         steps = self.steps if self._leader is None or not moved else self._leader.steps
         stale = self.stale or moved

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm.utils
 import torch
 import torch.nn.functional as F
+from timm.utils.model_ema import ModelEma, ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn, update_bn
 
@@ -69,7 +69,8 @@ class Loads(OfFloats):
     """A new state dict is computed and loaded."""
 
     def update(self, model: nn.Module) -> None:
-        own, source = self.module.state_dict(), model.state_dict()
+        own: dict[str, Tensor] = dict(self.module.state_dict())
+        source = model.state_dict()
         for key, value in own.items():
             if value.is_floating_point() and "st3fx" not in key:
                 own[key] = self.decay * value + (1 - self.decay) * source[key]
@@ -97,12 +98,12 @@ AVERAGES: dict[str, Any] = {
     "lerp": Lerp,
     "loaded": Loads,
     "saved in half precision": Half,
-    "timm": lambda m: timm.utils.ModelEma(m, 0.9),
-    "timm V2": lambda m: timm.utils.ModelEmaV2(m, 0.9),
-    "timm V2, its default": timm.utils.ModelEmaV2,
-    "timm V3": lambda m: timm.utils.ModelEmaV3(m, 0.9),
-    "timm V3, one by one": lambda m: timm.utils.ModelEmaV3(m, 0.9, foreach=False),
-    "timm V3, no buffers": lambda m: timm.utils.ModelEmaV3(m, 0.9, exclude_buffers=True),
+    "timm": lambda m: ModelEma(m, 0.9),
+    "timm V2": lambda m: ModelEmaV2(m, 0.9),
+    "timm V2, its default": ModelEmaV2,
+    "timm V3": lambda m: ModelEmaV3(m, 0.9),
+    "timm V3, one by one": lambda m: ModelEmaV3(m, 0.9, foreach=False),
+    "timm V3, no buffers": lambda m: ModelEmaV3(m, 0.9, exclude_buffers=True),
     "SWA": averaged(False),
     "SWA with buffers": averaged(True),
     "EMA of torch": averaged(False, multi=get_ema_multi_avg_fn(0.9)),

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nested import nested_tensor
 
 import st3fx
+from st3fx.core.copying import copied
 from st3fx.core.kinds import Saved, parts, same_bits
-from st3fx.core.state import copied, preserved
+from st3fx.core.state import preserved
 from st3fx.passes.equality import digest, equal
 
 pytestmark = pytest.mark.filterwarnings(

@@ -160,7 +160,7 @@ def test_autocast_keeps_the_latent_gradient_in_full_precision() -> None:
 
 def test_the_inactive_operator_is_in_the_graph_and_exact() -> None:
     model, _ = st3fx.convert(Tiny(), torch.randn(2, 3, 6, 6))
-    threshold = model.conv.st3fx_weight_threshold
+    threshold: Any = model.get_submodule("conv").st3fx_weight_threshold
     assert threshold.item() == INACTIVE
     weight = model.get_parameter("conv.weight")
     assert torch.equal(OP(weight, threshold, NO_MASK, [0], 1, True), weight)

@@ -144,7 +144,8 @@ def test_a_forward_that_is_wrapped_after_the_conversion(where: str, make: Any) -
 
 
 def test_hooks_on_gradients_are_kept_and_closures_named() -> None:
-    model, seen = mlp(), []
+    model: Any = mlp()
+    seen: list[str] = []
     model[0].weight.register_hook(lambda grad: seen.append("weight"))
     model[0].bias.register_post_accumulate_grad_hook(lambda p: seen.append("bias"))
     model[2].register_forward_hook(lambda *_: seen.append(type(model).__name__))
@@ -157,7 +158,7 @@ def test_hooks_on_gradients_are_kept_and_closures_named() -> None:
 
 
 def test_weights_that_share_memory_share_that_of_the_copy() -> None:
-    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 4))
+    model: Any = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 4))
     model[2].weight.data = model[0].weight.data
     model[3].weight.data = model[0].weight.data[4:]
     converted, _ = st3fx.convert(model, X, verify=False)

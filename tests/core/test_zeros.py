@@ -74,7 +74,7 @@ def test_a_target_below_the_zeros_keeps_them() -> None:
 
 def test_zeros_that_are_no_sparsity() -> None:
     """A layer that begins at zero, and single zeros."""
-    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model: Any = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     nn.init.zeros_(model[1].weight)
     with torch.no_grad():
         model[0].weight[0, 0] = 0

@@ -122,6 +122,8 @@ def test_state_stands_beside_each_name_of_a_weight() -> None:
     assert not [name for name, _ in converted.named_buffers() if "st3fx" in name]
     assert not [name for name, _ in converted.named_parameters() if "st3fx" in name]
     sparsifier.set_sparsity(0.5)
+    one: Any
+    other: Any
     one, other = (converted.get_submodule(n).st3fx_weight_threshold for n in ("fc", "again"))
     assert one.item() == other.item() > 0
 
