@@ -1,16 +1,26 @@
-"""Random networks: what is left computes the same, in float64, to the last digits."""
+"""Random networks: what is left computes the same, in float64, to the last digits.
+
+Those of ``nets`` are made of the parts of image models; those of ``programs`` turn channels into
+height, width, time and batch. For an hour of one's own:
+
+    ST3FX_CHANNEL_NETS=2000 ST3FX_CHANNEL_PROGRAMS=2000 ST3FX_CHANNEL_FILES=100 \
+        pytest tests/passes/channels/test_random.py
+"""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.passes.channels.nets import random_net, reduced
+from tests.passes.channels.programs import agree, agree_in_a_file, random_program
 
-# More in an hour of one's own: ST3FX_CHANNEL_NETS=2000 pytest tests/passes/channels/test_random.py
 NETS = int(os.environ.get("ST3FX_CHANNEL_NETS", "40"))
+PROGRAMS = int(os.environ.get("ST3FX_CHANNEL_PROGRAMS", "12"))
+FILES = int(os.environ.get("ST3FX_CHANNEL_FILES", "2"))
 CHUNK = 10
 
 
@@ -23,3 +33,17 @@ def test_random_networks(first: int) -> None:
         removed += report.channels[0] - report.channels[1]
         assert report.parameters[1] <= report.parameters[0] + report.channels[0]
     assert removed > 0
+
+
+@pytest.mark.parametrize("seed", range(PROGRAMS))
+def test_random_axes(seed: int) -> None:
+    """One in three with a free batch: expressions for sizes take most of the time."""
+    model, x = random_program(seed)
+    report = agree(model, x, free=seed % 3 == 0)
+    assert report.parameters[1] <= report.parameters[0] + report.channels[0]
+
+
+@pytest.mark.parametrize("seed", range(FILES))
+def test_random_axes_in_a_file(seed: int, tmp_path: Path) -> None:
+    model, x = random_program(seed)
+    agree_in_a_file(model, x, tmp_path / "program.onnx")
