@@ -222,7 +222,8 @@ class Tracker(TorchDispatchMode):
     def _compute(self, op: Operation, origins: list[Origin]) -> Origin:
         """An operator on parameters and buffers alone."""
         parameters = frozenset[str]().union(*(origin.parameters for origin in origins))
-        for parameter in parameters:
+        read = (origin.parameters for origin in origins if not origin.products)
+        for parameter in frozenset[str]().union(*read):
             self._computing.setdefault(parameter, set()).add(op.module)
         if not tensors_in([op.out]):
             self._given |= parameters  # a number, or the truth of a comparison
