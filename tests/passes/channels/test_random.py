@@ -18,6 +18,9 @@ import torch
 from tests.passes.channels.nets import random_net, reduced
 from tests.passes.channels.programs import agree, agree_in_a_file, random_program
 
+# torch says it of the weights' list of its own recurrent layers.
+pytestmark = pytest.mark.filterwarnings("ignore:The tensor attribute.*assigned during export")
+
 NETS = int(os.environ.get("ST3FX_CHANNEL_NETS", "40"))
 PROGRAMS = int(os.environ.get("ST3FX_CHANNEL_PROGRAMS", "12"))
 FILES = int(os.environ.get("ST3FX_CHANNEL_FILES", "2"))
