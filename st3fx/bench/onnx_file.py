@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.external_data_helper import uses_external_data
 
 from st3fx.errors import BenchError
-from st3fx.runtime.inference import DOMAIN
+from st3fx.onnx_passes.plain_operators import OURS
 
 BUILT_IN = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training", "ai.onnx.training",
             "com.microsoft", "com.microsoft.nchwc", "com.microsoft.experimental",
@@ -73,7 +73,7 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
 
 
 def _check_operators(model: onnx.ModelProto, path: Path) -> None:
-    known = {*BUILT_IN, DOMAIN, *(function.domain for function in model.functions)}
+    known = {*BUILT_IN, *OURS, *(function.domain for function in model.functions)}
     for node in _nodes(model.graph):
         if node.domain not in known:
             raise BenchError(

@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from st3fx.bench.variant import Array
-from st3fx.export.write import ONE_FILE
+from st3fx.export.write import save_proto
 from st3fx.onnx_passes.plain_operators import plain_proto
 
 _SCALE = 0.1
@@ -44,10 +44,7 @@ def write_dense(source: Path, target: Path, names: Collection[str]) -> int:
             tensor.CopyFrom(numpy_helper.from_array(filled, tensor.name))
             count += zeros
     if count:
-        size = sum(len(tensor.raw_data) for tensor in graph.initializer)
-        onnx.save_model(
-            model, target, save_as_external_data=size > ONE_FILE, location=f"{target.name}.data"
-        )
+        save_proto(model, target)
     return count
 
 

@@ -78,9 +78,12 @@ class Zeros:
 class ExportResult:
     """A written ONNX file and what was checked.
 
+    What is not in ``sparse`` is of the plain file where there are two.
+
     Attributes:
-        path: The file.
-        files: All that were written: the file, and the one beside it with weights if it is large.
+        path: The file that was asked for: with sparse kernels, where these were.
+        files: All that were written: the file, the one beside it with weights if it is large, and
+            the plain one beside one with sparse kernels.
         opset: Of the default domain.
         inputs: In order.
         outputs: In order.
@@ -96,6 +99,7 @@ class ExportResult:
         seconds: For all of it.
         channels: What was removed with dead channels; ``None`` where they were left.
         sparse: The file with sparse kernels; ``None`` where none was asked for.
+        plain: The plain file beside it, of ONNX's own operators alone; ``None`` likewise.
     """
 
     path: Path
@@ -115,6 +119,7 @@ class ExportResult:
     seconds: float
     channels: ChannelReport | None = None
     sparse: SparseFile | None = None
+    plain: Path | None = None
 
     @property
     def says_little(self) -> str:
@@ -129,6 +134,7 @@ class ExportResult:
         return {
             **dataclasses.asdict(self),
             "path": str(self.path),
+            "plain": None if self.plain is None else str(self.plain),
             "says_little": self.says_little,
             "files": [str(path) for path in self.files],
             "sparsity": self.zeros.sparsity,

@@ -24,7 +24,6 @@ from st3fx.export.write import write_model
 from st3fx.onnx_passes.sparse_kernels.free_sizes import free_sizes
 from st3fx.onnx_passes.sparse_kernels.lower import lower
 from st3fx.runtime.calibration import load_calibration
-from st3fx.runtime.names import sparse_path
 
 TOLERANCE = 1e-5
 """Largest relative difference of a float32 model."""
@@ -44,22 +43,23 @@ def check_library(*, verify: bool) -> None:
         runtime.library()
     except NativeError as error:
         raise ExportError(
-            f"--sparse-kernels: {error}. Without --sparse-kernels the plain ONNX file is written, "
-            "which runs everywhere; --no-verify writes both without running them"
+            f"--sparse-kernels: {error}. Without --sparse-kernels the plain ONNX file is written "
+            "alone, which runs everywhere; --no-verify writes both without running them"
         ) from error
 
 
 def write_sparse(
-    graph: ir.Model, plain: Path, job: Job, progress: Callable[[str], None]
+    graph: ir.Model, path: Path, plain: Path, job: Job, progress: Callable[[str], None]
 ) -> SparseFile:
-    """Lower a graph, write it beside the plain file and compare it with the model.
+    """Lower a graph, write it and compare it with the model.
 
     The height and width of images are left open where the graph computes the same as the model at
     a size that the export had not seen.
 
     Args:
         graph: That was written; it is changed.
-        plain: The file that holds it.
+        path: The file to write.
+        plain: The file that holds the graph as it was given.
         job: The model with its example.
         progress: Called with the name of each stage as it begins.
 
@@ -67,7 +67,6 @@ def write_sparse(
         ExportError: When the file is refused, or computes something else.
     """
     progress("lower")
-    path = sparse_path(plain)
     kernels = lower(graph, load_calibration())
     _write(graph, path)
     tolerance = _tolerance(job)

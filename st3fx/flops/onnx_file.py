@@ -42,12 +42,12 @@ def read_model(path: Path) -> onnx.ModelProto:
         ) from error
     if not model.graph.node or not model.opset_import:
         raise FlopsError(f"{path} is not an ONNX file, or has an empty graph")
-    if model.functions:
-        model = inliner.inline_local_functions(model)
     try:
-        model = plain_proto(model)
+        model = plain_proto(model)  # first: what ours have as bodies is no computation
     except (KeyError, ValueError) as error:
         raise FlopsError(f"{path} has damaged sparse operators: {describe(error)}") from error
+    if model.functions:
+        model = inliner.inline_local_functions(model)
     _check_operators(model.graph, path)
     return model
 
