@@ -14,6 +14,9 @@ from onnx import AttributeProto, helper
 
 from st3fx.runtime.inference import DOMAIN, HINT, OPSET
 
+_FUNCTIONS = 8
+"""The first version of the format in which a model has functions."""
+
 
 def add_hints(model: onnx.ModelProto) -> None:
     """Give each of our operators in a model its body, in place; nothing where there is none."""
@@ -25,6 +28,7 @@ def add_hints(model: onnx.ModelProto) -> None:
         model.functions.append(_body(name, nodes))
     if calls:
         model.doc_string = HINT
+        model.ir_version = max(model.ir_version, _FUNCTIONS)
 
 
 def _body(name: str, nodes: list[onnx.NodeProto]) -> onnx.FunctionProto:
