@@ -101,6 +101,7 @@ def _port(value: onnx.ValueInfoProto) -> InputPort:
         raise BenchError(f"input {value.name} is of type {name}: a benchmark cannot make values")
     if not kind.HasField("shape"):
         raise BenchError(f"input {value.name} has no shape in the graph: export it with one")
-    sizes = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?"
-             for dim in kind.shape.dim)  # fmt: skip
+    # Some converters write -1 for a size that is free.
+    sizes = (dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0
+             else dim.dim_param or "?" for dim in kind.shape.dim)  # fmt: skip
     return InputPort(value.name, dtype, tuple(sizes))

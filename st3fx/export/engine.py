@@ -14,7 +14,7 @@ from torch import nn
 
 from st3fx.core.inputs import Example
 from st3fx.core.messages import describe
-from st3fx.core.state import preserved
+from st3fx.core.state import preserved, to_eval
 from st3fx.errors import ExportError
 from st3fx.export.job import Job
 from st3fx.export.result import ExportResult, Port, Size
@@ -56,11 +56,12 @@ def export(
     if settings.sparse_kernels:
         check_library(verify=settings.verify)
     with preserved(model), torch.no_grad():
-        model.eval()
+        to_eval(model)
         job = Job(model, example, settings)
         progress("capture")
         channels = job.reduce() if settings.is_reduced else None
-        graph, norms, expected = job.graph()
+        made = job.graph()
+        graph, norms = made.graph, made.norms
         inputs, outputs = (tuple(map(_port, v)) for v in (graph.graph.inputs, graph.graph.outputs))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,7 @@ def export(
                 progress("save")
                 part = folder / plain.name
                 sparse = _write_checked(graph, part, settings, progress)
-                zeros = check_zeros(part, job.written, expected, norms.biases)
+                zeros = check_zeros(part, job.written, made.parameters, norms.biases, made.renamed)
                 progress("compare")
                 rows = job.compare(part)
                 kernels = None
@@ -87,7 +88,7 @@ def export(
         opset=graph.opset_imports[""],
         inputs=inputs,
         outputs=outputs,
-        dynamic_batch=not settings.fixed_batch and any(job.batched),
+        dynamic_batch=job.is_free,
         baked=job.call.baked,
         batch_norms=len(norms.folded),
         batch_norms_kept=norms.kept,

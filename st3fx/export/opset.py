@@ -6,7 +6,7 @@ import onnx
 import onnx_ir as ir
 
 from st3fx.errors import ExportError
-from st3fx.onnx_passes.lower_opset import LOWEST, lower_opset
+from st3fx.onnx_passes.lower_opset import LOWEST, least_opset, lower_opset
 from st3fx.onnx_passes.older_operators import TooNewError
 
 EXPORTERS = 18
@@ -25,6 +25,27 @@ def check_opset(opset: int | None) -> None:
             f"opset {opset} cannot be had: st3fx writes {LOWEST} to {highest}, the last that onnx "
             f"{onnx.__version__} knows"
         )
+
+
+def needed_opset(model: ir.Model, opset: int | None) -> int | None:
+    """The opset that a model has to be captured in instead; ``None`` where it is as it should be.
+
+    Args:
+        model: As it was captured.
+        opset: That was asked for.
+
+    Raises:
+        ExportError: When that one lacks an operator for a type.
+    """
+    least, reason = least_opset(model)
+    if not reason:
+        return None
+    if opset is not None:
+        raise ExportError(
+            f"opset {opset} cannot be had for this model: {reason} is in ONNX from opset {least} "
+            f"on; give --opset {least} or none"
+        )
+    return least
 
 
 def lowered(model: ir.Model, opset: int | None) -> ir.Model:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from st3fx.errors import ExportError
+from st3fx.export.batch import Dim
 from st3fx.export.call import Call, outputs
 from st3fx.export.parity import TOLERANCE, TOLERANCES, difference
 from st3fx.export.quiet import quiet
@@ -45,13 +46,13 @@ def check_reduced(model: nn.Module, graph: nn.Module, call: Call) -> None:
             )
 
 
-def write_reduced(graph: nn.Module, call: Call, batched: Sequence[bool], path: Path) -> None:
+def write_reduced(graph: nn.Module, call: Call, batched: Sequence[Dim], path: Path) -> None:
     """Save a graph so that ``torch.export.load(path).module()`` gives it back, without st3fx.
 
     Args:
         graph: Of plain operators.
         call: The example.
-        batched: Which of its tensors have the batch, which stays free, as dimension 0.
+        batched: Which dimension of its tensors is the batch, which stays free.
         path: The file; one that is there is replaced, whole or not at all.
 
     Raises:

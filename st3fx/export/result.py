@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """Bytes of a file, or of weights in memory, as they are and after zlib at level 6."""
+    """Bytes of a file, or of weights in memory, as they are and after zlib at level 6.
+
+    Of more than 256 MB the second is estimated from a part that lies all over it.
+    """
 
     name: str
     raw: int

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from st3fx.core.inputs import Example
 from st3fx.core.messages import describe
-from st3fx.core.state import preserved
+from st3fx.core.state import preserved, to_eval
 from st3fx.errors import InputError
 from st3fx.flops.aten_rules import RULES
 from st3fx.flops.collect import Collector
@@ -64,7 +64,7 @@ def _run(model: nn.Module, example: Example, fake: FakeTensorMode | None) -> lis
     if fake is not None:
         call = pytree.tree_map_only(Tensor, fake.from_tensor, call)
     with preserved(model), torch.no_grad(), plain_attention(), module_stack(model) as stack:
-        model.eval()
+        to_eval(model)
         observer = Observer(model, stack, fake)
         for leaf in pytree.tree_leaves(call):
             if isinstance(leaf, Tensor):

@@ -7,11 +7,12 @@ before: the definitions of both versions tell. What changed otherwise is in a ta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnx
 import onnx_ir as ir
+from onnx.defs import OpSchema
 
 from st3fx.onnx_passes.older_operators import NEUTRAL, REWRITES, TooNewError
 
@@ -30,15 +31,35 @@ def lower_opset(model: ir.Model, target: int) -> None:
         TooNewError: Names an operator that has no form there.
     """
     source = model.opset_imports[""]
-    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
-        if node.domain:
-            continue
+    for node in list(_nodes(model)):
         rewrite = REWRITES.get(node.op_type)
         if rewrite is not None and target < rewrite.since <= source:
             rewrite.apply(node, target)
-            continue
-        _fit(node, source, target)
+        else:
+            _fit(node, source, target)
     model.opset_imports[""] = target
+
+
+def least_opset(model: ir.Model) -> tuple[int, str]:
+    """The first opset that has all operators of a graph for the types that they are used with.
+
+    Returns:
+        It, and what asks for it (``Conv of bfloat16``); nothing where it is the graph's own.
+    """
+    least, reason = model.opset_imports[""], ""
+    for node in _nodes(model):
+        kind = _unknown_type(node, onnx.defs.get_schema(node.op_type, least, ""))
+        later = range(least + 1, onnx.defs.onnx_opset_version() + 1) if kind else ()
+        for version in later:
+            if not _unknown_type(node, onnx.defs.get_schema(node.op_type, version, "")):
+                least, reason = version, f"{node.op_type} of {kind}"
+                break
+    return least, reason
+
+
+def _nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Those of ONNX's own domain, in branches and loops too."""
+    return (node for node in ir.traversal.RecursiveGraphIterator(model.graph) if not node.domain)
 
 
 def _fit(node: ir.Node, source: int, target: int) -> None:
@@ -57,37 +78,40 @@ def _fit(node: ir.Node, source: int, target: int) -> None:
     for name in new.attributes.keys() - old.attributes.keys():
         value = node.attributes[name].value if name in node.attributes else _default(new, name)
         if value is not None and NEUTRAL.get((node.op_type, name)) != value:
-            raise TooNewError(node, f"{name}={value} is there from opset {new.since_version} on")
+            since = _first(node.op_type, name, target, source)
+            raise TooNewError(node, f"{name}={value} is there from opset {since} on")
         node.attributes.pop(name, None)
-    for values, formal in ((node.inputs, old.inputs), (node.outputs, old.outputs)):
-        _check_types(node, values, formal, target)
+    if kind := _unknown_type(node, old):
+        raise TooNewError(node, f"opset {target} has it for other types than {kind}")
 
 
-def _default(schema: onnx.defs.OpSchema, name: str) -> Any:
+def _first(op: str, name: str, target: int, source: int) -> int:
+    """The first opset above the target in which an operator has an attribute."""
+    versions = range(target + 1, source)
+    has = (v for v in versions if name in onnx.defs.get_schema(op, v, "").attributes)
+    return next(has, source)
+
+
+def _default(schema: OpSchema, name: str) -> Any:
     """What an attribute is where a node does not say; ``None`` where that is up to the node."""
     given = schema.attributes[name].default_value
     value = onnx.helper.get_attribute_value(given) if given.type else None
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _check_types(
-    node: ir.Node,
-    values: Sequence[ir.Value | None],
-    formal: Sequence[onnx.defs.OpSchema.FormalParameter],
-    target: int,
-) -> None:
+def _unknown_type(node: ir.Node, schema: OpSchema) -> str:
+    """A type that a node is used with and its definition lacks, as ``bfloat16``; else nothing."""
+    kinds = (*_kinds(node.inputs, schema.inputs), *_kinds(node.outputs, schema.outputs))
+    return next((kind for kind, known in kinds if f"tensor({kind})" not in known), "")
+
+
+def _kinds(
+    values: Sequence[ir.Value | None], formal: Sequence[OpSchema.FormalParameter]
+) -> Iterator[tuple[str, set[str]]]:
+    """The types of tensors, where they are known, beside those that may stand in their place."""
     for index, value in enumerate(values):
-        if value is None or value.dtype is None or not isinstance(value.type, ir.TensorType):
-            continue
-        last = formal[-1]
-        variadic = last.option == onnx.defs.OpSchema.FormalParameterOption.Variadic
-        if index >= len(formal) and not variadic:
-            raise TooNewError(node, f"it has {len(values)} inputs or outputs")
-        kind = f"tensor({_type_name(value.dtype)})"
-        if kind not in formal[min(index, len(formal) - 1)].types:
-            raise TooNewError(node, f"opset {target} has it for other types than {kind}")
-
-
-def _type_name(dtype: ir.DataType) -> str:
-    """As definitions write it."""
-    return str(onnx.helper.tensor_dtype_to_string(dtype.value)).rpartition(".")[2].lower()
+        if value is not None and value.dtype is not None and isinstance(value.type, ir.TensorType):
+            name = onnx.helper.tensor_dtype_to_string(value.dtype.value)
+            # The last place stands for any number of values where the operator takes so many.
+            known = formal[min(index, len(formal) - 1)].types
+            yield name.rpartition(".")[2].lower(), set(known)

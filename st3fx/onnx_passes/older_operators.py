@@ -217,26 +217,25 @@ def _reshape(node: ir.Node, target: int) -> None:
 
 
 def _trilu(node: ir.Node, target: int) -> None:
-    """A mask of ones above or below a diagonal; what it leaves out is 0, whatever it was."""
-    diagonal = _array(_input(node, 1)) if _input(node, 1) is not None else np.zeros(1, np.int64)
-    height, width = _sizes(node, node.inputs[0])[-2:]
+    """A mask of what lies above or below a diagonal; what it leaves out is 0, whatever it was."""
     kind = node.inputs[0].dtype if node.inputs[0] is not None else None
-    if (
-        diagonal is None
-        or kind is None
-        or not isinstance(height, int)
-        or not isinstance(width, int)
-    ):
-        raise TooNewError(node, "its sizes or its diagonal are free")
-    ones = np.ones((height, width), bool)
-    k = int(diagonal.reshape(-1)[0])
-    mask = np.triu(ones, k) if node.attributes.get_int("upper", 1) else np.tril(ones, k)
-    tape = _Tape(node)
+    if kind is None:
+        raise TooNewError(node, "the type of its input is not known")
+    tape, x, diagonal = _Tape(node), node.inputs[0], _input(node, 1)
+    zero, one = (tape.constant(np.array(n, np.int64)) for n in (0, 1))
+    places = []
+    for begin, end in ((-2, -1), (-1, np.iinfo(np.int64).max)):
+        first, last = (tape.constant(np.array([n], np.int64)) for n in (begin, end))
+        size = tape("Squeeze", [tape("Slice", [tape("Shape", [x]), first, last])])
+        places.append(tape("Range", [zero, size, one]))
+    rows = tape("Unsqueeze", [places[0], tape.constant(np.array([1], np.int64))])
+    distance = tape("Sub", [places[1], rows])
+    compare = "GreaterOrEqual" if node.attributes.get_int("upper", 1) else "LessOrEqual"
+    mask = tape(compare, [distance, zero if diagonal is None else diagonal])
     if kind == ir.DataType.BOOL:
-        tape.finish(tape("And", [node.inputs[0], tape.constant(mask)]))
-        return
-    zero = tape.constant(np.zeros((), kind.numpy()))
-    tape.finish(tape("Where", [tape.constant(mask), node.inputs[0], zero]))
+        tape.finish(tape("And", [x, mask]))
+    else:
+        tape.finish(tape("Where", [mask, x, tape.constant(np.zeros((), kind.numpy()))]))
 
 
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
