@@ -105,7 +105,8 @@ def _export(name: str, sparsity: float, folder: Path, options: argparse.Namespac
         pruned(build(name), sparsity), sample(name), folder / f"{sparsity}.onnx",
         sparse_kernels=True, eliminate_dead_channels=options.eliminate_dead_channels,
     )  # fmt: skip
-    (folder / f"{sparsity}.onnx").unlink()
+    assert result.plain is not None
+    result.plain.unlink()
     return result
 
 

@@ -28,8 +28,8 @@ def _shapes(
     """``SHAPE[:DTYPE]`` texts; ``[1,3,224,224],[1,8]`` is taken too, as two of them."""
     found: list[str] = []
     for text in texts:
-        lists = re.findall(r"\[([\d\s,]+)\]", text)
-        found += ["x".join(re.findall(r"\d+", sizes)) for sizes in lists] or [text]
+        lists = re.findall(r"\[([\d\s,]*)\]", text)
+        found += ["x".join(re.findall(r"\d+", sizes)) or "scalar" for sizes in lists] or [text]
     return tuple(found)
 
 
@@ -54,8 +54,9 @@ def _numbers(
 @click.option(
     "-i", "--input", "--shapes", "inputs", multiple=True, callback=_shapes,
     metavar="SHAPE[:DTYPE]",
-    help="Size of an input, e.g. 1x3x224x224 or 1x128:int64; [1,3,224,224] will do. Repeat it for "
-    "every input. Without it, the example of the model, or the sizes in the graph.",
+    help="Size of an input, e.g. 1x3x224x224 or 1x128:int64, scalar for one of no dimension; "
+    "[1,3,224,224] will do. Repeat it for every input. Without it, the example of the model, or "
+    "the sizes in the graph.",
 )  # fmt: skip
 @click.option(
     "-ncores", "--threads", multiple=True, callback=_numbers, metavar="N",

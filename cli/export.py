@@ -69,7 +69,8 @@ def _free(
 @click.option(
     "--sparse-initializers", is_flag=True,
     help="Store weights as index and value where that is smaller. This saves disk alone: ONNX "
-    "Runtime makes them dense when it loads them.",
+    "Runtime makes them dense when it loads them. It alone reads such files: OpenVINO, TVM, IREE "
+    "and tract refuse them, as ONNX Runtime's quantizers do, and onnx_ir drops the weights.",
 )  # fmt: skip
 @click.option(
     "--eliminate-dead-channels/--keep-dead-channels", default=None,
@@ -78,8 +79,9 @@ def _free(
 )  # fmt: skip
 @click.option(
     "--sparse-kernels", is_flag=True,
-    help="Write NAME.sparse.onnx beside it: layers that gain run by sparse kernels, in sessions "
-    "that st3fx.runtime.session opens.",
+    help="Layers that gain run by sparse kernels, in sessions that st3fx.runtime.session opens. "
+    "The plain file, which runs everywhere, is written beside it: NAME.onnx beside "
+    "NAME.sparse.onnx, which is the default, FILE.plain.onnx beside another FILE.onnx.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a file that is already there.")
 @json_option
@@ -115,12 +117,13 @@ def export(
       st3fx export resnet50.st3fx --sparsity 0.9 -o sparse.onnx --sparse-initializers
       st3fx export torchvision:resnet50 --weights resnet50.safetensors --input 1x3x224x224
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
+    from st3fx.runtime.names import SUFFIX
     from st3fx.verbs.deploy import check_target, export_spec
     from st3fx.verbs.folded import Request
 
     request = Request(**asked)
     # Now rather than after minutes of work.
-    name = output or f"{request.name}.onnx"
+    name = output or request.name + (SUFFIX if sparse_kernels else ".onnx")
     target = check_target(name, force=force, sparse=sparse_kernels)
     quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with quiet, Progress() as report:

@@ -37,12 +37,14 @@ def model_options(command: Command) -> Command:
             help="Weights to load: safetensors, .st3w, or a checkpoint of torch.save.",
         ),
         click.option(
+            "-i",
             "--input",
             "inputs",
             metavar="SHAPE[:DTYPE]",
             multiple=True,
-            help="An example input, e.g. 1x3x224x224 or 1x128:int64. Repeat it for every argument. "
-            "Without it, example_inputs() beside the model.",
+            help="An example input, e.g. 1x3x224x224 or 1x128:int64, scalar for one of no "
+            "dimension. Repeat it for every argument. Without it, example_inputs() beside the "
+            "model.",
         ),
         click.option(
             "--seed",

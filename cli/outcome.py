@@ -79,6 +79,8 @@ def _notes(result: ExportResult) -> Iterable[str]:
             f"{_count(result.sparse_initializers, 'initializer')} stored as sparse: smaller on "
             "disk, dense again in ONNX Runtime's memory"
         )
+    if result.plain is not None:
+        yield f"{result.plain} is the same model in ONNX's own operators alone"
     if result.baked:
         yield f"built in: {', '.join(result.baked)}"
     if not result.dynamic_batch:

@@ -10,6 +10,7 @@ import onnx
 from st3fx import runtime
 from st3fx.bench.settings import BenchSettings
 from st3fx.errors import NativeError
+from st3fx.onnx_passes.plain_operators import is_ours
 from st3fx.runtime.example import Shape, example_shapes
 
 
@@ -46,7 +47,7 @@ def verdict(without: Sequence[str], settings: BenchSettings) -> Iterator[str]:
 def has_sparse_operators(path: Path) -> bool:
     """Whether a file has operators of ours."""
     nodes = onnx.load(path, load_external_data=False).graph.node
-    return any(node.domain == runtime.DOMAIN for node in nodes)
+    return any(is_ours(node) for node in nodes)
 
 
 def noted_shapes(path: Path) -> tuple[Shape, ...]:

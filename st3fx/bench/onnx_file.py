@@ -12,7 +12,7 @@ from onnx.external_data_helper import uses_external_data
 
 from st3fx.errors import BenchError
 from st3fx.onnx_passes.normal_form import BUILT_IN, all_nodes, open_inputs
-from st3fx.runtime.inference import DOMAIN
+from st3fx.onnx_passes.plain_operators import OURS
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
 
 
 def _check_operators(model: onnx.ModelProto, path: Path) -> None:
-    known = {*BUILT_IN, DOMAIN, *(function.domain for function in model.functions)}
+    known = {*BUILT_IN, *OURS, *(function.domain for function in model.functions)}
     for node in all_nodes(model.graph):
         if node.domain not in known:
             raise BenchError(
@@ -86,6 +86,7 @@ def _port(value: onnx.ValueInfoProto) -> InputPort:
         raise BenchError(f"input {value.name} is of type {name}: a benchmark cannot make values")
     if not kind.HasField("shape"):
         raise BenchError(f"input {value.name} has no shape in the graph: export it with one")
-    sizes = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?"
-             for dim in kind.shape.dim)  # fmt: skip
+    # Some converters write -1 for a size that is free.
+    sizes = (dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0
+             else dim.dim_param or "?" for dim in kind.shape.dim)  # fmt: skip
     return InputPort(value.name, dtype, tuple(sizes))

@@ -13,6 +13,9 @@ from st3fx.errors import BenchError
 
 Shape = tuple[int, ...]
 
+BATCH = "batch"
+"""What exports of ours call the batch, whichever dimension it is."""
+
 
 def default_batch(ports: Sequence[InputPort], shapes: Sequence[Shape] = ()) -> int:
     """Samples in a call where no batch size is asked for: those of the shapes, else 1.
@@ -21,11 +24,21 @@ def default_batch(ports: Sequence[InputPort], shapes: Sequence[Shape] = ()) -> i
         ports: Inputs of the graph.
         shapes: Of all inputs, or none.
     """
-    given = [shape[0] for shape in shapes if shape]
-    fixed = [port.shape[0] for port in ports if port.shape]
-    if given:
-        return given[0]
-    return next((size for size in fixed[:1] if isinstance(size, int)), 1)
+    places = [_batch_axis(port) for port in ports]
+    for place, shape in zip(places, shapes, strict=False):
+        if place is not None and place < len(shape):
+            return shape[place]
+    if any(place is not None for place in places) and not shapes:
+        return 1
+    sizes = [shape[0] for shape in (*shapes, *(port.shape for port in ports)) if shape]
+    return next((size for size in sizes[:1] if isinstance(size, int)), 1)
+
+
+def _batch_axis(port: InputPort) -> int | None:
+    """The free dimension that is the batch: that of this name, else the first; ``None``: none."""
+    if BATCH in port.shape:
+        return port.shape.index(BATCH)
+    return 0 if port.shape and isinstance(port.shape[0], str) else None
 
 
 def sized(
@@ -35,7 +48,8 @@ def sized(
 
     Args:
         ports: Inputs of the graph.
-        batch: What free sizes in dimension 0 become, and others of the same name.
+        batch: What free sizes in dimension 0 become, or those named ``batch`` where an input has
+            such, and others of the same name.
         shapes: Of all inputs in order; empty: as the graph has them.
         where: Name of the graph, for errors.
 
@@ -48,7 +62,8 @@ def sized(
             f"{len(shapes)} shapes for {len(ports)} inputs of {where} ({names}): give --input once "
             "for each, in this order"
         )
-    free = {port.shape[0] for port in ports if port.shape and isinstance(port.shape[0], str)}
+    places = [_batch_axis(port) for port in ports]
+    free = {port.shape[a] for port, a in zip(ports, places, strict=True) if a is not None}
     result = []
     for index, port in enumerate(ports):
         given = shapes[index] if shapes else None
@@ -56,7 +71,7 @@ def sized(
             _check_given(port, given)
         result.append(tuple(
             size if isinstance(size, int)
-            else batch if axis == 0 or (size in free and size != "?")
+            else batch if axis == places[index] or (size in free and size != "?")
             else _asked(port, axis, given)
             for axis, size in enumerate(port.shape)
         ))  # fmt: skip
@@ -112,9 +127,10 @@ def _all(shapes: Sequence[Shape]) -> str:
 
 def _values(dtype: np.dtype[np.generic], shape: Shape, generator: np.random.Generator) -> Array:
     try:
+        # Of no dimension, a generator gives a number of Python's.
         if dtype.kind in "fc":
-            return generator.standard_normal(shape).astype(dtype)
-        return generator.integers(0, 2, shape).astype(dtype)
+            return np.asarray(generator.standard_normal(shape)).astype(dtype)
+        return np.asarray(generator.integers(0, 2, shape)).astype(dtype)
     except MemoryError as error:
         raise BenchError(f"an input of shape {shape} does not fit into memory") from error
 

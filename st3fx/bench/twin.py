@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from st3fx.bench.quantised import is_quantised, neighbours
 from st3fx.bench.variant import Array
-from st3fx.export.write import ONE_FILE
+from st3fx.export.write import save_proto
 from st3fx.onnx_passes.normal_form import all_nodes, normal_form
 from st3fx.onnx_passes.plain_operators import plain_proto
 
@@ -32,7 +32,7 @@ def write_dense(source: Path, target: Path, names: Collection[str]) -> int:
     Returns:
         How many zeros there were. Where there were none, nothing is written.
     """
-    model = plain_proto(normal_form(onnx.load(source)).model)
+    model = normal_form(plain_proto(onnx.load(source))).model
     graph, generator = model.graph, np.random.default_rng(0)
     _densify(graph, names)
     arrays = {item.name: item for item in graph.initializer}
@@ -51,10 +51,7 @@ def write_dense(source: Path, target: Path, names: Collection[str]) -> int:
             tensor.CopyFrom(numpy_helper.from_array(filled, tensor.name))
             count += zeros
     if count:
-        size = sum(len(tensor.raw_data) for tensor in graph.initializer)
-        onnx.save_model(
-            model, target, save_as_external_data=size > ONE_FILE, location=f"{target.name}.data"
-        )
+        save_proto(model, target)
     return count
 
 

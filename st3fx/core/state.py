@@ -194,6 +194,16 @@ def not_collecting() -> Iterator[None]:
             gc.enable()
 
 
+def to_eval(model: nn.Module) -> nn.Module:
+    """Put a model into eval mode, and give it back.
+
+    What ``torch.export`` captured stays in the mode that it had then, and refuses to be asked.
+    """
+    with contextlib.suppress(NotImplementedError):
+        model.eval()
+    return model
+
+
 @contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Set buffers, attributes (``training`` too) and random generators back on leaving.

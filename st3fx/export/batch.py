@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+Dim = int | bool | None
+"""Which dimension of a tensor is the batch: ``True`` says 0, ``None`` and ``False`` say none."""
+
 
 def batched(tensors: Sequence[Tensor]) -> tuple[bool, ...]:
     """Which tensors have the batch as dimension 0: all whose size there is the most common one."""
@@ -18,16 +21,32 @@ def batched(tensors: Sequence[Tensor]) -> tuple[bool, ...]:
     return tuple(tensor.dim() > 0 and tensor.shape[0] == batch for tensor in tensors)
 
 
-def repeated(tensors: Sequence[Tensor], which: Sequence[bool], batch: int) -> tuple[Tensor, ...]:
+def dimension(which: Dim) -> int | None:
+    """The number of the batch dimension; ``None`` where there is none."""
+    if which is None or which is False:
+        return None
+    return 0 if which is True else which
+
+
+def batch_size(tensors: Sequence[Tensor], which: Sequence[Dim]) -> int | None:
+    """Samples in a call; ``None`` where no tensor has a batch."""
+    pairs = zip(tensors, map(dimension, which), strict=True)
+    return next((tensor.shape[dim] for tensor, dim in pairs if dim is not None), None)
+
+
+def repeated(tensors: Sequence[Tensor], which: Sequence[Dim], batch: int) -> tuple[Tensor, ...]:
     """The samples again and again, until there are ``batch`` of them."""
-    return tuple(
-        t[torch.arange(batch) % t.shape[0]] if has else t
-        for t, has in zip(tensors, which, strict=True)
-    )
+    return tuple(_repeated(t, dimension(has), batch) for t, has in zip(tensors, which, strict=True))
+
+
+def _repeated(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
+    if dim is None:
+        return tensor
+    return tensor.index_select(dim, torch.arange(batch, device=tensor.device) % tensor.shape[dim])
 
 
 def random_like(
-    tensors: Sequence[Tensor], which: Sequence[bool], batch: int, generator: torch.Generator
+    tensors: Sequence[Tensor], which: Sequence[Dim], batch: int, generator: torch.Generator
 ) -> tuple[Tensor, ...]:
     """Random values in the range of the example's: never an index that it would not take.
 
@@ -35,15 +54,14 @@ def random_like(
     largest, and booleans are the example's own samples.
     """
     return tuple(
-        _random(t, (batch, *t.shape[1:]) if has else tuple(t.shape), generator)
-        for t, has in zip(tensors, which, strict=True)
+        _random(t, dimension(has), batch, generator) for t, has in zip(tensors, which, strict=True)
     )
 
 
-def _random(example: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def _random(example: Tensor, dim: int | None, batch: int, generator: torch.Generator) -> Tensor:
     if not example.numel() or example.dtype == torch.bool or example.is_complex():
-        rows = torch.arange(shape[0]) % example.shape[0] if shape and example.numel() else ...
-        return example[rows]
+        return _repeated(example, dim, batch) if example.numel() else example
+    shape = [batch if axis == dim else size for axis, size in enumerate(example.shape)]
     if example.dtype.is_floating_point:
         values = example.double()
         spread = float(values.std(correction=0)) or 1.0

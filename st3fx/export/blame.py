@@ -39,6 +39,12 @@ def reason(error: BaseException) -> str:
     node = _node(error)
     where = _place(error, node)
     if node is not None and callable(node.target):
+        if any(_operator(other) == "flex_attention" for other in node.graph.nodes):
+            # It sorts its blocks before it computes: what fails first is not what matters.
+            return (
+                f"ONNX has no form of flex_attention{where}; call scaled_dot_product_attention "
+                "there, with what its functions compute as attn_mask"
+            )
         return f"ONNX has no form of {_operator(node)}{where}"
     root = _root(error)
     if _branches(root):
@@ -51,6 +57,8 @@ def _branches(root: BaseException) -> bool:
 
 
 def _operator(node: fx.Node) -> str:
+    if isinstance(node.target, str):
+        return node.target
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target).removesuffix(".default")
     return str(getattr(node.target, "__name__", node.target))

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from st3fx.core.inputs import Example
+from st3fx.core.state import to_eval
 from st3fx.errors import ExportError
+from st3fx.export.attention import FourDimensions
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,20 @@ class Call:
 
 
 class Flat(nn.Module):
-    """The model as a function from tensors to a tuple of tensors."""
+    """The model, in eval mode, as a function from tensors to a tuple of tensors."""
 
     def __init__(self, model: nn.Module, call: Call) -> None:
         super().__init__()
-        self.model = model
+        self.model = to_eval(model)
+        self.training = False
         self._call = call
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Call the model; what is no tensor in its output is left out."""
         args, kwargs = self._call.arguments(tensors)
-        return tuple(tensor for _, tensor in outputs(self.model(*args, **kwargs)))
+        with FourDimensions():
+            result = self.model(*args, **kwargs)
+        return tuple(tensor for _, tensor in outputs(result))
 
 
 def outputs(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -14,17 +14,17 @@ from torch import nn
 
 from st3fx.core.inputs import Example
 from st3fx.core.messages import describe
-from st3fx.core.state import preserved
+from st3fx.core.state import preserved, to_eval
 from st3fx.errors import ExportError
 from st3fx.export.job import Job
 from st3fx.export.result import ExportResult, Port, Size
 from st3fx.export.settings import Settings
 from st3fx.export.sizes import size_of_files
 from st3fx.export.sparse import check_library, write_sparse
-from st3fx.export.write import write_model
+from st3fx.export.write import data_path, weights_beside, write_model
 from st3fx.export.zeros import check_zeros
 from st3fx.files.atomic import temporary_neighbour
-from st3fx.runtime.names import sparse_path
+from st3fx.runtime.names import plain_path
 
 
 def export(
@@ -41,7 +41,8 @@ def export(
     Args:
         model: Left as it was.
         example: One call in eval mode.
-        path: The file; one that is there is replaced.
+        path: The file; one that is there is replaced, with its weights beside it. With sparse
+            kernels it has those, and the plain file is ``plain_path(path)``.
         settings: How.
         before: Gives the size of the weights before.
         progress: Called with the name of each stage as it begins.
@@ -51,31 +52,34 @@ def export(
         ExportError: When it cannot be exported, or a check fails. Nothing is left then.
     """
     began = time.perf_counter()
+    plain = plain_path(path) if settings.sparse_kernels else path
     if settings.sparse_kernels:
         check_library(verify=settings.verify)
     with preserved(model), torch.no_grad():
-        model.eval()
+        to_eval(model)
         job = Job(model, example, settings)
         progress("capture")
         channels = job.reduce() if settings.is_reduced else None
-        graph, norms, expected = job.graph()
+        made = job.graph()
+        graph, norms = made.graph, made.norms
         inputs, outputs = (tuple(map(_port, v)) for v in (graph.graph.inputs, graph.graph.outputs))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary_neighbour(path) as folder:
                 progress("save")
-                part = folder / path.name
+                part = folder / plain.name
                 sparse = _write_checked(graph, part, settings, progress)
-                zeros = check_zeros(part, job.written, expected, norms.biases)
+                zeros = check_zeros(part, job.written, made.parameters, norms.biases, made.renamed)
                 progress("compare")
                 rows = job.compare(part)
-                kernels = (
-                    write_sparse(graph, part, job, progress) if settings.sparse_kernels else None
-                )
+                kernels = None
+                if settings.sparse_kernels:
+                    kernels = write_sparse(graph, folder / path.name, part, job, progress)
                 progress("measure")
                 files = sorted(folder.iterdir())
-                sizes = (before(), *_file_sizes(files, path))
-                written = _put_in_place(files, path)
+                targets = tuple(dict.fromkeys((plain, path)))
+                sizes = (before(), *_file_sizes(files, targets))
+                written = _put_in_place(files, targets)
         except OSError as error:
             raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
     return ExportResult(
@@ -84,7 +88,7 @@ def export(
         opset=graph.opset_imports[""],
         inputs=inputs,
         outputs=outputs,
-        dynamic_batch=not settings.fixed_batch and any(job.batched),
+        dynamic_batch=job.is_free,
         baked=job.call.baked,
         batch_norms=len(norms.folded),
         batch_norms_kept=norms.kept,
@@ -95,7 +99,8 @@ def export(
         sizes=sizes,
         seconds=time.perf_counter() - began,
         channels=channels,
-        sparse=kernels and dataclasses.replace(kernels, path=sparse_path(path)),
+        sparse=kernels and dataclasses.replace(kernels, path=path),
+        plain=plain if kernels else None,
     )
 
 
@@ -125,19 +130,26 @@ def _check(path: Path, *, full: bool) -> None:
         raise ExportError(f"onnx.checker refuses the model: {describe(error)}") from error
 
 
-def _file_sizes(files: Sequence[Path], path: Path) -> list[Size]:
-    """Of the plain file, and of the one with sparse operators."""
-    name = sparse_path(path).name
-    more = [file for file in files if file.name.startswith(name)]
-    sizes = [size_of_files(path.name, [file for file in files if file not in more])]
-    return [*sizes, size_of_files(name, more)] if more else sizes
+def _file_sizes(files: Sequence[Path], targets: Sequence[Path]) -> list[Size]:
+    """Of each target, with the weights beside it."""
+    names = [(target.name, data_path(target).name) for target in targets]
+    return [size_of_files(pair[0], [f for f in files if f.name in pair]) for pair in names]
 
 
-def _put_in_place(files: Sequence[Path], path: Path) -> tuple[Path, ...]:
-    """Move what was written beside the file; files that name others come last."""
-    for file in sorted(files, key=lambda file: file.suffix == path.suffix):
-        file.replace(path.parent / file.name)
-    return tuple(sorted(path.parent / file.name for file in files))
+def _put_in_place(files: Sequence[Path], targets: Sequence[Path]) -> tuple[Path, ...]:
+    """Move what was written to its place; what lay there goes, with the weights beside it.
+
+    No file is ever beside the weights of another: where there are such, the old file goes before
+    them, and the new one comes after.
+    """
+    folder, names = targets[0].parent, {target.name for target in targets}
+    old = [data for target in targets for data in weights_beside(target)]
+    if old or any(file.name not in names for file in files):
+        for there in (*targets, *old):
+            there.unlink(missing_ok=True)
+    for file in sorted(files, key=lambda file: file.name in names):
+        file.replace(folder / file.name)
+    return tuple(sorted(folder / file.name for file in files))
 
 
 def _port(value: ir.Value) -> Port:

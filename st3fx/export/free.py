@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from st3fx.errors import ExportError
+from st3fx.export.batch import batched
+
+BATCH = "batch"
+"""Name of the batch in a file."""
 
 Names = tuple[dict[int, str], ...]
 """For each input tensor: dimension -> name of the free size."""
@@ -20,8 +24,9 @@ class FreeSize:
 
     Attributes:
         input: Name of the input.
-        dim: Which of its dimensions, from 1 on; dimension 0 is the batch.
-        name: Of the size in the file; dimensions of one name have one size.
+        dim: Which of its dimensions, from 0 on.
+        name: Of the size in the file; dimensions of one name have one size. ``batch`` says that
+            this dimension is the batch, where it is not dimension 0.
     """
 
     input: str
@@ -30,7 +35,7 @@ class FreeSize:
 
     @classmethod
     def of(cls, free: Mapping[str, Mapping[int, str]] | None) -> tuple[FreeSize, ...]:
-        """From ``{"input_ids": {1: "sequence"}}``."""
+        """From ``{"input_ids": {1: "sequence"}, "state": {1: "batch"}}``."""
         table = (free or {}).items()
         return tuple(cls(key, dim, name) for key, dims in table for dim, name in dims.items())
 
@@ -50,16 +55,47 @@ def names(free: Sequence[FreeSize], inputs: Sequence[str], tensors: Sequence[Ten
             raise ExportError(f"{where}: the inputs are {', '.join(inputs)}")
         index = inputs.index(item.input)
         shape = tuple(tensors[index].shape)
-        if not 0 < item.dim < len(shape):
-            raise ExportError(f"{where}: give a dimension from 1 to {len(shape) - 1} of {shape}")
-        if not item.name.isidentifier() or item.name == "batch":
-            raise ExportError(f"{where}: give a name of letters, e.g. sequence; batch is taken")
+        if not 0 <= item.dim < len(shape):
+            raise ExportError(f"{where}: give a dimension from 0 to {len(shape) - 1} of {shape}")
+        if not item.name.isidentifier():
+            raise ExportError(f"{where}: give a name of letters, e.g. sequence")
+        if item.name in found[index].values():
+            raise ExportError(f"{where}: another dimension of {item.input} is {item.name} already")
         if sizes.setdefault(item.name, shape[item.dim]) != shape[item.dim]:
             raise ExportError(
                 f"{where}: {item.name} is {sizes[item.name]} elsewhere in the example"
             )
         found[index][item.dim] = item.name
     return found
+
+
+def batch_dims(names: Names, tensors: Sequence[Tensor]) -> tuple[tuple[int | None, ...], ...]:
+    """The dimension of each tensor that is the batch, in the order in which to try them.
+
+    Where it is named for some inputs, the others may have it as dimension 0, which their size there
+    says, or not at all. Where it is not named, all tensors of the most common size in dimension 0
+    have it there, but for those for which another name was given to that.
+
+    Args:
+        names: The free dimensions of each input.
+        tensors: The example's.
+    """
+    own = [next((d for d, name in dims.items() if name == BATCH), None) for dims in names]
+    known = [t.shape[d] for t, d in zip(tensors, own, strict=True) if d is not None]
+    if not known:
+        open_ = [t for t, dims in zip(tensors, names, strict=True) if 0 not in dims]
+        has = iter(batched(open_))
+        return (tuple(None if 0 in dims or not next(has) else 0 for dims in names),)
+    more = tuple(
+        0 if d is None and not dims and t.dim() and t.shape[0] == known[0] else d
+        for t, d, dims in zip(tensors, own, names, strict=True)
+    )  # fmt: skip
+    return tuple(dict.fromkeys((more, tuple(own))))
+
+
+def without_batch(names: Names) -> Names:
+    """The free dimensions that are not the batch."""
+    return tuple({d: name for d, name in dims.items() if name != BATCH} for dims in names)
 
 
 def resized(tensors: Sequence[Tensor], free: Names, change: int) -> tuple[Tensor, ...]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from st3fx.core.inputs import Example
 from st3fx.core.messages import describe
 from st3fx.core.state import preserved
 from st3fx.errors import ExportError, InputError
 from st3fx.export import free, parity
-from st3fx.export.batch import batched
+from st3fx.export.batch import batch_size
 from st3fx.export.call import Call, Flat, outputs, unique
 from st3fx.export.capture import capture, io_names
-from st3fx.export.opset import lowered
-from st3fx.export.parity import Opener, open_plain
+from st3fx.export.first_difference import first_difference
+from st3fx.export.opset import lowered, needed_opset
+from st3fx.export.parity import Bound, Judge, Opener, open_plain
 from st3fx.export.quiet import quiet
 from st3fx.export.reduce import reduce
 from st3fx.export.result import Parity
@@ -26,6 +30,25 @@ from st3fx.export.zeros import used
 from st3fx.onnx_passes.fold_batch_norm import BatchNorms
 from st3fx.onnx_passes.pipeline import prepare
 from st3fx.passes.channels.report import ChannelReport
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Written:
+    """A graph that is to be written.
+
+    Attributes:
+        graph: The graph.
+        norms: What became of batch norms.
+        parameters: Names of the parameters that are in it.
+        renamed: Name of a parameter -> that of its initializer, where it has another.
+    """
+
+    graph: ir.Model
+    norms: BatchNorms
+    parameters: set[str]
+    renamed: dict[str, str]
 
 
 class Job:
@@ -41,13 +64,26 @@ class Job:
         self.written = model
         self.name = type(model).__name__
         self.call = Call.of(model, example)
-        self.batched = batched(self.call.tensors)
-        self.free = free.names(settings.free, self.call.names, self.call.tensors)
-        self.flat = Flat(model, self.call).eval()
+        named = free.names(settings.free, self.call.names, self.call.tensors)
+        self._places = list(free.batch_dims(named, self.call.tensors))
+        self.free = free.without_batch(named)
+        self._program: ExportedProgram | None = None
+        self.flat = Flat(model, self.call)
         self.outputs = self._output_names()
         kinds = {parameter.dtype for parameter in model.parameters()}
         widest = max((parity.TOLERANCES.get(kind, parity.TOLERANCE) for kind in kinds), default=0.0)
         self.tolerance = settings.tolerance or widest or parity.TOLERANCE
+
+    @property
+    def batched(self) -> tuple[int | None, ...]:
+        """Which dimension of each tensor is the batch."""
+        return self._places[0]
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the batch size is free."""
+        has = batch_size(self.call.tensors, self.batched) is not None
+        return has and not self.settings.fixed_batch
 
     def _output_names(self) -> tuple[str, ...]:
         # Clones: a forward may write into its inputs.
@@ -68,31 +104,56 @@ class Job:
     def reduce(self) -> ChannelReport:
         """Write a graph without dead channels instead of the model."""
         fixed = self.settings.fixed_batch
-        self.written, channels = reduce(self.model, self.call, self.batched, fixed_batch=fixed)
+        self.written, channels = self._placed(
+            lambda: reduce(self.model, self.call, self.batched, fixed_batch=fixed)
+        )
         return channels
 
-    def graph(self) -> tuple[ir.Model, BatchNorms, set[str]]:
-        """The graph to write, what became of batch norms, and the parameters that are in it."""
-        settings = self.settings
-        graph = capture(
-            Flat(self.written, self.call).eval(),
+    def _placed(self, run: Callable[[], Result]) -> Result:
+        """Run with the first of the places for the batch with which it can be."""
+        while len(self._places) > 1:
+            try:
+                return run()
+            except ExportError:
+                del self._places[0]
+        return run()
+
+    def graph(self) -> Written:
+        """The graph to write, and what became of the model's parts in it."""
+        opset = self.settings.opset
+        graph, norms, expected = self._placed(lambda: self._captured(opset))
+        least = needed_opset(graph, opset)
+        if least is not None:
+            graph, norms, expected = self._captured(opset := least)
+        with quiet():
+            graph = lowered(graph, opset)
+        renamed = io_names(graph, self.call.names, self.outputs)
+        return Written(graph, norms, expected - norms.absorbed, renamed)
+
+    def _captured(self, opset: int | None) -> tuple[ir.Model, BatchNorms, set[str]]:
+        """The graph as the exporter gives it, prepared, and the parameters that it had."""
+        captured = capture(
+            Flat(self.written, self.call),
             self.name,
             self.call.tensors,
             self.batched,
-            opset=settings.opset,
-            fixed_batch=settings.fixed_batch,
+            opset=opset,
+            fixed_batch=self.settings.fixed_batch,
             sizes=self.free,
         )
+        graph, self._program = captured.graph, captured.program
         names = [name for name, _ in self.written.named_parameters(remove_duplicate=False)]
         expected = used(graph, names)
         with quiet():
-            norms = prepare(graph, expected)
-            graph = lowered(graph, settings.opset)
-        io_names(graph, self.call.names, self.outputs)
-        return graph, norms, expected - norms.absorbed
+            return graph, prepare(graph, expected), expected
 
     def compare(
-        self, path: Path, *, session: Opener = open_plain, tolerance: float | None = None
+        self,
+        path: Path,
+        *,
+        session: Opener = open_plain,
+        tolerance: float | None = None,
+        bounds: Callable[[Sequence[Tensor]], Sequence[Bound]] | None = None,
     ) -> tuple[Parity, ...]:
         """Run a written file beside the model.
 
@@ -100,42 +161,47 @@ class Job:
             path: The file.
             session: Opens it.
             tolerance: Largest relative difference that passes; ``None``: that of the job.
+            bounds: As of a :class:`Judge`.
         """
         if not self.settings.verify:
             return ()
-        fixed = self.settings.fixed_batch or not any(self.batched)
+        allowed = tolerance or self.tolerance
+
+        def explain(tensors: Sequence[Tensor]) -> str:
+            if self._program is None:
+                return ""
+            return first_difference(path, self._program, tensors, session, allowed)
+
+        judge = Judge(self.outputs, allowed, bounds, explain)
         rows = parity.verify(
             path,
             self.flat,
             self.call,
             self.batched,
-            self.outputs,
-            batch_sizes=() if fixed else self.settings.batch_sizes,
-            tolerance=tolerance or self.tolerance,
+            judge,
+            batch_sizes=self.settings.batch_sizes if self.is_free else (),
             seed=self.settings.seed,
             session=session,
         )
-        return (*rows, *self._other_sizes(path, session, tolerance or self.tolerance))
+        return (*rows, *self._other_sizes(session(path), judge))
 
-    def _other_sizes(self, path: Path, session: Opener, tolerance: float) -> list[Parity]:
+    def _other_sizes(self, session: Any, judge: Judge) -> list[Parity]:
         """Run the file at sizes that the example does not have, where some are to be free."""
-        if not self.settings.free:
+        if not any(self.free):
             return []
         calls = list(free.other_sizes(self.call.tensors, self.free))
         taken = [(label, tensors) for label, tensors in calls if self.takes(tensors)]
         if not taken:
             tried = " nor ".join(label for label, _ in calls)
             raise ExportError(f"{self.name} takes no other size: neither {tried}")
-        return [self.compare_at(path, t, label, session, tolerance) for label, t in taken]
+        return [parity.compare(session, self.flat, t, judge, label) for label, t in taken]
 
     def takes(self, tensors: Sequence[Tensor]) -> bool:
         """Whether the model takes other tensors than the example's."""
         return parity.takes(self.flat, tensors)
 
     def compare_at(
-        self, path: Path, tensors: Sequence[Tensor], label: str, session: Opener, tolerance: float
+        self, session: Any, tensors: Sequence[Tensor], label: str, judge: Judge
     ) -> Parity:
         """Run a written file beside the model, on these tensors; ``label`` says which they are."""
-        return parity.compare(
-            session(path), self.flat, tensors, self.outputs, label, tolerance=tolerance
-        )
+        return parity.compare(session, self.flat, tensors, judge, label)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export import ExportedProgram, ShapesCollection
 
 from st3fx.core.state import preserved
-from st3fx.export.batch import repeated
+from st3fx.export.batch import Dim, batch_size, dimension, repeated
 from st3fx.export.call import Call
 from st3fx.export.capture import refusal
 from st3fx.export.quiet import quiet
@@ -18,14 +18,14 @@ from st3fx.passes.channels.report import ChannelReport
 
 
 def reduce(
-    model: nn.Module, call: Call, batched: Sequence[bool], *, fixed_batch: bool
+    model: nn.Module, call: Call, batched: Sequence[Dim], *, fixed_batch: bool
 ) -> tuple[fx.GraphModule, ChannelReport]:
     """Remove a model's dead channels.
 
     Args:
         model: In eval mode.
         call: The example.
-        batched: Which of its tensors have the batch as dimension 0.
+        batched: Which dimension of its tensors is the batch.
         fixed_batch: Leave the batch size as it is in the example.
 
     Returns:
@@ -34,7 +34,7 @@ def reduce(
     Raises:
         ExportError: When the model cannot be captured, or the batch cannot be free.
     """
-    free = any(batched) and not fixed_batch
+    free = batch_size(call.tensors, batched) is not None and not fixed_batch
     which = batched if free else ()
     with quiet():
         try:
@@ -43,23 +43,24 @@ def reduce(
             raise refusal(error, type(model).__name__, free=free) from None
 
 
-def samples(call: Call, batched: Sequence[bool]) -> Sequence[Tensor]:
+def samples(call: Call, batched: Sequence[Dim]) -> Sequence[Tensor]:
     """The example's tensors, of two samples or more where the batch is free."""
-    sizes = [t.shape[0] for t, has in zip(call.tensors, batched, strict=False) if has]
+    size = batch_size(call.tensors, batched) if batched else None
     # One sample is no example of a batch: a size of 1 is broadcast too.
-    return repeated(call.tensors, batched, max(2, sizes[0])) if sizes else call.tensors
+    return call.tensors if size is None else repeated(call.tensors, batched, max(2, size))
 
 
 def captured(
-    model: nn.Module, call: Call, tensors: Sequence[Tensor], batched: Sequence[bool]
+    model: nn.Module, call: Call, tensors: Sequence[Tensor], batched: Sequence[Dim]
 ) -> ExportedProgram:
-    """A model as ``torch.export`` sees it; dimension 0 of the tensors in ``batched`` is free."""
+    """A model as ``torch.export`` sees it; the tensors' dimensions in ``batched`` are free."""
     given = [tensor.clone() for tensor in tensors]
     args, kwargs = call.arguments(given)
     shapes = ShapesCollection()
     for tensor, has in zip(given, batched, strict=False):
-        if has:
-            shapes[tensor] = {0: Dim.DYNAMIC}
+        place = dimension(has)
+        if place is not None:
+            shapes[tensor] = {place: torch.export.Dim.DYNAMIC}
     with preserved(model):  # attributes that a forward sets would keep its stand-ins
         return torch.export.export(
             model, args, kwargs, dynamic_shapes=shapes if batched else None, strict=False

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from st3fx.core.state import preserved, preserved_rng
 from st3fx.errors import ExportError
+from st3fx.export.batch import Dim
 from st3fx.export.call import Call, outputs
 from st3fx.export.parity import TOLERANCE, TOLERANCES, difference
 from st3fx.export.quiet import quiet
@@ -83,13 +84,13 @@ def _described(tensor: Tensor) -> str:
     return f"{shape} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def write_reduced(graph: nn.Module, call: Call, batched: Sequence[bool], path: Path) -> None:
+def write_reduced(graph: nn.Module, call: Call, batched: Sequence[Dim], path: Path) -> None:
     """Save a graph so that ``torch.export.load(path).module()`` gives it back, without st3fx.
 
     Args:
         graph: Of plain operators.
         call: The example.
-        batched: Which of its tensors have the batch, which stays free, as dimension 0.
+        batched: Which dimension of its tensors is the batch, which stays free.
         path: The file; one that is there is replaced, whole or not at all.
 
     Raises:

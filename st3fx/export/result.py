@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """Bytes of a file, or of weights in memory, as they are and after zlib at level 6."""
+    """Bytes of a file, or of weights in memory, as they are and after zlib at level 6.
+
+    Of more than 256 MB the second is estimated from a part that lies all over it.
+    """
 
     name: str
     raw: int
@@ -78,9 +81,12 @@ class Zeros:
 class ExportResult:
     """A written ONNX file and what was checked.
 
+    What is not in ``sparse`` is of the plain file where there are two.
+
     Attributes:
-        path: The file.
-        files: All that were written: the file, and the one beside it with weights if it is large.
+        path: The file that was asked for: with sparse kernels, where these were.
+        files: All that were written: the file, the one beside it with weights if it is large, and
+            the plain one beside one with sparse kernels.
         opset: Of the default domain.
         inputs: In order.
         outputs: In order.
@@ -96,6 +102,7 @@ class ExportResult:
         seconds: For all of it.
         channels: What was removed with dead channels; ``None`` where they were left.
         sparse: The file with sparse kernels; ``None`` where none was asked for.
+        plain: The plain file beside it, of ONNX's own operators alone; ``None`` likewise.
     """
 
     path: Path
@@ -115,6 +122,7 @@ class ExportResult:
     seconds: float
     channels: ChannelReport | None = None
     sparse: SparseFile | None = None
+    plain: Path | None = None
 
     @property
     def says_little(self) -> str:
@@ -129,6 +137,7 @@ class ExportResult:
         return {
             **dataclasses.asdict(self),
             "path": str(self.path),
+            "plain": None if self.plain is None else str(self.plain),
             "says_little": self.says_little,
             "files": [str(path) for path in self.files],
             "sparsity": self.zeros.sparsity,

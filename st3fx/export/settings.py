@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from st3fx.errors import ExportError
-from st3fx.export.free import FreeSize
+from st3fx.export.free import BATCH, FreeSize
 from st3fx.export.opset import check_opset
 
 
@@ -24,7 +24,8 @@ class Settings:
         tolerance: Largest relative difference that passes; ``None``: by the type of the weights.
         seed: Of the random values.
         sparse_kernels: Write a file with sparse operators too.
-        free: Sizes beside the batch that are free in the file.
+        free: Sizes beside the batch that are free in the file, and where the batch is if it is
+            not dimension 0.
     """
 
     opset: int | None = None
@@ -54,9 +55,12 @@ class Settings:
         check_opset(self.opset)
         if not self.batch_sizes or any(size < 1 for size in self.batch_sizes):
             raise ExportError(f"batch sizes {self.batch_sizes}: give numbers from 1 on, e.g. 1,3")
-        if self.free and (self.is_reduced or self.sparse_kernels):
+        others = [item for item in self.free if item.name != BATCH]
+        if others and (self.is_reduced or self.sparse_kernels):
             raise ExportError(
                 "free sizes cannot be had together with sparse kernels or without dead channels"
             )
+        if self.fixed_batch and len(others) < len(self.free):
+            raise ExportError("a batch that is named is free: leave --fixed-batch out, or the name")
         if self.tolerance is not None and not self.tolerance > 0:
             raise ExportError(f"tolerance {self.tolerance}: give a number above 0, e.g. 1e-4")

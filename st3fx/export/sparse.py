@@ -18,13 +18,14 @@ from st3fx.core.messages import describe
 from st3fx.errors import ExportError, NativeError
 from st3fx.export import parity
 from st3fx.export.job import Job
+from st3fx.export.parity import Judge
 from st3fx.export.result import Parity
+from st3fx.export.rounding import Rounding
 from st3fx.export.sparse_result import SparseFile
 from st3fx.export.write import write_model
 from st3fx.onnx_passes.sparse_kernels.free_sizes import free_sizes
 from st3fx.onnx_passes.sparse_kernels.lower import lower
 from st3fx.runtime.calibration import load_calibration
-from st3fx.runtime.names import sparse_path
 
 TOLERANCE = 1e-5
 """Largest relative difference of a float32 model."""
@@ -44,22 +45,23 @@ def check_library(*, verify: bool) -> None:
         runtime.library()
     except NativeError as error:
         raise ExportError(
-            f"--sparse-kernels: {error}. Without --sparse-kernels the plain ONNX file is written, "
-            "which runs everywhere; --no-verify writes both without running them"
+            f"--sparse-kernels: {error}. Without --sparse-kernels the plain ONNX file is written "
+            "alone, which runs everywhere; --no-verify writes both without running them"
         ) from error
 
 
 def write_sparse(
-    graph: ir.Model, plain: Path, job: Job, progress: Callable[[str], None]
+    graph: ir.Model, path: Path, plain: Path, job: Job, progress: Callable[[str], None]
 ) -> SparseFile:
-    """Lower a graph, write it beside the plain file and compare it with the model.
+    """Lower a graph, write it and compare it with the model.
 
     The height and width of images are left open where the graph computes the same as the model at
     a size that the export had not seen.
 
     Args:
         graph: That was written; it is changed.
-        plain: The file that holds it.
+        path: The file to write.
+        plain: The file that holds the graph as it was given.
         job: The model with its example.
         progress: Called with the name of each stage as it begins.
 
@@ -67,17 +69,20 @@ def write_sparse(
         ExportError: When the file is refused, or computes something else.
     """
     progress("lower")
-    path = sparse_path(plain)
     kernels = lower(graph, load_calibration())
     _write(graph, path)
     tolerance = _tolerance(job)
     opened: tuple[str, ...] = ()
     rows: tuple[Parity, ...] = ()
     progress("compare")
+    rounding = Rounding(job.flat, job.call, plain, tolerance, job.tolerance)
+    # A tolerance that was asked for is what was asked for.
+    bounds = None if job.settings.tolerance else rounding
     if job.settings.verify:
-        opened, unseen = _open(graph, path, plain, job, tolerance)
-        rows = (*job.compare(path, session=_session, tolerance=tolerance), *unseen)
-    return SparseFile(path, kernels, opened, rows, tolerance)
+        opened, unseen = _open(graph, path, plain, job, Judge(job.outputs, tolerance, bounds))
+        seen = job.compare(path, session=_session, tolerance=tolerance, bounds=bounds)
+        rows = (*seen, *unseen)
+    return SparseFile(path, kernels, opened, rows, rounding.widest)
 
 
 def _write(graph: ir.Model, path: Path) -> None:
@@ -96,7 +101,7 @@ def _tolerance(job: Job) -> float:
 
 
 def _open(
-    graph: ir.Model, path: Path, plain: Path, job: Job, tolerance: float
+    graph: ir.Model, path: Path, plain: Path, job: Job, judge: Judge
 ) -> tuple[tuple[str, ...], tuple[Parity, ...]]:
     """Leave the size of images open in the file, where that holds; which inputs, and the proof."""
     opened = free_sizes(graph)
@@ -110,7 +115,7 @@ def _open(
     label = f"given, {_sizes(tensors)}"
     try:
         _write(graph, trial)
-        row = job.compare_at(trial, tensors, label, _session, tolerance)
+        row = job.compare_at(_session(trial), tensors, label, judge)
     except ExportError:
         if not _plain_is_open(plain, job, tensors):
             return (), ()  # the exporter built the size in: nothing of ours
@@ -131,7 +136,8 @@ def _plain_is_open(plain: Path, job: Job, tensors: Sequence[Tensor]) -> bool:
     try:
         write_model(graph, trial)
         with contextlib.suppress(ExportError):
-            job.compare_at(trial, tensors, "other size", parity.open_plain, job.tolerance)
+            session = parity.open_plain(trial)
+            job.compare_at(session, tensors, "other size", Judge(job.outputs, job.tolerance))
             return True
         return False
     finally:

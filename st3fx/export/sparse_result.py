@@ -21,7 +21,8 @@ class SparseFile:
         open_inputs: Inputs whose height and width are free, tried with a size that the export had
             not seen.
         parity: One for each call that was compared with PyTorch; empty where that was left out.
-        tolerance: Largest relative difference that passes.
+        tolerance: Largest relative difference that passes: 1e-5, or what PyTorch and ONNX Runtime
+            on the plain file round by, where that is more (``st3fx.export.rounding``).
     """
 
     path: Path

@@ -14,6 +14,7 @@ from st3fx.core.messages import describe, few
 from st3fx.errors import ExportError
 from st3fx.files.atomic import replace_file
 from st3fx.files.compact import save_compact
+from st3fx.files.positive_zeros import positive_zeros
 
 
 def write_weights(state: Mapping[str, Any], path: Path, *, compact: bool) -> None:
@@ -21,6 +22,7 @@ def write_weights(state: Mapping[str, Any], path: Path, *, compact: bool) -> Non
 
     The safetensors file has every key, tied tensors under each of their names, so that
     ``load_state_dict(load_file(path), strict=True)`` takes it. The compact file stores them once.
+    Zeros of either sign are +0.0 in both.
 
     Args:
         state: Full name -> tensor.
@@ -38,7 +40,7 @@ def write_weights(state: Mapping[str, Any], path: Path, *, compact: bool) -> Non
         if compact:
             save_compact(state, path)
             return
-        content = to_bytes({key: value.detach().cpu().clone().contiguous()
+        content = to_bytes({key: positive_zeros(value.detach().cpu()).clone().contiguous()
                             for key, value in state.items()})  # fmt: skip
         replace_file(path, lambda file: file.write(content))
     except OSError as error:

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
+from onnx.external_data_helper import set_external_data, uses_external_data
+
+from st3fx.export.shapes import keep_needed_shapes
+from st3fx.onnx_passes.sparse_kernels.hints import add_hints
 
 ONE_FILE = 1_500_000_000
 """Bytes of weights up to which they are in the ONNX file itself; the format's limit is 2 GiB."""
+
+_LITTLE = 1024
+"""Bytes up to which a weight is in the ONNX file in any case."""
 
 _INDEX = 8
 """Bytes of one index of a sparse initializer: ONNX knows int64 alone."""
 
 
-def write_model(model: ir.Model, path: Path, *, sparse: bool = False, limit: int = ONE_FILE) -> int:
+def write_model(
+    model: ir.Model, path: Path, *, sparse: bool = False, limit: int | None = None
+) -> int:
     """Write a graph.
 
     Args:
         model: The graph.
         path: The file; weights beyond ``limit`` go into ``<path>.data`` beside it.
         sparse: Store initializers as index and value where that is smaller.
-        limit: Bytes of weights that one file may hold.
+        limit: Bytes of weights that one file may hold; ``None`` for :data:`ONE_FILE`.
 
     Returns:
         How many initializers are sparse.
@@ -33,30 +43,91 @@ def write_model(model: ir.Model, path: Path, *, sparse: bool = False, limit: int
     """
     proto = ir.to_proto(model)
     count = _make_sparse(proto.graph) if sparse else 0
-    size = sum(len(item.raw_data) for item in proto.graph.initializer)
-    size += sum(len(s.values.raw_data) + len(s.indices.raw_data)
-                for s in proto.graph.sparse_initializer)  # fmt: skip
-    onnx.save_model(
-        proto,
-        str(path),
-        save_as_external_data=size > limit,
-        location=f"{path.name}.data",
-        size_threshold=1024,
-    )
+    keep_needed_shapes(proto.graph)
+    add_hints(proto)
+    save_proto(proto, path, limit=limit)
     return count
 
 
+def save_proto(proto: onnx.ModelProto, path: Path, *, limit: int | None = None) -> None:
+    """Write a model with its weights; what was written there before is replaced, both files of it.
+
+    ``onnx.save_model`` adds to a file of weights that is there, and refuses where the working
+    directory, whichever folder is meant, has one of that name.
+
+    Args:
+        proto: The model; it loses the weights that go into the second file.
+        path: The file; weights beyond ``limit`` go into ``<path>.data`` beside it.
+        limit: Bytes of weights that one file may hold; ``None`` for :data:`ONE_FILE`.
+
+    Raises:
+        OSError: When it cannot be written.
+    """
+    data = data_path(path)
+    data.unlink(missing_ok=True)
+    if _size(proto.graph) > (ONE_FILE if limit is None else limit):
+        with data.open("wb") as file:
+            for tensor in _initializers(proto.graph):
+                if len(tensor.raw_data) < _LITTLE:
+                    continue
+                offset = file.tell()
+                file.write(tensor.raw_data)
+                set_external_data(tensor, data.name, offset, len(tensor.raw_data))
+                tensor.ClearField("raw_data")
+    path.write_bytes(proto.SerializeToString())
+
+
+def data_path(path: Path) -> Path:
+    """Where the weights of a large model lie: ``model.onnx.data`` beside ``model.onnx``."""
+    return path.with_name(f"{path.name}.data")
+
+
+def weights_beside(path: Path) -> tuple[Path, ...]:
+    """``<path>.data``, where the ONNX file that is there has its weights in it; else nothing."""
+    data = data_path(path)
+    if not path.is_file() or not data.is_file():
+        return ()
+    try:
+        graph = onnx.load(path, format="protobuf", load_external_data=False).graph
+    except Exception:  # noqa: BLE001 (whatever else it is, that file is not ours)
+        return ()
+    used = {
+        entry.value
+        for tensor in _initializers(graph) if uses_external_data(tensor)
+        for entry in tensor.external_data if entry.key == "location"
+    }  # fmt: skip
+    return (data,) if data.name in used else ()
+
+
+def _size(graph: onnx.GraphProto) -> int:
+    """Bytes of weights."""
+    sparse = (part for s in graph.sparse_initializer for part in (s.values, s.indices))
+    return sum(len(item.raw_data) for item in (*_initializers(graph), *sparse))
+
+
+def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Of a graph and of all graphs in it."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _initializers(inner)
+
+
 def _make_sparse(graph: onnx.GraphProto) -> int:
-    """Replace the initializers that are smaller as sparse ones, where a node reads them."""
+    """Replace the initializers that are smaller as sparse ones, where a node reads them.
+
+    A zero of either sign is left out, and is +0.0 in the model that a reader makes of it.
+    """
     outputs = {value.name for value in graph.output}
     sparse = []
     for item in graph.initializer:
         array = numpy_helper.to_array(item)
+        if array.dtype.kind != "f" or not array.ndim or item.name in outputs:
+            continue
         flat = array.reshape(-1)
-        # Compared by bits, so that -0.0 stays what it is.
-        held = np.flatnonzero(flat.view(f"u{flat.itemsize}") if flat.dtype.kind == "f" else flat)
-        smaller = held.size * (_INDEX + flat.itemsize) < flat.nbytes
-        if smaller and flat.dtype.kind == "f" and array.ndim and item.name not in outputs:
+        held = np.flatnonzero(flat)
+        if held.size * (_INDEX + flat.itemsize) < flat.nbytes:
             values = numpy_helper.from_array(flat[held], item.name)
             indices = numpy_helper.from_array(held.astype(np.int64), f"{item.name}_indices")
             sparse.append((item, onnx.helper.make_sparse_tensor(values, indices, array.shape)))

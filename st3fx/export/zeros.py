@@ -31,7 +31,13 @@ def used(model: ir.Model, parameters: Iterable[str]) -> set[str]:
     return {name for name in parameters if name in initializers and initializers[name].uses()}
 
 
-def check_zeros(path: Path, model: nn.Module, expected: Iterable[str], biases: set[str]) -> Zeros:
+def check_zeros(
+    path: Path,
+    model: nn.Module,
+    expected: Iterable[str],
+    biases: set[str],
+    renamed: Mapping[str, str] | None = None,
+) -> Zeros:
     """Compare the written initializers with the folded weights.
 
     Args:
@@ -39,6 +45,7 @@ def check_zeros(path: Path, model: nn.Module, expected: Iterable[str], biases: s
         model: The folded model.
         expected: Names of the parameters that must be there.
         biases: Names of those whose values batch norm changed.
+        renamed: Name of a parameter -> that of its initializer, where it has another.
 
     Raises:
         ExportError: Where a parameter is missing or has another number of zeros.
@@ -50,7 +57,7 @@ def check_zeros(path: Path, model: nn.Module, expected: Iterable[str], biases: s
     for name in sorted(set(expected) - biases):
         weight = parameters[name].detach().cpu()
         count = weight.numel() - int(torch.count_nonzero(weight))
-        found = stored.get(name)
+        found = stored.get((renamed or {}).get(name, name))
         if found is None and weight.dim() == 1 and count == weight.numel():
             continue  # a bias of zeros is left out
         if found is None:

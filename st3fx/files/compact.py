@@ -12,7 +12,8 @@ All integers are little-endian. The header is an object: ``tensors`` lists ``nam
 further name of a tensor the one that it is stored under; ``sha256`` is that of the body. A tensor
 of layout ``dense`` is its values; one of layout ``bitmask`` is a bit for each scalar in C order,
 the first in the lowest bit of the first byte, 1 where the scalar is stored, and then these scalars.
-Only a scalar whose bits are all 0 is left out, so that -0.0 and NaN come back bit for bit.
+A zero of either sign is left out and comes back as +0.0; all other scalars, NaN among them, come
+back bit for bit. Integers have one zero. (Files of the first versions hold -0.0 as a value.)
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from torch import Tensor
 from st3fx.core.messages import describe, few
 from st3fx.errors import ExportError
 from st3fx.files.atomic import replace_file
+from st3fx.files.positive_zeros import positive_zeros
 from st3fx.files.tensor_file import storable, untied
 
 SUFFIX = ".st3w"
@@ -204,7 +206,7 @@ def _words(rows: Bytes) -> npt.NDArray[Any]:
 
 def _rows(tensor: Tensor) -> Bytes:
     """The bytes of each scalar: scalars × width."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = positive_zeros(tensor.detach().cpu()).contiguous().reshape(-1)
     if not flat.numel():
         return np.zeros((0, tensor.dtype.itemsize), np.uint8)
     return flat.view(torch.uint8).numpy().reshape(-1, tensor.dtype.itemsize)

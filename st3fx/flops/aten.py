@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from st3fx.core.inputs import Example
 from st3fx.core.messages import describe
-from st3fx.core.state import preserved
+from st3fx.core.state import preserved, to_eval
 from st3fx.errors import InputError
 from st3fx.flops.aten_rules import RULES
 from st3fx.flops.collect import Collector
@@ -61,8 +61,7 @@ def count(steps: list[Step], convention: str) -> Collector:
 
 def _run(model: nn.Module, example: Example, fake: FakeTensorMode | None) -> list[Step]:
     with plain_tensors(model), preserved(model), torch.no_grad(), plain_code():
-        with contextlib.suppress(NotImplementedError):  # torch.export's modules have one mode
-            model.eval()
+        to_eval(model)
         call = pytree.tree_map_only(Tensor, _plain, (example.args, example.kwargs))
         if fake is not None:
             call = pytree.tree_map_only(Tensor, fake.from_tensor, call)

@@ -40,15 +40,15 @@ def read_model(path: Path) -> NormalForm:
     if not model.graph.node or not model.opset_import:
         raise FlopsError(f"{path} is not an ONNX file, or has an empty graph")
     try:
+        model = plain_proto(model)  # first: what ours have as bodies is no computation
+    except (KeyError, ValueError) as error:
+        raise FlopsError(f"{path} has damaged sparse operators: {describe(error)}") from error
+    try:
         form = normal_form(model)
     except ValueError as error:
         raise FlopsError(f"{path} is damaged: {error}") from error
-    try:
-        model = plain_proto(form.model)
-    except (KeyError, ValueError) as error:
-        raise FlopsError(f"{path} has damaged sparse operators: {describe(error)}") from error
-    _check_operators(model.graph, path)
-    return NormalForm(model, form.constants)
+    _check_operators(form.model.graph, path)
+    return form
 
 
 def _check_operators(graph: onnx.GraphProto, path: Path) -> None:
@@ -71,18 +71,17 @@ def fix_inputs(
     Args:
         model: The model.
         shapes: Sizes of all inputs, in their order, or of some by name.
-        batch: What free sizes in dimension 0 become, and others of the same name; 1 by default.
+        batch: What free sizes in dimension 0 become, those named ``batch``, and others of the same
+            name; 1 by default.
 
     Raises:
         FlopsError: When a size stays free, or one that is given contradicts the graph.
     """
     inputs = open_inputs(model.graph)
     given = _by_name(inputs, shapes)
-    free = {
-        value.type.tensor_type.shape.dim[0].dim_param
-        for value in inputs
-        if value.type.tensor_type.shape.dim and value.name not in given
-    } - {""}
+    dims = [value.type.tensor_type.shape.dim for value in inputs if value.name not in given]
+    free = {sizes[0].dim_param for sizes in dims if sizes} - {""}
+    free |= {"batch"} & {dim.dim_param for sizes in dims for dim in sizes}
     return {value.name: _fixed(value, given.get(value.name), free, batch) for value in inputs}
 
 
@@ -114,7 +113,7 @@ def _fixed(
         if not fixed.tensor_type.HasField("shape"):
             raise _size_missing(value)
         for index, dim in enumerate(declared):
-            if dim.HasField("dim_value"):
+            if _is_known(dim):
                 continue
             if index and dim.dim_param not in free:
                 raise _size_missing(value)
@@ -122,12 +121,17 @@ def _fixed(
         return fixed
     has_shape = fixed.tensor_type.HasField("shape")
     if has_shape and (len(declared) != len(given) or any(
-        dim.HasField("dim_value") and dim.dim_value != size
+        _is_known(dim) and dim.dim_value != size
         for dim, size in zip(declared, given, strict=False)
     )):  # fmt: skip
         sizes = "x".join(map(str, given))
         raise FlopsError(f"input {value.name} is {_text(value)} in the graph, not {sizes}")
     return onnx.helper.make_tensor_type_proto(fixed.tensor_type.elem_type, given)
+
+
+def _is_known(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    """Whether a size is a number; some converters write -1 for one that is free."""
+    return bool(dim.HasField("dim_value") and dim.dim_value >= 0)
 
 
 def _size_missing(value: onnx.ValueInfoProto) -> FlopsError:
@@ -138,6 +142,5 @@ def _size_missing(value: onnx.ValueInfoProto) -> FlopsError:
 
 def _text(value: onnx.ValueInfoProto) -> str:
     dims = value.type.tensor_type.shape.dim
-    sizes = [str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?"
-             for dim in dims]  # fmt: skip
+    sizes = [str(dim.dim_value) if _is_known(dim) else dim.dim_param or "?" for dim in dims]
     return " x ".join(sizes) or "of an unknown shape"

@@ -32,6 +32,9 @@ DTYPES: dict[str, torch.dtype] = {
 }
 """Names after the colon -> dtype: torch's own names and its short ones."""
 
+SCALAR = "scalar"
+"""The text for a tensor of no dimension."""
+
 _LIMIT = 1 << 35
 """Scalars. Larger than any example; a slip of the finger would fill the memory before it fails."""
 
@@ -50,7 +53,8 @@ def parse_input(text: str, generator: torch.Generator | None = None) -> Tensor:
     """A tensor of the shape and dtype that ``text`` names.
 
     Args:
-        text: ``SHAPE[:dtype]``, sizes joined by ``x``; float32 without a dtype.
+        text: ``SHAPE[:dtype]``, sizes joined by ``x``, or ``scalar`` for a tensor of no dimension;
+            float32 without a dtype.
         generator: Source of the values; a fresh one with seed 0 if not given.
 
     Returns:
@@ -60,10 +64,12 @@ def parse_input(text: str, generator: torch.Generator | None = None) -> Tensor:
     Raises:
         SpecError: When the text names no shape, an unknown dtype, or more than fits.
     """
-    match = re.fullmatch(r"(\d+(?:[x×]\d+)*)(?::(.*))?", text.strip())
+    match = re.fullmatch(rf"(\d+(?:[x×]\d+)*|{SCALAR})(?::(.*))?", text.strip())
     if not match:
-        raise SpecError(f"--input {text!r}: give sizes joined by x, e.g. 1x3x224x224 or 2x16:int64")
-    shape = [int(size) for size in re.split("[x×]", match[1])]
+        raise SpecError(
+            f"--input {text!r}: give sizes joined by x, e.g. 1x3x224x224 or 2x16:int64, or {SCALAR}"
+        )
+    shape = [] if match[1] == SCALAR else [int(size) for size in re.split("[x×]", match[1])]
     name = "float32" if match[2] is None else match[2].removeprefix("torch.")
     if name not in DTYPES:
         close = suggest(name, list(DTYPES)) or f"; there are {', '.join(list(DTYPES)[:10])}"

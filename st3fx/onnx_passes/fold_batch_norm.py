@@ -157,6 +157,8 @@ def _replace(
     ir.convenience.replace_all_uses_with(outer, inner)
     inner.shape, inner.type = outer.shape or inner.shape, outer.type or inner.type
     graph.remove(norm, safe=True)
+    # A value is known by its name: it is that of the batch norm now.
+    inner.name, outer.name = outer.name, inner.name
     _forget(graph, parameters, done)
 
 

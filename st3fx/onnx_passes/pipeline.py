@@ -7,6 +7,7 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from st3fx.onnx_passes.fold_batch_norm import BatchNorms, fold_batch_norm
+from st3fx.onnx_passes.positive_zeros import positive_zeros
 from st3fx.onnx_passes.repeated_products import repeated_products
 
 _NOTES = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node")
@@ -35,6 +36,7 @@ def prepare(model: ir.Model, parameters: set[str]) -> BatchNorms:
     norms = fold_batch_norm(model)
     with repeated_products():
         optimizer.optimize_ir(model, should_fold=should_fold)
+    positive_zeros(model, parameters)
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         for key in _NOTES:
             node.metadata_props.pop(key, None)

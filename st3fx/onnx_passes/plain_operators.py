@@ -5,7 +5,7 @@ Layouts are a matter of memory alone: here every tensor of images is what ONNX s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,17 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from st3fx.runtime.inference import DOMAIN
+from st3fx.runtime import operators
+from st3fx.runtime.inference import DOMAIN, HINT
 from st3fx.runtime.weights import SparseWeights
+
+OURS = (DOMAIN, HINT)
+"""Domains of our operators."""
+
+
+def is_ours(node: onnx.NodeProto | ir.Node) -> bool:
+    """Whether a node is an operator of ours."""
+    return node.domain in OURS
 
 
 def plain_proto(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -24,7 +33,7 @@ def plain_proto(model: onnx.ModelProto) -> onnx.ModelProto:
         KeyError: As :func:`to_plain`.
         ValueError: As :func:`to_plain`.
     """
-    if not any(node.domain == DOMAIN for node in model.graph.node):
+    if not any(is_ours(node) for node in model.graph.node):
         return model
     graph = ir.from_proto(model)
     to_plain(graph)
@@ -42,19 +51,24 @@ def to_plain(model: ir.Model) -> None:
         ValueError: For weights that are not constant or do not fit.
     """
     graph = model.graph
-    for node in list(graph):
-        for value in node.outputs:
-            if not value.is_graph_output() and node.domain == DOMAIN:
-                value.shape = None
-    for node in list(graph):
-        if node.domain == DOMAIN:
-            _replace(graph, node)
-    for node in graph:
+    for key in [key for key in model.functions if key[0] == DOMAIN]:
+        del model.functions[key]
+    ours = [node for node in graph if is_ours(node)]
+    _forget_shapes(ours)
+    for node in ours:
+        _replace(graph, node)
+    _forget_shapes(graph)
+    for domain in OURS:
+        model.opset_imports.pop(domain, None)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def _forget_shapes(nodes: Iterable[ir.Node]) -> None:
+    """Of the nodes' outputs, but for the graph's own."""
+    for node in nodes:
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = None
-    model.opset_imports.pop(DOMAIN, None)
-    common.RemoveUnusedNodesPass()(model)
 
 
 class _Tape:
@@ -187,22 +201,22 @@ def _average_pool(tape: _Tape) -> ir.Value:
 _LAST = np.array([-1], dtype=np.int64)
 
 _PLAIN: dict[str, Callable[[_Tape], ir.Value]] = {
-    "SparseConv": _sparse_conv,
-    "DepthwiseConv": _depthwise_conv,
-    "SparseLinear": _sparse_linear,
-    "MaxPool": _max_pool,
-    "AveragePool": _average_pool,
-    "GlobalAveragePool": lambda tape: tape("GlobalAveragePool", [tape.input(0)]),
-    "Add": lambda tape: tape.finish(tape("Add", [tape.input(0), tape.input(1)])),
-    "ChannelScale": lambda tape: tape("Mul", [tape.input(0), tape.input(1)]),
-    "Concat": lambda tape: tape("Concat", tape.node.inputs, axis=1),
-    "Layout": lambda tape: tape("Identity", [tape.input(0)]),
+    operators.SPARSE_CONV: _sparse_conv,
+    operators.DEPTHWISE_CONV: _depthwise_conv,
+    operators.SPARSE_LINEAR: _sparse_linear,
+    operators.MAX_POOL: _max_pool,
+    operators.AVERAGE_POOL: _average_pool,
+    operators.GLOBAL_AVERAGE_POOL: lambda tape: tape("GlobalAveragePool", [tape.input(0)]),
+    operators.ADD: lambda tape: tape.finish(tape("Add", [tape.input(0), tape.input(1)])),
+    operators.CHANNEL_SCALE: lambda tape: tape("Mul", [tape.input(0), tape.input(1)]),
+    operators.CONCAT: lambda tape: tape("Concat", tape.node.inputs, axis=1),
+    operators.LAYOUT: lambda tape: tape("Identity", [tape.input(0)]),
 }
 """Operator of ours -> what ONNX has for it."""
 
 
 def _replace(graph: ir.Graph, node: ir.Node) -> None:
-    made, old = _PLAIN[node.op_type](_Tape(graph, node)), node.outputs[0]
+    made, old = _PLAIN[operators.current_name(node.op_type)](_Tape(graph, node)), node.outputs[0]
     made.shape, made.type = old.shape, old.type
     ir.convenience.replace_all_uses_with(old, made, replace_graph_outputs=True)
     name = old.name

@@ -6,6 +6,6 @@ In a session of one's own, two lines do it::
     options.register_custom_ops_library(st3fx.runtime.library())
 """
 
-from st3fx.runtime.inference import DOMAIN, OPSET, library, session
+from st3fx.runtime.inference import DOMAIN, HINT, OPSET, library, session
 
-__all__ = ["DOMAIN", "OPSET", "library", "session"]
+__all__ = ["DOMAIN", "HINT", "OPSET", "library", "session"]

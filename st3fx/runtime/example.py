@@ -28,7 +28,8 @@ def example_shapes(model: onnx.ModelProto, batch: int = 1) -> tuple[Shape, ...]:
     constants = {item.name for item in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     try:
-        shapes = [tuple(map(int, part.split("x"))) for part in ", ".join(texts).split(", ")]
+        parts = ", ".join(texts).split(", ") if texts else []
+        shapes = [tuple(map(int, part.split("x"))) if part else () for part in parts]
     except ValueError:
         return ()
     if len(shapes) != len(inputs):

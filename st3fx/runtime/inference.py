@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from st3fx import native
 from st3fx.errors import NativeError
+from st3fx.runtime.names import plain_path
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -17,6 +18,12 @@ DOMAIN = "st3fx"
 
 OPSET = 1
 """Its version."""
+
+HINT = (
+    "st3fx: call options.register_custom_ops_library(st3fx.runtime.library()) first, or open the "
+    "file by st3fx.runtime.session(path)"
+)
+"""Another domain of theirs: what a session without the kernel library says is not there."""
 
 
 def library() -> str:
@@ -42,7 +49,8 @@ def session(
         path: A ``.onnx`` file, with sparse operators or without.
         threads: How many threads one operator may use; ``None`` leaves the choice to ONNX Runtime.
         providers: ONNX Runtime's execution providers. The sparse operators run on the CPU.
-        options: Further settings; the library and the threads are added to a given object.
+        options: Further settings; the library and the threads are added to a given object, which
+            may serve any number of sessions.
 
     Raises:
         NativeError: The file cannot be loaded: the kernel library is missing, or the file is
@@ -71,8 +79,7 @@ def session(
 
 def _way_out(path: str | Path) -> str:
     """Names the plain model that was written beside a sparse one."""
-    path = Path(path)
-    plain = path.with_name(path.name.removesuffix(".sparse.onnx") + ".onnx")
-    if plain == path or not plain.exists():
+    plain = plain_path(Path(path))
+    if not plain.exists():
         return ""
     return f"; {plain} is the same model in ONNX's own operators and runs everywhere"

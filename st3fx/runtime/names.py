@@ -1,12 +1,21 @@
-"""Names of files with sparse operators."""
+"""Names of files with sparse operators, and of the plain ones beside them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 SUFFIX = ".sparse.onnx"
+"""Of a file with sparse operators where no name was asked for."""
+
+_PLAIN = ".plain.onnx"
 
 
-def sparse_path(plain: Path) -> Path:
-    """Where the sparse form of a plain ONNX file is written: ``model.sparse.onnx`` beside it."""
-    return plain.with_name(plain.name.removesuffix(".onnx") + SUFFIX)
+def plain_path(path: Path) -> Path:
+    """Where the plain form of a file with sparse operators is written, beside it.
+
+    ``model.onnx`` beside ``model.sparse.onnx``; beside any other name, which is the one that was
+    asked for, ``NAME.plain.onnx``.
+    """
+    if path.name.endswith(SUFFIX):
+        return path.with_name(path.name.removesuffix(SUFFIX) + ".onnx")
+    return path.with_name(path.name.removesuffix(".onnx") + _PLAIN)

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from st3fx.core.inputs import Example
-from st3fx.core.state import preserved
+from st3fx.core.state import preserved, to_eval
 from st3fx.errors import ExportError
 from st3fx.export.batch import batched
 from st3fx.export.call import Call
@@ -59,7 +59,7 @@ def eliminate_dead_channels(
     model = plain(model)
     call = Call.of(model, Example.of(example_inputs, example_kwargs, model))
     with preserved(model), torch.no_grad():
-        model.eval()
+        to_eval(model)
         graph, report = reduce(model, call, batched(call.tensors), fixed_batch=fixed_batch)
         with quiet():
             check_reduced(model, graph, call, strict=False)
@@ -88,7 +88,7 @@ def fold_reduced(
     call = Call.of(model.model, Example.of(model.example))
     which = batched(call.tensors)
     with preserved(model.model), torch.no_grad():
-        model.model.eval()
+        to_eval(model.model)
         progress("capture")
         graph, channels = reduce(model.model, call, which, fixed_batch=False)
         progress("compare")

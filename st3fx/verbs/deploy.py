@@ -20,7 +20,7 @@ from st3fx.export.result import ExportResult, FoldResult, Size
 from st3fx.export.sizes import size_of_files, size_of_tensors
 from st3fx.export.weights import write_weights
 from st3fx.passes.fold import is_converted
-from st3fx.runtime.names import sparse_path
+from st3fx.runtime.names import plain_path
 from st3fx.verbs.folded import Request, folded, no_example
 
 
@@ -58,10 +58,10 @@ def export_onnx(
             as the model is called in eval mode. Arguments that are no tensors are built in.
         path: The file; one that is there is replaced. Weights of more than 1.5 GB go into
             ``<path>.data`` beside it.
-        sparse_kernels: Write ``<path without .onnx>.sparse.onnx`` beside it too: the layers that
-            the cost model expects to gain run by sparse kernels, in sessions that
-            ``st3fx.runtime.session`` opens. It is compared like the plain file, with a tolerance of
-            1e-5.
+        sparse_kernels: The layers that the cost model expects to gain run by sparse kernels, in
+            sessions that ``st3fx.runtime.session`` opens. The plain file, which runs everywhere, is
+            written beside it: ``model.plain.onnx`` beside ``model.onnx``, ``model.onnx`` beside
+            ``model.sparse.onnx``. Both are compared; see ``tolerance``.
         example_kwargs: Keyword arguments beside positional ``example_inputs``.
         opset: Of the file; ``None`` for the exporter's default.
         fixed_batch: Build the batch size of the example in.
@@ -70,7 +70,8 @@ def export_onnx(
         batch_sizes: That the comparison draws random values for, beside the example.
         verify: Run the file in ONNX Runtime and compare.
         sparse_initializers: Store weights as index and value where that is smaller. It saves disk
-            alone: ONNX Runtime makes them dense when it loads them.
+            alone: ONNX Runtime makes them dense when it loads them. Of the runtimes that were
+            tried no other reads such a file, and no quantizer does: give those the one without.
         eliminate_dead_channels: Remove channels that are constant or that nothing reads: the same
             outputs from a smaller dense graph. ``None``: only where kernels are sparse.
         tolerance: Largest difference that passes, over the largest magnitude of the same output;
@@ -195,14 +196,14 @@ def check_target(path: str | Path, *, force: bool, sparse: bool = False) -> Path
     Args:
         path: The file.
         force: Whether one that is there may be replaced.
-        sparse: Whether there will be one with sparse kernels beside it.
+        sparse: Whether it gets sparse kernels, and a plain file beside it.
 
     Raises:
         ExportError: When something is there and ``force`` is not given, or it is a folder.
     """
     target = Path(path)
     if sparse:
-        check_target(sparse_path(target), force=force)
+        check_target(plain_path(target), force=force)
     if target.is_dir():
         raise ExportError(f"{path} is a folder: name the file to write")
     if target.exists() and not force:

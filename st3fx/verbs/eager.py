@@ -10,6 +10,7 @@ from torch import nn
 
 from st3fx.bench.variant import Array, Mark, Prepared
 from st3fx.core.inputs import Example
+from st3fx.core.state import to_eval
 from st3fx.export.call import Call
 from st3fx.verbs.folded import Request, folded
 
@@ -32,7 +33,7 @@ def prepare(
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     built = folded(Request(**request), _silent, with_example=True)
-    model = built.model.eval()
+    model = to_eval(built.model)
     call = Call.of(model, Example.of(built.example))
     args, kwargs = call.arguments([torch.from_numpy(array) for array in inputs])
     state = {tensor.data_ptr(): tensor.nbytes for tensor in _tensors(model)}

@@ -50,7 +50,7 @@ def test_five_times_smaller_than_dense_at_90_percent(tmp_path: Path) -> None:
 
 def test_every_bit_comes_back(tmp_path: Path) -> None:
     odd = torch.zeros(64)
-    odd[[1, 2, 3, 63]] = torch.tensor([-0.0, float("nan"), float("-inf"), 1e-44])
+    odd[[1, 2, 3, 63]] = torch.tensor([-1e-45, float("nan"), float("-inf"), 1e-44])
     odd.view(torch.int32)[5] = 0x7FC12345  # a NaN with a payload
     state = {
         "odd": odd,
@@ -62,6 +62,41 @@ def test_every_bit_comes_back(tmp_path: Path) -> None:
         "image": _sparse(2, 3, 5, 5),
     }
     _round_trip(state, tmp_path / "w.st3w")
+
+
+@pytest.mark.parametrize("name", sorted(DTYPES))
+def test_a_zero_of_either_sign_is_a_zero(tmp_path: Path, name: str) -> None:
+    """A product with a mask leaves -0.0 where a weight was negative."""
+    mask = torch.arange(1000) % 100 == 0
+    dense = torch.where(torch.arange(1000) % 3 == 0, -1.0, 1.0)
+    signed = dtype_is_signed(DTYPES[name])
+    state = {"w": (dense * mask if signed else mask.float()).to(DTYPES[name])}
+    path = tmp_path / "w.st3w"
+    save_compact(state, path)
+    assert path.stat().st_size < 125 + 10 * DTYPES[name].itemsize + 400
+    loaded = load_compact(path)["w"]
+    wide = torch.complex128 if loaded.is_complex() else torch.float64
+    assert torch.equal(loaded.to(wide), state["w"].to(wide))
+    if loaded.is_floating_point():
+        zeros = loaded.double()[~mask]
+        assert not zeros.signbit().any()
+
+
+def dtype_is_signed(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex or dtype.is_signed
+
+
+def test_other_values_than_zeros_keep_their_bits(tmp_path: Path) -> None:
+    state = {
+        "int8": torch.tensor([-128, 0, 3] * 30, dtype=torch.int8),
+        "complex": torch.tensor([complex(-0.0, 1), complex(1, -0.0)]),
+        "float8": torch.tensor([-(2**-9), 0.0] * 30).to(torch.float8_e4m3fn),
+    }
+    _round_trip(state, tmp_path / "w.st3w")
+    zero = torch.tensor([complex(-0.0, 0.0), complex(0.0, -0.0)])
+    save_compact({"zero": zero}, tmp_path / "z.st3w")
+    loaded = torch.view_as_real(load_compact(tmp_path / "z.st3w")["zero"])
+    assert not loaded.signbit().any()
 
 
 @pytest.mark.parametrize("name", sorted(DTYPES))

@@ -88,9 +88,12 @@ def test_both_files_compute_the_same_at_any_size(tmp_path: Path) -> None:
     result = export(tmp_path / "model.onnx", batch_sizes=(1, 3, 5))
     sparse = result.sparse
     assert sparse is not None
-    assert result.files == (tmp_path / "model.onnx", tmp_path / "model.sparse.onnx")
+    assert result.files == (tmp_path / "model.onnx", tmp_path / "model.plain.onnx")
     assert sorted(tmp_path.iterdir()) == list(result.files)
-    assert sparse.path == tmp_path / "model.sparse.onnx"
+    assert sparse.path == result.path == tmp_path / "model.onnx"
+    assert result.plain == tmp_path / "model.plain.onnx"
+    assert domains(result.path) == {"", "st3fx"}
+    assert domains(result.plain) == {""}
     assert (sparse.kernels.sparse, len(sparse.kernels.rows)) == (3, 3)
     assert sparse.open_inputs == ("x",)
     assert sparse.tolerance == 1e-5
@@ -99,7 +102,7 @@ def test_both_files_compute_the_same_at_any_size(tmp_path: Path) -> None:
         ("given", 2), ("random", 1), ("random", 3), ("random", 5), ("given, 23x23", 2)
     ]  # fmt: skip
     assert all(0 <= row.relative <= 1e-5 for row in sparse.parity)
-    assert [size.name for size in result.sizes][1:] == ["model.onnx", "model.sparse.onnx"]
+    assert [size.name for size in result.sizes][1:] == ["model.plain.onnx", "model.onnx"]
     session = runtime.session(sparse.path, threads=1)
     model = net()
     for shape in ((1, 3, 20, 20), (4, 3, 31, 17)):
@@ -109,9 +112,36 @@ def test_both_files_compute_the_same_at_any_size(tmp_path: Path) -> None:
             np.testing.assert_allclose(given, model(x).numpy(), atol=1e-5)
 
 
+def domains(path: Path) -> set[str]:
+    return {node.domain for node in onnx.load(path).graph.node}
+
+
+@pytest.mark.parametrize(
+    ("asked", "plain"),
+    [
+        ("sparse.onnx", "sparse.plain.onnx"),
+        ("model.sparse.onnx", "model.onnx"),
+        ("a.b.onnx", "a.b.plain.onnx"),
+        ("model", "model.plain.onnx"),
+        (".sparse.onnx", ".onnx"),
+    ],
+)
+def test_the_name_that_was_asked_for_has_what_was_asked_for(
+    tmp_path: Path, asked: str, plain: str
+) -> None:
+    result = export(tmp_path / asked, verify=False)
+    assert (result.path, result.plain) == (tmp_path / asked, tmp_path / plain)
+    assert domains(tmp_path / asked) == {"", "st3fx"}
+    assert domains(tmp_path / plain) == {""}
+    # A plain export to that name replaces it.
+    st3fx.export_onnx(net(), torch.randn(2, 3, 20, 20), tmp_path / asked, verify=False)
+    assert domains(tmp_path / asked) == {""}
+
+
 def test_the_result_as_json(tmp_path: Path) -> None:
     data = json.loads(json.dumps(export(tmp_path / "model.onnx").to_dict()))
-    assert data["sparse"]["path"].endswith("model.sparse.onnx")
+    assert data["sparse"]["path"] == data["path"] == str(tmp_path / "model.onnx")
+    assert data["plain"] == str(tmp_path / "model.plain.onnx")
     assert data["sparse"]["kernels"]["rows"][1]["name"] == "inner.weight"
     assert data["inputs"][0]["shape"] == ["batch", 3, 20, 20]  # of the plain file
 
@@ -196,6 +226,8 @@ def test_from_the_command_line(folder: Path) -> None:
     assert "3 of 3 layers get sparse kernels" in done.stdout
     assert "height and width of x are free in it" in done.stdout
     assert "constants: test" in done.stdout
+    assert "net.onnx is the same model in ONNX's own operators alone" in done.stdout
+    assert (domains(Path("net.sparse.onnx")), domains(Path("net.onnx"))) == ({"", "st3fx"}, {""})
     (row,) = (line for line in done.stdout.splitlines() if line.lstrip().startswith("inner "))
     assert row.split()[1:3] == ["Conv", "16x16x3x3"]
     assert row.split()[-1] == "sparse"
@@ -209,10 +241,11 @@ def test_from_the_command_line(folder: Path) -> None:
         assert counted[0][key] == counted[1][key], key
     again = CliRunner().invoke(main, [*command, "--force", "-o", "other.onnx"])
     assert again.exit_code == 0
+    assert domains(Path("other.onnx")) == {"", "st3fx"}
     Path("other.onnx").unlink()
     refused = CliRunner().invoke(main, [*command, "-o", "other.onnx"])
     assert refused.exit_code == 2
-    assert "other.sparse.onnx exists" in refused.stderr
+    assert "other.plain.onnx exists" in refused.stderr
 
 
 def test_a_benchmark_has_the_row(folder: Path) -> None:

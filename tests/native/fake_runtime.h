@@ -153,6 +153,11 @@ inline Status* add_operator(void*, const abi::CustomOp* op) {
   return nullptr;
 }
 inline Status* add_domain(void*, void*) { return nullptr; }
+inline Status* has_entry(const void*, const char*, int* there) {
+  *there = 0;
+  return nullptr;
+}
+inline Status* add_entry(void*, const char*, const char*) { return nullptr; }
 
 inline const abi::Api* api(uint32_t) {
   static abi::Api table = [] {
@@ -164,6 +169,8 @@ inline const abi::Api* api(uint32_t) {
     put(abi::kCreateCustomOpDomain, create_domain);
     put(abi::kCustomOpDomainAdd, add_operator);
     put(abi::kAddCustomOpDomain, add_domain);
+    put(abi::kHasSessionConfigEntry, has_entry);
+    put(abi::kAddSessionConfigEntry, add_entry);
     put(abi::kGetTensorMutableData, data_of);
     put(abi::kGetTensorTypeAndShape, info_of);
     put(abi::kReleaseTensorTypeAndShapeInfo, release_info);

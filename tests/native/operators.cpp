@@ -94,7 +94,7 @@ void fill_case(Generator& g, Case& c) {
   c.bias = normal(g, {c.op == "DepthwiseConv" ? channels : rows});
   if (c.op == "DepthwiseConv") {
     c.node.constants = {nullptr, &c.weight, &c.bias};
-  } else if (c.op == "MaxPool" || c.op == "AveragePool") {
+  } else if (c.op == "ImageMaxPool" || c.op == "ImageAveragePool") {
     c.node.constants = {nullptr};
   } else {
     c.node.constants = {nullptr, &c.values, &c.columns, &c.starts, &c.bias};
@@ -164,8 +164,8 @@ int main(int count, char** arguments) {
   if (enroll(nullptr, &base)) return std::printf("not registered\n"), 1;
 
   const int cases = count > 2 ? std::atoi(arguments[2]) : 200;
-  const char* const ops[] = {"SparseConv", "SparseConv", "SparseLinear", "DepthwiseConv", "MaxPool",
-                             "AveragePool"};
+  const char* const ops[] = {"SparseConv",    "SparseConv",   "SparseLinear",
+                             "DepthwiseConv", "ImageMaxPool", "ImageAveragePool"};
   int compared = 0, refused = 0, wrong = 0;
   for (int seed = 0; seed < cases; ++seed) {
     Generator g(static_cast<unsigned>(seed));

@@ -48,8 +48,8 @@ def test_every_operator_comes_back() -> None:
     plain = graph("float[N,6,16,16] x => float[N,5] y", BODY, **CONSTANTS)
     sparse, report = lowered(plain)
     assert set(report.operators) == {
-        "SparseConv", "DepthwiseConv", "MaxPool", "AveragePool", "Concat", "GlobalAveragePool",
-        "ChannelScale", "SparseLinear",
+        "SparseConv", "DepthwiseConv", "ImageMaxPool", "ImageAveragePool", "ImageConcat",
+        "ImageGlobalAveragePool", "ChannelScale", "SparseLinear",
     }  # fmt: skip
     to_plain(sparse)
     assert {node.domain for node in sparse.graph} == {""}

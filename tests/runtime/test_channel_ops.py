@@ -26,7 +26,7 @@ def images(channels: int, size: tuple[int, int], seed: int = 0) -> ops.Array:
 @pytest.mark.parametrize("size", SIZES)
 def test_global_average(isa: str, name: str, size: tuple[int, int]) -> None:
     x = images(37, size)
-    node = ops.Node("GlobalAveragePool", {"channels": 37, "input_layout": name}, ["x"])
+    node = ops.Node("ImageGlobalAveragePool", {"channels": 37, "input_layout": name}, ["x"])
     expected = torch.from_numpy(x).double().mean((2, 3), keepdim=True)
     ops.assert_close(node.run(isa, x=ops.place(x, name)), expected)
 
@@ -37,7 +37,7 @@ def test_global_average(isa: str, name: str, size: tuple[int, int]) -> None:
 def test_sum(isa: str, size: tuple[int, int], activation: str) -> None:
     x, z = images(13, size), images(13, size, seed=1)
     expected = ops.activated(torch.from_numpy(x).double() + torch.from_numpy(z), activation)
-    node = ops.Node("Add", ops.ACTIVATIONS[activation], ["x", "z"])
+    node = ops.Node("ImageAdd", ops.ACTIVATIONS[activation], ["x", "z"])
     for name in NAMES:
         result = node.run(isa, 2, x=ops.place(x, name), z=ops.place(z, name))
         ops.assert_close(ops.plain(result, name, 13), expected)
@@ -57,7 +57,7 @@ def test_scale(isa: str, name: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_concatenation(name: str, size: tuple[int, int]) -> None:
     parts = {f"x{i}": images(c, size, seed=i) for i, c in enumerate((5, 16, 1))}
-    node = ops.Node("Concat", {"channels": (5, 16, 1), "layout": name}, list(parts))
+    node = ops.Node("ImageConcat", {"channels": (5, 16, 1), "layout": name}, list(parts))
     result = node.run(None, 2, **{k: ops.place(x, name) for k, x in parts.items()})
     assert np.array_equal(ops.plain(result, name, 22), np.concatenate(list(parts.values()), 1))
 

@@ -86,10 +86,14 @@ def test_the_sum_overwrites_its_operand() -> None:
     ops.assert_close(session.run(None, {"x": x})[0], product - positive)
 
 
-def test_a_refused_file_names_the_plain_one(tmp_path: Path) -> None:
-    path = tmp_path / "model.sparse.onnx"
+@pytest.mark.parametrize(
+    ("name", "plain_name"),
+    [("model.sparse.onnx", "model.onnx"), ("model.onnx", "model.plain.onnx")],
+)
+def test_a_refused_file_names_the_plain_one(tmp_path: Path, name: str, plain_name: str) -> None:
+    path = tmp_path / name
     path.write_bytes(b"no model")
-    plain = tmp_path / "model.onnx"
+    plain = tmp_path / plain_name
     with pytest.raises(NativeError) as caught:
         runtime.session(path)
     assert str(plain) not in str(caught.value)
@@ -124,3 +128,17 @@ def test_session_settings(tmp_path: Path) -> None:
     assert session.get_providers() == ["CPUExecutionProvider"]
     moved = shutil.copy(path, tmp_path / "other.onnx")
     assert runtime.session(moved).get_inputs()[0].name == "x"
+
+
+def test_options_may_serve_several_sessions(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(ops.small_conv().model())
+    options = ort.SessionOptions()
+    x = np.random.default_rng(0).standard_normal((1, 8, 5, 6), dtype=np.float32)
+    options.register_custom_ops_library(runtime.library())
+    sessions = [runtime.session(path, options=options) for _ in range(3)]
+    options.register_custom_ops_library(runtime.library())
+    sessions.append(ort.InferenceSession(path, options))
+    first, *others = (session.run(None, {"x": x})[0] for session in sessions)
+    assert np.ptp(first) > 0
+    assert all(np.array_equal(first, other) for other in others)

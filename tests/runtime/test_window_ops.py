@@ -88,10 +88,10 @@ def test_pools(
     x = np.random.default_rng(1).standard_normal((2, 11, *size)).astype(np.float32)
     own = {"channels": 11, "input_layout": layouts[0], "output_layout": layouts[1]}
     placed = ops.place(x, layouts[0])
-    result = ops.Node("MaxPool", own | attributes, ["x"]).run(isa, x=placed)
+    result = ops.Node("ImageMaxPool", own | attributes, ["x"]).run(isa, x=placed)
     wanted = pooled("MaxPool", x, attributes)
     assert np.array_equal(ops.plain(result, layouts[1], 11), wanted.numpy())
     for count in (0, 1):
         given = attributes | {"count_include_pad": count}
-        result = ops.Node("AveragePool", own | given, ["x"]).run(isa, x=placed)
+        result = ops.Node("ImageAveragePool", own | given, ["x"]).run(isa, x=placed)
         ops.assert_close(ops.plain(result, layouts[1], 11), pooled("AveragePool", x, given))

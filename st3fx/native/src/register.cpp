@@ -1,5 +1,6 @@
 // The table of operators, and the one function that ONNX Runtime calls.
 #include <cstdlib>
+#include <cstring>
 
 #include "channel_ops.h"
 #include "ort.h"
@@ -124,22 +125,53 @@ const Operator kOperators[] = {
     in_place<5>(with_sparse_weights(make<SparseConv>("SparseConv", 6, 4))),
     in_place<3>(make<DepthwiseConv>("DepthwiseConv", 4, 2)),
     with_sparse_weights(make<SparseLinear>("SparseLinear", 5, 4)),
+    make<MaxPool>("ImageMaxPool", 1, 1),
+    make<AveragePool>("ImageAveragePool", 1, 1),
+    make<GlobalAveragePool>("ImageGlobalAveragePool", 1, 1),
+    in_place<0>(make<Add>("ImageAdd", 2, 2)),
+    in_place<0>(make<ChannelScale>("ChannelScale", 2, 2)),
+    with_any_inputs(make<Concat>("ImageConcat", 1, 1)),
+    make<ChangeLayout>("Layout", 1, 1),
+    // As files of earlier versions call them: names of ONNX, which tools take for its operators.
     make<MaxPool>("MaxPool", 1, 1),
     make<AveragePool>("AveragePool", 1, 1),
     make<GlobalAveragePool>("GlobalAveragePool", 1, 1),
     in_place<0>(make<Add>("Add", 2, 2)),
-    in_place<0>(make<ChannelScale>("ChannelScale", 2, 2)),
     with_any_inputs(make<Concat>("Concat", 1, 1)),
-    make<ChangeLayout>("Layout", 1, 1),
 };
 
-/// The domain is never released: sessions refer to it as long as they live.
-ort::Status* add_all(const ort::Api* api, ort::SessionOptions* options) {
+/// An entry of the options that have the operators: ONNX Runtime refuses them a second time, and
+/// options that serve several sessions are given them for each.
+constexpr char kMark[] = "st3fx.operators";
+
+/// The domain of the bodies which files give the operators for sessions without this library
+/// (st3fx/onnx_passes/sparse_kernels/hints.py): what a tool has put in their place runs too.
+constexpr char kHint[] =
+    "st3fx: call options.register_custom_ops_library(st3fx.runtime.library()) first, or open the "
+    "file by st3fx.runtime.session(path)";
+
+/// A body has a fixed number of inputs, the last of which may be left out.
+const Operator kConcatOfBodies = make<Concat>("ImageConcat", 1024, 1);
+
+/// A domain is never released: sessions refer to it as long as they live.
+ort::Status* add_domain(const ort::Api* api, ort::SessionOptions* options, const char* name,
+                        const Operator* concat) {
   ort::Domain* domain = nullptr;
-  ort::Status* status = ort::call(api, ort::kCreateCustomOpDomain, "st3fx", &domain);
-  for (const Operator& op : kOperators)
-    if (!status) status = ort::call(api, ort::kCustomOpDomainAdd, domain, &op);
+  ort::Status* status = ort::call(api, ort::kCreateCustomOpDomain, name, &domain);
+  for (const Operator& op : kOperators) {
+    const bool replaced = concat && std::strcmp(op.name, concat->name) == 0;
+    if (!status) status = ort::call(api, ort::kCustomOpDomainAdd, domain, replaced ? concat : &op);
+  }
   return status ? status : ort::call(api, ort::kAddCustomOpDomain, options, domain);
+}
+
+ort::Status* add_all(const ort::Api* api, ort::SessionOptions* options) {
+  int there = 0;
+  ort::Status* status = ort::call(api, ort::kHasSessionConfigEntry, options, kMark, &there);
+  if (status || there) return status;
+  status = add_domain(api, options, "st3fx", nullptr);
+  if (!status) status = add_domain(api, options, kHint, &kConcatOfBodies);
+  return status ? status : ort::call(api, ort::kAddSessionConfigEntry, options, kMark, "1");
 }
 
 }  // namespace

@@ -12,6 +12,7 @@ from st3fx.onnx_passes.sparse_kernels.fuse import Unit
 from st3fx.onnx_passes.sparse_kernels.layouts import Change, Classes, State
 from st3fx.onnx_passes.sparse_kernels.role import Attributes, Role, Weight
 from st3fx.onnx_passes.sparse_kernels.values import Array, image
+from st3fx.runtime import operators
 from st3fx.runtime.inference import DOMAIN
 from st3fx.runtime.layout import storage_channels
 from st3fx.runtime.weights import compress
@@ -85,12 +86,12 @@ class Emitter:
 
     def _attributes(self, unit: Unit) -> dict[str, Any]:
         role, found = unit.role, dict(unit.role.attributes)
-        if role.op in ("Concat", "ChannelScale"):
+        if role.op in (operators.CONCAT, operators.CHANNEL_SCALE):
             found["layout"] = LAYOUTS[self._is_blocked(role.output)]
-        elif role.op not in ("Add", "SparseLinear"):
+        elif role.op not in (operators.ADD, operators.SPARSE_LINEAR):
             source = role.images[0] if role.images else None
             found["input_layout"] = LAYOUTS[self._is_blocked(source)]
-            if role.op != "GlobalAveragePool":
+            if role.op != operators.GLOBAL_AVERAGE_POOL:
                 found["output_layout"] = LAYOUTS[self._is_blocked(role.output)]
         if unit.activation is not None:
             found |= {"activation": unit.activation.name, **unit.activation.limits}
@@ -131,7 +132,7 @@ class Emitter:
         wants = change.to_blocked
         readers = [use for use in value.uses()
                    if self._reads_blocked(use.node, use.idx, roles) == wants]  # fmt: skip
-        node = ir.node("Layout", [value], attributes, domain=DOMAIN)
+        node = ir.node(operators.LAYOUT, [value], attributes, domain=DOMAIN)
         copy, maker = node.outputs[0], value.producer()
         if maker is None:
             self._graph.insert_before(self._graph[0], node)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from st3fx.onnx_passes.sparse_kernels.values import image
+from st3fx.runtime import operators
 from st3fx.runtime.example import KEY, example_text
 from st3fx.runtime.inference import DOMAIN
 
@@ -17,11 +18,17 @@ Dim = int | str
 Size = tuple[Dim, Dim]
 """Height and width: names, or 1."""
 
-_WINDOWS = ("Conv", "MaxPool", "AveragePool", "SparseConv", "DepthwiseConv")
-_MEANS = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax")
+_WINDOWS = (
+    "Conv", "MaxPool", "AveragePool", operators.SPARSE_CONV, operators.DEPTHWISE_CONV,
+    operators.MAX_POOL, operators.AVERAGE_POOL,
+)  # fmt: skip
+_MEANS = (
+    "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax",
+    operators.GLOBAL_AVERAGE_POOL,
+)  # fmt: skip
 _KEEPING = """
 Add BatchNormalization Cast ChannelScale Clip Concat Div Elu Gelu HardSigmoid HardSwish Identity
-Layout LeakyRelu Mul Relu Sigmoid Sub Swish Tanh
+ImageAdd ImageConcat Layout LeakyRelu Mul Relu Sigmoid Sub Swish Tanh
 """
 """Operators whose output has the size of their largest input."""
 
@@ -97,18 +104,18 @@ class _Names:
     def _blocked_channels(self, node: ir.Node) -> int:
         """Channels of a node's output where it is blocked, else 0."""
         about = node.attributes
-        if node.domain != DOMAIN or node.op_type == "Add":
+        if node.domain != DOMAIN or node.op_type == operators.ADD:
             inputs = [value for value in node.inputs if value is not None]
             return max((self._blocked.get(value, 0) for value in inputs), default=0)
         layout = about.get_string("output_layout") or about.get_string("layout")
         if layout != "blocked":
             return 0
-        if node.op_type == "SparseConv":
+        if node.op_type == operators.SPARSE_CONV:
             starts = node.inputs[3]
             assert starts is not None
             assert starts.const_value is not None
             return int(starts.const_value.size) - 1
-        if node.op_type == "Concat":
+        if node.op_type == operators.CONCAT:
             return sum(about.get_ints("channels", ()))
         return about.get_int("channels", 0)
 

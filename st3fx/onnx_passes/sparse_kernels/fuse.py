@@ -10,9 +10,10 @@ import onnx_ir as ir
 from st3fx.onnx_passes.sparse_kernels.activations import Activation, activation_after
 from st3fx.onnx_passes.sparse_kernels.role import Role
 from st3fx.onnx_passes.sparse_kernels.values import image, only_user
+from st3fx.runtime import operators
 
-_SUMS = ("SparseConv", "DepthwiseConv")
-_ACTIVATED = (*_SUMS, "SparseLinear", "Add")
+_SUMS = (operators.SPARSE_CONV, operators.DEPTHWISE_CONV)
+_ACTIVATED = (*_SUMS, operators.SPARSE_LINEAR, operators.ADD)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _with_residual(role: Role, roles: Mapping[ir.Node, Role]) -> Unit | None:
     """A convolution with the sum after it: tensors of a sum have one layout, whichever it is."""
     add = only_user(role.result)
     summed = roles.get(add) if add is not None else None
-    if add is None or summed is None or summed.op != "Add":
+    if add is None or summed is None or summed.op != operators.ADD:
         return None
     residual = next(value for value in summed.images if value is not role.result)
     return _activated(role, (role.node, *role.extra, add), residual)

@@ -14,21 +14,23 @@ import onnx_ir as ir
 from st3fx.onnx_passes.sparse_kernels.products import convolution, gemm, product, window
 from st3fx.onnx_passes.sparse_kernels.role import Attributes, Refused, Role, is_small
 from st3fx.onnx_passes.sparse_kernels.values import Array, constant, image
+from st3fx.runtime import operators
 
 Found = Role | Refused | None
 
 
 def max_pool(node: ir.Node) -> Found:
-    """``MaxPool`` without indices → ``MaxPool``."""
-    return _pool(node, {}) if len(node.outputs) == 1 else None
+    """``MaxPool`` without indices → ``ImageMaxPool``."""
+    return _pool(node, operators.MAX_POOL, {}) if len(node.outputs) == 1 else None
 
 
 def average_pool(node: ir.Node) -> Found:
-    """``AveragePool`` → ``AveragePool``."""
-    return _pool(node, {"count_include_pad": node.attributes.get_int("count_include_pad", 0)})
+    """``AveragePool`` → ``ImageAveragePool``."""
+    counted = node.attributes.get_int("count_include_pad", 0)
+    return _pool(node, operators.AVERAGE_POOL, {"count_include_pad": counted})
 
 
-def _pool(node: ir.Node, more: dict[str, int]) -> Found:
+def _pool(node: ir.Node, op: str, more: dict[str, int]) -> Found:
     given, taken = image(node.inputs[0]), image(node.outputs[0])
     if given is None or taken is None or node.inputs[0] is None:
         return None
@@ -40,11 +42,11 @@ def _pool(node: ir.Node, more: dict[str, int]) -> Found:
         "ceil_mode": node.attributes.get_int("ceil_mode", 0),
         **more,
     }
-    return Role(node, node.op_type, (node.inputs[0],), node.outputs[0], attributes=attributes)
+    return Role(node, op, (node.inputs[0],), node.outputs[0], attributes=attributes)
 
 
 def global_average(node: ir.Node) -> Found:
-    """``GlobalAveragePool``, or ``ReduceMean`` over height and width → ``GlobalAveragePool``."""
+    """``GlobalAveragePool``, or ``ReduceMean`` over height and width: the image's own average."""
     given = image(node.inputs[0])
     if given is None or node.inputs[0] is None:
         return None
@@ -56,12 +58,12 @@ def global_average(node: ir.Node) -> Found:
             return None
         flatten = not node.attributes.get_int("keepdims", 1)
     attributes = {"channels": given.channels}
-    return Role(node, "GlobalAveragePool", (node.inputs[0],), attributes=attributes,
+    return Role(node, operators.GLOBAL_AVERAGE_POOL, (node.inputs[0],), attributes=attributes,
                 flatten=flatten)  # fmt: skip
 
 
 def concat(node: ir.Node) -> Found:
-    """``Concat`` along the channels → ``Concat``."""
+    """``Concat`` along the channels → ``ImageConcat``."""
     pictures = [image(value) for value in node.inputs]
     values = tuple(value for value in node.inputs if value is not None)
     if node.attributes.get_int("axis") not in (1, -3) or len(values) < 2:
@@ -69,14 +71,14 @@ def concat(node: ir.Node) -> Found:
     channels = tuple(picture.channels for picture in pictures if picture is not None)
     if len(channels) < len(values):
         return None
-    return Role(node, "Concat", values, node.outputs[0], tied=True,
+    return Role(node, operators.CONCAT, values, node.outputs[0], tied=True,
                 attributes={"channels": channels})  # fmt: skip
 
 
 def addition(node: ir.Node) -> Found:
-    """``Add`` of two images of one shape → ``Add``."""
+    """``Add`` of two images of one shape → ``ImageAdd``."""
     values = _same_shape(node)
-    return Role(node, "Add", values, node.outputs[0], tied=True) if values else None
+    return Role(node, operators.ADD, values, node.outputs[0], tied=True) if values else None
 
 
 def batch_norm(node: ir.Node) -> Found:
@@ -105,7 +107,7 @@ def multiplication(node: ir.Node) -> Found:
             return _per_channel(node, inner, array.reshape(-1), None, "scale")
         scale = image(factor)
         if scale is not None and scale.positions == 1 and scale.channels == given.channels:
-            return Role(node, "ChannelScale", (inner,), node.outputs[0], tied=True,
+            return Role(node, operators.CHANNEL_SCALE, (inner,), node.outputs[0], tied=True,
                         others=(factor,), attributes={"channels": given.channels})  # fmt: skip
     return None
 
@@ -130,7 +132,7 @@ def _per_channel(
     attributes: Attributes = {
         "channels": given.channels, "kernel_shape": (1, 1), "stands_for": stands_for
     }  # fmt: skip
-    return Role(node, "DepthwiseConv", (value,), node.outputs[0], attributes=attributes,
+    return Role(node, operators.DEPTHWISE_CONV, (value,), node.outputs[0], attributes=attributes,
                 constants={f"{name}.weight": weight, f"{name}.bias": bias})  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from st3fx.onnx_passes.sparse_kernels.values import (
     only_user,
     rows,
 )
+from st3fx.runtime import operators
 from st3fx.runtime.costs import ConvWork, LinearWork
 
 
@@ -43,7 +44,7 @@ def convolution(node: ir.Node) -> Role | Refused | None:
     attributes: Attributes = {"channels": given.channels, **moves}
     if group > 1 and group == given.channels == len(array):
         constants = {name: array, **_constants(offset, offsets)}
-        return Role(node, "DepthwiseConv", (node.inputs[0],), node.outputs[0],
+        return Role(node, operators.DEPTHWISE_CONV, (node.inputs[0],), node.outputs[0],
                     constants=constants, attributes=attributes)  # fmt: skip
     work = ConvWork(
         rows=len(array),
@@ -56,7 +57,7 @@ def convolution(node: ir.Node) -> Role | Refused | None:
         out_positions=taken.positions,
     )
     return Role(
-        node, "SparseConv",
+        node, operators.SPARSE_CONV,
         images=() if is_small(given) else (node.inputs[0],),
         output=None if is_small(taken) else node.outputs[0],
         others=(node.inputs[0],) if is_small(given) else (),
@@ -139,7 +140,7 @@ def _linear(
         vectors=rows(value) if vectors is None else vectors,
     )
     return Role(
-        node, "SparseLinear",
+        node, operators.SPARSE_LINEAR,
         others=(value,),
         weight=Weight(name, array, array.shape),
         constants=constants or {"": None},

@@ -135,8 +135,9 @@ def test_a_whole_network_stays_in_the_blocked_layout() -> None:
     )  # fmt: skip
     sparse, _ = lowered(plain)
     assert ops(sparse) == {
-        "st3fx.SparseConv": 3, "st3fx.MaxPool": 1, "st3fx.DepthwiseConv": 2, "st3fx.Concat": 1,
-        "st3fx.AveragePool": 1, "Sigmoid": 1, "st3fx.GlobalAveragePool": 2, "Flatten": 1,
+        "st3fx.SparseConv": 3, "st3fx.ImageMaxPool": 1, "st3fx.DepthwiseConv": 2,
+        "st3fx.ImageConcat": 1,
+        "st3fx.ImageAveragePool": 1, "Sigmoid": 1, "st3fx.ImageGlobalAveragePool": 2, "Flatten": 1,
         "st3fx.ChannelScale": 1, "st3fx.SparseLinear": 1,
     }  # fmt: skip
     first = next(iter(sparse.graph)).attributes
