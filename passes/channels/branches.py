@@ -42,7 +42,9 @@ def _replace(module: fx.GraphModule, call: Call) -> bool:
     names = ("self", "other")
     for name, remaining in zip(names, reversed(names), strict=True):
         fact, other = (call.facts.get(call.get(side)) for side in (name, remaining))
-        if not _is_known(fact) or not isinstance(other, Fact) or other.shape != call.shape:
+        if not isinstance(fact, Fact) or not _is_known(fact):
+            continue
+        if not isinstance(other, Fact) or other.shape != call.shape:
             continue
         vector = _vector(fact)
         same = call.dtype == vector.dtype == call[remaining].meta["val"].dtype

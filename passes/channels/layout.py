@@ -58,7 +58,7 @@ def squeeze(call: Call) -> Fact:
         def change(_: Kept) -> None:
             """A dimension of which one index is left is none of those that were squeezed."""
             if not gone:  # ONNX has no form of squeezing none
-                call.node.replace_all_uses_with(call.node.args[0])
+                call.node.replace_all_uses_with(call.node.all_input_nodes[0])
             call.node.target = torch.ops.aten.squeeze.dims
             call.node.args, call.node.kwargs = (call.node.args[0], gone), {}
 

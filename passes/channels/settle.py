@@ -61,7 +61,8 @@ def _sized(call: Call, fact: Fact, value: Tensor) -> Fact:
         if ids is not None and not isinstance(size, int):
             call.coupling.pin(ids, call.reason)
             axes[dim] = None
-        assert axes[dim] is None or len(axes[dim]) == size, f"{call.node}: axis {dim}"
+        held = axes[dim]
+        assert held is None or len(held) == size, f"{call.node}: axis {dim}"
     return dataclasses.replace(fact, axes=tuple(axes))
 
 

@@ -487,14 +487,15 @@ def _reduce(base: type[nn.Module]) -> Callable[..., Any]:
 
 def _new(base: type[nn.Module], names: tuple[str, ...], has_forward: bool, *args: Any) -> Any:
     """An empty instance, as unpickling makes it."""
-    cls = class_for(base, names, has_forward)
+    kind: Any = base
+    cls = class_for(kind, names, has_forward)
     return cls.__new__(cls, *args)
 
 
 def _made_by(names: tuple[str, ...], has_forward: bool, function: Any, *args: Any) -> Any:
     """What ``function`` makes, of a converted module's class."""
     module = function(*args)
-    module.__class__ = class_for(type(module), names, has_forward)
+    enter(module, names, has_forward)
     return module
 
 
@@ -548,7 +549,7 @@ _BASE = "st3fx_base"
 """Attribute of a class of ours: the user's class, the attributes, whether it has a forward."""
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.cache
 def class_for(base: Any, names: tuple[str, ...], has_forward: bool) -> Any:
     """The class of converted modules of a class.
 
@@ -598,7 +599,8 @@ def own_forward(module: nn.Module) -> Any:
 
 def enter(module: nn.Module, names: tuple[str, ...], has_forward: bool) -> None:
     """Make a module an instance of its converted class."""
-    module.__class__ = class_for(type(module), names, has_forward)
+    kind: Any = type(module)
+    module.__class__ = class_for(kind, names, has_forward)
 
 
 def leave(module: nn.Module) -> None:

@@ -13,7 +13,8 @@ from st3fx.core.state import preserved, preserved_rng
 from st3fx.errors import ExportError
 from st3fx.export.batch import Dim
 from st3fx.export.call import Call, outputs
-from st3fx.export.parity import TOLERANCE, TOLERANCES, difference
+from st3fx.export.difference import difference
+from st3fx.export.parity import TOLERANCE, TOLERANCES
 from st3fx.export.quiet import quiet
 from st3fx.export.reduce import captured, samples
 from st3fx.files.atomic import replace_file

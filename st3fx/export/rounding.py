@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from st3fx.core.state import copied
+from st3fx.core.copying import copied
 from st3fx.errors import ExportError
 from st3fx.export import parity
 from st3fx.export.call import Call, Flat

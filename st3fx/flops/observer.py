@@ -105,7 +105,9 @@ class Observer(TorchDispatchMode):
             # They come here whole under inference_mode, and of tensors that were made under it.
             if func is torch.ops.aten.einsum.default:
                 path = kwargs.get("path") or ()
-                return self.einsum(lambda: self._taken_apart(func, args, kwargs), *args, path)
+                equation, operands = args
+                run = functools.partial(self._taken_apart, func, args, kwargs)
+                return self.einsum(run, equation, operands, path)
             if _name(func) in MATRICES:
                 self.fix_weight(args[1])
             return self._taken_apart(func, args, kwargs)

@@ -33,6 +33,10 @@ def make() -> tuple[nn.Module, st3fx.Sparsifier]:
     return st3fx.convert(model, batch(0)[0], method, total_steps=STEPS, verify=False)
 
 
+ModelEmaV1: Any = ModelEma
+ModelEmaOfV2: Any = ModelEmaV2
+
+
 class OfFloats:
     """Every floating entry of the state dict is averaged in place, integers stay (detectors)."""
 
@@ -61,8 +65,8 @@ class Lerp(OfFloats):
     def update(self, model: nn.Module) -> None:
         for ours, theirs in zip(self.module.parameters(), model.parameters(), strict=True):
             ours.lerp_(theirs, 1 - self.decay)
-        for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
-            ours.copy_(theirs)
+        for buffer, value in zip(self.module.buffers(), model.buffers(), strict=True):
+            buffer.copy_(value)
 
 
 class Loads(OfFloats):
@@ -98,8 +102,8 @@ AVERAGES: dict[str, Any] = {
     "lerp": Lerp,
     "loaded": Loads,
     "saved in half precision": Half,
-    "timm": lambda m: ModelEma(m, 0.9),
-    "timm V2": lambda m: ModelEmaV2(m, 0.9),
+    "timm": lambda m: ModelEmaV1(m, 0.9),
+    "timm V2": lambda m: ModelEmaOfV2(m, 0.9),
     "timm V2, its default": ModelEmaV2,
     "timm V3": lambda m: ModelEmaV3(m, 0.9),
     "timm V3, one by one": lambda m: ModelEmaV3(m, 0.9, foreach=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -30,7 +31,7 @@ def example_inputs():
 
 
 def test_masks_are_found_and_made_permanent() -> None:
-    model = nn.Sequential(nn.Linear(8, 4), nn.Sequential(nn.Conv1d(1, 2, 3)))
+    model: Any = nn.Sequential(nn.Linear(8, 4), nn.Sequential(nn.Conv1d(1, 2, 3)))
     assert not is_masked(model)
     prune.l1_unstructured(model[0], "weight", 0.5)
     prune.random_unstructured(model[0], "weight", 0.5)  # a container of both

@@ -47,7 +47,8 @@ product.register_autograd(_backward, setup_context=_setup)
 
 def multiplied(x: Tensor, weight: Tensor) -> Tensor:
     """A function, which can be copied."""
-    return product(x, weight)
+    result: Tensor = product(x, weight)
+    return result
 
 
 class Uses(nn.Module):

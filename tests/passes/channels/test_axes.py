@@ -42,7 +42,7 @@ def _line(width: int = 10) -> Tensor:
         (nn.Conv2d(6, 6, 3, groups=6), "conv2d"),
         (nn.ConvTranspose2d(6, 3, 3, 2), "conv_transpose2d"),
         (nn.MaxPool2d(2), "max_pool2d"),
-        (nn.AvgPool2d([2]), "avg_pool2d"),
+        (nn.AvgPool2d([2]), "avg_pool2d"),  # type: ignore[arg-type]
         (nn.Upsample(scale_factor=2, mode="bilinear"), "upsample_bilinear2d"),
         (Function(lambda x: F.unfold(x, 3)), "im2col"),
         (Function(lambda x: x.cumsum(2)), "cumsum"),
@@ -112,7 +112,7 @@ def test_positions_of_a_causal_mask_stay(causal: bool, left: int) -> None:
 
     model = chain(Both(conv(4, 8, empty=3), conv(4, 8), attend), _full(nn.Conv1d(8, 3, 1)))
     with torch.no_grad():
-        model[1].weight[:, :3] = 0  # type: ignore[operator, index]
+        model[1].weight[:, :3] = 0  # type: ignore[operator]
     assert sizes(model)[0]["0.left"] == left
 
 
@@ -241,7 +241,7 @@ class _Ordered(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         order = self.inner.order
         y: Tensor = self.first(x).index_select(1, order).relu().index_select(1, order)
-        self.calls.add_(1)
+        self.calls.add_(1)  # type: ignore[operator]
         return self.last(y * self.calls) + order.sum()  # type: ignore[no-any-return, operator]
 
 
