@@ -60,7 +60,8 @@ def _numbers(
 )  # fmt: skip
 @click.option(
     "-ncores", "--threads", multiple=True, callback=_numbers, metavar="N",
-    help="Threads for one call. Repeatable.  [default: one for each physical core]",
+    help="Threads for one call, at most those that the machine runs at once. Repeatable.  "
+    "[default: one for each physical core]",
 )  # fmt: skip
 @click.option(
     "-t", "--time", "seconds", type=float, default=10.0, show_default=True, metavar="S",

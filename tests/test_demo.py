@@ -25,6 +25,7 @@ from st3fx.training.report import Reporter
 from st3fx.verbs.demo import run_demo
 from st3fx.verbs.demo_folder import DemoFolder
 from st3fx.verbs.demo_result import DemoResult, DemoSettings
+from tests.killed import ends, family
 from tests.training_runs import Recorder, ctrl_c
 
 TINY = DemoSettings("st3fx:lenet_300_100", epochs=2, batch_size=500, lr=0.1, bench_seconds=0.05)
@@ -178,3 +179,24 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert result.stderr == (
         "stopped; what is done is kept: go on with st3fx demo --resume -o 'my demo' --seed 3\n"
     )
+
+
+PARENT = """
+import dataclasses, sys
+from st3fx.bench.process import Process
+from st3fx.verbs.demo import run_demo
+from tests.test_demo import TINY, Watch
+warm = Process.warm
+def warming(self, seconds):
+    print(self._process.pid, flush=True)
+    return warm(self, seconds)
+Process.warm = warming
+run_demo(sys.argv[1], Watch(), dataclasses.replace(TINY, epochs=1, bench_seconds=1e6))
+"""
+
+
+def test_a_worker_ends_with_a_demo_that_is_killed(tmp_path: Path) -> None:
+    with family("-c", PARENT, str(tmp_path / "demo")) as (parent, worker):
+        assert not ends(worker, seconds=1.0)
+        parent.kill()
+        assert ends(worker)

@@ -26,7 +26,7 @@ def environment() -> dict[str, Any]:
         "cpu": info.get("model name") or platform.processor() or platform.machine(),
         "vectors": [name for name in _VECTORS if name in flags],
         "cores": cores(),
-        "cpus": len(_available()),
+        "cpus": cpus(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
 
@@ -35,6 +35,11 @@ def cores() -> int:
     """Physical cores that this process may use; CPUs where the system does not tell."""
     siblings = {_siblings(cpu) for cpu in _available()}
     return len(siblings)
+
+
+def cpus() -> int:
+    """Threads that this process can run at once."""
+    return len(_available())
 
 
 def _available() -> set[int]:

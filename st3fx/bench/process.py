@@ -52,7 +52,7 @@ class Process:
         # A file, not a pipe: a pipe that is full and not read would stop the process.
         self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "st3fx.bench.worker"],
+            [sys.executable, "-P", "-m", "st3fx.bench.worker", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -21,7 +21,8 @@ class BenchSettings:
 
     Attributes:
         batch_sizes: Samples in one call; empty: as the inputs are given, else 1.
-        threads: For one call, several for a comparison; empty: one for each physical core.
+        threads: For one call, several for a comparison, at most as many as the machine can run at
+            once; empty: one for each physical core.
         seconds: Of timed calls for each variant at each batch size and number of threads.
         iterations: Timed calls instead of ``seconds``.
         warmup: Seconds of calls before, for each variant.

@@ -1,8 +1,9 @@
-"""The process that a variant runs in: ``python -m st3fx.bench.worker``.
+"""The process that a variant runs in: ``python -m st3fx.bench.worker PARENT``.
 
 It takes a job as one line of JSON and answers when the model has been called once. Then each line
 asks for calls: ``{"warm": seconds}`` or ``{"calls": n}`` is answered by their times, ``{}`` by the
-peak of the memory. It ends when its input does, as it does when the parent dies.
+peak of the memory. It ends when its input does, and with the parent, whose process id it is given,
+in the middle of a call too.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import numpy as np
 from st3fx.bench.memory import Memory
 from st3fx.bench.variant import Prepared, locate
 from st3fx.core.messages import describe
+from st3fx.core.parent import end_with_parent
 from st3fx.errors import St3fxError
 
 
 def main() -> None:
     """Serve one variant."""
+    end_with_parent(int(sys.argv[1]))
     # Ctrl-C reaches the whole group: the parent decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What the model's own code prints must not mix with the answers.

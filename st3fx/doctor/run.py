@@ -107,7 +107,7 @@ def _read(
 def _start(targets: Sequence[str], errors: IO[bytes]) -> subprocess.Popen[str]:
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-m", "st3fx.doctor.worker", *targets],
+        [sys.executable, "-m", "st3fx.doctor.worker", str(os.getpid()), *targets],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=errors,

@@ -1,6 +1,7 @@
 """The child process of the doctor: runs probes and tells of each on stdout, as a line of JSON.
 
-A line with ``probe`` alone says that it begins; a second one has what came of it.
+A line with ``probe`` alone says that it begins; a second one has what came of it. It ends with its
+parent, whose process id is the first argument.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import warnings
 from typing import Any, TextIO
 
 from st3fx.core.messages import describe
+from st3fx.core.parent import end_with_parent
 from st3fx.doctor.probe import AbsentError
 
 
@@ -36,10 +38,11 @@ def outcome(target: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the probes that are named as arguments."""
+    """Run the probes that are named as arguments, after the parent's process id."""
+    end_with_parent(int(sys.argv[1]))
     warnings.simplefilter("ignore")
     with _own_stdout() as out:
-        for target in sys.argv[1:]:
+        for target in sys.argv[2:]:
             print(json.dumps({"probe": target}), file=out, flush=True)
             print(json.dumps({"probe": target, **outcome(target)}), file=out, flush=True)
 

@@ -24,9 +24,9 @@ class FreeSize:
 
     Attributes:
         input: Name of the input.
-        dim: Which of its dimensions, from 0 on.
+        dim: Which of its dimensions. Dimension 0 is the batch, unless another one is.
         name: Of the size in the file; dimensions of one name have one size. ``batch`` says that
-            this dimension is the batch, where it is not dimension 0.
+            this dimension is the batch.
     """
 
     input: str
@@ -49,18 +49,23 @@ def names(free: Sequence[FreeSize], inputs: Sequence[str], tensors: Sequence[Ten
     """
     found: Names = tuple({} for _ in inputs)
     sizes: dict[str, int] = {}
+    placed = {item.input for item in free if item.name == BATCH}
     for item in free:
         where = f"free size {item.input}:{item.dim}={item.name}"
         if item.input not in inputs:
             raise ExportError(f"{where}: the inputs are {', '.join(inputs)}")
         index = inputs.index(item.input)
         shape = tuple(tensors[index].shape)
-        if not 0 <= item.dim < len(shape):
-            raise ExportError(f"{where}: give a dimension from 0 to {len(shape) - 1} of {shape}")
+        lowest = 0 if item.input in placed else 1
+        if not lowest <= item.dim < len(shape):
+            raise ExportError(
+                f"{where}: give a dimension from 1 to {len(shape) - 1} of {shape}; dimension 0 is "
+                f"the batch, unless another one is named so ({item.input}:1={BATCH})"
+            )
         if not item.name.isidentifier():
             raise ExportError(f"{where}: give a name of letters, e.g. sequence")
-        if item.name in found[index].values():
-            raise ExportError(f"{where}: another dimension of {item.input} is {item.name} already")
+        if item.name == BATCH and BATCH in found[index].values():
+            raise ExportError(f"{where}: another dimension of {item.input} is {BATCH} already")
         if sizes.setdefault(item.name, shape[item.dim]) != shape[item.dim]:
             raise ExportError(
                 f"{where}: {item.name} is {sizes[item.name]} elsewhere in the example"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from st3fx.bench import kernels
-from st3fx.bench.machine import cores, environment
+from st3fx.bench.machine import cores, cpus, environment
 from st3fx.bench.onnx_call import CONFIG, known_providers
 from st3fx.bench.result import BenchResult, BenchRow
 from st3fx.bench.rounds import measure
@@ -99,18 +99,19 @@ def benchmark(
                 ))  # fmt: skip
             else:
                 subjects.append(_subject(request, own, chosen, report, fixed_batch=fixed_batch))
-        rows, chosen = _measured(subjects, chosen, folder, report)
+        rows, measured = _measured(subjects, chosen, folder, report)
     without_dense = wants_dense(subjects) and rows[0].name != DENSE_ROW
     without = [s.name for s in subjects if s.zeros and not s.is_file and s.kernels is None]
     return BenchResult(
         model=", ".join(subject.name for subject in subjects),
         rows=tuple(rows),
-        settings=_as_json(chosen),
+        settings=_as_json(measured),
         environment=environment(),
-        command=_command(requests, chosen, fixed_batch=fixed_batch),
+        command=_command(requests, measured, fixed_batch=fixed_batch),
         verdict=(
             *verdict(rows, cores()),
-            *kernels.verdict(without, chosen),
+            *kernels.verdict(without, measured),
+            *_bound_said(chosen.threads),
             *([NO_DENSE.format(subjects[0].name)] if without_dense else []),
         ),
     )
@@ -123,7 +124,7 @@ def _measured(
     settings = dataclasses.replace(
         settings,
         batch_sizes=settings.batch_sizes or (subjects[0].batch,),
-        threads=settings.threads or (cores(),),
+        threads=_bounded(settings.threads or (cores(),)),
     )
     for batch in settings.batch_sizes:
         check_same([(s.name, [array.shape for array in s.inputs(batch)]) for s in subjects])
@@ -134,6 +135,21 @@ def _measured(
             timings = measure(compared, batch, threads, settings, folder, report)
             rows += make_rows(compared, timings, batch, threads)
     return rows, settings
+
+
+def _bounded(threads: Sequence[int]) -> tuple[int, ...]:
+    """Numbers of threads that the machine can run at once, each once: more would only wait."""
+    return tuple(dict.fromkeys(min(number, cpus()) for number in threads))
+
+
+def _bound_said(asked: Sequence[int]) -> Iterator[str]:
+    """What became of numbers of threads that the machine has not."""
+    more = [f"{number:,}" for number in asked if number > cpus()]
+    if more:
+        yield (
+            f"{' and '.join(more)} threads were asked for: this process may use {cpus()} "
+            f"{'CPU' if cpus() == 1 else 'CPUs'}, so it was measured with {cpus()}."
+        )
 
 
 def _subject(

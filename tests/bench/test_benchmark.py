@@ -38,6 +38,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_threads_are_bounded_by_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("st3fx.verbs.benchmarking.cpus", lambda: 1)
+    settings = BenchSettings(iterations=3, warmup=0.0, threads=(7000, 1, 50))
+    result = st3fx.benchmark("full.onnx", settings=settings)
+    assert [row.threads for row in result.rows] == [1]
+    assert result.settings["threads"] == [1]
+    assert "-ncores 1 " in result.command
+    said = (
+        "7,000 and 50 threads were asked for: this process may use 1 CPU, so it was measured with 1"
+    )
+    assert result.verdict[-1] == f"{said}."
+    monkeypatch.setattr("st3fx.verbs.benchmarking.cpus", lambda: 2)
+    result = st3fx.benchmark("full.onnx", settings=BenchSettings(iterations=3, warmup=0.0,
+                                                                 threads=(1, 2)))  # fmt: skip
+    assert [row.threads for row in result.rows] == [1, 2]
+    assert not any("were asked for" in sentence for sentence in result.verdict)
+
+
 def test_a_spec_against_its_dense_counterpart() -> None:
     stages: list[str] = []
     settings = BenchSettings(iterations=20, warmup=0.0, batch_sizes=(2, 5), threads=(1, 2))

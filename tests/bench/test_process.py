@@ -14,6 +14,7 @@ from st3fx.bench.process import Process
 from st3fx.bench.variant import Variant
 from st3fx.errors import BenchError
 from tests.bench.fakes import MEGABYTE, fake
+from tests.killed import ends, family
 
 
 def _process(variant: Variant, folder: Path) -> Process:
@@ -82,3 +83,25 @@ def test_a_process_for_onnx_loads_no_torch() -> None:
     code = "import sys, st3fx.bench.worker, st3fx.bench.onnx_call; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+PARENT = """
+import sys
+from pathlib import Path
+import numpy as np
+from st3fx.bench.process import Process
+from tests.bench.fakes import fake
+variant, path = fake("a"), Path(sys.argv[1]) / "inputs.npz"
+np.savez(path, *variant.inputs(2))
+with Process(variant, path, threads=1) as process:
+    print(process._process.pid, flush=True)
+    process.warm(1e6)
+"""
+
+
+def test_a_worker_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """In the middle of its calls, which go on for days."""
+    with family("-c", PARENT, str(tmp_path)) as (parent, worker):
+        assert not ends(worker, seconds=0.5)
+        parent.kill()
+        assert ends(worker)

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from st3fx.doctor.probe import AbsentError
 
@@ -37,3 +38,12 @@ def exits() -> str:
 def hangs() -> str:
     time.sleep(60)
     return "unreachable"
+
+
+def busy() -> str:
+    note = Path(os.environ["NOTE"])
+    part = note.with_suffix(".part")
+    part.write_text(str(os.getpid()))
+    part.rename(note)
+    while True:
+        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from st3fx.doctor.result import Diagnosis, Finding
 from st3fx.doctor.run import diagnose
 from st3fx.doctor.table import PROBES
 from st3fx.doctor.worker import outcome
+from tests.killed import ends, family
 
 
 def _probe(name: str, *, required: bool = False, limit: float = 60.0) -> Probe:
@@ -80,3 +82,27 @@ def test_the_table_names_functions_that_exist_once() -> None:
         "torch", "data", "convert and fold", "train", "export", "analyze",
     }  # fmt: skip
     assert all(probe.consequence for probe in PROBES)
+
+
+PARENT = """
+import os, sys, threading, time
+from pathlib import Path
+from st3fx.doctor.probe import Probe
+from st3fx.doctor.run import diagnose
+note = Path(sys.argv[1])
+os.environ["NOTE"] = str(note)
+probe = Probe("part", "busy", "tests.doctor.probes:busy", "x", "y", False, 1000.0)
+threading.Thread(target=diagnose, args=([probe],), daemon=True).start()
+while not note.is_file():
+    time.sleep(0.05)
+print(note.read_text(), flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_worker_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """Though its probe is busy, and would be ended by the parent alone."""
+    with family("-c", PARENT, str(tmp_path / "worker")) as (parent, worker):
+        assert not ends(worker, seconds=0.5)
+        parent.kill()
+        assert ends(worker)

@@ -78,7 +78,9 @@ def test_it_is_fixed_unless_it_is_asked_for(tmp_path: Path) -> None:
         ({"token": {1: "sequence"}}, "token:1=sequence: the inputs are tokens, mask"),
         ({"tokens": {0: "sequence"}}, r"give a dimension from 1 to 1 of \(2, 6\)"),
         ({"tokens": {2: "sequence"}}, "give a dimension from 1 to 1"),
-        ({"tokens": {1: "batch"}}, "batch is taken"),
+        ({"tokens": {-1: "sequence"}}, "give a dimension from 1 to 1"),
+        ({"tokens": {0: "batch", 1: "batch"}}, "another dimension of tokens is batch already"),
+        ({"tokens": {1: "batch"}, "mask": {0: "batch"}}, "batch is 6 elsewhere in the example"),
         ({"tokens": {1: "a b"}}, "give a name of letters"),
     ],
 )
