@@ -63,8 +63,8 @@ def _free(
 @click.option("--fixed-batch", is_flag=True, help="Build the batch size of the example in.")
 @click.option(
     "--free", callback=_free, multiple=True, metavar="INPUT:DIM=NAME",
-    help="Another size that is free in the file, e.g. input_ids:1=sequence; state:1=batch says where "
-    "the batch is, if it is not the first dimension. Repeatable.",
+    help="Another size that is free in the file, e.g. input_ids:1=sequence; state:1=batch says "
+    "where the batch is, if it is not the first dimension. Repeatable.",
 )  # fmt: skip
 @click.option(
     "--batch-sizes", callback=_numbers, metavar="N,N", default="1,3", show_default=True,
