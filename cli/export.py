@@ -50,12 +50,21 @@ def _free(
 @click.command()
 @model_options
 @prune_options
-@click.option("-o", "--output", type=ONNX, metavar="FILE", help="The file.  [default: NAME.onnx]")
-@click.option("--opset", type=int, metavar="N", help="Of the file.  [default: PyTorch's own]")
+@click.option(
+    "-o",
+    "--output",
+    type=ONNX,
+    metavar="FILE",
+    help="The file.  [default: NAME.onnx, or NAME.sparse.onnx]",
+)
+@click.option(
+    "--opset", type=int, metavar="N", help="Of the file, from 13 on.  [default: PyTorch's own]"
+)
 @click.option("--fixed-batch", is_flag=True, help="Build the batch size of the example in.")
 @click.option(
     "--free", callback=_free, multiple=True, metavar="INPUT:DIM=NAME",
-    help="Another size that is free in the file, e.g. input_ids:1=sequence. Repeatable.",
+    help="Another size that is free in the file, e.g. input_ids:1=sequence; state:1=batch says "
+    "where the batch is, if it is not the first dimension. Repeatable.",
 )  # fmt: skip
 @click.option(
     "--batch-sizes", callback=_numbers, metavar="N,N", default="1,3", show_default=True,

@@ -63,10 +63,11 @@ def export_onnx(
             written beside it: ``model.plain.onnx`` beside ``model.onnx``, ``model.onnx`` beside
             ``model.sparse.onnx``. Both are compared; see ``tolerance``.
         example_kwargs: Keyword arguments beside positional ``example_inputs``.
-        opset: Of the file; ``None`` for the exporter's default.
+        opset: Of the file, from 13 on; ``None`` for the exporter's default.
         fixed_batch: Build the batch size of the example in.
         free: Other sizes that are free in the file, ``{"input_ids": {1: "sequence"}}``: input ->
             dimension -> name. It is compared at one size less and three more than the example's.
+            ``{"state": {1: "batch"}}`` says where the batch is, if it is not dimension 0.
         batch_sizes: That the comparison draws random values for, beside the example.
         verify: Run the file in ONNX Runtime and compare.
         sparse_initializers: Store weights as index and value where that is smaller. It saves disk
