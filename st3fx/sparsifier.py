@@ -305,6 +305,7 @@ class Sparsifier:
         Raises:
             StateError: If a site was replaced.
         """
+        self.run.settle(thorough=self.run.follows)
         self.run.take_over()
         weights, bound = self.effective_weights(), self._bound()
         for item in bound:

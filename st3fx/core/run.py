@@ -104,9 +104,7 @@ class Run:
 
     def take_over(self) -> None:
         """A sparsifier drives this model itself: it follows no other."""
-        if self._leader is not None:
-            self.sparsity, self.steps = self._wanted(self._moved(thorough=True)), self._leader.steps
-            self._leader = None
+        self._leader = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Run:
         """A run that follows this one."""
@@ -430,11 +428,9 @@ class Run:
             moved = self._moved(thorough=True)
         sparsity = self._wanted(moved)
         steps = leader.steps if leader is not None and moved else self.steps
-        stale = self.stale or moved
         flags = [
             float("nan") if sparsity is None else sparsity,
-            float(self.held), float(self.frozen),
-            float(bool(sparsity) and stale), self.floor,
+            float(self.held), float(self.frozen), self.floor,
         ]  # fmt: skip
         return {
             prefix + _STEP: torch.tensor(steps, dtype=torch.int64),
@@ -456,7 +452,7 @@ class Run:
         if flags is None:
             self._infer()
         else:
-            level, held, frozen, _, self.floor = flags.tolist()
+            level, held, frozen, self.floor = flags.tolist()
             self.sparsity = None if level != level else level  # noqa: PLR0124 (not a number)
             self.held, self.frozen = bool(held), bool(frozen)
 

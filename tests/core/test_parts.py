@@ -158,7 +158,8 @@ def test_hooks_on_gradients_are_kept_and_closures_named() -> None:
 
 
 def test_weights_that_share_memory_share_that_of_the_copy() -> None:
-    model: Any = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 4))
+    layers = [nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(4, 4)]
+    model: Any = nn.Sequential(*layers)
     model[2].weight.data = model[0].weight.data
     model[3].weight.data = model[0].weight.data[4:]
     converted, _ = st3fx.convert(model, X, verify=False)
