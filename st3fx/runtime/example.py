@@ -34,6 +34,8 @@ def example_shapes(model: onnx.ModelProto, batch: int = 1) -> tuple[Shape, ...]:
         return ()
     if len(shapes) != len(inputs):
         return ()
+    if any(v.type.tensor_type.shape.dim and not s for v, s in zip(inputs, shapes, strict=True)):
+        return ()  # a number where the file has dimensions
     free = (v.type.tensor_type.shape.dim[:1] for v in inputs)
     is_free = (any(not dim.HasField("dim_value") for dim in dims) for dims in free)
     return tuple(
