@@ -72,6 +72,7 @@ class Run:
         self._traceable = False
         self.loading = False
         self._renewed = True
+        self._old_file = False
         self.absent: set[str] = set()
         self._digests: dict[str, list[Digest]] = {}
         self._aside: dict[str, Tensor] | None = None
@@ -159,11 +160,12 @@ class Run:
         """
         if not self._traceable or self.root is None:
             return False
-        weights = [(site.site.name, site.sources()) for site in self.bound_quietly()]
-        if any(self._stamps.get(name) != [*map(_stamp, own)] for name, own in weights):
+        bound = self.bound_quietly()
+        if self.moved(bound):
             return True
         if not thorough or not self._digests:
             return thorough
+        weights = [(site.site.name, site.sources()) for site in bound]
         found = _digests_of(weights).items()
         return any(self._digests.get(name) != digest for name, digest in found)
 
@@ -448,7 +450,7 @@ class Run:
         flags = state.get(prefix + _LEVEL)
         # A copy that gets its own state back with other weights has been averaged.
         self._renewed = self._leader is None or flags is None or not self._is_saved(step, flags)
-        self.steps = int(step)
+        self.steps, self._old_file = int(step), flags is None
         if flags is None:
             self._infer()
         else:
@@ -463,8 +465,8 @@ class Run:
         self.loading = False
         bound = self.bound_quietly()
         self._over = frozenset(site.site.name for site in bound)
-        masks = [tensor for site in bound for tensor in site.tensors("mask")]
-        self.frozen = self.frozen or (self.sparsity is None and any(m.numel() for m in masks))
+        if self._old_file:  # it had masks when it was frozen, and only then
+            self.frozen = any(mask.numel() for site in bound for mask in site.tensors("mask"))
         if self._renewed:
             self._note(bound, digest=self._leader is not None)
             # An average of state dicts has averaged thresholds: before they are used to evaluate,

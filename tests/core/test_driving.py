@@ -205,3 +205,24 @@ def test_backward_over_a_step_of_its_own_weights_is_autograds_error(method: Any)
     sparsifier.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_state_dict_of_an_older_version(frozen: bool) -> None:
+    """Masks were booleans of the weight's shape, and there only when frozen; no sparsity."""
+    model, sparsifier = make()
+    for _ in range(6):
+        sparsifier.step()
+    if frozen:
+        sparsifier.freeze()
+    state = {k: v for k, v in model.state_dict().items() if not k.endswith("_mask")}
+    del state["st3fx_sparsity"]
+    for site in sparsifier.run.bound() if frozen else ():
+        owner = site.site.name.rpartition(".")[0]
+        state[f"{owner}.st3fx_weight_mask"] = site.tensors("mask")[0]
+    other, its = make()
+    other.load_state_dict(state)
+    assert (its.steps, its.frozen) == (6, frozen)
+    assert its.thresholds == sparsifier.thresholds
+    own = sparsifier.effective_weights()
+    assert all(torch.equal(own[name], value) for name, value in its.effective_weights().items())
