@@ -105,6 +105,14 @@ def selection_options(command: Command) -> Command:
             is_flag=True,
             help="Make the projection of a tied embedding sparse too; its lookups stay dense.",
         ),
+        click.option(
+            "--keep-zeros/--no-keep-zeros",
+            default=True,
+            show_default=True,
+            help="Of weights that come with zeros, of a folded model: let these stay zero while "
+            "training adds others, or come back while others go. The sparsity starts at their "
+            "share either way.",
+        ),
     )(command)
 
 

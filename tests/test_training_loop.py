@@ -317,6 +317,23 @@ def test_a_bundle_is_trained(tmp_path: Path) -> None:
     assert scores == result.scores
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_training_may_start_from_zeros(tmp_path: Path, keep: bool) -> None:
+    start = settings(tmp_path, weights=str(tmp_path / "w.pt"), epochs=1, sparsity=0.3,
+                     keep_zeros=keep)  # fmt: skip
+    weights = load_spec(start.spec).model.state_dict()
+    zero = weights["head.weight"].abs() < weights["head.weight"].abs().quantile(0.2)
+    weights["head.weight"][zero] = 0
+    torch.save(weights, tmp_path / "w.pt")
+    train_spec(start)
+    bundle = st3fx.load_bundle(folder_of(start).bundle)
+    stay = st3fx.fold(bundle).get_parameter("head.weight")[zero] == 0
+    assert bool(stay.all()) is keep
+    with pytest.raises(TrainError, match="is a bundle, which has its own keep_zeros: leave it out"):
+        train_spec(settings(tmp_path, spec=str(folder_of(start).bundle), output_dir="no",
+                            keep_zeros=False))  # fmt: skip
+
+
 def test_compiled_it_keeps_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
 

@@ -54,6 +54,7 @@ class Recipe:
         skip_first: Leave the first site dense.
         skip_last: Leave the last site dense.
         include_tied: Make the projections of tied embeddings sparse.
+        keep_zeros: Let the zeros that the weights come with stay zero.
         seed: For building the model and for the values of the inputs.
         num_classes: Outputs that a library model was built with; ``None``: its default.
         in_channels: Channels of its input.
@@ -72,6 +73,7 @@ class Recipe:
     skip_first: bool = False
     skip_last: bool = False
     include_tied: bool = False
+    keep_zeros: bool = True
     seed: int = 0
     num_classes: int | None = None
     in_channels: int | None = None

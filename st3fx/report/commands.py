@@ -35,6 +35,8 @@ def convert_command(recipe: Recipe, bundle: Path) -> str:
         value = getattr(recipe, name)
         if value not in (None, (), False, 0):
             words += _option(f"--{name.replace('_', '-')}", value)
+    if not recipe.keep_zeros:
+        words += _option("--keep-zeros", False)
     return shlex.join([*words, "-o", str(bundle)])
 
 

@@ -38,6 +38,7 @@ class Settings:
     skip_first: bool = setting("model", False, "Leave the first site dense.")
     skip_last: bool = setting("model", False, "Leave the last site dense.")
     include_tied: bool = setting("model", False, "Make tied embeddings' projections sparse.")
+    keep_zeros: bool = setting("model", True, "Zeros of the weights to start from stay zero.")
 
     data: str = setting(
         "data", "fashion-mnist-mini",

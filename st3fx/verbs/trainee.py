@@ -21,7 +21,7 @@ from st3fx.verbs.workflow import convert_spec, load_bundle
 
 _OF_THE_CONVERSION = (
     "weights", "inputs", "include", "exclude", "skip_depthwise", "skip_first", "skip_last",
-    "include_tied",
+    "include_tied", "keep_zeros",
 )  # fmt: skip
 """Settings that a bundle was made with."""
 
@@ -88,6 +88,7 @@ def from_spec(
         skip_first=settings.skip_first,
         skip_last=settings.skip_last,
         include_tied=settings.include_tied,
+        keep_zeros=settings.keep_zeros,
         seed=settings.seed,
         num_classes=data.num_classes,
         in_channels=shape[0] if shape else None,

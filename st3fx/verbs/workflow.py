@@ -92,6 +92,7 @@ def convert_spec(
         skip_first=recipe.skip_first,
         skip_last=recipe.skip_last,
         include_tied=recipe.include_tied,
+        keep_zeros=recipe.keep_zeros,
         verify=verify,
         # The model was built for this alone: a copy would only cost its memory.
         inplace=True,

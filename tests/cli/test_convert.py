@@ -100,6 +100,29 @@ def test_weights_are_loaded(folder: Path) -> None:
     assert torch.equal(loaded["conv.weight"], state["conv.weight"])
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_zeros_of_the_weights_stay_unless_they_are_let_go(folder: Path, keep: bool) -> None:
+    from st3fx.loading.spec import load_spec
+
+    state = load_spec("model.py", seed=5).model.state_dict()
+    zero = torch.rand(state["conv.weight"].shape) < 0.5
+    state["conv.weight"][zero] = 0
+    torch.save(state, folder / "w.pt")
+    options = () if keep else ("--no-keep-zeros",)
+    result = _run("model.py", "--weights", "w.pt", "--total-steps", "4", *options)
+    assert result.exit_code == 0, result.output
+    assert read_bundle("model.st3fx").manifest.recipe.keep_zeros is keep
+    model = load_bundle("model.st3fx")
+    sparsifier = st3fx.Sparsifier(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model(torch.randn(2, 3, 8, 8)).square().sum().backward()
+    optimizer.step()
+    sparsifier.set_sparsity(0.2)
+    stay = st3fx.fold(model).get_parameter("conv.weight")[zero] == 0
+    assert bool(stay.all()) is keep
+    assert "--no-keep-zeros" in _run("--help").stdout
+
+
 def test_dry_run_writes_nothing(folder: Path) -> None:
     before = _files(folder)
     result = _run("model.py", "--dry-run", "--exclude", "head*")

@@ -52,5 +52,8 @@ def test_a_bundle_is_converted_the_same_way_again(tmp_path: Path) -> None:
         f"--total-steps 7 --exclude 'fc*' --skip-first --seed 3 -o {tmp_path}/out.st3fx"
     )
     assert CliRunner().invoke(main, [*shlex.split(command)[1:], "--help"]).exit_code == 0
+    again = convert_command(dataclasses.replace(recipe, keep_zeros=False), tmp_path / "out.st3fx")
+    assert again == command.replace(" -o", " --no-keep-zeros -o")
+    assert CliRunner().invoke(main, [*shlex.split(again)[1:], "--help"]).exit_code == 0
     learned = convert_command(Recipe("m.py", to_dict(STR())), Path("b"))
     assert learned == "st3fx convert m.py --method str -o b"
