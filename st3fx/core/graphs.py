@@ -9,7 +9,7 @@ import collections
 import contextlib
 import importlib
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -86,34 +86,48 @@ class CompiledGraph:
 
 
 def _compile(graph: fx.Graph, latent: frozenset[str]) -> Callable[..., Any]:
-    if latent:
-        copied = fx.Graph()
-        copied.output(copied.graph_copy(graph, {}))
-        graph = copied
-        for node in graph.nodes:
-            if node.op == "get_attr" and node.target in latent:
-                path, _, name = node.target.rpartition(".")
-                node.target = f"{path}.{latent_name(name)}".lstrip(".")
-    module = fx.GraphModule(_skeleton(graph), with_any_names(graph))
+    """The function of a graph's code, which reads sites by the names of their latent weights."""
+    with _renamed(graph, latent):
+        module = fx.GraphModule(_skeleton(graph), with_any_names(graph))
     function: Callable[..., Any] = type(module).forward
     return function
 
 
+@contextlib.contextmanager
+def _renamed(graph: fx.Graph, latent: frozenset[str]) -> Iterator[None]:
+    """For the time of writing code: a copy of the graph takes longer than its code."""
+    reads = [node for node in graph.nodes if node.op == "get_attr" and node.target in latent]
+    plain = [node.target for node in reads]
+    for node in reads:
+        path, _, name = node.target.rpartition(".")
+        node.target = f"{path}.{latent_name(name)}".lstrip(".")
+    try:
+        yield
+    finally:
+        for node, target in zip(reads, plain, strict=True):
+            node.target = target
+
+
 def _skeleton(graph: fx.Graph) -> nn.Module:
     """A module that has every target of ``graph`` and nothing else."""
-    root = nn.Module()
+    root, nothing = nn.Module(), nn.Module()
     for node in graph.nodes:
         if node.op not in ("get_attr", "call_module"):
             continue
         *path, name = node.target.split(".")
         owner = root
         for part in path:
-            owner = owner._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+            if owner._modules.get(part, nothing) is nothing:
+                owner._modules[part] = nn.Module()
+            owner = owner._modules[part]  # type: ignore[assignment]
         if node.op == "call_module":
-            owner._modules.setdefault(name, nn.Module())
+            owner._modules.setdefault(name, nothing)
         else:
-            owner._parameters[name] = nn.Parameter(torch.empty(0), requires_grad=False)
+            owner._parameters[name] = _NO_VALUES
     return root
+
+
+_NO_VALUES = nn.Parameter(torch.empty(0), requires_grad=False)
 
 
 class Variant:

@@ -330,13 +330,13 @@ class Run:
         for site in self.bound():
             count += site.site.numel
             weight = site.weight()
-            zeros = weight == 0
-            share = float(zeros.sum()) / max(1, weight.numel())
+            zeros = weight.numel() - int(torch.count_nonzero(weight))
+            share = zeros / max(1, weight.numel())
             if site.site.computed or not _FEWEST_ZEROS <= share < 1:
                 continue
-            kept += int(zeros.sum())
+            kept += zeros
             for module, parameter in site.places if pin else ():
-                module.__dict__[state_name(parameter, "mask")] = ~zeros
+                module.__dict__[state_name(parameter, "mask")] = weight != 0
         self.floor = kept / max(1, count)
         return self.floor
 
