@@ -45,14 +45,22 @@ class Rewrite:
 
 
 class _Tape:
-    """New nodes before one that goes."""
+    """New nodes before one that goes.
+
+    Their names are made from that of its output. Names that a graph gives itself are unique in it
+    alone: in a branch they would be those of values outside.
+    """
 
     def __init__(self, node: ir.Node) -> None:
         assert node.graph is not None
         self.node, self._graph = node, node.graph
+        self._name, self._count = node.outputs[0].name or "", 0
 
     def __call__(self, op: str, inputs: Sequence[ir.Value | None], **attributes: Any) -> ir.Value:
-        made = ir.node(op, inputs, attributes)
+        self._count += 1
+        name = f"{self._name}_older_{self._count}"
+        made = ir.node(op, inputs, attributes, name=name)
+        made.outputs[0].name = name
         self._graph.insert_before(self.node, made)
         return made.outputs[0]
 

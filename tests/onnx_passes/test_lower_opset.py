@@ -123,3 +123,20 @@ def test_the_first_opset_that_has_a_type() -> None:
     graph = model("b = Cast<to=16>(x) w = Cast<to=16>(kernel) c = Conv(b, w) y = Cast<to=1>(c)")
     assert least_opset(graph) == (22, "Conv of bfloat16")
     assert least_opset(model("y = Relu(x)")) == (18, "")
+
+
+@pytest.mark.parametrize("target", [13, 17])
+def test_names_in_branches_are_those_of_no_other_value(target: int) -> None:
+    """Each graph names its own values: what is new in a branch must not have an outer name."""
+    parts = "q0, q1 = Split<axis=2, num_outputs=2>(x) q = Concat<axis=2>(q1, q0)"
+    body = f"""a = Mish(x) b = LayerNormalization(a, g)
+        y = If(flag) <then_branch = g1 () => (float[N,3,4,4] p) {{
+                r = Mish(b) s = LayerNormalization(r, g) p = Trilu(s) }},
+            else_branch = g2 () => (float[N,3,4,4] q) {{ {parts} }}>"""
+    graph = model(body)
+    (wanted,) = run(graph)
+    lower_opset(graph, target)
+    values = [v.name for n in ir.traversal.RecursiveGraphIterator(graph.graph) for v in n.outputs]
+    assert len(values) == len(set(values))
+    (given,) = run(graph)
+    np.testing.assert_allclose(given, wanted, rtol=1e-5, atol=1e-6)
