@@ -24,6 +24,13 @@ _FIXED = re.compile(
 """In messages about a dimension that was to be free and is not."""
 
 
+_ADVICE = {
+    "aten.scaled_dot_product_attention":
+        "; give its tensors four dimensions: batch, heads, positions and features",
+}  # fmt: skip
+"""Operator that is known otherwise -> what to do."""
+
+
 def is_fixed_batch(error: BaseException) -> bool:
     """Whether a capture failed because the model needs the batch size that it was shown."""
     return any(_FIXED.search(str(item)) for item in _chain(error))
@@ -45,7 +52,8 @@ def reason(error: BaseException) -> str:
                 f"ONNX has no form of flex_attention{where}; call scaled_dot_product_attention "
                 "there, with what its functions compute as attn_mask"
             )
-        return f"ONNX has no form of {_operator(node)}{where}"
+        advice = _ADVICE.get(_operator(node), "")
+        return f"ONNX has no form of {_operator(node)}{where}{advice}"
     root = _root(error)
     if _branches(root):
         return f"its forward branches on the values of a tensor{where}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from st3fx.core.state import preserved
@@ -86,24 +86,33 @@ def capture(
             )
         except Exception as error:  # noqa: BLE001 (its message says what matters of the cause)
             others = [other for dims in sizes for other in dims.values()]
-            raise refusal(error, name, free=free, others=others) from None
+            raise refusal(error, flat.model, name, free=free, others=others) from None
     assert program is not None
     _rename(program.model, flat.model)
     return Captured(program.model, program.exported_program)
 
 
-def refusal(error: Exception, name: str, *, free: bool, others: Sequence[str] = ()) -> ExportError:
+def refusal(
+    error: Exception, model: nn.Module, name: str, *, free: bool, others: Sequence[str] = ()
+) -> ExportError:
     """What an exporter's error means to the user.
 
     Args:
         error: The exporter's.
-        name: Of the model.
+        model: What was to be exported.
+        name: Of its class.
         free: Whether the batch was to be free.
         others: Names of other sizes that were to be.
     """
     if others and is_fixed_batch(error):
         names = " or ".join(dict.fromkeys((*([BATCH] if free else []), *others)))
         return ExportError(f"{name} works for one {names} only, that of the example: leave it out")
+    if free and is_fixed_batch(error) and isinstance(model, fx.GraphModule):
+        return ExportError(
+            f"{name} is a graph that was captured for one batch size only: capture it again with "
+            "a free one, by torch.export.export(..., dynamic_shapes=...), or export it with a "
+            "fixed batch (--fixed-batch)"
+        )
     if free and is_fixed_batch(error):
         return ExportError(
             f"{name} works for one batch size only, that of the example: export it with a fixed "

@@ -9,6 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from st3fx.errors import ExportError
+
 Array = npt.NDArray[Any]
 
 
@@ -39,8 +41,17 @@ def difference(wanted: Array, given: Array) -> tuple[float, float]:
 
 
 def as_array(tensor: Tensor) -> Array:
-    """The values of a tensor, as ONNX Runtime takes them."""
+    """The values of a tensor, as ONNX Runtime takes them.
+
+    Raises:
+        ExportError: For a type that it does not take from Python.
+    """
     tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        raise ExportError(
+            "ONNX Runtime takes and gives no bfloat16 in Python: let the forward take and return "
+            "float32, or leave the comparison out by --no-verify"
+        )
     array: Array = (
         torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     ).numpy()

@@ -284,6 +284,8 @@ def run_torch(flat: Flat, tensors: Sequence[Tensor], batch: int = 1) -> list[Arr
         # What it writes into inputs or buffers must not reach the next call.
         with quiet(), preserved(flat):
             return [as_array(tensor) for tensor in flat(*(tensor.clone() for tensor in tensors))]
+    except ExportError:
+        raise
     except Exception as error:
         raise ExportError(
             f"the model itself fails at batch {batch} ({describe(error)}): give --batch-sizes that "
@@ -303,6 +305,8 @@ def run_onnx(session: Any, tensors: Sequence[Tensor], batch: int = 1) -> list[Ar
             for port, tensor in zip(session.get_inputs(), tensors, strict=True)
         }
         result: list[Array] = session.run(None, feeds)
+    except ExportError:
+        raise
     except Exception as error:
         raise ExportError(
             f"ONNX Runtime fails at batch {batch}: {_first(error)}; where the model is made for "

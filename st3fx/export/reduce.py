@@ -40,7 +40,7 @@ def reduce(
         try:
             return eliminate(captured(model, call, samples(call, which), which))
         except Exception as error:  # noqa: BLE001 (its message says what matters of the cause)
-            raise refusal(error, type(model).__name__, free=free) from None
+            raise refusal(error, model, type(model).__name__, free=free) from None
 
 
 def samples(call: Call, batched: Sequence[Dim]) -> Sequence[Tensor]:

@@ -37,13 +37,13 @@ class BatchNorms:
 
 
 def fold_batch_norm(model: ir.Model) -> BatchNorms:
-    """Fold every batch norm of the main graph that can be, in place.
+    """Fold every batch norm that can be, in branches too, in place.
 
     One that follows a convolution but has to stay reads its scale from a Constant node, so that no
     later pass folds it after all.
     """
     done = BatchNorms()
-    for node in list(model.graph):
+    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
         if node.op_type == "BatchNormalization" and node.domain == "":
             name = _name(node)
             reason = _fold(model.graph, node, done)
@@ -59,12 +59,14 @@ def _fold(graph: ir.Graph, norm: ir.Node, done: BatchNorms) -> str:
     """Fold one batch norm; the reason where it cannot be, with nothing changed."""
     inner = norm.inputs[0]
     node = inner.producer() if inner is not None else None
-    if inner is None or node is None or node.op_type not in _KINDS or node.domain != "":
+    known = node is not None and node.op_type in _KINDS and node.domain == ""
+    # One before a branch is computed whichever branch is taken.
+    if inner is None or node is None or not known or node.graph is not norm.graph:
         return "no convolution or matrix product before it"
     if len(inner.uses()) > 1 or inner.is_graph_output():
         return f"the output of {node.op_type} is used elsewhere too"
     weight = node.inputs[1]
-    if weight is None or not weight.is_initializer() or weight.is_graph_input():
+    if weight is None or weight.name not in graph.initializers or weight.is_graph_input():
         return f"the weight of {node.op_type} is computed"
     if len(weight.uses()) > 1:
         return f"{weight.name} is used elsewhere too"
@@ -151,12 +153,13 @@ def _replace(
     node.replace_input_with(2, value)
     if node.op_type == "Gemm":
         node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
-    for index, output in enumerate(graph.outputs):
+    assert norm.graph is not None
+    for index, output in enumerate(norm.graph.outputs):
         if output is outer:
-            graph.outputs[index] = inner
+            norm.graph.outputs[index] = inner
     ir.convenience.replace_all_uses_with(outer, inner)
     inner.shape, inner.type = outer.shape or inner.shape, outer.type or inner.type
-    graph.remove(norm, safe=True)
+    norm.graph.remove(norm, safe=True)
     # A value is known by its name: it is that of the batch norm now.
     inner.name, outer.name = outer.name, inner.name
     _forget(graph, parameters, done)
@@ -167,18 +170,21 @@ def _pin(graph: ir.Graph, norm: ir.Node) -> None:
     scale = norm.inputs[1]
     if scale is None or not scale.is_initializer() or scale.const_value is None:
         return
-    node = ir.node("Constant", [], {"value": scale.const_value})
-    graph.insert_before(norm, node)
-    norm.replace_input_with(1, node.outputs[0])
     name = scale.name
-    if not scale.uses() and name is not None:
+    node = ir.node("Constant", [], {"value": scale.const_value})
+    # Not a name that a graph gives: of a branch, that could be the name of a value outside.
+    node.outputs[0].name = f"{name}_of_{norm.outputs[0].name}"
+    assert norm.graph is not None
+    norm.graph.insert_before(norm, node)
+    norm.replace_input_with(1, node.outputs[0])
+    if not scale.uses() and name is not None and name in graph.initializers:
         graph.initializers.pop(name)
         node.outputs[0].name = name
 
 
 def _forget(graph: ir.Graph, values: list[ir.Value], done: BatchNorms) -> None:
     for value in values:
-        if value.is_initializer() and not value.uses() and value.name is not None:
+        if not value.uses() and value.name is not None and value.name in graph.initializers:
             graph.initializers.pop(value.name)
             done.absorbed.add(value.name)
 

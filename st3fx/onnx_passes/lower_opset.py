@@ -31,12 +31,16 @@ def lower_opset(model: ir.Model, target: int) -> None:
         TooNewError: Names an operator that has no form there.
     """
     source = model.opset_imports[""]
+    used = {name for name, value in model.graph.initializers.items() if value.uses()}
     for node in list(_nodes(model)):
         rewrite = REWRITES.get(node.op_type)
         if rewrite is not None and target < rewrite.since <= source:
             rewrite.apply(node, target)
         else:
             _fit(node, source, target)
+    for name in used:  # axes that are attributes now
+        if not model.graph.initializers[name].uses():
+            model.graph.initializers.pop(name)
     model.opset_imports[""] = target
 
 

@@ -37,7 +37,8 @@ def _arrays(*shape: int, channels: int, seed: int = 0) -> dict[str, Array]:
 def _model(body: str, arrays: dict[str, Array], x: str, z: str) -> onnx.ModelProto:
     text = f'<ir_version: 10, opset_import: ["" : 18]> g (float{x} x) => (float{z} z) {{ {body} }}'
     model = onnx.parser.parse_model(text.replace("bn.", "bn_").replace("bn2.", "bn2_"))
-    for node in model.graph.node:
+    inner = [about.g.node for node in model.graph.node for about in node.attribute]
+    for node in (*model.graph.node, *(node for nodes in inner for node in nodes)):
         # The parser takes no dots in names, which parameters have.
         node.input[:] = [name.replace("_", ".") for name in node.input]
     model.graph.initializer.extend(
@@ -102,6 +103,28 @@ def test_folds_and_keeps_every_zero(
     assert not np.signbit(values["w"][values["w"] == 0]).any()
     assert not np.array_equal(values["w"], arrays["w"])
     assert done.absorbed >= {"bn.weight", "bn.bias", "bn.mean", "bn.var"}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_folds_in_a_branch_what_is_whole_there(sign: int) -> None:
+    """The convolution before the branches is computed whichever of them is taken."""
+    arrays = _arrays(6, 3, 3, 3, channels=6)
+    arrays |= {name.replace("bn", "bn2"): value for name, value in arrays.items() if "bn" in name}
+    arrays |= {"w2": arrays["w"][::-1].copy(), "zero": np.zeros((), np.float32)}
+    norm = NORM.replace("z =", "v =")
+    body = f"""u = Conv <pads = [1, 1, 1, 1]> (x, w2) t = ReduceSum <keepdims = 0> (x)
+        c = Greater (t, zero) z = If (c) <
+            then_branch = g1 () => (float[N,6,5,5] z1) {{ {CONV} {norm} z1 = Relu (v) }},
+            else_branch = g2 () => (float[N,6,5,5] z2) {{
+                z2 = BatchNormalization (u, bn2.weight, bn2.bias, bn2.mean, bn2.var) }}>"""
+    x = np.abs(_x(2, 3, 5, 5)) * np.float32(sign)
+    after, done = _folded(_model(body, arrays, "[N,3,5,5]", "[N,6,5,5]"), x)
+    assert done.folded == ["bn"]
+    assert done.kept == {"bn2": "no convolution or matrix product before it"}
+    left, right = (about.g for about in after.graph.node[-1].attribute)
+    assert [node.op_type for node in left.node] == ["Conv", "Relu"]
+    assert [node.op_type for node in right.node] == ["Constant", "BatchNormalization"]
+    assert {"w", "w.bias", "w2"} <= _values(after).keys()
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-43, np.inf, np.nan])

@@ -96,6 +96,7 @@ def test_the_same_values(body: str, target: int) -> None:
     lower_opset(graph, target)
     assert graph.opset_imports[""] == target
     assert [value.name for value in graph.graph.outputs] == ["y"]
+    assert all(value.uses() for value in graph.graph.initializers.values())
     (given,) = run(graph)
     assert given.dtype == wanted.dtype
     np.testing.assert_allclose(given, wanted, rtol=1e-5, atol=1e-6)
