@@ -78,10 +78,14 @@ def write_sparse(
     rounding = Rounding(job.flat, job.call, plain, tolerance, job.tolerance)
     # A tolerance that was asked for is what was asked for.
     bounds = None if job.settings.tolerance else rounding
+
+    def compare() -> tuple[Parity, ...]:
+        return job.compare(path, session=_session, tolerance=tolerance, bounds=bounds)
+
     if job.settings.verify:
-        opened, unseen = _open(graph, path, plain, job, Judge(job.outputs, tolerance, bounds))
-        seen = job.compare(path, session=_session, tolerance=tolerance, bounds=bounds)
-        rows = (*seen, *unseen)
+        judge = Judge(job.outputs, tolerance, bounds)
+        opened, unseen = _open(graph, path, plain, job, judge, compare)
+        rows = (*compare(), *unseen)
     return SparseFile(path, kernels, opened, rows, rounding.widest)
 
 
@@ -101,7 +105,12 @@ def _tolerance(job: Job) -> float:
 
 
 def _open(
-    graph: ir.Model, path: Path, plain: Path, job: Job, judge: Judge
+    graph: ir.Model,
+    path: Path,
+    plain: Path,
+    job: Job,
+    judge: Judge,
+    compare: Callable[[], tuple[Parity, ...]],
 ) -> tuple[tuple[str, ...], tuple[Parity, ...]]:
     """Leave the size of images open in the file, where that holds; which inputs, and the proof."""
     opened = free_sizes(graph)
@@ -119,6 +128,7 @@ def _open(
     except ExportError:
         if not _plain_is_open(plain, job, tensors):
             return (), ()  # the exporter built the size in: nothing of ours
+        compare()  # of what differs at the example's size too, it is known in which layer
         raise
     else:
         _write(graph, path)
