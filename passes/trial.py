@@ -124,7 +124,7 @@ def _effective_leaves(held: Sequence[Bound]) -> dict[str, Tensor]:
     """Effective weight by site, as leaves that collect their own gradients."""
     with torch.no_grad():
         return {
-            item.site.name: clean(effective(item)).requires_grad_(item.weight().requires_grad)
+            item.site.name: nn.Parameter(clean(effective(item)), item.weight().requires_grad)
             for item in held
         }
 

@@ -157,3 +157,36 @@ def test_a_packed_sequence_is_one_argument() -> None:
     converted, sparsifier = st3fx.convert(model, packed)
     assert len(sparsifier.plan.sites) == 2
     require_same(model(packed), converted(packed), "output")
+
+
+class Sampler(nn.Module):
+    """A generator and a coroutine that multiply."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Parameter(torch.randn(8, 8) * 0.3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.first(x)
+
+    def steps(self, x: Tensor) -> Any:
+        for _ in range(2):
+            x = self.first(x) @ self.second
+            yield x
+
+    async def later(self, x: Tensor) -> Any:
+        return x @ self.second
+
+
+def test_a_generator_is_run_to_its_end() -> None:
+    converted, sparsifier = st3fx.convert(Sampler(), Call(X, method="steps"))
+    model: Any = converted
+    assert {site.name for site in sparsifier.plan.sites} == {"first.weight", "second"}
+    sparsifier.set_sparsity(0.5)
+    folded: Any = st3fx.fold(model)
+    require_same(list(model.steps(X)), list(folded.steps(X)), "steps")
+
+
+def test_a_coroutine_is_refused() -> None:
+    with pytest.raises(InputError, match="later of Sampler is asynchronous"):
+        st3fx.convert(Sampler(), Call(X, method="later"))

@@ -275,10 +275,15 @@ class _Methods:
         }
         body = {name: make(base) for name, make in made.items()}
         body["__reduce_ex__"] = _reduce(base)
+        body["qconfig"] = property(_qconfig, _set_qconfig, _delete_qconfig)
         if hasattr(base, "__deepcopy__"):
             body["__deepcopy__"] = _deepcopy(base)
         if issubclass(base, fx.GraphModule):
             body["recompile"] = _recompile(base)
+        if issubclass(base, nn.ParameterList | nn.ParameterDict):
+            body["__setitem__"] = _set_item(base)
+        if issubclass(base, nn.ParameterDict):
+            body["copy"] = _copy_of_dict
         return body
 
 
@@ -291,6 +296,54 @@ def _register_parameter(base: type[nn.Module]) -> Callable[..., None]:
         base.register_parameter(self, name, param)
 
     return register_parameter
+
+
+def _qconfig(self: Any) -> Any:
+    if "qconfig" not in self.__dict__:
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute 'qconfig'")
+    return self.__dict__["qconfig"]
+
+
+def _set_qconfig(self: Any, value: Any) -> None:
+    """torch.ao.quantization marks what it quantizes so, then passes over classes not its own.
+
+    Raises:
+        StateError: In its place.
+    """
+    raise StateError(
+        f"a {plain_class(type(self)).__name__} of a converted model is to be quantized, but "
+        "quantization knows layers by their exact class and would leave its weights out: fold first"
+    )
+
+
+def _delete_qconfig(self: Any) -> None:
+    del self.__dict__["qconfig"]
+
+
+def _set_item(base: Any) -> Callable[..., None]:
+    """A slice or a copy of a container holds the effective weights, not parameters made of them."""
+
+    @functools.wraps(base.__setitem__)
+    def set_item(self: Any, key: Any, value: Any) -> None:
+        is_read = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+        is_weight = isinstance(value, EffectiveWeight) or (is_read and not value.is_leaf)
+        if not is_weight or SITES in self.__dict__:
+            base.__setitem__(self, key, value)
+        elif issubclass(base, nn.ParameterDict):
+            self._keys[key] = None
+            self.__dict__[self._key_to_attr(key)] = value
+        else:
+            self.__dict__[self._get_abs_string_index(key)] = value
+
+    return set_item
+
+
+def _copy_of_dict(self: Any) -> Any:
+    """A copy that holds the effective weights."""
+    twin = type(self)()
+    for key in self._keys:
+        twin[key] = self[key]
+    return twin
 
 
 _LOADING: list[bool] = []

@@ -7,8 +7,12 @@ weight, as a tensor of a class of its own:
 * A method that writes in place (``mul_``, ``copy_``, ``w[0] = 1``, what ``torch.nn.init`` calls)
   runs on the latent weight, which this tensor shows from then on. So do ``requires_grad_`` and
   ``register_hook``, and ``.grad`` is its.
-* ``w.data = value`` sets the latent weight while no threshold is active. Under a threshold the
-  value was most likely computed from the effective weight, which is no latent weight: refused.
+* ``w.data = value`` sets the latent weight, and ``w += value`` adds to it, while no threshold is
+  active. Under a threshold the value was most likely computed for the effective weight (an adapter
+  that is merged), and the latent weight that gives the sum is another one: refused.
+* ``w.detach()`` and ``w.data`` write to the latent weight too, until somebody decides whether they
+  require gradients (``requires_grad_``, ``nn.Parameter(w.data)``): from then on they are tensors of
+  their own, with memory and a gradient of their own.
 * Views (``w[0]``, ``w.T``, ``w.view(-1)``) refuse to be written to, and so does ``w.numpy()``.
 
 The edge: a function that is given the tensor as ``out=`` or writes to it by another way than a
@@ -50,11 +54,12 @@ class EffectiveWeight(Tensor):
     # Operators see a plain tensor.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
-    st3fx_source: Source
+    st3fx_source: Source | None
+    """``None`` for a tensor of its own."""
     st3fx_detached: bool
 
     @staticmethod
-    def of(tensor: Tensor, source: Source, *, detached: bool = False) -> Tensor:
+    def of(tensor: Tensor, source: Source | None, *, detached: bool = False) -> Tensor:
         """``tensor``, with its gradient's history, as a read of ``source``."""
         weight = tensor.as_subclass(EffectiveWeight)
         weight.st3fx_source = source
@@ -73,24 +78,38 @@ class EffectiveWeight(Tensor):
     @data.setter
     def data(self, value: Tensor) -> None:
         source = self.st3fx_source
+        if source is None:
+            Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+            return
         if value is self or (isinstance(value, EffectiveWeight) and value.st3fx_source is source):
             return  # `w.data *= 2` has written already
         if source.active:
-            raise StateError(
-                f"{source.name}: .data of an effective weight is set, but its threshold is active, "
-                "and what was computed from it is no latent weight: set the latent weight, "
-                f"get_parameter({source.name!r}).data, or fold first"
-            )
+            raise _not_latent(source.name, ".data of an effective weight is set", "data = ...")
         source.latent().data = value
+
+    def _own(self) -> bool:
+        """Whether gradients are this tensor's business, and no longer the latent weight's."""
+        return self.st3fx_source is None or self.st3fx_detached
 
     @property
     def grad(self) -> Tensor | None:
-        """The latent weight's gradient."""
+        """The latent weight's gradient; that of a detached one is its own."""
+        if self._own():
+            return Tensor.grad.__get__(self)  # type: ignore[attr-defined,no-any-return]
+        assert self.st3fx_source is not None
         return self.st3fx_source.latent().grad
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
-        self.st3fx_source.latent().grad = value
+        if self._own():
+            Tensor.grad.__set__(self, value)  # type: ignore[attr-defined]
+        else:
+            assert self.st3fx_source is not None
+            self.st3fx_source.latent().grad = value
+
+    @grad.deleter
+    def grad(self) -> None:
+        self.grad = None
 
     @property
     def requires_grad(self) -> bool:
@@ -99,16 +118,26 @@ class EffectiveWeight(Tensor):
 
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
-        self.st3fx_source.latent().requires_grad_(value)
+        self.requires_grad_(value)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
-        """Freeze or unfreeze the latent weight."""
-        self.st3fx_source.latent().requires_grad_(requires_grad)
-        return self.st3fx_source.read()
+        """Freeze or unfreeze the latent weight; a detached one becomes a tensor of its own."""
+        source = self.st3fx_source
+        if source is not None and not self.st3fx_detached:
+            source.latent().requires_grad_(requires_grad)
+            return source.read()
+        if source is not None:
+            self.st3fx_source = None
+            with torch.no_grad():
+                Tensor.data.__set__(self, self.as_subclass(Tensor).clone())  # type: ignore[attr-defined]
+        return super().requires_grad_(requires_grad)
 
     def register_hook(self, hook: Any) -> Any:
         """A hook on the latent weight's gradient."""
-        return self.st3fx_source.latent().register_hook(hook)
+        source = self.st3fx_source
+        return (
+            super().register_hook(hook) if source is None else source.latent().register_hook(hook)
+        )
 
     def retain_grad(self) -> None:
         """Nothing: ``.grad`` is the latent weight's."""
@@ -116,16 +145,24 @@ class EffectiveWeight(Tensor):
     def numpy(self, *, force: bool = False) -> Any:
         """A read-only array."""
         array = super().numpy(force=force)
-        array.flags.writeable = False
+        if self.st3fx_source is not None:
+            array.flags.writeable = False
         return array
+
+    def _plain(self) -> Tensor:
+        """A copy of no class of ours; a parameter of what was made one."""
+        copied = self.as_subclass(Tensor).detach().clone()
+        if self.st3fx_source is not None or not getattr(self, "_is_param", False):
+            return copied
+        return torch.nn.Parameter(copied, requires_grad=self.requires_grad)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """A plain tensor."""
-        return self.as_subclass(Tensor).detach().clone()
+        return self._plain()
 
     def __reduce_ex__(self, proto: Any) -> Any:
         """Pickled as a plain tensor."""
-        return self.as_subclass(Tensor).detach().clone().__reduce_ex__(proto)
+        return self._plain().__reduce_ex__(proto)
 
 
 class EffectiveView(Tensor):
@@ -159,6 +196,14 @@ class EffectiveView(Tensor):
         return self.as_subclass(Tensor).detach().clone().__reduce_ex__(proto)
 
 
+def _not_latent(name: str, what: str, how: str) -> StateError:
+    return StateError(
+        f"{name}: {what}, but its threshold is active, and what is meant for the effective weight "
+        f"is no latent weight: to train, write to get_parameter({name!r}) ({how}); to merge, "
+        "fold first"
+    )
+
+
 def _refusal(name: str) -> StateError:
     return StateError(
         f"{name}: a view of its effective weight is written to, which would be lost: write to "
@@ -184,6 +229,12 @@ WRITES = _OPERATORS + tuple(
 )
 """Methods of a tensor that change it."""
 
+ADDING = (
+    "__iadd__", "__isub__", "add_", "sub_", "subtract_", "addmm_", "addmv_", "addr_", "addbmm_",
+    "baddbmm_", "sspaddmm_", "addcmul_", "addcdiv_", "lerp_", "index_add_", "scatter_add_",
+)  # fmt: skip
+"""Those that add to it."""
+
 VIEWS = (
     "__getitem__", "adjoint", "as_strided", "chunk", "diagonal", "expand", "expand_as", "flatten",
     "index_select", "movedim", "moveaxis", "narrow", "permute", "ravel", "reshape", "reshape_as",
@@ -194,8 +245,14 @@ VIEWS = (
 
 
 def _written(name: str) -> Any:
+    method = getattr(Tensor, name)
+
     def write(self: EffectiveWeight, *args: Any, **kwargs: Any) -> Any:
         source = self.st3fx_source
+        if source is None:
+            return method(self, *args, **kwargs)
+        if name in ADDING and source.active:
+            raise _not_latent(source.name, f"{name} adds to an effective weight", f"{name}(...)")
         latent = source.latent()
         target = latent.detach() if self.st3fx_detached else latent
         getattr(target, name)(*args, **kwargs)
@@ -220,8 +277,13 @@ def _viewed(name: str) -> Any:
     method = found if callable(found) else found.__get__  # ``T`` is an attribute
 
     def view(self: Any, *args: Any, **kwargs: Any) -> Any:
-        full = self.st3fx_name if isinstance(self, EffectiveView) else self.st3fx_source.name
         result = method(self, *args, **kwargs)
+        if isinstance(self, EffectiveWeight):
+            if self.st3fx_source is None:
+                return result
+            full = self.st3fx_source.name
+        else:
+            full = self.st3fx_name
         if isinstance(result, tuple | list):
             return type(result)(_view(item, full) for item in result)
         return _view(result, full)

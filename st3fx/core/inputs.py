@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import inspect
 import operator
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -116,8 +117,22 @@ class Example:
         return found  # type: ignore[no-any-return]
 
     def run(self, model: nn.Module) -> Any:
-        """Make the call; its output."""
-        return self.of_model(model)(*self.args, **self.kwargs)
+        """Make the call; its output, of a generator a list of all that it gives.
+
+        Raises:
+            InputError: If it is a coroutine, whose body no call runs.
+        """
+        output = self.of_model(model)(*self.args, **self.kwargs)
+        if isinstance(output, types.GeneratorType):
+            return list(output)
+        if isinstance(output, types.CoroutineType | types.AsyncGeneratorType):
+            if isinstance(output, types.CoroutineType):
+                output.close()
+            raise InputError(
+                f"{self.method} of {type(model).__name__} is asynchronous, and its call runs "
+                "nothing: give a method that returns a value"
+            )
+        return output
 
     def on_meta(self) -> Example:
         """The same call with tensors that have no values."""

@@ -225,6 +225,11 @@ REFUSED: dict[str, Any] = {
     "rows": lambda m: m.body.weight.chunk(2)[0].zero_(),
     "data of a view": lambda m: setattr(m.body.weight[0], "data", torch.zeros(8)),
     "data": lambda m: setattr(m.body.weight, "data", m.body.weight.data * 0.9),
+    "an adapter that is merged": lambda m: m.body.weight.data.__iadd__(torch.ones(16, 8)),
+    "add_": lambda m: m.body.weight.sub_(torch.ones(16, 8)),
+    "a mark of quantization": lambda m: torch.ao.quantization.propagate_qconfig_(
+        m, {"": torch.ao.quantization.default_qconfig}
+    ),
     "a plain tensor": lambda m: object.__setattr__(m.body, "weight", torch.zeros(16, 8)),
     "prune": lambda m: prune.l1_unstructured(m.body, "weight", 0.5),
     "spectral_norm": lambda m: parametrizations.spectral_norm(m.body),
@@ -237,6 +242,109 @@ def test_what_would_be_lost_is_refused(write: Any) -> None:
     with torch.no_grad(), pytest.raises(StateError, match="weight"):
         write(model)
     assert torch.equal(model.encode(X), oracle.encode(X))
+
+
+def test_without_a_threshold_what_is_added_reaches_the_latent_weight() -> None:
+    model, _ = st3fx.convert(Towers(), X)
+    latent: Any = model.get_parameter("body.weight")
+    expected = latent.detach() + 1
+    model.body.weight.data += 1  # type: ignore[union-attr, operator]
+    assert torch.equal(latent, expected)
+
+
+OWN: dict[str, Any] = {
+    "detach": lambda w: w.detach().requires_grad_(),
+    "data": lambda w: w.data.requires_grad_(),
+    "a flag": lambda w: flagged(w.detach()),
+    "a parameter": lambda w: nn.Parameter(w.data),
+    "a parameter of a read": nn.Parameter,
+    "a copied parameter": lambda w: copy.deepcopy(nn.Parameter(w)),
+    "a pickled parameter": lambda w: pickle.loads(pickle.dumps(nn.Parameter(w))),
+}
+
+
+def flagged(tensor: Tensor) -> Tensor:
+    tensor.requires_grad = True
+    return tensor
+
+
+@pytest.mark.parametrize("make", OWN.values(), ids=OWN)
+def test_a_leaf_made_of_a_weight_is_a_tensor_of_its_own(make: Any) -> None:
+    model, _, oracle = sparse()
+    latent = model.get_parameter("body.weight")
+    before = latent.detach().clone()
+    leaf = make(model.body.weight)
+    assert leaf.is_leaf
+    assert leaf.requires_grad
+    assert torch.equal(leaf, oracle.body.weight)
+    (leaf * 2).sum().backward()
+    assert torch.equal(leaf.grad, torch.full((16, 8), 2.0))
+    assert latent.grad is None
+    torch.optim.SGD([leaf], lr=1.0).step()
+    assert torch.equal(leaf, oracle.body.weight - 2)
+    assert torch.equal(latent, before)
+    assert torch.equal(model.encode(X), oracle.encode(X))
+
+
+@pytest.mark.parametrize("write", [nn.Parameter, lambda w, _: w.requires_grad_(False)])
+def test_a_frozen_copy_freezes_no_latent_weight(write: Any) -> None:
+    model, _, _ = sparse()
+    copied = write(model.body.weight.data, False)
+    assert not copied.requires_grad
+    assert model.get_parameter("body.weight").requires_grad
+    fresh = nn.Linear(8, 16)
+    fresh.weight = nn.Parameter(model.body.weight.detach())
+    with torch.no_grad():
+        fresh.weight.add_(1)
+    assert isinstance(fresh.weight, nn.Parameter)
+    assert [name for name, _ in fresh.named_parameters()] == ["weight", "bias"]
+    assert torch.equal(fresh.weight, model.body.weight + 1)
+
+
+class Listed(nn.Module):
+    """Weights in a list and in a dict, which the forward slices and copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ws = nn.ParameterList([torch.randn(8, 8) * 0.3 for _ in range(3)])
+        self.by_name = nn.ParameterDict({key: torch.randn(8, 8) * 0.3 for key in "ab"})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for weight in (*self.ws[1:], *self.by_name.copy().values()):
+            x = (x @ weight).relu()
+        return x
+
+
+def test_slices_and_copies_of_containers_hold_effective_weights() -> None:
+    model, sparsifier = st3fx.convert(Listed(), X)
+    assert len(sparsifier.plan.sites) == 4
+    sparsifier.set_sparsity(0.6)
+    folded = st3fx.fold(model)
+    with torch.no_grad():
+        assert torch.equal(model(X), folded(X))
+    for net in (model, folded):
+        net(X).sum().backward()
+    for (name, ours), theirs in zip(model.named_parameters(), folded.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None) == (name == "ws.0")
+        assert ours.grad is None or torch.equal(ours.grad, theirs.grad)  # type: ignore[arg-type]
+
+
+def test_recomputed_with_the_weight_as_an_argument() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(8, 8) * 0.3)
+
+        def forward(self, x: Tensor) -> Any:
+            return checkpoint(lambda x, w: (x @ w).tanh(), x, self.w, use_reentrant=True)
+
+    x = X.clone().requires_grad_()
+    model, sparsifier = st3fx.convert(Net(), (x,))
+    sparsifier.set_sparsity(0.6)
+    folded = st3fx.fold(model)
+    for net in (model, folded):
+        net(x).sum().backward()
+    assert torch.equal(model.w.grad, folded.w.grad)  # type: ignore[arg-type]
 
 
 def test_an_array_is_read_only() -> None:
