@@ -18,6 +18,7 @@ from st3fx.export.parity import TOLERANCE, TOLERANCES
 from st3fx.export.quiet import quiet
 from st3fx.export.reduce import captured, samples
 from st3fx.files.atomic import replace_file
+from st3fx.files.positive_zeros import positive_zeros
 
 
 def check_reduced(model: nn.Module, graph: nn.Module, call: Call, *, strict: bool = True) -> None:
@@ -88,6 +89,8 @@ def _described(tensor: Tensor) -> str:
 def write_reduced(graph: nn.Module, call: Call, batched: Sequence[Dim], path: Path) -> None:
     """Save a graph so that ``torch.export.load(path).module()`` gives it back, without st3fx.
 
+    Zeros of either sign are +0.0 in the file.
+
     Args:
         graph: Of plain operators.
         call: The example.
@@ -99,6 +102,11 @@ def write_reduced(graph: nn.Module, call: Call, batched: Sequence[Dim], path: Pa
     """
     with quiet():
         program = captured(graph, call, samples(call, batched), batched)
+        for name, tensor in program.state_dict.items():
+            clean = positive_zeros(tensor)
+            if clean is not tensor:  # the model's own stays as it is
+                is_parameter = isinstance(tensor, nn.Parameter)
+                program.state_dict[name] = nn.Parameter(clean) if is_parameter else clean
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, lambda file: torch.export.save(program, file))

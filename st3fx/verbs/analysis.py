@@ -95,6 +95,11 @@ def analyze(
     path = Path(request.spec)
     if path.suffix in WEIGHT_FILES:
         raise FlopsError(f"{path} holds weights and no graph: st3fx analyze SPEC --weights {path}")
+    if path.suffix == ".pt2":
+        raise FlopsError(
+            f"{path} is a program of torch.export: in Python, "
+            f"st3fx.count_flops(torch.export.load({str(path)!r}).module(), inputs) counts it"
+        )
     if path.suffix == ".onnx" or (path.is_file() and path.suffix != ".py"):
         if request.weights or request.sparsity is not None:
             raise FlopsError(f"{path} has its weights: leave --weights and --sparsity out")

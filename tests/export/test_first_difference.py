@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import st3fx
 from st3fx.errors import ExportError
-from st3fx.export import engine
+from st3fx.export.write import write_model
 from st3fx.runtime.weights import SparseWeights, compress
 from tests.onnx_passes.graphs import SPARSE_WINS
 
@@ -82,13 +82,11 @@ CHANGES = {
 
 @pytest.mark.parametrize("layer", CHANGES)
 def test_the_layer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: str) -> None:
-    write = engine.write_model
-
     def wrong(graph: ir.Model, path: Path, **options: Any) -> int:
         CHANGES[layer](graph)
-        return write(graph, path, **options)
+        return write_model(graph, path, **options)
 
-    monkeypatch.setattr(engine, "write_model", wrong)
+    monkeypatch.setattr("st3fx.export.engine.write_model", wrong)
     with pytest.raises(ExportError, match="differ in output at batch 2, given inputs: ") as caught:
         st3fx.export_onnx(net(), IMAGES, tmp_path / "m.onnx")
     assert f"; the first layer that differs is {layer}" in str(caught.value)
