@@ -112,6 +112,17 @@ def test_both_files_compute_the_same_at_any_size(tmp_path: Path) -> None:
             np.testing.assert_allclose(given, model(x).numpy(), atol=1e-5)
 
 
+def test_a_session_without_the_library_says_how_to_get_it(tmp_path: Path) -> None:
+    result = export(tmp_path / "model.onnx", verify=False)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    words = r"options\.register_custom_ops_library\(st3fx\.runtime\.library\(\)\)"
+    with pytest.raises(Exception, match=words):
+        ort.InferenceSession(result.path, options)
+    options.register_custom_ops_library(runtime.library())
+    ort.InferenceSession(result.path, options)
+
+
 def domains(path: Path) -> set[str]:
     return {node.domain for node in onnx.load(path).graph.node}
 
