@@ -17,9 +17,9 @@ from st3fx.core.selection import Selection
 from st3fx.core.site_state import homes, state_name
 from st3fx.core.sites import IslandInfo, SparsityPlan
 from st3fx.core.state import single_thread
-from st3fx.errors import VerificationError
+from st3fx.errors import PlanError, VerificationError
 from st3fx.methods.base import Method
-from st3fx.passes.discover import Discovery
+from st3fx.passes.discover import Discovery, nothing_to_do
 from st3fx.passes.discover import discover as _discover
 from st3fx.passes.equality import Difference
 from st3fx.passes.fold import undo
@@ -152,6 +152,8 @@ def _verify(conversion: Conversion) -> None:
             conversion.dropped |= guilty
         elif difference.site is not None:
             conversion.found.skip(difference.site, "gets another gradient inside its own forward")
+            if not conversion.found.sites:
+                raise PlanError(nothing_to_do(model, conversion.found))
         else:
             raise VerificationError(
                 f"{type(model).__name__}: the {difference.what} of the converted model differs "

@@ -102,7 +102,7 @@ def discover(model: nn.Module, observation: Observation, selection: Selection) -
     _select(found, model, selection)
     require_complete(model, observation, found.sites, found.skipped)
     if not found.sites:
-        raise PlanError(_nothing_to_do(model, found))
+        raise PlanError(nothing_to_do(model, found))
     return found
 
 
@@ -248,7 +248,8 @@ def _select(found: Discovery, model: nn.Module, selection: Selection) -> None:
         found.skip(name, reason)
 
 
-def _nothing_to_do(model: nn.Module, found: Discovery) -> str:
+def nothing_to_do(model: nn.Module, found: Discovery) -> str:
+    """Why a model has no site, for an error."""
     name = type(model).__name__
     if not found.skipped:
         return f"{name} has no parameter that feeds a convolution or matrix product"

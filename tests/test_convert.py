@@ -258,3 +258,23 @@ def test_a_model_that_cannot_train_says_so_itself() -> None:
     ):
         st3fx.convert(Broken(), torch.randn(3, 8))
     assert len(st3fx.convert(Broken(), torch.randn(3, 8), verify=False)[1].plan.sites) == 1
+
+
+class Hidden(nn.Module):
+    """A weight that an object keeps from the attributes, as a framework's own variables do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(4, 4))
+        self.kept = (self.w,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.kept[0] if x.sum() < 1e9 else x
+
+
+def test_a_model_that_ends_without_a_site_is_refused() -> None:
+    model = Hidden()
+    with pytest.raises(PlanError, match=r"Hidden has no weight to make sparse.* w \(4, 4\): gets"):
+        st3fx.convert(model, torch.randn(3, 4), inplace=True)
+    assert type(model) is Hidden
+    assert set(vars(model)) == set(vars(Hidden()))
