@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from st3fx.core import cache
+from st3fx.core.attachment import Attachment, Stillness
 from st3fx.core.bound import Bound, drop, marks
-from st3fx.core.converted import SITES, move_state
+from st3fx.core.converted import RUN, SITES, move_state
 from st3fx.core.run import Run, run_of
 from st3fx.core.shards import Spread, fill, local, spread_of, whole
 from st3fx.core.site_state import state_name
@@ -39,7 +40,31 @@ class Sparsifier:
             )
         self.model = model
         self._warned: set[str] = set()
-        self._attached: Any = None
+        self._stillness = Stillness()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the optimizer that is attached: torch copies an optimizer without its hooks."""
+        attachment = self._attachment()
+        ours = attachment is not None and attachment.after == self._after_optimizer
+        optimizer = attachment.optimizer if attachment is not None and ours else None
+        return {"model": self.model, "warned": self._warned, "optimizer": optimizer}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is attached to the copy of the optimizer."""
+        self.model, self._warned = state["model"], state["warned"]
+        self._stillness = Stillness()
+        if state["optimizer"] is not None and RUN in self.model.__dict__:
+            self._hook(state["optimizer"])
+
+    def _attachment(self) -> Attachment | None:
+        """That of the model: this sparsifier's or another's, as long as its optimizer is there."""
+        run: Run | None = self.model.__dict__.get(RUN)
+        attachment = None if run is None else run.attachment
+        return None if attachment is None or attachment.optimizer is None else attachment
+
+    def _hook(self, optimizer: Any) -> None:
+        weights = {id(weight) for item in self.run.bound_quietly() for weight in item.sources()}
+        self.run.attachment = Attachment(optimizer, weights, self._after_optimizer)
 
     @property
     def run(self) -> Run:
@@ -103,7 +128,7 @@ class Sparsifier:
             raise StateError(
                 f"{type(optimizer).__name__} has no step hooks: call step() after each update"
             )
-        if self._attached is not None:
+        if self._attachment() is not None:
             raise StateError("an optimizer is attached already: detach() it first")
         trained = {id(p) for group in inner.param_groups for p in group["params"]}
         if not any(id(p) in trained for site in self._bound() for p in site.sources()):
@@ -111,13 +136,13 @@ class Sparsifier:
                 f"{type(inner).__name__} has none of the converted model's weights: make it from "
                 "the parameters() of the model that convert gave"
             )
-        self._attached = inner.register_step_post_hook(self._after_optimizer)
+        self._hook(inner)
 
     def detach(self) -> None:
-        """Let go of the optimizer that was attached."""
-        if self._attached is not None:
-            self._attached.remove()
-            self._attached = None
+        """Let go of the optimizer that was attached, by whichever sparsifier of the model."""
+        if self.run.attachment is not None:
+            self.run.attachment.remove()
+            self.run.attachment = None
 
     def _after_optimizer(self, optimizer: Any, *_: Any) -> None:
         skipped = getattr(optimizer, "found_inf", None)  # a fused optimizer skips by itself
@@ -135,7 +160,7 @@ class Sparsifier:
             StateError: If the method needs the number of steps and ``convert`` was not given it,
                 weights are NaN, a site was replaced, or an optimizer is attached.
         """
-        if self._attached is not None:
+        if self._attachment() is not None:
             raise StateError("an optimizer is attached, which counts its steps: leave step() out")
         self._step()
 
@@ -148,7 +173,7 @@ class Sparsifier:
         run.restore()
         bound = self._bound()
         self._warn_of_half(bound)
-        self._warn_of_optimizer(bound)
+        self._warn_of_optimizer(bound, trained=run.trained)
         run.steps += 1
         if isinstance(method, LearnedMethod):
             self._after_step(method, bound)
@@ -210,6 +235,7 @@ class Sparsifier:
             raise StateError("the masks are frozen: the sparsity stays as it is")
         run.take_over()
         bound = self._bound()
+        self._warn_of_optimizer(bound, trained=False)
         run.set(sparsity, bound)
         run.held = True
         self._refresh_effective(bound)
@@ -265,20 +291,16 @@ class Sparsifier:
             )
             warnings.warn(message, HalfPrecisionWarning, stacklevel=4)
 
-    def _warn_of_optimizer(self, bound: list[Bound]) -> None:
-        """At the first step: gradients have come, and no weight has moved."""
-        run = self.run
-        if run.steps or "optimizer" in self._warned:
+    def _warn_of_optimizer(self, bound: list[Bound], *, trained: bool) -> None:
+        """Once: the model is trained, and no weight moves. What is attached was looked at then."""
+        self.run.trained = False
+        if self._attachment() is not None:
             return
-        self._warned.add("optimizer")
-        weights = [weight for site in bound for weight in site.sources()]
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        if not gradients or run.moved(bound):
-            return
-        if all(bool(local(gradient).isfinite().all()) for gradient in gradients):
+        weights = [weight for site in bound for weight in site.sources() if weight.requires_grad]
+        if weights and self._stillness.is_certain(weights, trained=trained):
             warnings.warn(
-                "no weight has moved since the conversion, though there are gradients: was the "
-                "optimizer made before convert? Make it from the converted model's parameters()",
+                "no weight moves, though the model is trained: was the optimizer made before "
+                "convert? Make it from the converted model's parameters()",
                 OptimizerWarning,
                 stacklevel=4,
             )

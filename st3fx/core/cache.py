@@ -5,7 +5,8 @@ every forward until the next one finds them here. A change behind the sparsifier
 by the version counters and storages of weight, threshold and mask, and on a CPU also by a digest of
 the weight and the threshold, which writes through ``.data`` or NumPy change without a trace. On
 other devices such a digest would have to be waited for; there a forward without gradients computes
-anew, and one with gradients relies on the counters.
+anew, and one with gradients relies on the counters, and on being told of steps of optimizers, of
+which fused ones write without a trace.
 
 Only what forwards ask for is kept, and only of parameters themselves: FSDP2's are gathered anew for
 each forward. Entries die with their parameters and are no part of any model.
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -73,6 +75,7 @@ class _Entry:
 
 
 _ENTRIES: Any = WeakIdKeyDictionary()  # parameter -> entry
+_LEARNED: Any = WeakIdKeyDictionary()  # threshold -> entry, where no digest tells of a write
 _WANTED: Any = WeakIdKeyDictionary()  # parameters that were asked for and have no entry
 _LOCK = threading.Lock()
 
@@ -118,7 +121,12 @@ def refresh(sites: Iterable[Inputs]) -> None:
         jobs = []
         for inputs, entry in entries:
             digest = tuple(next(found) for _ in _digested(inputs))
-            if entry.stamp != _stamp(inputs) or entry.digest != digest:
+            traceless = () in digest  # nothing would tell of what a fused optimizer has written
+            if traceless:
+                _watch_optimizers()
+                if isinstance(inputs.threshold, nn.Parameter):
+                    _LEARNED[inputs.threshold] = entry
+            if traceless or entry.stamp != _stamp(inputs) or entry.digest != digest:
                 # Only a weight that has changed is like a dense one that an optimizer has written
                 # to, whose graphs autograd refuses. Where the threshold alone has, a graph that is
                 # under way keeps what it holds.
@@ -131,6 +139,24 @@ def refresh(sites: Iterable[Inputs]) -> None:
         for job, entry in jobs:
             torch.autograd.graph.increment_version(entry.effective)  # kernels write by address
             _stamp_entry(job.inputs, entry)
+
+
+def _watch_optimizers() -> None:
+    """Have torch's optimizers say, from now on, whose parameters they are about to write to."""
+    if not _WATCHED:
+        _WATCHED.append(register_optimizer_step_pre_hook(_before_optimizer))
+
+
+_WATCHED: list[Any] = []
+"""The hook on all optimizers; there is none as long as digests tell of every write."""
+
+
+def _before_optimizer(optimizer: Any, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for entry in (_ENTRIES.get(parameter), _LEARNED.get(parameter)):
+                if entry is not None and () in entry.digest:
+                    entry.stamp = ()
 
 
 def _is_held(effective: Tensor) -> bool:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from st3fx.core.attachment import Attachment
 from st3fx.core.bound import Bound, bound_sites
 from st3fx.core.converted import RUN, is_transformed
 from st3fx.core.digest import Digest, digests
@@ -53,6 +54,8 @@ class Run:
         stale: Whether the weights have changed since the thresholds were set, as far as is known.
         suspect: Whether changes that leave no trace are to be looked for at the next evaluation.
         level: The last global threshold ``T``: 0-dimensional; ``None`` while there is none.
+        trained: Whether a forward has recorded gradients since the last step.
+        attachment: To the optimizer whose steps are counted, if one is attached.
     """
 
     def __init__(self) -> None:
@@ -64,6 +67,8 @@ class Run:
         self.stale = False
         self.suspect = False
         self.level: Tensor | None = None
+        self.trained = False
+        self.attachment: Attachment | None = None
         self._leader: Run | None = None
         self._seen = 0  # the leader's steps when changes were last looked for
         self._root: weakref.ref[nn.Module] | None = None
@@ -186,6 +191,7 @@ class Run:
         if training and leader is None:
             if self._aside is not None:
                 self.restore()
+            self.trained = self.trained or torch.is_grad_enabled()
             return
         if not self.sparsity and (leader is None or not leader.sparsity):
             return

@@ -322,6 +322,26 @@ def test_a_graph_that_outlives_a_change_without_a_step_keeps_its_weights() -> No
     assert torch.equal(expected, actual)
 
 
+@methods
+def test_fused_optimizers_where_no_digest_tells_of_them(
+    method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: they raise no versions, whoever steps them, between two steps too."""
+    monkeypatch.setattr(cache, "digests", lambda tensors: [() for _ in tensors])
+    model, sparsifier = warm(method)
+    sparsifier.step()
+    if sparsifier.target is not None:
+        sparsifier.freeze()
+    first = torch.optim.SGD(list(model.parameters())[:1], 0.01, fused=True)
+    other = torch.optim.SGD(list(model.parameters())[1:], 0.01, fused=True)
+    for _ in range(3):
+        model(X).square().mean().backward()
+        first.step()
+        sparsifier.step()
+        other.step()
+        assert torch.equal(model(X), oracle(model, sparsifier)(X))
+
+
 def test_entries_die_with_their_model() -> None:
     gc.collect()
     model, sparsifier = warm()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import pickle
 import warnings
 from typing import Any
 
@@ -91,13 +93,13 @@ def test_an_optimizer_of_other_weights_is_refused_or_named() -> None:
         sparsifier.attach(before)
     with pytest.raises(StateError, match="object has no step hooks"):
         sparsifier.attach(object())
-    model(X).sum().backward()
-    before.step()
-    with pytest.warns(OptimizerWarning, match="was the optimizer made before convert"):
-        sparsifier.step()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        sparsifier.step()  # once
+    for index in range(4):
+        model(X).sum().backward()
+        before.step()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            sparsifier.step()
+        assert [w.category for w in said].count(OptimizerWarning) == (index == 2)  # once
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
@@ -154,6 +156,113 @@ def test_fold_says_that_the_target_is_missed() -> None:
         for _ in range(9):
             sparsifier.step()
         st3fx.fold(model)
+
+
+def cleared(model: nn.Module, sparsifier: st3fx.Sparsifier, optimizer: Any, _: int) -> None:
+    model(X).sum().backward()
+    optimizer.step()
+    model.zero_grad()
+    sparsifier.step()
+
+
+def by_hand(model: nn.Module, sparsifier: st3fx.Sparsifier, optimizer: Any, index: int) -> None:
+    model(X).sum().backward()
+    optimizer.step()
+    sparsifier.set_sparsity(0.1 * index)
+
+
+def first(model: nn.Module, sparsifier: st3fx.Sparsifier, optimizer: Any, _: int) -> None:
+    sparsifier.step()
+    model(X).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("order", [cleared, by_hand, first])
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimizer_of_other_weights_is_named_in_any_order(order: Any, fused: bool) -> None:
+    model, sparsifier = make()
+    other = torch.optim.SGD(copy.deepcopy(model).parameters(), 0.1, fused=fused)
+    for index in range(2):
+        order(model, sparsifier, other, index)
+    with pytest.warns(OptimizerWarning, match="was the optimizer made before convert"):
+        order(model, sparsifier, other, 2)
+
+
+@pytest.mark.filterwarnings("error::st3fx.errors.OptimizerWarning")
+@pytest.mark.parametrize("order", [cleared, by_hand, first])
+@pytest.mark.parametrize("late", [False, True])
+def test_an_optimizer_that_leaves_no_version_or_its_first_step_out(order: Any, late: bool) -> None:
+    model, sparsifier = make()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01, fused=True)
+    for index in range(5):
+        optimizer.param_groups[0]["lr"] = 0.0 if late and not index else 0.01
+        order(model, sparsifier, optimizer, index)
+
+
+def test_a_model_is_counted_by_one_optimizer_whoever_attaches_it() -> None:
+    model, sparsifier = make()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sparsifier.attach(optimizer)
+    other = st3fx.Sparsifier(model)
+    with pytest.raises(StateError, match="attached already"):
+        other.attach(optimizer)
+    with pytest.raises(StateError, match=r"leave step\(\) out"):
+        other.step()
+    step(model, optimizer)
+    assert other.steps == 1
+    other.detach()
+    other.attach(optimizer)
+    del optimizer  # a cell of a notebook that is run twice makes another one
+    gc.collect()
+    again = torch.optim.SGD(model.parameters(), 0.1)
+    sparsifier.attach(again)
+    step(model, again)
+    assert sparsifier.steps == 2
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_copy_with_its_optimizer_is_attached(pickled: bool) -> None:
+    model, sparsifier = make()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sparsifier.attach(optimizer)
+    parts = (sparsifier, model, optimizer)
+    its, twin, own = pickle.loads(pickle.dumps(parts)) if pickled else copy.deepcopy(parts)
+    for _ in range(3):
+        step(twin, own)
+    assert (its.steps, sparsifier.steps) == (3, 0)
+    alone, driver = copy.deepcopy((model, sparsifier))  # without the optimizer: by hand
+    step(alone, torch.optim.SGD(alone.parameters(), 0.1))
+    driver.step()
+    assert driver.steps == 1
+
+
+class Sam(torch.optim.Optimizer):
+    """Two steps of an outer optimizer, of which the second makes the inner one's."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, 0.1)
+
+    def second_step(self) -> None:
+        self.base_optimizer.step()
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        closure()
+        self.second_step()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_optimizer_that_drives_another_counts_once(whole: bool) -> None:
+    model, sparsifier = make()
+    optimizer = Sam(model.parameters())
+    sparsifier.attach(optimizer)
+    for _ in range(3):
+        model(X).sum().backward()
+        optimizer.step(lambda: None) if whole else optimizer.second_step()
+    assert sparsifier.steps == 3
+    sparsifier.detach()
+    optimizer.second_step()
+    assert sparsifier.steps == 3
 
 
 class Pair(nn.Module):
