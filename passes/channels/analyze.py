@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, fx
 
 from st3fx.passes.channels.call import Call, facts_of, shape_of
-from st3fx.passes.channels.coupling import Coupling, Ids
+from st3fx.passes.channels.coupling import Ids
 from st3fx.passes.channels.fact import Fact
 from st3fx.passes.channels.names import attribute
+from st3fx.passes.channels.product import Notes
 from st3fx.passes.channels.rules import RULES
 from st3fx.passes.channels.settle import settle
 
@@ -29,7 +30,7 @@ class Analysis:
     def __init__(self, module: fx.GraphModule) -> None:
         """Walk a functional ATen graph whose nodes have values of a trace."""
         self.module = module
-        self.coupling = Coupling()
+        self.coupling = Notes()
         self.facts: dict[fx.Node, Any] = {}
         for node in module.graph.nodes:
             self._visit(node)

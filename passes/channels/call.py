@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from st3fx.passes.channels.coupling import Coupling, Ids, Kept
+from st3fx.passes.channels.coupling import Ids, Kept
 from st3fx.passes.channels.fact import Fact, Slices
 from st3fx.passes.channels.operand import Operand
+from st3fx.passes.channels.product import Notes
 
 _MISSING = object()
 
@@ -29,7 +30,7 @@ class Call:
 
     node: fx.Node
     facts: Mapping[fx.Node, Any]
-    coupling: Coupling
+    coupling: Notes
     _operands: dict[tuple[str, int], Operand] = field(default_factory=dict)
 
     @property

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from st3fx.passes.channels.product import Product
 
 Ids = npt.NDArray[np.int64]
 """One channel for each index of a dimension."""
@@ -45,26 +41,14 @@ class Kept:
         return found
 
 
-class Mark(NamedTuple):
-    """A place in the notes of a coupling: how many there were of each kind."""
-
-    ties: int
-    pins: int
-    products: int
-    changes: int
+Mark: TypeAlias = tuple[int, ...]
+"""A place in the notes: how many there were of each kind."""
 
 
 class Coupling:
-    """What the rules note about channels.
-
-    Attributes:
-        products: Operators that sum over channels with a weight.
-        changes: What has to be rewritten in a node once it is known which channels stay.
-    """
+    """Which channels are one, and which stay."""
 
     def __init__(self) -> None:
-        self.products: list[Product] = []
-        self.changes: list[Callable[[Kept], Any]] = []
         self._count = 0
         self._ties: list[tuple[Ids, Ids]] = []
         self._pins: list[tuple[Ids, str]] = []
@@ -127,7 +111,7 @@ class Coupling:
 
     def mark(self) -> Mark:
         """How much has been noted so far."""
-        return Mark(*(len(notes) for notes in self._notes))
+        return tuple(len(notes) for notes in self._notes)
 
     def rewind(self, mark: Mark) -> None:
         """Forget what was noted since."""
@@ -136,11 +120,11 @@ class Coupling:
 
     def ties_since(self, mark: Mark) -> list[tuple[Ids, Ids]]:
         """Channels that were made one since."""
-        return self._ties[mark.ties :]
+        return self._ties[mark[0] :]
 
     @property
     def _notes(self) -> tuple[list[Any], ...]:
-        return self._ties, self._pins, self.products, self.changes
+        return self._ties, self._pins
 
     def pins(self) -> list[tuple[Ids, str]]:
         """Channels that stay whatever is read, with reasons."""

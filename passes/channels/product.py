@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
-from st3fx.passes.channels.coupling import Ids, Mask
+from st3fx.passes.channels.coupling import Coupling, Ids, Kept, Mark, Mask
 from st3fx.passes.channels.fact import Slices
 
 Array = npt.NDArray[np.float64]
@@ -146,3 +147,25 @@ def work_of(shape: tuple[Any, ...], axis: int) -> int:
     """Positions in one sample at which a product is taken; sizes that are free count once."""
     sizes = [size for dim, size in enumerate(shape) if dim not in (0, axis)]
     return math.prod(size for size in sizes if isinstance(size, int))
+
+
+class Notes(Coupling):
+    """What the rules note: which channels are one or stay, and what works on them.
+
+    Attributes:
+        products: Operators that sum over channels with a weight.
+        changes: What has to be rewritten in a node once it is known which channels stay.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: list[Product] = []
+        self.changes: list[Callable[[Kept], Any]] = []
+
+    @property
+    def _notes(self) -> tuple[list[Any], ...]:
+        return *super()._notes, self.products, self.changes
+
+    def has_product_since(self, mark: Mark) -> bool:
+        """Whether a product has been noted since."""
+        return len(self.products) > mark[2]

@@ -37,7 +37,7 @@ def settle(call: Call, found: Any, since: Mark) -> Any:
         values = value if isinstance(value, list | tuple) else (value,)
         found = tuple(_sized(call, fact, item) for fact, item in zip(found, values, strict=False))
     carried = _Carried(call, facts_of(found), since)
-    summed = len(call.coupling.products) > since.products
+    summed = call.coupling.has_product_since(since)
     for operand, fact in call.read():
         for dim, ids in enumerate(fact.axes):
             if ids is None:

@@ -9,7 +9,7 @@ all that follow. What is not known is named: ``Loop`` among the operators withou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,12 +19,8 @@ from st3fx.flops import onnx_node
 from st3fx.flops.collect import Collector
 from st3fx.flops.onnx_entry import Entry
 from st3fx.flops.onnx_steps import Steps, UnknownError, aside, hand_out, stack
+from st3fx.flops.onnx_walk import Walk
 from st3fx.onnx_passes.normal_form import bodies, defined
-
-if TYPE_CHECKING:
-    from st3fx.flops.onnx_walk import Walk
-
-OPERATORS = ("If", "Loop", "Scan")
 
 
 def take(walk: Walk, node: onnx.NodeProto) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from st3fx.flops import onnx_control
 from st3fx.flops.collect import Collector
 from st3fx.flops.onnx_file import Shape, Shapes, fix_inputs, read_model
 from st3fx.flops.onnx_walk import Walk
@@ -43,7 +44,7 @@ def count_file(
     form = read_model(path)
     model = form.model
     types = fix_inputs(model, shapes or example_shapes(model, batch or 1) or None, batch)
-    walk = Walk(form, types)
+    walk = Walk(form, types, onnx_control.take)
     walk.nodes(model.graph.node)
     collector = Collector(convention)
     for entry in walk.entries:

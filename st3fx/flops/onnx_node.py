@@ -10,6 +10,9 @@ import onnx
 STANDARD = ("", "ai.onnx")
 """Names of the standard domain."""
 
+CONTROL = ("If", "Loop", "Scan")
+"""Operators that run graphs of their own."""
+
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """Name -> value, texts decoded."""

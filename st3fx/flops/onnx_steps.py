@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 
 from st3fx.flops.onnx_entry import Entry
 from st3fx.flops.onnx_types import sizes
+from st3fx.flops.onnx_walk import Walk
 from st3fx.onnx_passes.normal_form import defined, reads
-
-if TYPE_CHECKING:
-    from st3fx.flops.onnx_walk import Walk
 
 VISITS = 50_000
 """Nodes that all steps of one loop may have before it is given up."""

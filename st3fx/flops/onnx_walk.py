@@ -8,13 +8,13 @@ are known.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
 
 from st3fx.errors import FlopsError
-from st3fx.flops import onnx_control, onnx_node, onnx_weights
+from st3fx.flops import onnx_node, onnx_weights
 from st3fx.flops.einsum import contracts
 from st3fx.flops.onnx_call import OnnxCall
 from st3fx.flops.onnx_entry import Entry
@@ -36,13 +36,20 @@ LARGEST = 1 << 26
 class Walk:
     """Goes through the nodes in order."""
 
-    def __init__(self, form: NormalForm, inputs: Mapping[str, onnx.TypeProto]) -> None:
+    def __init__(
+        self,
+        form: NormalForm,
+        inputs: Mapping[str, onnx.TypeProto],
+        take_control: Callable[[Walk, onnx.NodeProto], None],
+    ) -> None:
         """Prepare.
 
         Args:
             form: The model.
             inputs: Types of its inputs, with every size.
+            take_control: Takes in a node that has bodies, by walking through them.
         """
+        self._take_control = take_control
         self.types = Types(form.model, inputs)
         self.values = Values(form)
         self.entries: list[Entry] = []
@@ -73,8 +80,8 @@ class Walk:
     def _take(self, node: onnx.NodeProto) -> None:
         if self._shape(node) or self._is_fixed(node):
             return
-        if onnx_node.operator(node) in onnx_control.OPERATORS:
-            onnx_control.take(self, node)
+        if onnx_node.operator(node) in onnx_node.CONTROL:
+            self._take_control(self, node)
             return
         self._infer(node)
         if node.op_type in ("Identity", "Cast") and node.input[0] in self._windows:
@@ -146,7 +153,7 @@ class Walk:
                 self.made.update(filter(None, node.output))
                 self._count(node)
             return True
-        if onnx_weights.is_product(node) or onnx_node.operator(node) in onnx_control.OPERATORS:
+        if onnx_weights.is_product(node) or onnx_node.operator(node) in onnx_node.CONTROL:
             return False
         self._infer(node)
         self.opaque.update(dict.fromkeys(filter(None, node.output), onnx_node.operator(node)))
@@ -168,7 +175,7 @@ class Walk:
         """Whether the outputs of a node of constants are not too large to be computed."""
         largest = max((self.values.array(name).size for name in names), default=0)
         try:
-            if onnx_node.operator(node) not in onnx_control.OPERATORS:
+            if onnx_node.operator(node) not in onnx_node.CONTROL:
                 self.types.infer(node, self.values)
         except FlopsError:
             return True  # it may be that it is computed after all
