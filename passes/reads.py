@@ -21,11 +21,9 @@ from st3fx.core.stand_ins import meta_of
 from st3fx.core.state import INTERNAL
 from st3fx.passes.ambient import place
 from st3fx.passes.asked import Asked
+from st3fx.passes.taken import FOREIGN, Taken
 
 _INTERNAL = INTERNAL - {"training"}
-_FOREIGN = ("torch", "builtins", "numpy", "collections", "functools", "st3fx")
-"""Packages whose objects are no settings of a user."""
-
 
 _LISTS = ("_flat_weights", "_flat_weight_refs")
 """A recurrent layer's parameters once more, which a graph reads by their names."""
@@ -36,6 +34,7 @@ class Reads:
 
     Attributes:
         guards: (object, attribute) -> the guard, for modules.
+        taken: What was found on their classes, and in globals.
     """
 
     def __init__(
@@ -55,6 +54,7 @@ class Reads:
         self._asked = asked
         self._objects: dict[int, tuple[Any, dict[str, Any]]] = {}
         self._classes: dict[type, Any] = {}
+        self.taken = Taken(self._adopt)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -110,15 +110,15 @@ class Reads:
         before = self._before
 
         def record(module: nn.Module, name: str) -> Any:
-            value = object.__getattribute__(module, name)
-            if (
-                name not in _INTERNAL
-                and id(module) in before
-                and self._asked.answers
-                and before[id(module)].get(name, _MISSING) is value  # and not what was just stored
-            ):
-                return self._read(module, name, value)
-            return value
+            if name not in _INTERNAL and id(module) in before and self._asked.answers:
+                if name not in object.__getattribute__(module, "__dict__"):
+                    self._note_class(module, name)
+                    return object.__getattribute__(module, name)
+                value = object.__getattribute__(module, name)
+                if before[id(module)].get(name, _MISSING) is value:  # and not just stored
+                    return self._read(module, name, value)
+                return value
+            return object.__getattribute__(module, name)
 
         return record
 
@@ -135,6 +135,18 @@ class Reads:
             with self._asked.silent():
                 self.guards[id(module), name] = Guard(module, name, frozen(value, meta_of))
             self._adopt(value)
+
+    def _note_class(self, module: nn.Module, name: str) -> None:
+        """An attribute that the module itself has not got, before its class is asked."""
+        if hasattr(type(module), name):
+            with self._asked.silent():
+                self.taken.note(module, name)
+                self._adopt(getattr(type(module), name))
+
+    def guard_code(self, module: nn.Module) -> None:
+        """The code of a graph module, which its users may edit."""
+        if isinstance(module, fx.GraphModule) and "_code" in vars(module):
+            self.guards[id(module), "_code"] = Guard(module, "_code", vars(module)["_code"])
 
     def guard_tensor(self, name: str) -> None:
         """A tensor that is neither parameter nor buffer must stay one of its kind."""
@@ -197,4 +209,4 @@ def _holds_settings(value: Any) -> bool:
     if isinstance(value, nn.Module | Tensor | fx.Proxy | type | enum.Enum | types.FunctionType):
         return False
     package = type(value).__module__.partition(".")[0]
-    return package not in _FOREIGN and hasattr(value, "__dict__")
+    return package not in FOREIGN and hasattr(value, "__dict__")

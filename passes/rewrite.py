@@ -130,8 +130,9 @@ class Rewriter:
         latent = frozenset(home for home, site in below.items() if not site.computed)
         marked = [(root.get_submodule(owner(home)), home.rpartition(".")[2]) for home in below]
         return Variant(
-            mode, capture.spec, graph, capture.guards, modules, capture.stores, latent, marked
-        )
+            mode, capture.spec, graph, capture.guards, modules, capture.stores, latent, marked,
+            capture.definitions,
+        )  # fmt: skip
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

@@ -110,7 +110,10 @@ class IslandTracer(AnsweringTracer):
         self.asked.drop_unused(graph)
         graph.lint()
         self.capture.graph = graph
+        for path in self.capture.inlined:
+            self._reads.guard_code(self.root.get_submodule(path))
         self.capture.guards = list(self._reads.guards.values())
+        self.capture.definitions = self._reads.taken.definitions()
 
     # --- torch.fx.Tracer's hooks ---
 

@@ -23,7 +23,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -33,10 +33,7 @@ from st3fx.core.formula import Inputs
 from st3fx.core.site_state import latent_name, state_name
 from st3fx.core.sites import Site
 from st3fx.errors import StateError
-
-if TYPE_CHECKING:
-    from st3fx.core.run import Run
-    from st3fx.methods.base import Method
+from st3fx.methods.base import Method
 
 PREFIX = "st3fx_"
 SITES = "st3fx_sites"
@@ -47,6 +44,25 @@ FORWARD = "st3fx_forward"
 """Attribute of a module: its sparse forward."""
 RUN = "st3fx_run"
 """Attribute of the root: where its training stands."""
+
+
+class Training(Protocol):
+    """Where the training of a converted model stands, as far as its modules and graphs ask."""
+
+    loading: bool
+    absent: set[str]
+
+    def prepare(self, training: bool, name: str = "", weight: Tensor | None = None) -> None:
+        """Bring the thresholds up to date before a forward, or before a read of one weight."""
+
+    def warn(self, message: str, category: type[Warning], subject: str = "") -> None:
+        """Say something once."""
+
+    def warn_of_drift(self) -> None:
+        """Say which layers were replaced."""
+
+    def say_of_trace(self, name: str) -> None:
+        """Say that a tracer has taken the weight of the moment."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,7 @@ class Sparse:
     site: Site
     method: Method
     constants: tuple[Any, ...]
-    run: Run
+    run: Training
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sparse:
         """For the copy's run; the rest never changes."""
@@ -673,6 +689,11 @@ def plain_class(cls: type) -> type:
     hidden = ("__dict__", "__weakref__")
     body = {key: value for key, value in vars(cls).items() if key not in hidden}
     return type(cls)(cls.__name__, bases, body)
+
+
+def is_ours(cls: type) -> bool:
+    """Whether a conversion has made a class itself."""
+    return _BASE in cls.__dict__
 
 
 def is_entered(module: nn.Module) -> bool:

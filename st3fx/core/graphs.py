@@ -18,6 +18,7 @@ from torch import fx, nn
 from st3fx.core.calls import CallSpec
 from st3fx.core.code_names import with_any_names
 from st3fx.core.converted import SITES, stored
+from st3fx.core.definitions import Definitions
 from st3fx.core.hooks import is_hooked
 from st3fx.core.portable import from_portable, to_portable
 from st3fx.core.regions import is_autocast_border, is_border, unwound
@@ -49,6 +50,10 @@ class Guard(NamedTuple):
     module: nn.Module
     attribute: str
     expected: Any
+
+
+_WITHOUT_ITEMS = frozenset({bool, int, float, str, type(None)})
+"""Types of most attributes: the same object needs no further look."""
 
 
 class CompiledGraph:
@@ -143,6 +148,7 @@ class Variant:
         stores: Sequence[str] = (),
         latent: frozenset[str] = frozenset(),
         marked: Sequence[tuple[nn.Module, str]] = (),
+        definitions: Definitions | None = None,
     ) -> None:
         """Compile a graph.
 
@@ -156,6 +162,7 @@ class Variant:
                 output and a list of their values.
             latent: Relative names of the sites' parameters.
             marked: The sites that it has operators for, as module and parameter.
+            definitions: What must be the same on classes and in globals.
         """
         self.mode = mode
         self.spec = spec
@@ -163,6 +170,7 @@ class Variant:
         self._has_regions = any(map(is_border, graph.nodes))
         self._has_autocast = any(map(is_autocast_border, graph.nodes))
         self.guards = tuple(guards)
+        self.definitions = definitions or Definitions()
         self.marked = tuple(marked)
         self.modules = tuple(modules)
         self.children = [[*module._modules.values()] for module in self.modules]
@@ -186,9 +194,12 @@ class Variant:
             return None  # a compiler follows ``with`` alone; it gets the module's own forward
         for module, attribute, expected in self.guards:
             value = module.__dict__.get(attribute)
-            if not same_value(value, expected):
+            at_once = value is expected and type(expected) in _WITHOUT_ITEMS
+            if not at_once and not same_value(value, expected):
                 return None
         if self._ended() or self._rebuilt() or self._hooked() or self._wrapped():
+            return None
+        if not self.definitions.hold():
             return None
         return self.spec.tensors(args, kwargs)
 
