@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from st3fx.core.converted import ENDED, SITES, Sparse
+from st3fx.core.converted import ENDED, SITES, Sparse, Training
 from st3fx.core.formula import Inputs
 from st3fx.core.graphs import CompiledGraph
+from st3fx.core.shards import whole
 from st3fx.core.site_state import homes, state_name
 from st3fx.core.sites import Site, SkippedSite, SparsityPlan
 from st3fx.core.state import preserved
 from st3fx.errors import DriftWarning, StateError
-
-if TYPE_CHECKING:
-    from st3fx.core.run import Run
 
 ASSIGNED = "another parameter was assigned"
 """How a site is replaced by those who have read its effective weight, as tools that fuse layers."""
@@ -78,6 +76,15 @@ class Bound:
         """The effective weight, with gradients to the latent one."""
         return self.sparse.method.op(*self.inputs()[1:4], *self.sparse.constants)
 
+    def static(self) -> Tensor:
+        """The effective weight, without gradient; gathered where the weight is sharded."""
+        inputs = self.inputs()
+        inputs = inputs._replace(weight=whole(inputs.weight), threshold=whole(inputs.threshold))
+        out = torch.empty_like(inputs.weight, requires_grad=False)
+        with torch.no_grad():
+            inputs.evaluate(out)
+        return out
+
     def tensors(self, key: str) -> list[Tensor]:
         """One of the method's tensors, under each of the site's names."""
         return [getattr(module, state_name(name, key)) for module, name in self.places]
@@ -98,8 +105,33 @@ def marks(model: nn.Module) -> Iterator[tuple[nn.Module, str, Sparse]]:
             yield module, parameter, sparse
 
 
+def part_sites(modules: Iterable[nn.Module], run: Run) -> list[Bound]:
+    """The sites of a run in some modules of a model, by the marks that these carry."""
+    places: dict[str, list[tuple[nn.Module, str, Sparse]]] = {}
+    for module in modules:
+        for parameter, sparse in module.__dict__.get(SITES, {}).items():
+            if sparse.run is run and _is_present(module, parameter, sparse):
+                places.setdefault(sparse.site.name, []).append((module, parameter, sparse))
+    return [_bound(places[name]) for name in sorted(places)]
+
+
+def _bound(places: list[tuple[nn.Module, str, Sparse]]) -> Bound:
+    owner, parameter, sparse = places[0]
+    pairs = tuple((module, name) for module, name, _ in places)
+    compute = owner.__dict__.get(COMPUTE, {}).get(parameter)
+    return Bound(sparse.site, owner, parameter, sparse, pairs, compute)
+
+
+def _is_present(module: nn.Module, parameter: str, sparse: Sparse) -> bool:
+    return sparse.site.computed or module._parameters.get(parameter) is not None
+
+
 def bound_sites(
-    root: nn.Module, run: Run, *, quiet: bool = False, report: Callable[[str], Any] | None = None
+    root: nn.Module,
+    run: Training,
+    *,
+    quiet: bool = False,
+    report: Callable[[str], Any] | None = None,
 ) -> list[Bound]:
     """The sites of ``root``'s plan that are still there.
 
@@ -122,10 +154,7 @@ def bound_sites(
             known = {(id(module), name) for module, name, _ in places}
             places += [p for p in moved.get(site.name, ()) if (id(p[0]), p[1]) not in known]
         if places:
-            owner, parameter, sparse = places[0]
-            pairs = tuple((module, name) for module, name, _ in places)
-            compute = owner.__dict__.get(COMPUTE, {}).get(parameter)
-            found.append(Bound(site, owner, parameter, sparse, pairs, compute))
+            found.append(_bound(places))
             continue
         reason = replaced(root, site)
         if reason is None:
@@ -147,7 +176,9 @@ def bound_sites(
     return found
 
 
-def _at(root: nn.Module, home: str, site: Site, run: Run) -> tuple[nn.Module, str, Sparse] | None:
+def _at(
+    root: nn.Module, home: str, site: Site, run: Training
+) -> tuple[nn.Module, str, Sparse] | None:
     """A site's module by the path that it had at the conversion."""
     path, _, parameter = home.rpartition(".")
     module: Any = root
@@ -163,12 +194,11 @@ def _at(root: nn.Module, home: str, site: Site, run: Run) -> tuple[nn.Module, st
     return module, parameter, sparse
 
 
-def _by_name(root: nn.Module, run: Run) -> dict[str, list[tuple[nn.Module, str, Sparse]]]:
+def _by_name(root: nn.Module, run: Training) -> dict[str, list[tuple[nn.Module, str, Sparse]]]:
     """Sites by the marks that modules carry, wherever they are."""
     table: dict[str, list[tuple[nn.Module, str, Sparse]]] = {}
     for module, parameter, sparse in marks(root):
-        present = sparse.site.computed or module._parameters.get(parameter) is not None
-        if sparse.run is run and present:
+        if sparse.run is run and _is_present(module, parameter, sparse):
             table.setdefault(sparse.site.name, []).append((module, parameter, sparse))
     return table
 

@@ -265,7 +265,7 @@ def _flat_weights() -> property:
 
     def get(self: Any) -> Any:
         return [
-            getattr(self, n) if n in self._parameters else w
+            getattr(self, n) if n in self._parameters or n in self.__dict__ else w
             for n, w in zip(self._flat_weights_names, self.__dict__["_flat_weights"], strict=False)
         ]
 
@@ -289,7 +289,7 @@ class _Methods:
             "train": _train,
             "__setstate__": _set_state,
         }
-        body = {name: make(base) for name, make in made.items()}
+        body: dict[str, Any] = {name: make(base) for name, make in made.items()}
         body["__reduce_ex__"] = _reduce(base)
         body["qconfig"] = property(_qconfig, _set_qconfig, _delete_qconfig)
         if hasattr(base, "__deepcopy__"):
@@ -530,6 +530,8 @@ def _take(
 def _set_state(base: type[nn.Module]) -> Callable[..., None]:
     def set_state(self: Any, state: dict[str, Any]) -> None:
         base.__setstate__(self, state)
+        for run in {sparse.run for sparse in self.__dict__.get(SITES, {}).values()}:
+            run.adopt(self)
         if self.__dict__.get(RUN) is not None:
             self.__dict__[RUN].bind(self)
 
@@ -578,6 +580,8 @@ def _deepcopy(base: type[nn.Module]) -> Callable[..., Any]:
             if key.startswith(PREFIX):
                 twin.__dict__[key] = copy.deepcopy(value, memo)
         twin.__class__ = class_for(plain_class(type(twin)), *_kind_of(self))
+        for run in {sparse.run for sparse in twin.__dict__.get(SITES, {}).values()}:
+            run.adopt(twin)
         if RUN in twin.__dict__:
             twin.__dict__[RUN].bind(twin)
         return twin
@@ -605,6 +609,8 @@ def _forward(base: type[nn.Module]) -> Callable[..., Any]:
         run = getattr(self, "st3fx_forward", None)
         if run is None:  # folded since, while a wrapper kept this method
             return base.forward(self, *args, **kwargs)
+        if run.module is not self:
+            return run.of_copy(self, *args, **kwargs)
         return run(*args, **kwargs)
 
     setattr(forward, IS_FORWARD, True)

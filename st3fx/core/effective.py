@@ -95,14 +95,14 @@ class EffectiveWeight(Tensor):
     def grad(self) -> Tensor | None:
         """The latent weight's gradient; that of a detached one is its own."""
         if self._own():
-            return Tensor.grad.__get__(self)  # type: ignore[attr-defined,no-any-return]
+            return super().grad
         assert self.st3fx_source is not None
         return self.st3fx_source.latent().grad
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
         if self._own():
-            Tensor.grad.__set__(self, value)  # type: ignore[attr-defined]
+            getattr(Tensor, "grad").__set__(self, value)  # noqa: B009 (a descriptor, typed as its value)
         else:
             assert self.st3fx_source is not None
             self.st3fx_source.latent().grad = value
@@ -134,10 +134,8 @@ class EffectiveWeight(Tensor):
 
     def register_hook(self, hook: Any) -> Any:
         """A hook on the latent weight's gradient."""
-        source = self.st3fx_source
-        return (
-            super().register_hook(hook) if source is None else source.latent().register_hook(hook)
-        )
+        tensor: Any = super() if self.st3fx_source is None else self.st3fx_source.latent()
+        return tensor.register_hook(hook)
 
     def retain_grad(self) -> None:
         """Nothing: ``.grad`` is the latent weight's."""

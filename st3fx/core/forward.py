@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from st3fx.core.converted import FORWARD, RUN, own_forward
+from st3fx.core.converted import FORWARD, RUN, Training, own_forward
 from st3fx.core.graphs import Variant
-from st3fx.core.run import Run
 from st3fx.errors import ForwardError
 
 
@@ -45,10 +44,10 @@ class SparseForward:
         self.module = module
         self.variants = list(variants)
         self.computed = computed
-        self.run: Run | None = None
+        self.run: Training | None = None
         self.replaced: Any = None
 
-    def install(self, run: Run | None = None) -> None:
+    def install(self, run: Training | None = None) -> None:
         """Become the module's forward.
 
         It is the method of the module's converted class, unless the user had put another forward on
@@ -76,6 +75,19 @@ class SparseForward:
         if self.replaced is not None:
             return self.replaced(*args, **kwargs)
         return own_forward(self.module)(self.module, *args, **kwargs)
+
+    def of_copy(self, module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+        """What a shallow copy runs that has this forward, too: its own, as its graphs are not.
+
+        Raises:
+            ForwardError: If nothing but a graph makes it sparse.
+        """
+        if self.computed:
+            raise ForwardError(
+                f"{self.computed} is computed in the forward of {self.name or type(module).__name__}"
+                ", and a shallow copy of that has no graph: use copy.deepcopy, or fold first"
+            )
+        return own_forward(module)(module, *args, **kwargs)
 
     @property
     def __signature__(self) -> inspect.Signature:
