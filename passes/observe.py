@@ -9,6 +9,7 @@ which parameters the forward writes to.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -159,6 +160,13 @@ def _run(
 
 def _refusal(model: nn.Module, example: Example, error: Exception) -> str:
     reason = str(error).strip().splitlines() or [type(error).__name__]
+    operator = re.search(r"HigherOrderOperator (\w+)", reason[0])
+    if operator is not None:
+        return (
+            f"{type(model).__name__} calls torch's operator {operator[1]}, whose functions run out "
+            "of sight of a conversion: write it as Python code (if, for), or convert the parts "
+            "that it does not call"
+        )
     hint = ""
     if "more than 1 value per channel" in str(error):
         hint = " (batch norm needs a larger batch here)"

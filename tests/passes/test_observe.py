@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import st3fx
 from st3fx.core.inputs import Example
 from st3fx.core.sites import Layout
 from st3fx.core.state import rng_states
@@ -133,3 +134,17 @@ class TrainingOnly(nn.Module):
 def test_inputs_of_training_are_enough() -> None:
     found = observe(TrainingOnly(), Example.of((torch.randn(2, 6), torch.randn(2))))
     assert list(found.multiplied()) == ["fc.weight"]
+
+
+class Conditional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.cond(x.sum() > 0, self.a, self.b, (x,))
+
+
+def test_an_operator_that_takes_functions_is_named() -> None:
+    with pytest.raises(InputError, match="Conditional calls torch's operator cond, whose"):
+        st3fx.convert(Conditional(), torch.randn(2, 4))
