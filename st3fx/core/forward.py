@@ -105,7 +105,7 @@ class SparseForward:
         """Run a graph that applies, else the module's own forward."""
         compiling = torch.compiler.is_compiling()
         if self.run is not None and not compiling:
-            self.run.prepare(self.module.training)
+            self.run.prepare(self.module.training, whole=RUN in self.module.__dict__)
         # Hooks on all modules see those that a graph has inlined; a computed weight needs it.
         if self.computed or not nn.modules.module._has_any_global_hook():
             for variant in self.variants:
