@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from st3fx.core import cache
-from st3fx.core.bound import COMPUTE, Bound, marks
+from st3fx.core.bound import COMPUTE, Bound, is_present, marks
 from st3fx.core.converted import (
     FORWARD,
     IS_FORWARD,
@@ -70,7 +70,7 @@ def all_bound(model: nn.Module) -> list[Bound]:
     places: dict[tuple[int, str], list[tuple[nn.Module, str]]] = {}
     sparse: dict[tuple[int, str], Sparse] = {}
     for module, parameter, mark in marks(model):
-        if mark.site.computed or module._parameters.get(parameter) is not None:
+        if is_present(module, parameter, mark):
             key = id(mark.run), mark.site.name
             places.setdefault(key, []).append((module, parameter))
             sparse[key] = mark

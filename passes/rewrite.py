@@ -131,7 +131,7 @@ class Rewriter:
         marked = [(root.get_submodule(owner(home)), home.rpartition(".")[2]) for home in below]
         return Variant(
             mode, capture.spec, graph, capture.guards, modules, capture.stores, latent, marked,
-            capture.definitions,
+            capture.definitions.of_owners(module for module, _ in marked),
         )  # fmt: skip
 
 

@@ -58,10 +58,14 @@ class Taken:
             if name in vars(base) and base is not nn.Module:
                 self._follow(vars(base)[name])
 
-    def definitions(self) -> Definitions:
-        """All names, with what they mean now."""
+    def definitions(self, root: nn.Module) -> Definitions:
+        """All names, with what they mean now.
+
+        Args:
+            root: Whose forward was traced.
+        """
         modules = {module: frozenset(names) for module, names in self._modules.items()}
-        return Definitions(modules, [Names(*pair) for pair in self._names.values()])
+        return Definitions(root, modules, [Names(*pair) for pair in self._names.values()])
 
     def _name(self, owner: Any, name: str) -> None:
         self._names.setdefault(id(owner), (owner, set()))[1].add(name)

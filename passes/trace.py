@@ -113,7 +113,7 @@ class IslandTracer(AnsweringTracer):
         for path in self.capture.inlined:
             self._reads.guard_code(self.root.get_submodule(path))
         self.capture.guards = list(self._reads.guards.values())
-        self.capture.definitions = self._reads.taken.definitions()
+        self.capture.definitions = self._reads.taken.definitions(self.root)
 
     # --- torch.fx.Tracer's hooks ---
 

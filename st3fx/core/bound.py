@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from st3fx.core.converted import ENDED, SITES, Sparse, Training
+from st3fx.core.converted import ENDED, SITES, Sparse, Training, has_site
 from st3fx.core.formula import Inputs
 from st3fx.core.graphs import CompiledGraph
 from st3fx.core.shards import whole
@@ -110,7 +110,7 @@ def part_sites(modules: Iterable[nn.Module], run: Run) -> list[Bound]:
     places: dict[str, list[tuple[nn.Module, str, Sparse]]] = {}
     for module in modules:
         for parameter, sparse in module.__dict__.get(SITES, {}).items():
-            if sparse.run is run and _is_present(module, parameter, sparse):
+            if sparse.run is run and is_present(module, parameter, sparse):
                 places.setdefault(sparse.site.name, []).append((module, parameter, sparse))
     return [_bound(places[name]) for name in sorted(places)]
 
@@ -122,8 +122,11 @@ def _bound(places: list[tuple[nn.Module, str, Sparse]]) -> Bound:
     return Bound(sparse.site, owner, parameter, sparse, pairs, compute)
 
 
-def _is_present(module: nn.Module, parameter: str, sparse: Sparse) -> bool:
-    return sparse.site.computed or module._parameters.get(parameter) is not None
+def is_present(module: nn.Module, parameter: str, sparse: Sparse) -> bool:
+    """Whether a marked module has the parameter, and a class that gives its effective weight."""
+    return sparse.site.computed or (
+        module._parameters.get(parameter) is not None and has_site(module, parameter)
+    )
 
 
 def bound_sites(
@@ -189,16 +192,14 @@ def _at(
     sparse = module.__dict__.get(SITES, {}).get(parameter)
     if sparse is None or sparse.run is not run or sparse.site.name != site.name:
         return None
-    if not site.computed and module._parameters.get(parameter) is None:
-        return None
-    return module, parameter, sparse
+    return (module, parameter, sparse) if is_present(module, parameter, sparse) else None
 
 
 def _by_name(root: nn.Module, run: Training) -> dict[str, list[tuple[nn.Module, str, Sparse]]]:
     """Sites by the marks that modules carry, wherever they are."""
     table: dict[str, list[tuple[nn.Module, str, Sparse]]] = {}
     for module, parameter, sparse in marks(root):
-        if sparse.run is run and _is_present(module, parameter, sparse):
+        if sparse.run is run and is_present(module, parameter, sparse):
             table.setdefault(sparse.site.name, []).append((module, parameter, sparse))
     return table
 
@@ -210,6 +211,8 @@ def replaced(root: nn.Module, site: Site) -> str | None:
         module = root.get_submodule(path)
         if parameter in module.__dict__.get(ENDED, ()):
             return ASSIGNED
+        if parameter in module.__dict__.get(SITES, ()) and not has_site(module, parameter):
+            return f"the class of {path or 'the model'} was set to {type(module).__name__}"
         if parameter in module._buffers or module._parameters.get(parameter) is not None:
             return f"{path or 'the model'} is another {type(module).__name__}"
         names = [name for name, _ in module.named_parameters() if parameter in name]

@@ -226,8 +226,7 @@ def _attribute(name: str) -> property:
             return read(self, name, weight, sys._getframe(1).f_globals.get("__name__", ""))
 
     def put(self: Any, value: Any) -> None:
-        caller = sys._getframe(2).f_globals.get("__name__", "")
-        if not caller.startswith("torch.nn.parallel."):
+        if not self.__dict__.get("_is_replica"):  # of torch's data parallelism
             raise StateError(
                 f"{type(self).__name__}.{name} is set to a {type(value).__name__}, but it is a "
                 "weight of a converted model: assign an nn.Parameter, write to "
@@ -530,20 +529,33 @@ def _take(
 def _set_state(base: type[nn.Module]) -> Callable[..., None]:
     def set_state(self: Any, state: dict[str, Any]) -> None:
         base.__setstate__(self, state)
-        for run in {sparse.run for sparse in self.__dict__.get(SITES, {}).values()}:
+        for run in _runs(self):
             run.adopt(self)
-        if self.__dict__.get(RUN) is not None:
-            self.__dict__[RUN].bind(self)
+        own = self.__dict__.get(RUN)
+        if own is not None and own.root is None:  # a shallow copy shares that of its original
+            own.bind(self)
 
     return set_state
 
 
+def _runs(module: nn.Module) -> set[Any]:
+    """The runs of a module's own sites, and its own if it is a root."""
+    own = module.__dict__.get(RUN)
+    sites = module.__dict__.get(SITES, {}).values()
+    return {sparse.run for sparse in sites} | ({own} if own is not None else set())
+
+
 def _reduce(base: type[nn.Module]) -> Callable[..., Any]:
     def reduce(self: Any, protocol: Any) -> Any:
+        for run in _runs(self):
+            if RUN in self.__dict__ or run.root is None:
+                run.before_copy()
         made: Any = base.__reduce_ex__(self, protocol)
         function, args, *rest = made
         names, has_forward = _kind_of(self)
         if function is copyreg.__newobj__:  # type: ignore[attr-defined]
+            if not is_ours(type(self)):  # a class that others have made of it
+                return made
             return (_new, (base, names, has_forward, *args[1:]), *rest)
         # fx's graph modules are made again from their code and attributes.
         ours = {key: value for key, value in self.__dict__.items() if key.startswith(PREFIX)}
@@ -580,7 +592,7 @@ def _deepcopy(base: type[nn.Module]) -> Callable[..., Any]:
             if key.startswith(PREFIX):
                 twin.__dict__[key] = copy.deepcopy(value, memo)
         twin.__class__ = class_for(plain_class(type(twin)), *_kind_of(self))
-        for run in {sparse.run for sparse in twin.__dict__.get(SITES, {}).values()}:
+        for run in _runs(twin):
             run.adopt(twin)
         if RUN in twin.__dict__:
             twin.__dict__[RUN].bind(twin)
@@ -670,6 +682,11 @@ def own_forward(module: nn.Module) -> Any:
     """The forward of the user's class, as a function."""
     kind: tuple[Any, ...] | None = getattr(type(module), _BASE, None)
     return type(module).forward if kind is None or not kind[2] else kind[0].forward
+
+
+def has_site(module: nn.Module, parameter: str) -> bool:
+    """Whether a module's class gives effective weights for a parameter, as long as none is set."""
+    return hasattr(type(module), latent_name(parameter))
 
 
 def enter(module: nn.Module, names: tuple[str, ...], has_forward: bool) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from st3fx.core.converted import is_ours
+from st3fx.core.converted import SITES, has_site, is_ours
 from st3fx.core.same import frozen, same_value
 
 _MISSING = object()
@@ -101,16 +101,18 @@ class Definitions:
 
     def __init__(
         self,
+        root: nn.Module | None = None,
         modules: Mapping[nn.Module, frozenset[str]] | None = None,
         names: Iterable[Names] = (),
     ) -> None:
         """Keep.
 
         Args:
-            modules: Module -> the names that its class answered, of a model before conversion.
+            root: Whose forward was traced, in a model before conversion.
+            modules: Module -> the names that its class answered.
             names: What they mean, and the globals.
         """
-        modules = modules or {}
+        self._root, modules = root, modules or {}
         self._modules = tuple(modules)
         self._of_class = tuple(modules.values())
         # A forward that others put on a module wraps the converted one; see Variant.
@@ -120,6 +122,12 @@ class Definitions:
         self._plain = tuple(map(type, self._modules))
         self._kinds: list[type] = list(self._plain)
         self._names = tuple(names)
+
+    def of_owners(self, owners: Iterable[nn.Module]) -> Definitions:
+        """The same, and the classes of modules that own sites: these give effective weights."""
+        known = dict(zip(self._modules, self._of_class, strict=True))
+        modules = {owner: frozenset[str]() for owner in owners} | known
+        return Definitions(self._root, modules, self._names)
 
     def hold(self) -> bool:
         """Whether everything is as it was."""
@@ -149,16 +157,15 @@ class Definitions:
     def _fits(self, index: int) -> bool:
         """Whether a module's class has what the traced one has, but for what is ours.
 
-        A class that others have made of ours (FSDP2, a mixin) may add to it. The root's forward has
-        been asked for already.
+        A class that others have made of ours (FSDP2, a mixin) may add to it, and to the root's
+        forward, which has been asked for already.
         """
-        kind, plain, names = type(self._modules[index]), self._plain[index], self._of_class[index]
-        if kind is plain:
-            return True
-        return issubclass(kind, plain) and all(
-            (name == "forward" and index == 0) or _theirs(kind, name) is _theirs(plain, name)
-            for name in names
-        )
+        module, plain = self._modules[index], self._plain[index]
+        sites = module.__dict__.get(SITES, {}).items()
+        if not all(sparse.site.computed or has_site(module, name) for name, sparse in sites):
+            return False
+        names = self._of_class[index] - ({"forward"} if module is self._root else set())
+        return all(_theirs(type(module), name) is _theirs(plain, name) for name in names)
 
 
 def _theirs(kind: type, name: str) -> Any:

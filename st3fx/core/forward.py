@@ -84,8 +84,9 @@ class SparseForward:
         """
         if self.computed:
             raise ForwardError(
-                f"{self.computed} is computed in the forward of {self.name or type(module).__name__}"
-                ", and a shallow copy of that has no graph: use copy.deepcopy, or fold first"
+                f"{self.computed} is computed in the forward of "
+                f"{self.name or type(module).__name__}, and a shallow copy of that has no graph: "
+                "use copy.deepcopy, or fold first"
             )
         return own_forward(module)(module, *args, **kwargs)
 

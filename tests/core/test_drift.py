@@ -186,3 +186,47 @@ def test_loading_and_assigning_replaces_latent_weights() -> None:
     sparsifier.set_sparsity(0.5)
     assert sparsifier.sparsity == pytest.approx(0.5, abs=0.01)
     assert torch.equal(model.get_parameter("head.weight"), other["head.weight"])
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight * 2.0, self.bias)
+
+
+class Renamed(nn.Linear):
+    """Adds nothing, and gives no effective weight either."""
+
+
+@pytest.mark.parametrize("kind", [Scaled, Renamed])
+def test_a_class_that_was_set_is_named(kind: Any) -> None:
+    model, sparsifier = sparse()
+    model.body[0].__class__ = kind
+    with pytest.warns(DriftWarning, match=r"the class of body.0 was set to (Scaled|Renamed)"):
+        output = model(X)
+    with pytest.raises(StateError, match=r"body.0.weight was replaced .*the class of body.0"):
+        sparsifier.step()
+    with pytest.warns(DriftWarning, match=r"the class of body.0 was set to"):
+        folded = st3fx.fold(model)
+    assert torch.equal(folded(X), output)
+    sparsifier.drop("body.0.weight")
+    sparsifier.step()
+
+
+class Doubled:
+    def forward(self, x: Tensor) -> Any:
+        return 2 * super().forward(x)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("part", ["", "body", "body.0"])
+def test_a_class_made_of_ours_is_kept_by_copies_and_folding(part: str) -> None:
+    model, sparsifier = sparse()
+    mixed = model.get_submodule(part)
+    before, plain = model(X), type(mixed)
+    mixed.__class__ = type("Mixed", (Doubled, plain), {})
+    output = model(X)
+    assert not torch.equal(output, before)
+    assert torch.equal(copy.deepcopy(model)(X), output)
+    folded = st3fx.fold(model)
+    assert torch.equal(folded(X), output)
+    assert isinstance(folded.get_submodule(part), Doubled)
+    sparsifier.step()

@@ -26,7 +26,7 @@ class Recurrent(nn.Module):
 
 
 class Standardised(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's name
         weight = self.weight - self.weight.mean(1, keepdim=True)
         return nn.functional.linear(input, weight, self.bias)
 
