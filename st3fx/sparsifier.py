@@ -333,7 +333,7 @@ class Sparsifier:
         for item in bound:
             for module, parameter in item.places:
                 module.__dict__[state_name(parameter, "mask")] = weights[item.site.name] != 0
-        self.run.frozen = True
+        self.run.freeze()
         self._refresh_effective(bound)
 
     def penalty(self) -> Tensor:
@@ -373,14 +373,7 @@ class Sparsifier:
     @torch.no_grad()
     def effective_weights(self) -> dict[str, Tensor]:
         """Effective weight by full name, without gradient; gathered where weights are sharded."""
-        weights = {}
-        for item in self._fitting():
-            inputs = item.inputs()
-            inputs = inputs._replace(weight=whole(inputs.weight), threshold=whole(inputs.threshold))
-            out = torch.empty_like(inputs.weight, requires_grad=False)
-            inputs.evaluate(out)
-            weights[item.site.name] = out
-        return weights
+        return {item.site.name: item.static() for item in self._fitting()}
 
     @property
     def sparsity(self) -> float:

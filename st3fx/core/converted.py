@@ -51,8 +51,25 @@ class Training(Protocol):
 
     loading: bool
     absent: set[str]
+    key: int
 
-    def prepare(self, training: bool, name: str = "", weight: Tensor | None = None) -> None:
+    @property
+    def root(self) -> nn.Module | None:
+        """The converted model, unless it is gone or a part of it was copied alone."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether this is of a copy that nothing drives."""
+
+    def adopt(self, module: nn.Module) -> None:
+        """Take note of a module of a copy."""
+
+    def before_copy(self) -> None:
+        """Bring thresholds up to date that a copy could not."""
+
+    def prepare(
+        self, training: bool, name: str = "", weight: Tensor | None = None, *, whole: bool = False
+    ) -> None:
         """Bring the thresholds up to date before a forward, or before a read of one weight."""
 
     def warn(self, message: str, category: type[Warning], subject: str = "") -> None:

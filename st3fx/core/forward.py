@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from st3fx.core.compiled import before_compiling
 from st3fx.core.converted import FORWARD, RUN, Training, own_forward
 from st3fx.core.graphs import Variant
 from st3fx.errors import ForwardError
@@ -107,6 +108,8 @@ class SparseForward:
         compiling = torch.compiler.is_compiling()
         if self.run is not None and not compiling:
             self.run.prepare(self.module.training, whole=RUN in self.module.__dict__)
+        elif self.run is not None and self.run.follows:
+            before_compiling(self.run.key)
         # Hooks on all modules see those that a graph has inlined; a computed weight needs it.
         if self.computed or not nn.modules.module._has_any_global_hook():
             for variant in self.variants:

@@ -8,6 +8,8 @@ A deep copy of a converted model gets a run that follows the original's. When it
 changed since (an average of weights, whoever keeps it), its thresholds are set anew, for the
 sparsity that the original has now, before it is used or folded. A copy whose weights are as they
 were copied keeps its thresholds. A copy that is driven by a sparsifier of its own stops following.
+A copy of a part alone, or one that has lost sites, follows as well: its sites together have the
+share of zeros that the same sites of the original have.
 
 A model's own weights may be exchanged, too, between two steps (averages swapped in for an
 evaluation; an optimizer that evaluates other weights than it trains): in eval mode the thresholds
@@ -16,6 +18,7 @@ are those of the weights that are there, and training finds its own again.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -23,15 +26,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from st3fx.core.attachment import Attachment
-from st3fx.core.bound import Bound, bound_sites
+from st3fx.core.bound import Bound, bound_sites, marks, part_sites
+from st3fx.core.compiled import key_of
 from st3fx.core.converted import RUN, is_transformed
 from st3fx.core.digest import Digest, digests
 from st3fx.core.functional import INACTIVE
 from st3fx.core.site_state import state_name
 from st3fx.core.threshold import GlobalThreshold
-from st3fx.errors import DriftWarning, EmptyLayerWarning, TargetWarning, TraceWarning
+from st3fx.errors import (
+    DriftWarning,
+    EmptyLayerWarning,
+    StateError,
+    TargetWarning,
+    TraceWarning,
+)
 from st3fx.methods.base import Method, ScheduledMethod
 
 _STEP = "st3fx_step"
@@ -40,6 +52,10 @@ _FEWEST_ZEROS = 0.05
 """Share of zeros below which they are no sparsity of a site's."""
 _SLACK = 1e-6
 """How far below its target a sparsity may be without a word."""
+
+
+_NEVER_PICKLED = ("_followers", "_part", "key")
+"""Weak sets, and what is unique in a process."""
 
 
 class Run:
@@ -54,6 +70,7 @@ class Run:
         stale: Whether the weights have changed since the thresholds were set, as far as is known.
         suspect: Whether changes that leave no trace are to be looked for at the next evaluation.
         level: The last global threshold ``T``: 0-dimensional; ``None`` while there is none.
+        key: Of this process: a compiler knows numbers, and no runs.
         trained: Whether a forward has recorded gradients since the last step.
         attachment: To the optimizer whose steps are counted, if one is attached.
     """
@@ -70,11 +87,17 @@ class Run:
         self.trained = False
         self.attachment: Attachment | None = None
         self._leader: Run | None = None
+        self._followers: weakref.WeakSet[Run] = weakref.WeakSet()
+        self._part: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # of a copy without the root
+        self._whole = False  # the root is copied, too
+        self._switching = False
+        self.key = key_of(self)
         self._seen = 0  # the leader's steps when changes were last looked for
         self._root: weakref.ref[nn.Module] | None = None
         self._over: frozenset[str] = frozenset()  # the sites that the thresholds were set over
         self._stamps: dict[str, list[tuple[int, int]]] = {}
         self._traceable = False
+        self._here = False  # on a CPU, where to compare values costs little
         self.loading = False
         self._renewed = True
         self._old_file = False
@@ -89,10 +112,23 @@ class Run:
     def bind(self, root: nn.Module) -> None:
         """The model that this run is of, as it is now."""
         self._root, stale = weakref.ref(root), self.stale
+        self._part.clear()
         bound = self.bound_quietly()
         self._over = self._over or frozenset(site.site.name for site in bound)
         self._note(bound, digest=self._leader is not None)
         self.stale = stale
+
+    def adopt(self, module: nn.Module) -> None:
+        """A module with sites has been copied, as it is now; perhaps without the root."""
+        if self._whole or self.root is not None:
+            return
+        traceable = self._traceable or not self._part
+        self._part.add(module)
+        if self._leader is not None:
+            known = self._stamps, self._digests
+            self._note(part_sites([module], self), digest=True, stale=self.stale)
+            self._stamps, self._digests = known[0] | self._stamps, known[1] | self._digests
+            self._traceable = self._traceable and traceable
 
     @property
     def root(self) -> nn.Module | None:
@@ -106,7 +142,7 @@ class Run:
             StateError: If one was replaced since the conversion.
         """
         root = self.root
-        return [] if root is None else bound_sites(root, self)
+        return part_sites(self._part, self) if root is None else bound_sites(root, self)
 
     def take_over(self) -> None:
         """A sparsifier drives this model itself: it follows no other."""
@@ -117,12 +153,27 @@ class Run:
         twin = self._copied()
         memo[id(self)] = twin
         twin._leader = self if self._leader is None else self._leader
+        twin._leader._followers.add(twin)
         twin._seen = twin._leader.steps
+        twin._whole = self.root is not None and id(self.root) in memo
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled with what it follows by now, and without it."""
-        return self._copied().__dict__
+        state = self._copied().__dict__
+        return {name: value for name, value in state.items() if name not in _NEVER_PICKLED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With what a file of an older version lacks."""
+        Run.__init__(self)
+        self.__dict__.update(state)
+
+    def before_copy(self) -> None:
+        """A copy, or a file, knows no other model whose share of zeros some sites should have."""
+        leader = self._leader
+        if leader is not None and (self.stale or leader.steps != self._seen):
+            if not self._fits(self.bound_quietly()):
+                self.settle(thorough=True)
 
     def _copied(self) -> Run:
         twin = Run.__new__(Run)
@@ -147,14 +198,15 @@ class Run:
 
     # --- what has changed
 
-    def _note(self, bound: list[Bound], *, digest: bool) -> None:
-        """The thresholds fit the weights as they are now."""
+    def _note(self, bound: list[Bound], *, digest: bool, stale: bool = False) -> None:
+        """The thresholds fit the weights as they are now, unless they are ``stale``."""
         weights = [(site.site.name, site.sources()) for site in bound]
         self._stamps = {name: [*map(_stamp, own)] for name, own in weights}
         # Sharded weights are other tensors in each forward: there is nothing to compare.
         self._traceable = all(_is_plain(weight) for _, own in weights for weight in own)
+        self._here = all(weight.device.type == "cpu" for _, own in weights for weight in own)
         self._digests = _digests_of(weights) if digest and self._traceable else {}
-        self.stale = False
+        self.stale = stale
 
     def _moved(self, *, thorough: bool) -> bool:
         """Whether weights have changed since they were noted.
@@ -163,9 +215,9 @@ class Run:
             thorough: Look at the values, too, which some code writes to without a trace. Without
                 digests to compare with the answer is yes.
         """
-        if not self._traceable or self.root is None:
-            return False
         bound = self.bound_quietly()
+        if not self._traceable or not bound:
+            return False
         if self.moved(bound):
             return True
         if not thorough or not self._digests:
@@ -176,7 +228,9 @@ class Run:
 
     # --- thresholds
 
-    def prepare(self, training: bool, name: str = "", weight: Tensor | None = None) -> None:
+    def prepare(
+        self, training: bool, name: str = "", weight: Tensor | None = None, *, whole: bool = False
+    ) -> None:
         """Before a forward or a read: thresholds that fit the weights.
 
         Args:
@@ -184,8 +238,14 @@ class Run:
                 nothing drives, those of the weights that are there.
             name: The site that is read; all of them if empty.
             weight: Its parameter.
+            whole: It is the forward of the whole model, which looks at values, too.
+
+        Raises:
+            StateError: If thresholds must be set and a tracer hides the weights.
         """
         if is_transformed():
+            if self._is_due(training):
+                self._settle_outside()
             return
         leader = self._leader
         if training and leader is None:
@@ -196,17 +256,68 @@ class Run:
         if not self.sparsity and (leader is None or not leader.sparsity):
             return
         thorough = self.suspect or (leader is not None and leader.steps != self._seen)
+        if whole and self._here and self._digests:
+            thorough = True
         known = self._stamps.get(name)
         if weight is not None and known == [_stamp(weight)] and not thorough and not self.stale:
             return
         self.settle(thorough=thorough)
 
+    def before_compiling(self) -> None:
+        """A copy that follows is compiled: thresholds that fit, and a word on later ones."""
+        leader = self._leader
+        if self._is_due(training=False):
+            self._settle_outside()
+        if leader is not None and leader.root is not None and not self.frozen:
+            self.warn(
+                "a copy of a converted model is compiled: it has thresholds of the weights that it "
+                "has now, and new ones at each call of its eval(), not by itself",
+                TraceWarning,
+            )
+
     def switched(self, training: bool) -> None:
         """The model is switched to training, or to eval mode."""
         if training:
             self.restore()
-        else:
-            self.suspect = True
+            return
+        self.suspect = True
+        if self._traceable and self._is_due(training) and not self._switching:
+            # Compiled code cannot look by itself. What is wrong is said when the model is used.
+            self._switching = True
+            try:
+                with contextlib.suppress(StateError):
+                    self.settle(thorough=True)
+            finally:
+                self._switching, self.suspect = False, True
+
+    def _is_due(self, training: bool) -> bool:
+        """Whether something is known that may make the thresholds misfit."""
+        leader = self._leader
+        if leader is None:
+            return bool(self.sparsity) and not training and (self.suspect or self.stale)
+        due = self.stale or self.suspect or leader.steps != self._seen
+        return due and bool(self.sparsity or leader.sparsity)
+
+    def _settle_outside(self) -> None:
+        """As :meth:`settle`, out of a call that is transformed or traced, if the weights are real.
+
+        Raises:
+            StateError: If they are not, and the thresholds of a copy are older than the training.
+        """
+        weights = [weight for item in self.bound_quietly() for weight in item.sources()]
+        if all(_is_plain(weight) and not is_functorch_wrapped_tensor(weight) for weight in weights):
+            state = torch._C._get_tracing_state()
+            torch._C._set_tracing_state(None)  # type: ignore[arg-type]
+            try:
+                with torch._C._DisableFuncTorch(), _disable_current_modes(), torch.no_grad():
+                    self.settle(thorough=True)
+            finally:
+                torch._C._set_tracing_state(state)  # type: ignore[arg-type]
+        elif self._leader is not None and self._leader.steps != self._seen:
+            raise StateError(
+                "a copy of a converted model is traced, and its thresholds are older than its "
+                "weights may be: call its eval(), or fold it, before"
+            )
 
     def settle(self, *, thorough: bool) -> None:
         """Set the thresholds anew if the weights have changed since they were set."""
@@ -215,30 +326,35 @@ class Run:
         if leader is not None:
             self._seen = leader.steps
         moved = self._moved(thorough=thorough)
-        if self.root is None or not (moved or self.stale):
-            return  # a part that was copied alone keeps its thresholds
-        method, bound = self._method(), self.bound_quietly()
-        if leader is not None and leader.frozen:
+        bound = self.bound_quietly()
+        if not bound or not (moved or self.stale):
+            return
+        method = bound[0].sparse.method
+        if leader is not None and leader.frozen and leader.root is not None:
             self._take_masks(leader)
-        elif isinstance(method, ScheduledMethod) and not self.frozen and self._fits(bound):
+        elif isinstance(method, ScheduledMethod) and not self.frozen:
             wanted = self._wanted(moved)
             if wanted is None:
                 return
-            if leader is None and self._aside is None:
-                self._aside = {item.site.name: item.tensors("threshold")[0] for item in bound}
-            elif leader is not None and moved:
+            if leader is not None and moved:
                 self.steps = leader.steps
-            self.sparsity = wanted
-            self._set(method, wanted, bound)
+            if self._fits(bound):
+                if leader is None and self._aside is None:
+                    self._aside = {item.site.name: item.tensors("threshold")[0] for item in bound}
+                self.sparsity = wanted
+                self._set(method, wanted, bound)
+            elif leader is not None:
+                self.sparsity = wanted
+                self._set_as_in(leader, method, bound)
         self._note(bound, digest=True)
 
     def before_fold(self) -> None:
         """Exact thresholds for the weights that are folded, and a word if the target is missed."""
         self.settle(thorough=True)
-        method = self._method()
+        bound = self.bound_quietly()
+        method = bound[0].sparse.method if bound else None
         if not isinstance(method, ScheduledMethod):
             return
-        bound = self.bound_quietly()
         if not self.frozen and self.sparsity and self._fits(bound):
             self._set(method, self.sparsity, bound)
         self.warn_of_drift()
@@ -254,16 +370,45 @@ class Run:
             )
 
     def _fits(self, bound: list[Bound]) -> bool:
-        """Whether the thresholds were set over these sites.
+        """Whether the thresholds were set over these sites, here or in the model that is followed.
 
         Where some were replaced or dropped since, the others keep theirs.
         """
-        return {site.site.name for site in bound} == self._over
+        names, leader = {site.site.name for site in bound}, self._leader
+        return names == self._over or (leader is not None and names == leader._over)
+
+    @torch.no_grad()
+    def _set_as_in(self, leader: Run, method: ScheduledMethod, bound: list[Bound]) -> None:
+        """Thresholds for some of the leader's sites alone, which there have a share of their own.
+
+        With the leader's weights they are the leader's. Where it has gone, its last threshold.
+        """
+        theirs = {site.site.name: site for site in leader.bound_quietly()}
+        pairs = [(site, theirs[site.site.name]) for site in bound if site.site.name in theirs]
+        if not pairs:
+            for site in bound:
+                level = leader.level
+                self._put(site, INACTIVE if level is None else level * method.scale(site.site))
+            return
+        over, digest = self._over, [_digests_of([("", own.sources())]) for own, _ in pairs]
+        if digest == [_digests_of([("", other.sources())]) for _, other in pairs]:
+            for site, other in pairs:
+                self._put(site, other.tensors("threshold")[0])
+            return
+        zeros = pinned = count = 0
+        for site, other in pairs:
+            cost = site.site.cost if method.budget == "macs" else 1
+            weight, mask = other.static(), site.tensors("mask")[0]
+            zeros += cost * (weight.numel() - int(weight.count_nonzero()))
+            pinned += cost * (mask.numel() - int(mask.count_nonzero()))
+            count += cost * weight.numel()
+        self._set(method, zeros / count, [site for site, _ in pairs], pinned / count)
+        self._over = over
 
     def _take_masks(self, leader: Run) -> None:
         """Masks and thresholds of the model that is followed, which are fixed."""
-        theirs = {site.site.name: site for site in leader.bound()}
-        for site in self.bound():
+        theirs = {site.site.name: site for site in leader.bound_quietly()}
+        for site in self.bound_quietly():
             other = theirs.get(site.site.name)
             if other is None:
                 continue
@@ -359,6 +504,15 @@ class Run:
         self._over = frozenset(site.site.name for site in bound)
         self._note(bound, digest=self._leader is not None)
 
+    def freeze(self) -> None:
+        """The masks are in place, and fixed; copies whose weights have moved since take them now.
+
+        Later the model may be gone.
+        """
+        self.frozen = True
+        for follower in [run for run in self._followers if run._leader is self]:
+            follower.settle(thorough=True)
+
     def begin_anew(self) -> None:
         """Step 0 of a schedule again; weights and thresholds stay."""
         self.take_over()
@@ -382,11 +536,17 @@ class Run:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _set(self, method: ScheduledMethod, sparsity: float, bound: list[Bound]) -> None:
+    def _set(
+        self,
+        method: ScheduledMethod,
+        sparsity: float,
+        bound: list[Bound],
+        pinned: float | None = None,
+    ) -> None:
         sites = [item.site for item in bound]
         scales = [method.scale(site) for site in sites]
         self.level, self._over = None, frozenset(site.name for site in sites)
-        if sparsity > self._pinned(bound):
+        if sparsity > (self._pinned(bound) if pinned is None else pinned):
             costs = [site.cost for site in sites] if method.budget == "macs" else None
             weights = [item.weight() for item in bound]
             self.level = self._finder.find(weights, scales, sparsity, costs)
@@ -487,7 +647,9 @@ class Run:
     def bound_quietly(self) -> list[Bound]:
         """As :meth:`bound`, without the sites that were replaced."""
         root = self.root
-        return [] if root is None else bound_sites(root, self, quiet=True)
+        if root is None:
+            return part_sites(self._part, self)
+        return bound_sites(root, self, quiet=True)
 
     def _infer(self) -> None:
         """The sparsity of a file that does not say it."""
@@ -505,8 +667,9 @@ def run_of(model: nn.Module) -> Run:
 
 
 def runs_in(model: nn.Module) -> list[Run]:
-    """The runs of all converted models that are, or are parts of, a module."""
-    return [module.__dict__[RUN] for module in model.modules() if RUN in module.__dict__]
+    """The runs of all converted models that are, or are parts of, a module, or have parts in it."""
+    whole = {id(run): run for m in model.modules() if (run := m.__dict__.get(RUN)) is not None}
+    return [*(whole | {id(sparse.run): sparse.run for *_, sparse in marks(model)}).values()]
 
 
 def _digests_of(weights: list[tuple[str, list[Tensor]]]) -> dict[str, list[Digest]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 from typing import Any
 
@@ -12,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from timm.utils.model_ema import ModelEma, ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn, update_bn
+from torch.utils.flop_counter import FlopCounterMode
 
 import st3fx
+from st3fx.errors import StateError, TraceWarning
 
 TARGET, STEPS = 0.7, 30
 
@@ -31,6 +35,25 @@ def make() -> tuple[nn.Module, st3fx.Sparsifier]:
     )
     method = st3fx.ST3(TARGET, schedule=st3fx.CubicSchedule(0.1, 0.6))
     return st3fx.convert(model, batch(0)[0], method, total_steps=STEPS, verify=False)
+
+
+X = batch(99)[0]
+
+
+def wrapped() -> tuple[Any, st3fx.Sparsifier]:
+    """A part that has another share of zeros than the whole."""
+    torch.manual_seed(0)
+    part = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 32))
+    model = nn.Sequential(part, nn.Linear(32, 32), nn.Linear(32, 2))
+    nn.init.normal_(part[3].weight, std=0.01)
+    method = st3fx.ST3(TARGET, schedule=st3fx.CubicSchedule(0.1, 0.6))
+    return st3fx.convert(model, X, method, total_steps=STEPS, verify=False)
+
+
+def zeros_of(model: Any) -> float:
+    owners = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    found = [module.weight == 0 for module in owners]
+    return sum(int(zero.sum()) for zero in found) / sum(zero.numel() for zero in found)
 
 
 ModelEmaV1: Any = ModelEma
@@ -297,3 +320,147 @@ def test_a_copy_that_is_driven_follows_no_more() -> None:
             parameter.mul_(1.1)
     require_exact(twin, 0.3)
     require_exact(model, TARGET)
+
+
+def test_an_average_of_a_part() -> None:
+    """It has the share of zeros that the part has in the whole, in use, folded and in a file."""
+    model, sparsifier = wrapped()
+    average = AveragedModel(model[0], multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    snapshot = copy.deepcopy(model[0])
+    train(model, sparsifier, lambda m: average.update_parameters(m[0]))
+    part: Any = average.module
+    share = zeros_of(st3fx.fold(model)[0])
+    assert 0.1 < share != pytest.approx(TARGET, abs=0.01)
+    folded = st3fx.fold(average)
+    assert zeros_of(folded) == pytest.approx(share, abs=0.002)
+    assert torch.equal(folded.eval()(X), part.eval()(X))
+    assert zeros_of(part) == zeros_of(folded)
+    file = io.BytesIO()
+    torch.save(copy.deepcopy(part), file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False).eval()(X), folded(X))
+    assert zeros_of(snapshot) == zeros_of(st3fx.fold(snapshot)) == 0
+    with torch.no_grad():  # the weights of the original: its thresholds, too
+        for ours, theirs in zip(snapshot.parameters(), model[0].parameters(), strict=True):
+            ours.copy_(theirs)
+        for ours, theirs in zip(snapshot.buffers(), model[0].buffers(), strict=True):
+            ours.copy_(theirs)
+    assert torch.equal(snapshot.eval()(X), model[0].eval()(X))
+
+
+def test_an_average_of_a_part_whose_original_has_gone() -> None:
+    model, sparsifier = wrapped()
+    average = AveragedModel(model[0], multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    train(model, sparsifier, lambda m: average.update_parameters(m[0]))
+    share = zeros_of(st3fx.fold(model)[0])
+    del model, sparsifier
+    gc.collect()
+    assert zeros_of(st3fx.fold(average)) == pytest.approx(share, abs=0.1)
+
+
+DROPS: dict[str, Any] = {
+    "then copied": lambda m, s: (s.drop("4.weight"), copy.deepcopy(m))[1],
+    "after the copy": lambda m, s: (copy.deepcopy(m), s.drop("4.weight"))[0],
+    "in both": lambda m, s: both(m, s),
+    "Identity in the copy": lambda m, _: without_head(copy.deepcopy(m)),
+}
+
+
+def both(model: nn.Module, sparsifier: st3fx.Sparsifier) -> nn.Module:
+    twin = copy.deepcopy(model)
+    sparsifier.drop("4.weight")
+    st3fx.Sparsifier(twin).drop("4.weight")
+    return twin
+
+
+def without_head(model: Any) -> Any:
+    model[4] = nn.Identity()
+    return model
+
+
+@pytest.mark.filterwarnings("ignore::st3fx.errors.DriftWarning")
+@pytest.mark.parametrize("drop", DROPS.values(), ids=DROPS)
+def test_an_average_of_a_model_that_has_lost_a_site(drop: Any) -> None:
+    model, sparsifier = make()
+    average = drop(model, sparsifier)
+
+    @torch.no_grad()
+    def after(model: nn.Module) -> None:
+        for ours, theirs in zip(average.parameters(), model.parameters(), strict=False):
+            ours.lerp_(theirs, 0.2)
+
+    train(model, sparsifier, after)
+    own: Any = st3fx.fold(average)
+    original: Any = st3fx.fold(model)
+    for index in (0, 3):
+        assert zeros_of(own[index]) == pytest.approx(zeros_of(original[index]), abs=0.03)
+    assert torch.equal(own.eval()(X), average.eval()(X))
+
+
+def test_an_average_whose_frozen_original_has_gone() -> None:
+    model, sparsifier = make()
+    average = Lerp(model)
+    train(model, sparsifier, average.update, 20)
+    sparsifier.freeze()
+    train(model, sparsifier, average.update, 5)
+    masks = [site.tensors("mask")[0] for site in sparsifier.run.bound()]
+    del model, sparsifier
+    gc.collect()
+    folded = st3fx.fold(average.module)
+    for weight, mask in zip(weights(folded), masks, strict=True):
+        assert not weight[~mask].any()
+    assert torch.equal(average.module(X), folded(X))
+
+
+def flops_counted(model: nn.Module) -> Any:
+    with FlopCounterMode(display=False):
+        return model(X)
+
+
+UNSEEN: dict[str, Any] = {
+    "compile": lambda m: torch.compile(m, backend="eager")(X),
+    "vmap": lambda m: torch.vmap(m)(X[None])[0],
+    "make_fx": lambda m: make_fx(m)(X)(X),
+    "FlopCounterMode": flops_counted,
+    "export after eval": lambda m: torch.export.export(m.eval(), (X,)).module()(X),
+}
+
+
+@pytest.mark.filterwarnings("ignore::st3fx.errors.TraceWarning")
+@pytest.mark.parametrize("use", UNSEEN.values(), ids=UNSEEN)
+def test_an_average_that_only_transformed_code_runs(use: Any) -> None:
+    model, sparsifier = make()
+    average = Teacher(model)
+    train(model, sparsifier, average.update)
+    torch.testing.assert_close(use(average.module), st3fx.fold(average.module)(X))
+
+
+def test_an_average_that_cannot_be_looked_at_is_refused_or_named() -> None:
+    model, sparsifier = make()
+    average = Teacher(model)
+    train(model, sparsifier, average.update)
+    with pytest.raises(StateError, match=r"call its eval\(\), or fold it, before"):
+        torch.export.export(average.module, (X,))
+    compiled: Any = torch.compile(average.module, backend="eager")
+    with pytest.warns(TraceWarning, match=r"new ones at each call of its eval\(\)"):
+        compiled(X)
+    train(model, sparsifier, average.update, 2)
+    compiled.eval()
+    torch.testing.assert_close(compiled(X), st3fx.fold(average.module)(X))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("looked", [False, True])
+def test_weights_that_are_swapped_in_without_a_trace(compiled: bool, looked: bool) -> None:
+    model, sparsifier = make()
+    train(model, sparsifier, lambda _: None)
+    run: Any = torch.compile(model, backend="eager") if compiled else model
+    model.eval()
+    if looked:
+        run(X)
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5).add_(0.01)
+    if compiled:
+        run.eval()
+    torch.testing.assert_close(run(X), st3fx.fold(model).eval()(X))
+    assert sparsifier.sparsity == pytest.approx(TARGET, abs=0.001)
