@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +18,7 @@ from st3fx.core.selection import Selection
 from st3fx.core.site_state import homes, state_name
 from st3fx.core.sites import IslandInfo, SparsityPlan
 from st3fx.core.state import single_thread
+from st3fx.core.strangers import Stranger
 from st3fx.errors import PlanError, VerificationError
 from st3fx.methods.base import Method
 from st3fx.passes.discover import Discovery, nothing_to_do
@@ -24,6 +26,7 @@ from st3fx.passes.discover import discover as _discover
 from st3fx.passes.equality import Difference
 from st3fx.passes.fold import undo
 from st3fx.passes.islands import Archipelago, capture_islands
+from st3fx.passes.layers import IDLE
 from st3fx.passes.names import is_below
 from st3fx.passes.observation import Observation, TrialRun
 from st3fx.passes.observe import observe as _observe
@@ -44,6 +47,7 @@ class Conversion:
             leave the parameters as they were, whatever the forward does.
         method: The method that makes effective weights.
         selection: What the user wants sparse.
+        strangers: What in the model means another one, that it was copied from.
     """
 
     model: nn.Module
@@ -51,6 +55,7 @@ class Conversion:
     source: Mapping[str, Tensor]
     method: Method
     selection: Selection
+    strangers: Sequence[Stranger] = ()
     observation: Observation = field(default_factory=Observation)
     found: Discovery = field(default_factory=Discovery)
     islands: Archipelago = field(default_factory=Archipelago)
@@ -92,8 +97,24 @@ def observe(conversion: Conversion) -> None:
 
 
 def discover(conversion: Conversion) -> None:
-    """Decide which parameters become sparse."""
-    conversion.found = _discover(conversion.model, conversion.observation, conversion.selection)
+    """Decide which parameters become sparse.
+
+    Raises:
+        PlanError: If none can.
+    """
+    others = conversion.strangers
+    try:
+        found = _discover(conversion.model, conversion.observation, conversion.selection)
+    except PlanError as error:
+        if not others:
+            raise
+        raise PlanError(f"{error}; {others[0].message}: give inplace=True") from error
+    for index, item in enumerate(found.skipped):
+        meant = [other for other in others if is_below(item.name, other.part)]
+        if item.reason == IDLE and meant:
+            reason = f"{IDLE}; {meant[0].message}"
+            found.skipped[index] = dataclasses.replace(item, reason=reason)
+    conversion.found = found
 
 
 def trace(conversion: Conversion) -> None:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from st3fx.core.converted import watch_loading
-from st3fx.core.copying import closures_over, copied
+from st3fx.core.copying import copied
 from st3fx.core.forward import Islands
 from st3fx.core.inputs import examples_of
 from st3fx.core.run import run_of, runs_in
 from st3fx.core.selection import Selection, Selectors
 from st3fx.core.state import not_collecting, outside_inference_mode
+from st3fx.core.strangers import Stranger, strangers
 from st3fx.core.unloaded import buffers_on_meta, on_meta
 from st3fx.core.unloaded import watch as watch_values
 from st3fx.core.unwrap import unwrapped
@@ -125,12 +126,15 @@ def convert(
     )
     examples = examples_of(example_inputs, example_kwargs, model)
     converted = model if inplace else _copied(model)
+    others = [] if inplace else strangers(converted, model)
+    _warn_of(others, "convert")
     conversion = stages.Conversion(
         converted,
         examples,
         _source(model, converted),
         method if method is not None else ST3(),
         selection,
+        others,
     )
     unloaded = on_meta(conversion.model)
     try:
@@ -171,13 +175,6 @@ def _source(model: nn.Module, converted: nn.Module) -> dict[str, Tensor]:
 
 @not_collecting()
 def _copied(model: nn.Module) -> nn.Module:
-    for hook in closures_over(model):
-        warnings.warn(
-            f"the hook of {hook} has a part of the given model in a variable, and means it in the "
-            "copy that convert makes, too: give inplace=True, or register it on the result",
-            HookWarning,
-            stacklevel=4,
-        )
     try:
         return copied(model)
     except Exception as error:
@@ -185,6 +182,16 @@ def _copied(model: nn.Module) -> nn.Module:
         raise InputError(
             f"{type(model).__name__} cannot be copied ({reason}); give inplace=True"
         ) from error
+
+
+def _warn_of(others: list[Stranger], verb: str) -> None:
+    for other in others:
+        put = "register it" if other.is_hook else "set it"
+        warnings.warn(
+            f"{other.message} that {verb} makes, too: give inplace=True, or {put} on the result",
+            HookWarning,
+            stacklevel=5,
+        )
 
 
 def _check(model: nn.Module, total_steps: int | None, update_every: int, *, inplace: bool) -> None:
@@ -251,6 +258,7 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     if not is_converted(inner):
         raise FoldError(f"{type(model).__name__} is not a converted model: fold what convert gave")
     target = inner if inplace else copied(inner)
+    _warn_of([] if inplace else strangers(target, inner), "fold")
     for run in runs_in(target):
         run.before_fold()
     return _fold(target)

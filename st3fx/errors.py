@@ -107,4 +107,4 @@ class OptimizerWarning(UserWarning):
 
 
 class HookWarning(UserWarning):
-    """A hook means the given model in the copy that was made of it."""
+    """A hook, or another function on a module, means the given model in the copy made of it."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -61,50 +59,3 @@ def _share_memory(pairs: list[tuple[Tensor, Tensor]]) -> None:
         for theirs, ours in group:
             view = torch.empty(0, dtype=theirs.dtype, device=theirs.device)
             ours.data = view.set_(memory, theirs.storage_offset(), theirs.shape, theirs.stride())
-
-
-def closures_over(model: nn.Module) -> list[str]:
-    """Hooks that have a part of ``model`` in a variable: those of a copy would still mean it.
-
-    Returns:
-        One line for each: the module or parameter, and where the hook's code stands.
-    """
-    parts = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers())}
-    found = []
-    for name, hook in _hooks(model):
-        function = _function(hook)
-        if function is not None and any(id(value) in parts for value in _variables(function)):
-            code = function.__code__
-            place = f"{code.co_filename.rpartition('/')[2]}:{code.co_firstlineno}"
-            found.append(f"{name or type(model).__name__} ({place})")
-    return found
-
-
-def _hooks(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    for name, module in model.named_modules():
-        for key, table in module.__dict__.items():
-            if key.endswith("_hooks") and isinstance(table, dict):
-                for hook in table.values():
-                    yield name, hook
-    for name, parameter in model.named_parameters():
-        for key in ("_backward_hooks", "_post_accumulate_grad_hooks"):
-            for hook in (getattr(parameter, key, None) or {}).values():
-                yield name, hook
-
-
-def _function(hook: Any) -> Any:
-    """The plain function of a hook; ``None`` for bound methods and objects, which are copied."""
-    while isinstance(hook, functools.partial):
-        hook = hook.func
-    return hook if hasattr(hook, "__code__") and not hasattr(hook, "__self__") else None
-
-
-def _variables(function: Callable[..., Any]) -> Iterator[Any]:
-    """What a function has in its closure, and by the global names that its code uses."""
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
-    names = function.__code__.co_names
-    yield from (function.__globals__[name] for name in names if name in function.__globals__)

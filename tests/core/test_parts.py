@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import types
@@ -133,7 +134,10 @@ def test_a_forward_that_is_wrapped_after_the_conversion(where: str, make: Any) -
     assert torch.equal(model(X), expected)
     sparsifier.set_sparsity(0.6)
     assert sparsifier.sparsity == pytest.approx(0.6, abs=0.01)
-    folded = st3fx.fold(model)
+    means_itself = make in (method, closure)
+    said = pytest.warns(HookWarning, match="'forward' of .* in the copy that fold makes")
+    with said if means_itself else contextlib.nullcontext():
+        folded = st3fx.fold(model)
     assert torch.equal(folded.eval()(X), model.eval()(X))
     assert bool((folded.get_parameter("proj") == 0).any())
     again = folded.get_submodule(where).forward
