@@ -23,6 +23,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -189,11 +190,7 @@ def read(module: nn.Module, name: str, weight: Tensor, caller: str) -> Tensor:
     sparse: Sparse | None = module.__dict__.get(SITES, {}).get(name)
     if sparse is None or caller.startswith(MEAN_THE_PARAMETER):
         return weight
-    if caller.startswith(CHANGE_THE_PARAMETER):
-        raise StateError(
-            f"{sparse.site.name} has a threshold, and {caller} would put another weight in its "
-            "place: do that before the conversion, or fold first"
-        )
+    _refuse_change(sparse, caller)
     sparse.run.prepare(module.training, sparse.site.name, weight)
     inputs = sparse.inputs(module, name, weight)
     effective: Tensor = sparse.method.op(*inputs[1:4], *sparse.constants)
@@ -203,6 +200,14 @@ def read(module: nn.Module, name: str, weight: Tensor, caller: str) -> Tensor:
     if type(effective) is not Tensor or is_transformed():
         return effective
     return EffectiveWeight.of(effective, Place(module, name))
+
+
+def _refuse_change(sparse: Sparse, caller: str) -> None:
+    if caller.startswith(CHANGE_THE_PARAMETER):
+        raise StateError(
+            f"{sparse.site.name} has a threshold, and {caller} would put another weight in its "
+            "place: do that before the conversion, or fold first"
+        )
 
 
 @contextlib.contextmanager
@@ -218,6 +223,14 @@ def _no_fallback(module: nn.Module, name: str) -> Iterator[None]:
         raise StateError(
             f"the effective weight {name} of a {type(module).__name__} cannot be computed: {error}"
         ) from error
+
+
+def _caller(frame: FrameType) -> str:
+    """Name of the Python module that asks, past an own ``__getattribute__`` of the user's class."""
+    while frame.f_code.co_name == "__getattribute__" and frame.f_back is not None:
+        frame = frame.f_back
+    name: str = frame.f_globals.get("__name__", "")
+    return name
 
 
 def _attribute(name: str) -> property:
@@ -240,7 +253,7 @@ def _attribute(name: str) -> property:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             weight = self.__dict__[name]  # a replica of data parallelism has plain tensors
         with _no_fallback(self, name):
-            return read(self, name, weight, sys._getframe(1).f_globals.get("__name__", ""))
+            return read(self, name, weight, _caller(sys._getframe(1)))
 
     def put(self: Any, value: Any) -> None:
         if not self.__dict__.get("_is_replica"):  # of torch's data parallelism
@@ -304,6 +317,8 @@ class _Methods:
             "_load_from_state_dict": _load_from_state_dict,
             "train": _train,
             "__setstate__": _set_state,
+            "__delattr__": _delete,
+            "__init__": _init,
         }
         body: dict[str, Any] = {name: make(base) for name, make in made.items()}
         body["__reduce_ex__"] = _reduce(base)
@@ -376,6 +391,30 @@ def _copy_of_dict(self: Any) -> Any:
     for key in self._keys:
         twin[key] = self[key]
     return twin
+
+
+def _delete(base: type[nn.Module]) -> Callable[..., None]:
+    @functools.wraps(base.__delattr__)
+    def delete(self: Any, name: str) -> None:
+        sparse = self.__dict__.get(SITES, {}).get(name)
+        if sparse is not None and name in self._parameters:
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            _refuse_change(sparse, caller)
+            if not caller.startswith(MEAN_THE_PARAMETER):
+                end(self, name)
+        base.__delattr__(self, name)
+
+    return delete
+
+
+def _init(base: type[nn.Module]) -> Callable[..., None]:
+    @functools.wraps(base.__init__)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        if is_ours(type(self)):  # ``type(layer)(8, 4)``: a new layer is none of the conversion's
+            self.__class__ = base
+        base.__init__(self, *args, **kwargs)
+
+    return init
 
 
 _LOADING: list[bool] = []
@@ -681,7 +720,23 @@ def class_for(base: Any, names: tuple[str, ...], has_forward: bool) -> Any:
     if has_forward:
         body["forward"] = _forward(base)
         body[FORWARD] = None
-    return type(base)(base.__name__, (base,), body)
+    # What a class does with its subclasses (a registry, a keyword that it asks for) is for theirs.
+    quiet = "__init_subclass__" in {name for kind in base.__mro__[:-1] for name in vars(kind)}
+    try:
+        return type(base)(base.__name__, (_Quiet, base) if quiet else (base,), body)
+    except Exception as error:
+        raise StateError(
+            f"{base.__name__} cannot be converted, because {type(base).__name__} refuses a "
+            f"subclass of it ({error}): exclude it, or let its metaclass take one more class"
+        ) from error
+
+
+class _Quiet:
+    """Before a class whose ``__init_subclass__`` is not for classes of ours."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        if not is_ours(cls):
+            super().__init_subclass__(**kwargs)
 
 
 def _kind_of(module: nn.Module) -> tuple[tuple[str, ...], bool]:
