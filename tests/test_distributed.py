@@ -101,6 +101,29 @@ def test_sharded_it_trains_as_the_model_alone(
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("group")
+def test_averages_that_are_swapped_into_a_sharded_model() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    layers = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8))
+    model: Any
+    model, sparsifier = st3fx.convert(layers, x, st3fx.ST3(0.7), total_steps=4, verify=False)
+    model = fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    average = [parameter.detach().clone() for parameter in model.parameters()]
+    train(model, sparsifier, x)
+    model.eval()(x)
+    model.train().reshard()
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), average, strict=True):
+            parameter.copy_(value * 1.5)
+    found = model.eval()(x).detach()
+    model.reshard()
+    assert sparsifier.sparsity == pytest.approx(0.7, abs=0.01)
+    assert torch.equal(st3fx.fold(model, inplace=True)(x), found)
+
+
 def test_in_two_processes(tmp_path: Path) -> None:
     """All scenarios at once: the two processes are started only once."""
     command = [sys.executable, "-m", "tests.two_processes", str(tmp_path)]

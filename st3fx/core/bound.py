@@ -105,7 +105,7 @@ def marks(model: nn.Module) -> Iterator[tuple[nn.Module, str, Sparse]]:
             yield module, parameter, sparse
 
 
-def part_sites(modules: Iterable[nn.Module], run: Run) -> list[Bound]:
+def part_sites(modules: Iterable[nn.Module], run: Training) -> list[Bound]:
     """The sites of a run in some modules of a model, by the marks that these carry."""
     places: dict[str, list[tuple[nn.Module, str, Sparse]]] = {}
     for module in modules:

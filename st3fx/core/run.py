@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from st3fx.core.attachment import Attachment
@@ -97,6 +98,7 @@ class Run:
         self._over: frozenset[str] = frozenset()  # the sites that the thresholds were set over
         self._stamps: dict[str, list[tuple[int, int]]] = {}
         self._traceable = False
+        self._sharded = False
         self._here = False  # on a CPU, where to compare values costs little
         self.loading = False
         self._renewed = True
@@ -171,9 +173,9 @@ class Run:
     def before_copy(self) -> None:
         """A copy, or a file, knows no other model whose share of zeros some sites should have."""
         leader = self._leader
-        if leader is not None and (self.stale or leader.steps != self._seen):
-            if not self._fits(self.bound_quietly()):
-                self.settle(thorough=True)
+        due = leader is not None and (self.stale or leader.steps != self._seen)
+        if due and not self._fits(self.bound_quietly()):
+            self.settle(thorough=True)
 
     def _copied(self) -> Run:
         twin = Run.__new__(Run)
@@ -203,6 +205,7 @@ class Run:
         weights = [(site.site.name, site.sources()) for site in bound]
         self._stamps = {name: [*map(_stamp, own)] for name, own in weights}
         # Sharded weights are other tensors in each forward: there is nothing to compare.
+        self._sharded = any(isinstance(weight, DTensor) for _, own in weights for weight in own)
         self._traceable = all(_is_plain(weight) for _, own in weights for weight in own)
         self._here = all(weight.device.type == "cpu" for _, own in weights for weight in own)
         self._digests = _digests_of(weights) if digest and self._traceable else {}
@@ -216,8 +219,10 @@ class Run:
                 digests to compare with the answer is yes.
         """
         bound = self.bound_quietly()
-        if not self._traceable or not bound:
+        if not bound:
             return False
+        if not self._traceable:  # only processes together can look at shards: in forwards
+            return thorough and self._sharded
         if self.moved(bound):
             return True
         if not thorough or not self._digests:
@@ -255,6 +260,8 @@ class Run:
             return
         if not self.sparsity and (leader is None or not leader.sparsity):
             return
+        if leader is None and name and self._sharded:
+            return  # one process may read alone
         thorough = self.suspect or (leader is not None and leader.steps != self._seen)
         if whole and self._here and self._digests:
             thorough = True
@@ -281,7 +288,7 @@ class Run:
             self.restore()
             return
         self.suspect = True
-        if self._traceable and self._is_due(training) and not self._switching:
+        if self._is_due(training) and not self._switching and all(map(_is_plain, self._sources())):
             # Compiled code cannot look by itself. What is wrong is said when the model is used.
             self._switching = True
             try:
@@ -289,6 +296,9 @@ class Run:
                     self.settle(thorough=True)
             finally:
                 self._switching, self.suspect = False, True
+
+    def _sources(self) -> list[Tensor]:
+        return [weight for item in self.bound_quietly() for weight in item.sources()]
 
     def _is_due(self, training: bool) -> bool:
         """Whether something is known that may make the thresholds misfit."""
@@ -304,7 +314,7 @@ class Run:
         Raises:
             StateError: If they are not, and the thresholds of a copy are older than the training.
         """
-        weights = [weight for item in self.bound_quietly() for weight in item.sources()]
+        weights = self._sources()
         if all(_is_plain(weight) and not is_functorch_wrapped_tensor(weight) for weight in weights):
             state = torch._C._get_tracing_state()
             torch._C._set_tracing_state(None)  # type: ignore[arg-type]

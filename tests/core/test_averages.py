@@ -358,14 +358,6 @@ def test_an_average_of_a_part_whose_original_has_gone() -> None:
     assert zeros_of(st3fx.fold(average)) == pytest.approx(share, abs=0.1)
 
 
-DROPS: dict[str, Any] = {
-    "then copied": lambda m, s: (s.drop("4.weight"), copy.deepcopy(m))[1],
-    "after the copy": lambda m, s: (copy.deepcopy(m), s.drop("4.weight"))[0],
-    "in both": lambda m, s: both(m, s),
-    "Identity in the copy": lambda m, _: without_head(copy.deepcopy(m)),
-}
-
-
 def both(model: nn.Module, sparsifier: st3fx.Sparsifier) -> nn.Module:
     twin = copy.deepcopy(model)
     sparsifier.drop("4.weight")
@@ -376,6 +368,14 @@ def both(model: nn.Module, sparsifier: st3fx.Sparsifier) -> nn.Module:
 def without_head(model: Any) -> Any:
     model[4] = nn.Identity()
     return model
+
+
+DROPS: dict[str, Any] = {
+    "then copied": lambda m, s: (s.drop("4.weight"), copy.deepcopy(m))[1],
+    "after the copy": lambda m, s: (copy.deepcopy(m), s.drop("4.weight"))[0],
+    "in both": both,
+    "Identity in the copy": lambda m, _: without_head(copy.deepcopy(m)),
+}
 
 
 @pytest.mark.filterwarnings("ignore::st3fx.errors.DriftWarning")
