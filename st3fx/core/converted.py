@@ -318,7 +318,6 @@ class _Methods:
             "train": _train,
             "__setstate__": _set_state,
             "__delattr__": _delete,
-            "__init__": _init,
         }
         body: dict[str, Any] = {name: make(base) for name, make in made.items()}
         body["__reduce_ex__"] = _reduce(base)
@@ -329,6 +328,8 @@ class _Methods:
             body["recompile"] = _recompile(base)
         if issubclass(base, nn.ParameterList | nn.ParameterDict):
             body["__setitem__"] = _set_item(base)
+        else:
+            body["__init__"] = _init(base)
         if issubclass(base, nn.ParameterDict):
             body["copy"] = _copy_of_dict
         return body

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from st3fx.core.converted import SITES, has_site, is_ours
 from st3fx.core.same import frozen, same_value
@@ -126,7 +126,9 @@ class Definitions:
     def of_owners(self, owners: Iterable[nn.Module]) -> Definitions:
         """The same, and the classes of modules that own sites: these give effective weights."""
         known = dict(zip(self._modules, self._of_class, strict=True))
-        modules = {owner: frozenset[str]() for owner in owners} | known
+        # Each graph module has a class of its own, which no file can name.
+        plain = [owner for owner in owners if not isinstance(owner, fx.GraphModule)]
+        modules = {owner: frozenset[str]() for owner in plain} | known
         return Definitions(self._root, modules, self._names)
 
     def hold(self) -> bool:
