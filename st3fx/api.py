@@ -97,9 +97,10 @@ def convert(
         skip_last: Leave the last site dense.
         include_tied: Make the projection of a tied embedding sparse. Its lookups stay dense, so
             that ``fold`` unties the two: the projection gets a parameter of its own.
-        keep_zeros: Of a model that comes with zeros (at least a twentieth of a site): let them stay
-            zero while the schedule raises the sparsity from their share. Otherwise they may come
-            back while others go; the sparsity starts at their share all the same.
+        keep_zeros: Of a model that comes with zeros (at least a twentieth of one site), or gets
+            such weights loaded before its first step: let them stay zero while the schedule raises
+            the sparsity from their share. Otherwise they may come back while others go; the
+            sparsity starts at their share all the same.
         verify: Compare with the original, which costs eight to ten training steps; left out where
             parameters have no values.
         inplace: Convert ``model`` itself.
@@ -152,8 +153,7 @@ def convert(
     _attach(conversion.model, conversion, total_steps, update_every)
     if unloaded:
         watch_values(conversion.model)
-    else:
-        run_of(conversion.model).keep_zeros(pin=keep_zeros)
+    run_of(conversion.model).keep_zeros(pin=keep_zeros)
     return conversion.model, Sparsifier(conversion.model)
 
 

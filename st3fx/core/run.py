@@ -36,6 +36,7 @@ from st3fx.core.compiled import key_of
 from st3fx.core.converted import RUN, is_transformed
 from st3fx.core.digest import Digest, digests
 from st3fx.core.functional import INACTIVE
+from st3fx.core.shards import masked
 from st3fx.core.site_state import state_name
 from st3fx.core.threshold import GlobalThreshold
 from st3fx.errors import (
@@ -50,7 +51,7 @@ from st3fx.methods.base import Method, ScheduledMethod
 _STEP = "st3fx_step"
 _LEVEL = "st3fx_sparsity"
 _FEWEST_ZEROS = 0.05
-"""Share of zeros below which they are no sparsity of a site's."""
+"""Share of zeros of a site from which a model is sparse; fewer are chance."""
 _SLACK = 1e-6
 """How far below its target a sparsity may be without a word."""
 
@@ -68,6 +69,7 @@ class Run:
         held: Whether that was set by hand, and steps keep it instead of following the schedule.
         frozen: Whether masks are fixed.
         floor: Share of zeros that the model came with, from which the schedule starts.
+        pin: Whether these stay zero.
         stale: Whether the weights have changed since the thresholds were set, as far as is known.
         suspect: Whether changes that leave no trace are to be looked for at the next evaluation.
         level: The last global threshold ``T``: 0-dimensional; ``None`` while there is none.
@@ -81,7 +83,7 @@ class Run:
         self.sparsity: float | None = 0.0
         self.held = False
         self.frozen = False
-        self.floor = 0.0
+        self.floor, self.pin = 0.0, False
         self.stale = False
         self.suspect = False
         self.level: Tensor | None = None
@@ -98,6 +100,7 @@ class Run:
         self._over: frozenset[str] = frozenset()  # the sites that the thresholds were set over
         self._stamps: dict[str, list[tuple[int, int]]] = {}
         self._traceable = False
+        self._given = False  # the user's own weights are loaded, to start from
         self._sharded = False
         self._here = False  # on a CPU, where to compare values costs little
         self.loading = False
@@ -185,7 +188,7 @@ class Run:
         stale = self.stale or moved
         twin.__dict__.update(
             steps=steps, sparsity=self._wanted(moved), held=self.held, frozen=self.frozen,
-            floor=self.floor, stale=stale, level=self.level, _over=self._over,
+            floor=self.floor, pin=self.pin, stale=stale, level=self.level, _over=self._over,
         )  # fmt: skip
         return twin
 
@@ -480,25 +483,31 @@ class Run:
         return self.floor + max(0.0, method.sparsity - self.floor) * ramp
 
     def keep_zeros(self, *, pin: bool) -> float:
-        """Start from the zeros that the weights have; the share of them.
+        """Start from the zeros that the weights have, once they have values; the share of them.
 
-        Whole sites of zeros are initialised so, and a few zeros are chance: both do not count.
+        A model is sparse if one of its sites has a share of zeros. Then none of its zeros is
+        chance, and a site without any other weight was pruned; else such a site begins so, and
+        trains.
 
         Args:
             pin: Whether these weights stay zero; else they may come back while others go.
         """
-        count = kept = 0
-        for site in self.bound():
-            count += site.site.numel
-            weight = site.weight()
-            zeros = weight.numel() - int(torch.count_nonzero(weight))
-            share = zeros / max(1, weight.numel())
-            if site.site.computed or not _FEWEST_ZEROS <= share < 1:
-                continue
-            kept += zeros
-            for module, parameter in site.places if pin else ():
-                module.__dict__[state_name(parameter, "mask")] = weight != 0
-        self.floor = kept / max(1, count)
+        self.pin, bound = pin, self.bound_quietly()
+        weights = [(site, site.weight()) for site in bound if not site.site.computed]
+        if not all(_is_plain(weight) for _, weight in weights):
+            return self.floor
+        counts = [weight.numel() - int(torch.count_nonzero(weight)) for _, weight in weights]
+        shares = [n / max(1, own.numel()) for n, (_, own) in zip(counts, weights, strict=True)]
+        is_sparse = any(_FEWEST_ZEROS <= share < 1 for share in shares)
+        for (site, weight), share in zip(weights if pin else (), shares, strict=False):
+            kept = share > 0 and is_sparse
+            for module, parameter in site.places:
+                mask = weight != 0 if kept else weight.new_empty(0, dtype=torch.bool)
+                module.__dict__[state_name(parameter, "mask")] = mask
+            if kept and share == 1:
+                self._warn_of_kept(site.site.name)
+        total = sum(site.site.numel for site in bound)
+        self.floor = sum(counts) / max(1, total) if is_sparse else 0.0
         return self.floor
 
     def take_state(
@@ -558,7 +567,9 @@ class Run:
         self.level, self._over = None, frozenset(site.name for site in sites)
         if sparsity > (self._pinned(bound) if pinned is None else pinned):
             costs = [site.cost for site in sites] if method.budget == "macs" else None
-            weights = [item.weight() for item in bound]
+            # What a mask holds at zero is zero, whatever its latent weight has become.
+            pairs = [(item.weight(), item.tensors("mask")[0]) for item in bound]
+            weights = [masked(weight, mask) if mask.numel() else weight for weight, mask in pairs]
             self.level = self._finder.find(weights, scales, sparsity, costs)
             for index in self._finder.empty:
                 self._warn_of_empty(sites[index].name, sparsity)
@@ -574,6 +585,13 @@ class Run:
             "lower the sparsity, or normalise magnitudes (st3-sigma)"
         )
         self.warn(message, EmptyLayerWarning, name)
+
+    def _warn_of_kept(self, name: str) -> None:
+        message = (
+            f"{name} has no weight but zeros in a model that is sparse, and keeps them: if it is "
+            "new and is to train, initialise it with other values, or give keep_zeros=False"
+        )
+        self.warn(message, EmptyLayerWarning, f"kept {name}")
 
     def say_of_trace(self, name: str) -> None:
         """A tracer of torch.fx has read an effective weight, which stands in its graph from now."""
@@ -622,6 +640,8 @@ class Run:
         self._aside = None
         if step is None:  # the user's own weights: they say nothing of the training
             self.stale = True
+            begins = self.steps == 0 and not (self.held or self.frozen)
+            self._given = begins and self._leader is None
             return
         flags = state.get(prefix + _LEVEL)
         # A copy that gets its own state back with other weights has been averaged.
@@ -636,6 +656,9 @@ class Run:
 
     def loaded(self) -> None:
         """All modules have been loaded."""
+        if self._given:
+            self._given = False
+            self.keep_zeros(pin=self.pin)
         if not self.loading:
             return
         self.loading = False

@@ -86,6 +86,21 @@ def local_part(tensor: Tensor, weight: Tensor) -> Tensor:
     return tensor
 
 
+def masked(weight: Tensor, mask: Tensor) -> Tensor:
+    """``weight · mask``, split as the weight is.
+
+    Args:
+        weight: Any shape, sharded or not.
+        mask: Plain, of its whole shape.
+    """
+    if not isinstance(weight, DTensor):
+        return weight * mask
+    part = weight.to_local() * local_part(mask, weight)
+    return DTensor.from_local(
+        part, weight.device_mesh, weight.placements, shape=weight.shape, stride=weight.stride()
+    )
+
+
 def whole(weight: Tensor) -> Tensor:
     """All of a weight, gathered if it is split."""
     return weight.full_tensor() if isinstance(weight, DTensor) else weight

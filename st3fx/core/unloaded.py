@@ -105,3 +105,6 @@ def _fill(model: nn.Module, loaded: set[str]) -> None:
     for site in plan.sites:
         put_state(model, site, method, loaded)
     unwatch(model)
+    run: Any = model.__dict__[RUN]
+    if not loaded:  # what was loaded says what it has, or was looked at
+        run.keep_zeros(pin=run.pin)
