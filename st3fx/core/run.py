@@ -646,13 +646,28 @@ class Run:
         flags = state.get(prefix + _LEVEL)
         # A copy that gets its own state back with other weights has been averaged.
         self._renewed = self._leader is None or flags is None or not self._is_saved(step, flags)
-        self.steps, self._old_file = int(step), flags is None
+        self.steps, self._old_file = round(float(step)), flags is None
         if flags is None:
             self._infer()
         else:
             level, held, frozen, self.floor = flags.tolist()
+            self.held, self.frozen = held > 0.5, frozen > 0.5
             self.sparsity = None if level != level else level  # noqa: PLR0124 (not a number)
-            self.held, self.frozen = bool(held), bool(frozen)
+            if self.sparsity is not None:
+                self.sparsity = self._meant(level, step, flags)
+
+    def _meant(self, level: float, step: Tensor, flags: Tensor) -> float:
+        """The sparsity of a state dict that was averaged, or cast to a lower precision.
+
+        An average over a ramp has that of no moment: it gets that of its step.
+        """
+        scheduled = None if self.held else self.scheduled()
+        are_flags = all(flag in (0, 1) for flag in flags.tolist()[1:3])
+        if scheduled is not None and (float(step) != self.steps or not are_flags):
+            return scheduled
+        rounding = torch.finfo(flags.dtype).eps if flags.is_floating_point() else 0.0
+        near = [exact for exact in (self._method().target, scheduled) if exact is not None]
+        return next((exact for exact in near if abs(exact - level) <= rounding), level)
 
     def loaded(self) -> None:
         """All modules have been loaded."""

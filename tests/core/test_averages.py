@@ -464,3 +464,68 @@ def test_weights_that_are_swapped_in_without_a_trace(compiled: bool, looked: boo
         run.eval()
     torch.testing.assert_close(run(X), st3fx.fold(model).eval()(X))
     assert sparsifier.sparsity == pytest.approx(TARGET, abs=0.001)
+
+
+def averaged_states(states: list[dict[str, Tensor]], *, cast: bool) -> dict[str, Tensor]:
+    """As averages of all entries are made, whatever they hold."""
+    mean = {key: sum(state[key].float() for state in states) / len(states) for key in states[0]}
+    return {k: v.to(states[0][k].dtype) if cast else v for k, v in mean.items()}  # type: ignore[union-attr, misc]
+
+
+@pytest.mark.parametrize("cast", [False, True])
+@pytest.mark.parametrize("first", ["another", "free"])
+def test_masks_that_were_averaged_are_refused(cast: bool, first: str) -> None:
+    states = []
+    for index, name in enumerate((first, "frozen")):
+        model, sparsifier = make()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1 * index)
+        sparsifier.set_sparsity(TARGET)
+        if name != "free":
+            sparsifier.freeze()
+        states.append(model.state_dict())
+    model, _ = make()
+    with pytest.raises(RuntimeError, match=r"3\.weight: its mask is an average of"):
+        model.load_state_dict(averaged_states(states, cast=cast))
+    model.load_state_dict(states[1])
+    older = {k: v[:-3] if k.endswith("_mask") else v for k, v in states[1].items()}
+    model.load_state_dict(older)  # without a checksum
+    again = model.state_dict()
+    assert all(torch.equal(again[key], states[1][key]) for key in again if "mask" in key)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_an_average_of_a_state_dict_over_the_whole_run(freeze: bool) -> None:
+    """Its flags are fractions, its sparsity that of no moment."""
+    model, sparsifier = make()
+    sparsifier.set_sparsity(0.2)
+    if freeze:
+        sparsifier.freeze()
+    average = {key: value.clone().float() for key, value in model.state_dict().items()}
+
+    def after(model: nn.Module) -> None:
+        if sparsifier.steps == 3 and not freeze:
+            sparsifier.set_sparsity(None)
+        for key, value in model.state_dict().items():
+            average[key].mul_(0.8).add_(value.float(), alpha=0.2)
+
+    train(model, sparsifier, after)
+    other, its = make()
+    other.load_state_dict(average)
+    assert (its.frozen, its.held) == (freeze, None if not freeze else pytest.approx(0.2))
+    if not freeze:
+        assert its.steps == pytest.approx(STEPS - 4, abs=1)
+        require_exact(other, TARGET)  # which the schedule has at that step
+
+
+@pytest.mark.filterwarnings("error::st3fx.errors.TargetWarning")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_state_dict_in_lower_precision_has_its_exact_target(dtype: torch.dtype) -> None:
+    model, sparsifier = make()
+    train(model, sparsifier, lambda _: None)
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    other, its = make()
+    other.load_state_dict(state)
+    require_exact(other, TARGET)
+    assert its.run.sparsity == TARGET
