@@ -10,6 +10,9 @@ from st3fx.core.calls import CallSpec
 from st3fx.core.definitions import Definitions
 from st3fx.core.graphs import Guard
 
+HANDED = "handed"
+"""Mark of a graph's read of a parameter that code got by another way than by its attribute."""
+
 
 @dataclass
 class Capture:

@@ -13,6 +13,7 @@ from st3fx.core.bound import bound_sites
 from st3fx.core.forward import SparseForward
 from st3fx.core.hooks import has_backward_hooks
 from st3fx.core.inputs import Example
+from st3fx.core.messages import few
 from st3fx.core.run import Run, run_of
 from st3fx.core.selection import Selection
 from st3fx.core.site_state import homes, state_name
@@ -27,7 +28,7 @@ from st3fx.passes.equality import Difference
 from st3fx.passes.fold import undo
 from st3fx.passes.islands import Archipelago, capture_islands
 from st3fx.passes.layers import IDLE
-from st3fx.passes.names import is_below
+from st3fx.passes.names import is_below, owner
 from st3fx.passes.observation import Observation, TrialRun
 from st3fx.passes.observe import observe as _observe
 from st3fx.passes.rewrite import Rewriter
@@ -178,10 +179,31 @@ def _verify(conversion: Conversion) -> None:
         else:
             raise VerificationError(
                 f"{type(model).__name__}: the {difference.what} of the converted model differs "
-                "from the original's; if the model is not deterministic, use verify=False"
+                f"from the original's; {_advice(conversion)}"
             )
         trace(conversion)
         rewrite(conversion)
+
+
+def _advice(conversion: Conversion) -> str:
+    """What may be the reason of a difference, and what to do."""
+    seen = conversion.observation
+    read = [
+        site.name
+        for site in conversion.found.sites
+        if site.name in seen.handed and conversion.found.users[site.name] - {owner(site.name)}
+    ]
+    if not read:
+        return (
+            "a weight that the forward reads by another way than its attribute (a list that holds "
+            "it, _parameters) has to be excluded; if the model is not deterministic, use "
+            "verify=False"
+        )
+    return (
+        f"while it runs, it computes with {few(read)}, got by parameters() or a state dict, which "
+        "give latent weights and not those that multiply: read the attribute (layer.weight), do "
+        "that outside of the forward, or exclude these weights"
+    )
 
 
 def _require_numbers(conversion: Conversion) -> None:

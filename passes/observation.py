@@ -62,6 +62,7 @@ class Observation:
         other_uses: Parameter -> operators that mix it with activations without multiplying.
         readers: Parameter -> modules whose own forward issued these.
         computing: Parameter -> modules whose own forward computes with its values alone.
+        handed: Parameters that code gets by ``parameters()`` or a state dict while it runs.
         given: Parameters that reach an output without meeting an activation.
         unseen: Parameters that change an output though no operator was seen to read them.
         calls: Module -> the distinct ways in which it is called.
@@ -75,6 +76,7 @@ class Observation:
     other_uses: dict[str, set[str]] = field(default_factory=dict)
     readers: dict[str, set[str]] = field(default_factory=dict)
     computing: dict[str, set[str]] = field(default_factory=dict)
+    handed: set[str] = field(default_factory=set)
     given: set[str] = field(default_factory=set)
     unseen: set[str] = field(default_factory=set)
     calls: dict[str, list[Seen]] = field(default_factory=dict)

@@ -86,6 +86,39 @@ def _handing_out(tracker: Tracker) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _naming(model: nn.Module, observation: Observation) -> Iterator[None]:
+    """Note the parameters that code gets by ``parameters()``, ``get_parameter`` or a state dict."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    members, save = nn.Module._named_members, nn.Module._save_to_state_dict
+    get = nn.Module.get_parameter
+
+    def note(tensor: Any) -> Any:
+        if id(tensor) in names:
+            observation.handed.add(names[id(tensor)])
+        return tensor
+
+    def named_members(module: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        for name, tensor in members(module, *args, **kwargs):
+            yield name, note(tensor)
+
+    def save_to(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        for parameter in module._parameters.values():
+            note(parameter)
+        save(module, *args, **kwargs)
+
+    def get_parameter(module: nn.Module, target: str) -> Any:
+        return note(get(module, target))
+
+    doors = {
+        "_named_members": named_members,
+        "_save_to_state_dict": save_to,
+        "get_parameter": get_parameter,
+    }
+    with replaced(nn.Module, doors):
+        yield
+
+
 def _note_call(
     observation: Observation, name: str, module: nn.Module, run: TrialRun, args: Any, kwargs: Any
 ) -> None:
@@ -145,6 +178,7 @@ def _run(
                     noted(model.train(run.training)) as left,
                     tracker,
                     _handing_out(tracker),
+                    _naming(model, observation),
                 ):
                     output = example.run(model)
                 tracker.mark_outputs(output)

@@ -61,7 +61,7 @@ def patched(tracer: Any) -> Iterator[None]:
         replaced(torch.overrides, overrides),
         replaced(torch.backends.mha, fast),
         replaced(functional, {"_none_or_dtype": _none_or_dtype(functional._none_or_dtype)}),
-        replaced(nn.Module, {"_named_members": _members(tracer)}),
+        replaced(nn.Module, {"_named_members": _members(tracer), "get_parameter": _get(tracer)}),
         replaced(nn.RNNBase, {"_update_flat_weights": _keep_list(tracer)}),
         replaced(builtins, {"isinstance": _isinstance(tracer)}),
     ):
@@ -169,7 +169,21 @@ def _members(tracer: Any) -> Callable[..., Any]:
 
     def named_members(module: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
         for name, tensor in original(module, *args, **kwargs):
-            proxy = tracer.named_proxy(tensor) if tracer.asked.answers else None
+            proxy = tracer.named_proxy(tensor, handed=True) if tracer.asked.answers else None
             yield name, tensor if proxy is None else proxy
 
     return named_members
+
+
+def _get(tracer: Any) -> Callable[..., Any]:
+    """``get_parameter`` means the parameter itself, as ``parameters()`` does."""
+    original = nn.Module.get_parameter
+
+    def get_parameter(module: nn.Module, target: str) -> Any:
+        if not tracer.asked.answers:
+            return original(module, target)
+        with tracer.asked.silent():
+            found = original(module, target)
+        return tracer.named_proxy(found, handed=True)
+
+    return get_parameter

@@ -19,7 +19,7 @@ from st3fx.core.run import Run
 from st3fx.core.site_state import homes, put_state, state_name
 from st3fx.core.sites import Site
 from st3fx.methods.base import Method
-from st3fx.passes.capture import Capture
+from st3fx.passes.capture import HANDED, Capture
 from st3fx.passes.computed import computed_nodes, sources
 from st3fx.passes.discover import Discovery
 from st3fx.passes.islands import Archipelago
@@ -101,7 +101,8 @@ class Rewriter:
             variants = [variant for variant in tries if variant is not None]
             if variants or name in unreachable:
                 module = self.model.get_submodule(name)
-                made.append(SparseForward(name, module, variants, unreachable.get(name, "")))
+                given = handed(captures[name], name, inside.get(name, []))
+                made.append(SparseForward(name, module, variants, unreachable.get(name, ""), given))
         return made
 
     def _variant(
@@ -133,6 +134,31 @@ class Rewriter:
             mode, capture.spec, graph, capture.guards, modules, capture.stores, latent, marked,
             capture.definitions.of_owners(module for module, _ in marked),
         )  # fmt: skip
+
+
+def handed(captures: list[tuple[str, Capture]], island: str, sites: list[Site]) -> str:
+    """A site whose values the graphs get by ``parameters()`` or the like; empty if there is none.
+
+    There the module's own forward would get its latent weight. Recurrent layers read theirs from a
+    list, which is seen to (``st3fx.core.converted``).
+    """
+    direct = {home: site.name for site in sites if not site.computed for home in homes(site)}
+    for _, capture in captures:
+        for node in capture.graph.nodes:
+            full = f"{island}.{node.target}" if island else str(node.target)
+            is_site = node.op == "get_attr" and node.meta.get(HANDED) and full in direct
+            if is_site and any(map(_reads_values, node.users)):
+                return direct[full]
+    return ""
+
+
+def _reads_values(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    is_list = node.op == "call_function" and name in _RECURRENT
+    return _uses(node) and not is_list and not name.endswith("_like") and name[:4] != "new_"
+
+
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

@@ -34,7 +34,7 @@ from st3fx.passes.ambient import RefuseRealTensors, reason_of
 from st3fx.passes.answering import AnsweringTracer
 from st3fx.passes.asked import Asked
 from st3fx.passes.called import OWN_KERNELS, reason_to_call, require_idle_recorders
-from st3fx.passes.capture import Capture
+from st3fx.passes.capture import HANDED, Capture
 from st3fx.passes.contained import ProxiesForTensors, contained_tensors
 from st3fx.passes.patches import patched
 from st3fx.passes.reads import Reads
@@ -66,7 +66,7 @@ class IslandTracer(AnsweringTracer):
         self._writes = Writes(dict(root.named_parameters()), self.create_proxy)
         self._tensor_names, self._contained = tensor_names(root), contained_tensors(root)
         self._module_names = {id(module): path for path, module in root.named_modules()}
-        self._attribute_nodes: dict[tuple[str, fx.Node | None, int], fx.Proxy] = {}
+        self._attribute_nodes: dict[tuple[str, fx.Node | None, int, bool], fx.Proxy] = {}
         self.asked = Asked(root, spec)
         self.regions = Regions(self.asked, self.create_proxy)
         self._reads = Reads(root, self.asked, self.named_proxy)
@@ -172,7 +172,7 @@ class IslandTracer(AnsweringTracer):
             args, kwargs = map(super().create_arg, arguments)
             return self.create_node("call_function", make, args, kwargs)
         if isinstance(a, Tensor):
-            proxy = self.named_proxy(a)
+            proxy = self.named_proxy(a, handed=True)
             if proxy is None:
                 raise TraceError("makes a constant tensor while it runs")
             return proxy.node
@@ -229,11 +229,16 @@ class IslandTracer(AnsweringTracer):
         """Modules without sites; those with sites are traced through by ``call_module``."""
         return self._full_name(module_qualified_name) not in self._sites_in
 
-    def named_proxy(self, tensor: Tensor) -> fx.Proxy | None:
-        """The proxy of a tensor that a module has, in an attribute or in a list or dict there."""
+    def named_proxy(self, tensor: Tensor, *, handed: bool = False) -> fx.Proxy | None:
+        """The proxy of a tensor that a module has, in an attribute or in a list or dict there.
+
+        Args:
+            tensor: The tensor.
+            handed: Whether code got it by another way than by its attribute.
+        """
         name = self._tensor_names.get(id(tensor))
         if name is not None:
-            return self._attribute(name)
+            return self._attribute(name, handed=handed)
         return self._contained_proxy(tensor)
 
     def _contained_proxy(self, tensor: Tensor) -> fx.Proxy | None:
@@ -250,11 +255,12 @@ class IslandTracer(AnsweringTracer):
     def _full_name(self, name: str) -> str:
         return ".".join(part for part in (self.capture.name, name) if part)
 
-    def _attribute(self, name: str) -> fx.Proxy:
+    def _attribute(self, name: str, *, handed: bool = False) -> fx.Proxy:
         # A weight's operator runs where the weight is used, and after what is written to it.
-        place = (name, self.regions.current, self._writes.count(name))
+        place = (name, self.regions.current, self._writes.count(name), handed)
         if place not in self._attribute_nodes:
             found = self.create_proxy("get_attr", name, (), {})
+            found.node.meta[HANDED] = handed
             self._attribute_nodes[place] = self._writes.current(name, found)
             self._reads.guard_tensor(name)
         return self._attribute_nodes[place]

@@ -30,7 +30,12 @@ class SparseForward:
     is_sparse_forward = True
 
     def __init__(
-        self, name: str, module: nn.Module, variants: Sequence[Variant], computed: str = ""
+        self,
+        name: str,
+        module: nn.Module,
+        variants: Sequence[Variant],
+        computed: str = "",
+        handed: str = "",
     ) -> None:
         """Prepare; :meth:`install` puts it in place.
 
@@ -40,11 +45,13 @@ class SparseForward:
             variants: Its graphs, the likeliest first.
             computed: Name of a weight that the forward computes by itself, so that nothing but a
                 graph can make it sparse; may be empty.
+            handed: Name of a weight that the forward gets by ``parameters()`` or the like, which
+                is the effective weight in a graph alone; may be empty.
         """
         self.name = name
         self.module = module
         self.variants = list(variants)
-        self.computed = computed
+        self.computed, self.handed = computed, handed
         self.run: Training | None = None
         self.replaced: Any = None
 
@@ -69,7 +76,7 @@ class SparseForward:
     def end(self) -> None:
         """Uninstall for good: a wrapper that still holds this runs the module's own forward."""
         self.uninstall()
-        self.variants, self.computed, self.run = [], "", None
+        self.variants, self.computed, self.handed, self.run = [], "", "", None
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward as it is."""
@@ -83,13 +90,24 @@ class SparseForward:
         Raises:
             ForwardError: If nothing but a graph makes it sparse.
         """
-        if self.computed:
+        if self._needs_graph:
             raise ForwardError(
-                f"{self.computed} is computed in the forward of "
-                f"{self.name or type(module).__name__}, and a shallow copy of that has no graph: "
-                "use copy.deepcopy, or fold first"
+                f"{self._reason}, and a shallow copy of that has no graph: use copy.deepcopy, or "
+                "fold first"
             )
         return own_forward(module)(module, *args, **kwargs)
+
+    @property
+    def _needs_graph(self) -> bool:
+        """Whether the module's own forward would compute with a latent weight."""
+        return bool(self.computed or (self.handed and self.variants))
+
+    @property
+    def _reason(self) -> str:
+        where = f"in the forward of {self.name or type(self.module).__name__}"
+        if self.computed:
+            return f"{self.computed} is computed {where}"
+        return f"{self.handed} is read by parameters() or the like {where}"
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -111,16 +129,17 @@ class SparseForward:
         elif self.run is not None and self.run.follows:
             before_compiling(self.run.key)
         # Hooks on all modules see those that a graph has inlined; a computed weight needs it.
-        if self.computed or not nn.modules.module._has_any_global_hook():
+        needed = self._needs_graph
+        if needed or not nn.modules.module._has_any_global_hook():
             for variant in self.variants:
                 tensors = variant.tensors(args, kwargs)
                 if tensors is not None:
                     return variant(tensors)
-        if self.computed:
+        if needed:
+            hint = "" if self.computed else ", or read it as an attribute (layer.weight)"
             raise ForwardError(
-                f"{self.computed} is computed in the forward of "
-                f"{self.name or type(self.module).__name__}, which was called in another way than "
-                "at conversion; convert it with this call"
+                f"{self._reason}, which was called in another way than at conversion; convert it "
+                f"with this call{hint}"
             )
         if self.run is not None and not compiling and RUN in self.module.__dict__:
             self.run.warn_of_drift()

@@ -124,6 +124,8 @@ _LOOK: tuple[tuple[Any, Callable[[Any], list[Any]]], ...] = (
 
 
 def _of_function(function: types.FunctionType, parts: dict[int, str]) -> list[Any]:
+    if (function.__module__ or "").startswith("torch.ao."):  # observers ask for a device, no more
+        return []
     found = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     found += vars(function).values()
     for cell in function.__closure__ or ():
