@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from st3fx.core import cache
 from st3fx.core.bound import COMPUTE, Bound, is_present, marks
 from st3fx.core.converted import (
+    ENDED,
     FORWARD,
     IS_FORWARD,
     PREFIX,
@@ -47,6 +48,11 @@ def fold(model: nn.Module) -> nn.Module:
     """
     held = all_bound(model)
     if not held:
+        if any(module.__dict__.get(ENDED) for module in model.modules()):
+            raise FoldError(
+                f"{type(model).__name__} has no sparse weight any more: other parameters were "
+                "assigned to all of its sites; fold first, then assign"
+            )
         raise FoldError(f"{type(model).__name__} is not a converted model: fold what convert gave")
     with torch.no_grad():
         static = [clean(effective(item)) for item in held]

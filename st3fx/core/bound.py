@@ -134,7 +134,7 @@ def bound_sites(
     run: Training,
     *,
     quiet: bool = False,
-    report: Callable[[str], Any] | None = None,
+    report: Callable[[Site, str, str], Any] | None = None,
 ) -> list[Bound]:
     """The sites of ``root``'s plan that are still there.
 
@@ -142,7 +142,7 @@ def bound_sites(
         root: The converted model; what has gone leaves its plan.
         run: Its run.
         quiet: Leave replaced sites out instead of raising.
-        report: Called with what is to be said of a replaced layer, which is dense.
+        report: Called for a replaced site: with it, the reason, and what is to be said.
 
     Raises:
         StateError: For the first site that was replaced.
@@ -159,7 +159,7 @@ def bound_sites(
         if places:
             found.append(_bound(places))
             continue
-        reason = replaced(root, site)
+        reason = replaced(root, site, run)
         if reason is None:
             drop(root, site.name, "no longer in the model")
             run.warn(
@@ -172,8 +172,8 @@ def bound_sites(
             f"more: sparsifier.drop({site.name!r}) goes on without it, or fold first, change the "
             "model, and convert again"
         )
-        if report is not None and reason != ASSIGNED:
-            report(message)
+        if report is not None:
+            report(site, reason, message)
         if not quiet:
             raise StateError(message)
     return found
@@ -204,15 +204,18 @@ def _by_name(root: nn.Module, run: Training) -> dict[str, list[tuple[nn.Module, 
     return table
 
 
-def replaced(root: nn.Module, site: Site) -> str | None:
-    """What stands in a site's place; ``None`` if nothing does."""
+def replaced(root: nn.Module, site: Site, run: Training) -> str | None:
+    """What stands in a site's place; ``None`` if nothing does, or another site that was moved."""
     path, _, parameter = site.name.rpartition(".")
     with contextlib.suppress(AttributeError):
         module = root.get_submodule(path)
         if parameter in module.__dict__.get(ENDED, ()):
             return ASSIGNED
-        if parameter in module.__dict__.get(SITES, ()) and not has_site(module, parameter):
+        own: Sparse | None = module.__dict__.get(SITES, {}).get(parameter)
+        if own is not None and not has_site(module, parameter):
             return f"the class of {path or 'the model'} was set to {type(module).__name__}"
+        if own is not None and own.run is run and own.site.name != site.name:
+            return None
         if parameter in module._buffers or module._parameters.get(parameter) is not None:
             return f"{path or 'the model'} is another {type(module).__name__}"
         names = [name for name, _ in module.named_parameters() if parameter in name]

@@ -9,7 +9,7 @@ import collections
 import contextlib
 import importlib
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -135,6 +135,13 @@ def _skeleton(graph: fx.Graph) -> nn.Module:
 _NO_VALUES = nn.Parameter(torch.empty(0), requires_grad=False)
 
 
+def _containers(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """The lists and dicts of modules that lie in modules: a forward reads what they hold."""
+    held = [child for module in modules for child in module._modules.values()]
+    own = [child for child in held if isinstance(child, nn.ModuleList | nn.ModuleDict)]
+    return [*own, *(_containers(own) if own else ())]
+
+
 class Variant:
     """One graph of an island: for one structure of calls, under its guards."""
 
@@ -173,7 +180,8 @@ class Variant:
         self.definitions = definitions or Definitions()
         self.marked = tuple(marked)
         self.modules = tuple(modules)
-        self.children = [[*module._modules.values()] for module in self.modules]
+        self.holders = [*self.modules, *_containers(self.modules)]
+        self.children = [[*module._modules.values()] for module in self.holders]
         self.replaced = [module.__dict__.get("forward") for module in self.modules]
         places = [name.rpartition(".") for name in stores]
         self.stores = [(self.modules[0].get_submodule(path), key) for path, _, key in places]
@@ -209,7 +217,7 @@ class Variant:
 
     def _rebuilt(self) -> bool:
         """Whether a module has other children than the traced ones."""
-        for module, children in zip(self.modules, self.children, strict=True):
+        for module, children in zip(self.holders, self.children, strict=True):
             if [*module._modules.values()] != children:
                 return True
         return False

@@ -22,6 +22,7 @@ from torch.autograd.function import _SingleLevelFunction
 
 from st3fx.core import cache
 from st3fx.core.formula import Formula, Inputs
+from st3fx.core.mask_bits import unpacked
 
 Gradient: TypeAlias = Callable[..., tuple[Tensor, Tensor | None]]
 """``gradient(grad, weight, threshold, *constants)``: with respect to weight and threshold."""
@@ -77,6 +78,8 @@ def _autograd(op: Op, formula: Formula, gradient: Gradient | None) -> Op:
     function = _function(effective, gradient)
 
     def kernel(*args: Any) -> Tensor:
+        if args[2].dtype is not torch.bool:  # functional_call has put in what a state dict has
+            args = (*args[:2], unpacked(args[2], tuple(args[0].shape)), *args[3:])
         transformed = torch._C._functorch.maybe_current_level() is not None
         # A tangent is followed where gradients are switched off, too.
         if torch.is_grad_enabled() or transformed or forward_ad._current_level >= 0:

@@ -31,13 +31,14 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from st3fx.core.attachment import Attachment
-from st3fx.core.bound import Bound, bound_sites, marks, part_sites
+from st3fx.core.bound import ASSIGNED, Bound, bound_sites, marks, part_sites
 from st3fx.core.compiled import key_of
 from st3fx.core.converted import RUN, is_transformed
 from st3fx.core.digest import Digest, digests
 from st3fx.core.functional import INACTIVE
 from st3fx.core.shards import masked
 from st3fx.core.site_state import state_name
+from st3fx.core.sites import Site
 from st3fx.core.threshold import GlobalThreshold
 from st3fx.errors import (
     DriftWarning,
@@ -363,6 +364,7 @@ class Run:
 
     def before_fold(self) -> None:
         """Exact thresholds for the weights that are folded, and a word if the target is missed."""
+        self.warn_of_drift(folded=True)
         self.settle(thorough=True)
         bound = self.bound_quietly()
         method = bound[0].sparse.method if bound else None
@@ -370,7 +372,6 @@ class Run:
             return
         if not self.frozen and self.sparsity and self._fits(bound):
             self._set(method, self.sparsity, bound)
-        self.warn_of_drift()
         reached = self.sparsity
         if not self.held and reached is not None and reached < method.target - _SLACK:
             total = getattr(self.root, "st3fx_total_steps", None)
@@ -608,11 +609,24 @@ class Run:
             self._warned.add(key)
             warnings.warn(message, category, stacklevel=6)
 
-    def warn_of_drift(self) -> None:
-        """Name sites that were replaced, where the forward goes on without them."""
+    def warn_of_drift(self, *, folded: bool = False) -> None:
+        """Name sites that were replaced, where the forward goes on without them.
+
+        Args:
+            folded: Sites whose parameter was assigned, too, unless it has zeros itself, as what
+                tools make that fuse layers.
+        """
         root = self.root
+
+        def report(site: Site, reason: str, message: str) -> None:
+            if reason == ASSIGNED:
+                dense = folded and bool(self.sparsity) and root is not None
+                if not dense or not bool(root.get_parameter(site.name).all()):  # type: ignore[union-attr]
+                    return
+            self.warn(message, DriftWarning)
+
         if root is not None:
-            bound_sites(root, self, quiet=True, report=lambda text: self.warn(text, DriftWarning))
+            bound_sites(root, self, quiet=True, report=report)
 
     # --- state dicts
 

@@ -473,3 +473,16 @@ def test_a_graph_module_is_pickled_and_recompiled() -> None:
     assert torch.equal(again(X), model(X))
     model.recompile()  # type: ignore[operator]
     assert torch.equal(again(X), model(X))
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_functional_call_with_the_state_dict(freeze: bool) -> None:
+    """It puts packed masks where plain ones are."""
+    model, sparsifier = st3fx.convert(nn.Linear(8, 5), torch.randn(3, 8), verify=False)
+    sparsifier.set_sparsity(0.5)
+    if freeze:
+        sparsifier.freeze()
+    x = torch.randn(3, 8)
+    expected = model(x)
+    assert torch.equal(torch.func.functional_call(model, model.state_dict(), (x,)), expected)
+    assert torch.equal(model(x), expected)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import st3fx
-from st3fx.errors import DriftWarning, StateError
+from st3fx.errors import DriftWarning, FoldError, StateError
 
 X = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
 
@@ -148,7 +148,69 @@ def test_an_assigned_parameter_is_used_as_it_is() -> None:
     model.head.weight = value
     assert model.head.weight is value
     assert torch.equal(model(X), torch.nn.functional.linear(model.body(X), value, model.head.bias))
-    assert torch.equal(st3fx.fold(model).eval()(X), model.eval()(X))
+    with pytest.warns(DriftWarning, match=r"head.weight was replaced .*another parameter was assi"):
+        folded = st3fx.fold(model)
+    assert torch.equal(folded.eval()(X), model.eval()(X))
+    with torch.no_grad():
+        value[0] = 0  # as tools that fuse layers leave zeros
+    st3fx.fold(model)
+
+
+def test_a_model_whose_sites_were_all_assigned() -> None:
+    model, _ = sparse()
+    for layer in (model.body[0], model.body[2], model.head):
+        layer.weight = nn.Parameter(layer.weight.detach().clone())
+    with pytest.raises(FoldError, match="other parameters were assigned to all of its sites"):
+        st3fx.fold(model)
+
+
+class Stack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(8, 8) for _ in range(3)])
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return self.b(self.a(x))
+
+
+def reordered(model: Any) -> None:
+    model.layers = nn.ModuleList(reversed([*model.layers]))
+
+
+def exchanged(model: Any) -> None:
+    model.a, model.b = model.b, model.a
+
+
+def shared(model: Any) -> None:
+    model.b = model.a
+
+
+MOVED: dict[str, Any] = {
+    "the first of a list deleted": (lambda m: m.layers.__delitem__(0), 4),
+    "popped": (lambda m: m.layers.pop(1), 4),
+    "something inserted": (lambda m: m.layers.insert(1, nn.Identity()), 5),
+    "reordered": (reordered, 5),
+    "exchanged": (exchanged, 5),
+    "one twice": (shared, 4),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.* is no longer in the model")
+@pytest.mark.parametrize(("change", "left"), MOVED.values(), ids=MOVED)
+def test_what_was_moved_stays_a_site(change: Any, left: int) -> None:
+    model, sparsifier = st3fx.convert(Stack(), X, total_steps=10, verify=False)
+    sparsifier.set_sparsity(0.4)
+    change(model)
+    sparsifier.set_sparsity(0.5)
+    assert len(sparsifier.plan.sites) == left
+    folded = st3fx.fold(model)
+    weights = {p.data_ptr(): p for p in folded.parameters() if p.dim() > 1}
+    zeros = sum(int((weight == 0).sum()) for weight in weights.values())
+    assert zeros == pytest.approx(0.5 * 64 * left, abs=1)
+    assert torch.equal(folded(X), model(X))
 
 
 def test_the_same_parameter_again_is_no_change() -> None:

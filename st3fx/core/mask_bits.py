@@ -1,0 +1,73 @@
+"""Masks in state dicts: a bit for each weight, and a checksum."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from st3fx.errors import StateError
+
+
+def packed(mask: Tensor, count: int) -> Tensor:
+    """Bits in bytes, the first in the lowest, then a checksum; all ones for an empty mask."""
+    length = -(-count // 8)
+    if not mask.numel():
+        return torch.full((length + _CHECKED,), 255, dtype=torch.uint8, device=mask.device)
+    bits = torch.zeros(length * 8, dtype=torch.uint8, device=mask.device)
+    bits[:count] = mask.reshape(-1).to(torch.uint8)
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=mask.device)
+    value = (bits.view(-1, 8) * weights).sum(1, dtype=torch.uint8)
+    return torch.cat([value, _checksum(value)])
+
+
+_CHECKED = 3
+"""Bytes of a checksum."""
+
+
+def _checksum(value: Tensor) -> Tensor:
+    """Differs for bytes that are an average of others, while the average of checksums is another.
+
+    Each byte is exact in half precision, too. That of an empty mask is 255, which none of these is.
+    """
+    places = torch.arange(len(value), device=value.device)
+    factors = (torch.ones_like(places), places % 251 + 1, places * places % 241 + 1)
+    return torch.stack([(value * factor).sum() % 251 for factor in factors]).to(torch.uint8)
+
+
+def unpacked(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The mask of a state dict: bits, or (of older files) booleans; empty if all are ones.
+
+    Raises:
+        StateError: If it is of another shape, or an average of different masks.
+    """
+    count = 1
+    for size in shape:
+        count *= size
+    if value.dtype == torch.bool:
+        if value.numel() not in (0, count):
+            raise StateError(f"a mask of {tuple(value.shape)} is of another weight than {shape}")
+        return value.reshape(shape).clone() if value.numel() else value.clone()
+    length = -(-count // 8)
+    if value.numel() not in (length, length + _CHECKED):  # older files have no checksum
+        raise StateError(f"a mask of {value.numel()} bytes is of another weight than {shape}")
+    whole = value.round().to(torch.uint8) if value.is_floating_point() else value
+    differs, value = bool(((value - whole).abs() > _ROUNDING).any()), whole[:length]
+    if differs or (len(whole) > length and not _is_checked(value, whole[length:])):
+        raise StateError(
+            "its mask is an average of different masks, as of models that were frozen at another "
+            "time: average the entries without st3fx_ in their names, and set_sparsity() afterwards"
+        )
+    powers = 2 ** torch.arange(8, dtype=torch.uint8, device=value.device)
+    bits = value.reshape(-1, 1).bitwise_and(powers).ne(0).reshape(-1)[:count]
+    return (
+        torch.empty(0, dtype=torch.bool, device=value.device) if bits.all() else bits.reshape(shape)
+    )
+
+
+_ROUNDING = 0.01
+"""How far the average of equal bytes may be from them."""
+
+
+def _is_checked(value: Tensor, checksum: Tensor) -> bool:
+    free = bool((checksum == 255).all() and (value == 255).all())
+    return free or torch.equal(checksum, _checksum(value))
