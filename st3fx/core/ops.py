@@ -78,7 +78,7 @@ def _autograd(op: Op, formula: Formula, gradient: Gradient | None) -> Op:
     function = _function(effective, gradient)
 
     def kernel(*args: Any) -> Tensor:
-        if args[2].dtype is not torch.bool:  # functional_call has put in what a state dict has
+        if args[2].dtype is not torch.bool and args[2].numel():  # from a state dict, functionally
             args = (*args[:2], unpacked(args[2], tuple(args[0].shape)), *args[3:])
         transformed = torch._C._functorch.maybe_current_level() is not None
         # A tangent is followed where gradients are switched off, too.

@@ -321,12 +321,12 @@ class Run:
         weights = self._sources()
         if all(_is_plain(weight) and not is_functorch_wrapped_tensor(weight) for weight in weights):
             state = torch._C._get_tracing_state()
-            torch._C._set_tracing_state(None)  # type: ignore[arg-type]
+            torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
             try:
                 with torch._C._DisableFuncTorch(), _disable_current_modes(), torch.no_grad():
                     self.settle(thorough=True)
             finally:
-                torch._C._set_tracing_state(state)  # type: ignore[arg-type]
+                torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
         elif self._leader is not None and self._leader.steps != self._seen:
             raise StateError(
                 "a copy of a converted model is traced, and its thresholds are older than its "
