@@ -7,7 +7,6 @@ looked up once, however many modules read it.
 
 from __future__ import annotations
 
-import contextlib
 import operator
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -48,12 +47,10 @@ class Names:
         steady = [n for n in names if n not in self._contents and self._value(n) is found[n]]
         # A class method is another object at each look.
         self._raw = {n: _raw(self._owner, n) for n in names if n not in (*steady, *self._contents)}
+        self._others = bool(self._contents or self._raw)
         self._names, self._values = steady, [found[name] for name in steady]
-        several = steady * 2 if len(steady) == 1 else steady
-        self._all: Callable[[Any], Any] = tuple
-        if steady:
-            get = operator.attrgetter if isinstance(self._owner, type) else operator.itemgetter
-            self._all = get(*several)
+        get = operator.attrgetter if isinstance(self._owner, type) else operator.itemgetter
+        self._all: Callable[[Any], Any] = get(*steady, *steady[:1]) if steady else _nothing
 
     def _value(self, name: str) -> Any:
         if isinstance(self._owner, type):
@@ -62,14 +59,18 @@ class Names:
 
     def hold(self) -> bool:
         """Whether all of them still mean the same."""
-        if self._names and not torch.compiler.is_compiling():
-            with contextlib.suppress(AttributeError, KeyError):
-                if all(map(operator.is_, self._all(self._owner), self._values)):
-                    return self._rest_holds()
-        pairs = zip(self._names, self._values, strict=True)
-        return all(same_value(self._value(n), v) for n, v in pairs) and self._rest_holds()
+        try:
+            same = all(map(operator.is_, self._all(self._owner), self._values))
+        except (AttributeError, KeyError):
+            return False
+        return (same or self.are_equal()) and (not self._others or self._hold_others())
 
-    def _rest_holds(self) -> bool:
+    def are_equal(self) -> bool:
+        """The same in plain Python: objects that are equal are as good."""
+        pairs = [*zip(self._names, self._values, strict=True), *self._contents.items()]
+        return all(same_value(self._value(name), value) for name, value in pairs)
+
+    def _hold_others(self) -> bool:
         return all(
             same_value(self._value(name), value) for name, value in self._contents.items()
         ) and all(_raw(self._owner, name) is value for name, value in self._raw.items())
@@ -94,6 +95,10 @@ class Names:
 def _raw(owner: Any, name: str) -> Any:
     """What stands in the first class that has the name, without asking it."""
     return next((vars(kind)[name] for kind in owner.__mro__ if name in vars(kind)), _MISSING)
+
+
+def _nothing(owner: Any) -> tuple[Any, ...]:
+    return ()
 
 
 class Definitions:
@@ -138,7 +143,7 @@ class Definitions:
                 for name in absent:
                     if name in module.__dict__:
                         return False
-            return self._mean_the_same()
+            return all(names.are_equal() for names in self._names)
         for module, absent in self._absent:
             if not module.__dict__.keys().isdisjoint(absent):
                 return False
@@ -147,9 +152,6 @@ class Definitions:
             if not all(map(self._fits, range(len(kinds)))):
                 return False
             self._kinds = kinds
-        return self._mean_the_same()
-
-    def _mean_the_same(self) -> bool:
         return all(names.hold() for names in self._names)
 
     def __getstate__(self) -> dict[str, Any]:
