@@ -20,7 +20,7 @@ _MOST = 10_000
 """Objects that are looked at for one attribute."""
 _FEW = 64
 """Items of a global container that is looked into."""
-_MANY = list | tuple | set | frozenset | weakref.WeakSet | weakref.WeakKeyDictionary
+_MANY: Any = list | tuple | set | frozenset | weakref.WeakSet | weakref.WeakKeyDictionary
 
 
 class Stranger(NamedTuple):

@@ -42,7 +42,7 @@ def in_cell(model: Any) -> Any:
 
 def in_container(model: Any) -> Any:
     held = {"layers": [model[2]]}
-    return lambda x: 2 * nn.Linear.forward(held["layers"][0], x)  # type: ignore[arg-type]
+    return lambda x: 2 * nn.Linear.forward(held["layers"][0], x)
 
 
 def in_weak_reference(model: Any) -> Any:
@@ -99,6 +99,7 @@ def test_a_hook_that_means_the_given_model_is_named(make: Any) -> None:
 def test_in_place_it_means_the_converted_model(make: Any) -> None:
     model = mlp()
     model[2].forward = make(model)
+    converted: Any
     converted, sparsifier = st3fx.convert(model, X, inplace=True)
     sparsifier.set_sparsity(0.5)
     converted(X).sum().backward()

@@ -71,7 +71,7 @@ class Product(nn.Module):
 
 class Held(Product):
     def forward(self, x: Tensor, tag: Any = None) -> Any:
-        return F.linear(x, self.a._parameters["weight"])
+        return F.linear(x, self.a._parameters["weight"])  # type: ignore[arg-type]
 
 
 class Asking(Product):

@@ -144,7 +144,7 @@ def test_copies_and_files_keep_their_graphs(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_compiled_model_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     model, folded = sparse()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
     compiled(X)
     monkeypatch.setattr(Net, "helper", tripled)
     torch.testing.assert_close(compiled(X), folded(X))
