@@ -409,14 +409,8 @@ class Run:
             for site, other in pairs:
                 self._put(site, other.tensors("threshold")[0])
             return
-        zeros = pinned = count = 0
-        for site, other in pairs:
-            cost = site.site.cost if method.budget == "macs" else 1
-            weight, mask = other.static(), site.tensors("mask")[0]
-            zeros += cost * (weight.numel() - int(weight.count_nonzero()))
-            pinned += cost * (mask.numel() - int(mask.count_nonzero()))
-            count += cost * weight.numel()
-        self._set(method, zeros / count, [site for site, _ in pairs], pinned / count)
+        share, pinned = _shares(method, pairs)
+        self._set(method, share, [site for site, _ in pairs], pinned)
         self._over = over
 
     def _take_masks(self, leader: Run) -> None:
@@ -433,6 +427,26 @@ class Run:
                     if name in module.__dict__:
                         module.__dict__[name] = value.to(module.__dict__[name].device, copy=True)
         self.frozen, self.sparsity = True, leader.sparsity
+        bound = self.bound_quietly()
+        pairs = [(site, theirs[site.site.name]) for site in bound if site.site.name in theirs]
+        method = pairs[0][0].sparse.method if pairs else None
+        if isinstance(method, ScheduledMethod) and leader.level is not None:
+            self._lower(method, pairs)
+
+    def _lower(self, method: ScheduledMethod, pairs: list[tuple[Bound, Bound]]) -> None:
+        """Fixed thresholds may be too high: an average is smaller than what it averages.
+
+        Where its weights would be zero in spite of the masks, the thresholds are lower: the share
+        of zeros is the leader's.
+        """
+        own, (share, _) = [site for site, _ in pairs], _shares(method, pairs)
+        if _shares(method, [(site, site) for site in own])[0] <= share:
+            return
+        fixed, over = [site.tensors("threshold")[0] for site in own], self._over
+        self._set(method, share, own, pinned=-1.0)
+        self._over = over
+        for site, value in zip(own, fixed, strict=True):
+            self._put(site, torch.minimum(value, site.tensors("threshold")[0]))
 
     def restore(self) -> None:
         """The thresholds of the last step again, after an evaluation of other weights."""
@@ -720,6 +734,21 @@ class Run:
         self.sparsity = None
         if isinstance(method, ScheduledMethod) and total is not None:
             self.sparsity = self.scheduled()
+
+
+def _shares(method: ScheduledMethod, pairs: list[tuple[Bound, Bound]]) -> tuple[float, float]:
+    """Of pairs of sites: the share of zeros of the second ones, that of the first ones' masks.
+
+    Both are shares of what the method's budget counts.
+    """
+    zeros = pinned = count = 0
+    for site, other in pairs:
+        cost = site.site.cost if method.budget == "macs" else 1
+        weight, mask = other.static(), site.tensors("mask")[0]
+        zeros += cost * (weight.numel() - int(weight.count_nonzero()))
+        pinned += cost * (mask.numel() - int(mask.count_nonzero()))
+        count += cost * weight.numel()
+    return zeros / max(1, count), pinned / max(1, count)
 
 
 def run_of(model: nn.Module) -> Run:

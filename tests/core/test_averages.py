@@ -309,6 +309,24 @@ def test_an_average_of_a_frozen_model_has_its_masks() -> None:
     assert torch.equal(average.module(batch(9)[0]), st3fx.fold(average.module)(batch(9)[0]))
 
 
+def test_an_average_of_a_frozen_model_has_no_more_zeros() -> None:
+    """Its weights may be smaller than the fixed thresholds."""
+    model, sparsifier = make()
+    average = Lerp(model, 0.97)
+    train(model, sparsifier, average.update, 20)
+    sparsifier.freeze()
+    with torch.no_grad():
+        for parameter in average.module.parameters():
+            parameter.mul_(0.5)
+    share = sparsifier.sparsity
+    folded = st3fx.fold(average.module)
+    zeros = sum(int((weight == 0).sum()) for weight in weights(folded))
+    assert zeros / sum(map(torch.numel, weights(folded))) == pytest.approx(share, abs=0.002)
+    masks = [site.tensors("mask")[0] for site in sparsifier.run.bound()]
+    assert not any(w[~m].any() for w, m in zip(weights(folded), masks, strict=True))
+    assert torch.equal(average.module(X), folded(X))
+
+
 def test_a_copy_that_is_driven_follows_no_more() -> None:
     model, sparsifier = make()
     train(model, sparsifier, lambda _: None, 10)
