@@ -80,6 +80,16 @@ _WANTED: Any = WeakIdKeyDictionary()  # parameters that were asked for and have 
 _LOCK = threading.Lock()
 
 
+@dataclass
+class _Traceless:
+    """How many writes to weights a digest alone has told of: thresholds may not fit any more."""
+
+    count: int = 0
+
+
+traceless = _Traceless()
+
+
 def lookup(inputs: Inputs, *, differentiable: bool) -> Tensor | None:
     """The effective weight of a parameter as it is now; ``None`` if it is not kept.
 
@@ -103,6 +113,8 @@ def lookup(inputs: Inputs, *, differentiable: bool) -> Tensor | None:
         entry.used = True
         entry.require_untouched()
         if not entry.is_fresh(inputs):
+            if entry.stamp == _stamp(inputs):
+                traceless.count += 1
             # A forward under way may hold the other one.
             inputs.evaluate(entry.make_room(weight, in_place=False))
             _note(inputs, entry)
@@ -121,12 +133,12 @@ def refresh(sites: Iterable[Inputs]) -> None:
         jobs = []
         for inputs, entry in entries:
             digest = tuple(next(found) for _ in _digested(inputs))
-            traceless = () in digest  # nothing would tell of what a fused optimizer has written
-            if traceless:
+            hidden = () in digest  # nothing would tell of what a fused optimizer has written
+            if hidden:
                 _watch_optimizers()
                 if isinstance(inputs.threshold, nn.Parameter):
                     _LEARNED[inputs.threshold] = entry
-            if traceless or entry.stamp != _stamp(inputs) or entry.digest != digest:
+            if hidden or entry.stamp != _stamp(inputs) or entry.digest != digest:
                 # Only a weight that has changed is like a dense one that an optimizer has written
                 # to, whose graphs autograd refuses. Where the threshold alone has, a graph that is
                 # under way keeps what it holds.

@@ -29,6 +29,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 
+from st3fx.core.cache import traceless
 from st3fx.core.effective import EffectiveWeight
 from st3fx.core.formula import Inputs
 from st3fx.core.mask_bits import packed, unpacked
@@ -53,6 +54,7 @@ class Training(Protocol):
 
     loading: bool
     absent: set[str]
+    suspect: bool
     key: int
 
     @property
@@ -193,8 +195,13 @@ def read(module: nn.Module, name: str, weight: Tensor, caller: str) -> Tensor:
         return weight
     _refuse_change(sparse, caller)
     sparse.run.prepare(module.training, sparse.site.name, weight)
-    inputs = sparse.inputs(module, name, weight)
+    known, inputs = traceless.count, sparse.inputs(module, name, weight)
     effective: Tensor = sparse.method.op(*inputs[1:4], *sparse.constants)
+    if traceless.count != known and not module.training:
+        sparse.run.suspect = True  # thresholds are of what the weights have been
+        sparse.run.prepare(module.training, sparse.site.name, weight)
+        inputs = sparse.inputs(module, name, weight)
+        effective = sparse.method.op(*inputs[1:4], *sparse.constants)
     if nn.Module.__getattr__ is not _GETATTR:  # a tracer of torch.fx has put its own there
         sparse.run.say_of_trace(sparse.site.name)
         return effective.detach()

@@ -547,3 +547,14 @@ def test_a_state_dict_in_lower_precision_has_its_exact_target(dtype: torch.dtype
     other.load_state_dict(state)
     require_exact(other, TARGET)
     assert its.run.sparsity == TARGET
+
+
+def test_a_read_notices_weights_that_were_swapped_in_without_a_trace() -> None:
+    model: Any
+    model, sparsifier = make()
+    train(model, sparsifier, lambda _: None)
+    model.eval()(X)
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5).add_(0.01)
+    seen = model[3].weight
+    assert torch.equal(seen, st3fx.fold(model).get_parameter("3.weight"))
