@@ -35,7 +35,7 @@ from st3fx.core.formula import Inputs
 from st3fx.core.mask_bits import packed, unpacked
 from st3fx.core.site_state import latent_name, state_name
 from st3fx.core.sites import Site
-from st3fx.errors import StateError
+from st3fx.errors import DriftWarning, StateError
 from st3fx.methods.base import Method
 
 PREFIX = "st3fx_"
@@ -324,6 +324,7 @@ class _Methods:
             "_save_to_state_dict": _save_to_state_dict,
             "_load_from_state_dict": _load_from_state_dict,
             "train": _train,
+            "share_memory": _share_memory,
             "__setstate__": _set_state,
             "__delattr__": _delete,
         }
@@ -472,6 +473,21 @@ def _train(base: type[nn.Module]) -> Callable[..., Any]:
         return base.train(self, mode)
 
     return train
+
+
+def _share_memory(base: type[nn.Module]) -> Callable[..., Any]:
+    @functools.wraps(base.share_memory)
+    def share_memory(self: Any) -> Any:
+        if RUN in self.__dict__:
+            self.__dict__[RUN].warn(
+                "the weights of a converted model are shared with other processes, its thresholds "
+                "and steps are not: step it in one process, and hand its sparsifier.state_dict() "
+                "to the others",
+                DriftWarning,
+            )
+        return base.share_memory(self)
+
+    return share_memory
 
 
 def _save_to_state_dict(base: type[nn.Module]) -> Callable[..., None]:

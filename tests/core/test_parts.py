@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import st3fx
-from st3fx.errors import FoldError, HookWarning
+from st3fx.errors import DriftWarning, FoldError, HookWarning
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(2))
 
@@ -172,3 +172,10 @@ def test_weights_that_share_memory_share_that_of_the_copy() -> None:
         ours[0].fill_(3.0)
     assert all(bool((weight == 3).all()) for weight in ours)
     assert not bool((model[0].weight == 3).any())
+
+
+def test_sharing_memory_says_that_thresholds_are_not_shared() -> None:
+    model = convert(mlp())
+    with pytest.warns(DriftWarning, match="its thresholds and steps are not"):
+        model.share_memory()
+    assert all(parameter.is_shared() for parameter in model.parameters())
