@@ -59,7 +59,9 @@ class Bound:
             parameter: Tensor = self.owner._parameters[self.parameter]  # type: ignore[assignment]
             return parameter
         with preserved(self.owner), torch.no_grad():
-            weight: Tensor = self.compute(self.owner.eval())
+            for module in self.owner.modules():  # not by eval(), at which thresholds are looked at
+                module.training = False
+            weight: Tensor = self.compute(self.owner)
             return weight
 
     def sources(self) -> list[Tensor]:

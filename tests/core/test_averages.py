@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from timm.utils.model_ema import ModelEma, ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn, update_bn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,11 +44,16 @@ X = batch(99)[0]
 def wrapped() -> tuple[Any, st3fx.Sparsifier]:
     """A part that has another share of zeros than the whole."""
     torch.manual_seed(0)
-    part = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 32))
+    last = nn.Linear(32, 32)
+    part = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), last)
     model = nn.Sequential(part, nn.Linear(32, 32), nn.Linear(32, 2))
-    nn.init.normal_(part[3].weight, std=0.01)
+    nn.init.normal_(last.weight, std=0.01)
     method = st3fx.ST3(TARGET, schedule=st3fx.CubicSchedule(0.1, 0.6))
     return st3fx.convert(model, X, method, total_steps=STEPS, verify=False)
+
+
+def part_of(model: Any) -> Any:
+    return model[0]
 
 
 def zeros_of(model: Any) -> float:
@@ -347,7 +353,7 @@ def test_an_average_of_a_part() -> None:
     snapshot = copy.deepcopy(model[0])
     train(model, sparsifier, lambda m: average.update_parameters(m[0]))
     part: Any = average.module
-    share = zeros_of(st3fx.fold(model)[0])
+    share = zeros_of(part_of(st3fx.fold(model)))
     assert 0.1 < share != pytest.approx(TARGET, abs=0.01)
     folded = st3fx.fold(average)
     assert zeros_of(folded) == pytest.approx(share, abs=0.002)
@@ -370,7 +376,7 @@ def test_an_average_of_a_part_whose_original_has_gone() -> None:
     model, sparsifier = wrapped()
     average = AveragedModel(model[0], multi_avg_fn=get_ema_multi_avg_fn(0.9))
     train(model, sparsifier, lambda m: average.update_parameters(m[0]))
-    share = zeros_of(st3fx.fold(model)[0])
+    share = zeros_of(part_of(st3fx.fold(model)))
     del model, sparsifier
     gc.collect()
     assert zeros_of(st3fx.fold(average)) == pytest.approx(share, abs=0.1)
@@ -558,3 +564,13 @@ def test_a_read_notices_weights_that_were_swapped_in_without_a_trace() -> None:
         parameter.data.mul_(1.5).add_(0.01)
     seen = model[3].weight
     assert torch.equal(seen, st3fx.fold(model).get_parameter("3.weight"))
+
+
+def test_a_step_of_a_model_that_computes_its_weight_is_no_evaluation() -> None:
+    """The weight is computed as in eval mode, to which the model is not switched for that."""
+    layer = parametrizations.weight_norm(nn.Linear(8, 5))
+    model, sparsifier = st3fx.convert(layer, X, st3fx.ST3(TARGET), total_steps=4, verify=False)
+    train(model, sparsifier, lambda _: None, 4)
+    assert model.training
+    assert not sparsifier.run.suspect
+    assert sparsifier.sparsity == pytest.approx(TARGET, abs=0.02)

@@ -137,7 +137,8 @@ def test_few_zeros_and_a_site_without_any_weight_in_a_sparse_model() -> None:
 @pytest.mark.filterwarnings("ignore::st3fx.errors.TargetWarning")
 @pytest.mark.parametrize("how", ["loaded", "assigned", "meta", "filled"])
 def test_zeros_of_weights_that_come_after_the_conversion(how: str) -> None:
-    start, given = folded(), pruned((0.0, 0.0, 0.0))
+    start: Any = folded()
+    given: Any = pruned((0.0, 0.0, 0.0))
     if how in ("meta", "filled"):
         given = given.to("meta")
     method = st3fx.ST3(0.9)
