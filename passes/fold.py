@@ -22,6 +22,7 @@ from st3fx.core.converted import (
     Sparse,
     is_entered,
     leave,
+    plain_class,
     unwatch_loading,
 )
 from st3fx.core.shards import set_value, whole
@@ -139,7 +140,8 @@ def _plain_forward(forward: Any) -> Any:
         if inner is not forward.func:
             return functools.partial(inner, *forward.args, **forward.keywords)
     if isinstance(forward, types.MethodType) and getattr(forward.__func__, IS_FORWARD, False):
-        return types.MethodType(forward.__func__.__wrapped__, forward.__self__)  # type: ignore[attr-defined]
+        owner = forward.__self__
+        return types.MethodType(plain_class(type(owner)).forward, owner)  # type: ignore[attr-defined]
     return forward
 
 

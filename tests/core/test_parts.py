@@ -147,6 +147,17 @@ def test_a_forward_that_is_wrapped_after_the_conversion(where: str, make: Any) -
     sparsifier.step()
 
 
+def test_a_wrapped_forward_is_that_of_the_class_as_it_is_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model: Any
+    model, sparsifier = st3fx.convert(Scaled(), X, total_steps=10, verify=False)
+    sparsifier.set_sparsity(0.5)
+    model.forward = functools.partial(model.forward)
+    monkeypatch.setattr(Scaled, "forward", lambda self, x: self.body(x))
+    assert torch.equal(st3fx.fold(model)(X), model(X))
+
+
 def test_hooks_on_gradients_are_kept_and_closures_named() -> None:
     model: Any = mlp()
     seen: list[str] = []
