@@ -126,7 +126,7 @@ class SparseForward:
         compiling = torch.compiler.is_compiling()
         if self.run is not None and not compiling:
             self.run.prepare(self.module.training, whole=RUN in self.module.__dict__)
-        elif self.run is not None and self.run.follows:
+        elif self.run is not None and (self.run.follows or not self.module.training):
             before_compiling(self.run.key)
         # Hooks on all modules see those that a graph has inlined; a computed weight needs it.
         needed = self._needs_graph

@@ -555,6 +555,17 @@ def test_a_state_dict_in_lower_precision_has_its_exact_target(dtype: torch.dtype
     assert its.run.sparsity == TARGET
 
 
+def test_weights_that_are_swapped_in_before_the_model_is_compiled() -> None:
+    model, sparsifier = make()
+    train(model, sparsifier, lambda _: None)
+    model.eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5).add_(0.01)
+    compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(X), st3fx.fold(model)(X))
+
+
 def test_a_read_notices_weights_that_were_swapped_in_without_a_trace() -> None:
     model: Any
     model, sparsifier = make()
