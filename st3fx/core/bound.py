@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from st3fx.core.converted import ENDED, SITES, Sparse, Training, has_site
+from st3fx.core.converted import ENDED, SITES, Sparse, Speaker, has_site
 from st3fx.core.formula import Inputs
 from st3fx.core.graphs import CompiledGraph
 from st3fx.core.shards import whole
@@ -107,7 +107,7 @@ def marks(model: nn.Module) -> Iterator[tuple[nn.Module, str, Sparse]]:
             yield module, parameter, sparse
 
 
-def part_sites(modules: Iterable[nn.Module], run: Training) -> list[Bound]:
+def part_sites(modules: Iterable[nn.Module], run: Speaker) -> list[Bound]:
     """The sites of a run in some modules of a model, by the marks that these carry."""
     places: dict[str, list[tuple[nn.Module, str, Sparse]]] = {}
     for module in modules:
@@ -133,7 +133,7 @@ def is_present(module: nn.Module, parameter: str, sparse: Sparse) -> bool:
 
 def bound_sites(
     root: nn.Module,
-    run: Training,
+    run: Speaker,
     *,
     quiet: bool = False,
     report: Callable[[Site, str, str], Any] | None = None,
@@ -182,7 +182,7 @@ def bound_sites(
 
 
 def _at(
-    root: nn.Module, home: str, site: Site, run: Training
+    root: nn.Module, home: str, site: Site, run: Speaker
 ) -> tuple[nn.Module, str, Sparse] | None:
     """A site's module by the path that it had at the conversion."""
     path, _, parameter = home.rpartition(".")
@@ -197,7 +197,7 @@ def _at(
     return (module, parameter, sparse) if is_present(module, parameter, sparse) else None
 
 
-def _by_name(root: nn.Module, run: Training) -> dict[str, list[tuple[nn.Module, str, Sparse]]]:
+def _by_name(root: nn.Module, run: Speaker) -> dict[str, list[tuple[nn.Module, str, Sparse]]]:
     """Sites by the marks that modules carry, wherever they are."""
     table: dict[str, list[tuple[nn.Module, str, Sparse]]] = {}
     for module, parameter, sparse in marks(root):
@@ -206,7 +206,7 @@ def _by_name(root: nn.Module, run: Training) -> dict[str, list[tuple[nn.Module, 
     return table
 
 
-def replaced(root: nn.Module, site: Site, run: Training) -> str | None:
+def replaced(root: nn.Module, site: Site, run: Speaker) -> str | None:
     """What stands in a site's place; ``None`` if nothing does, or another site that was moved."""
     path, _, parameter = site.name.rpartition(".")
     with contextlib.suppress(AttributeError):

@@ -49,7 +49,14 @@ RUN = "st3fx_run"
 """Attribute of the root: where its training stands."""
 
 
-class Training(Protocol):
+class Speaker(Protocol):
+    """What says things once: of a model, of which it is the only one."""
+
+    def warn(self, message: str, category: type[Warning], subject: str = "") -> None:
+        """Say something once."""
+
+
+class Training(Speaker, Protocol):
     """Where the training of a converted model stands, as far as its modules and graphs ask."""
 
     loading: bool
@@ -75,9 +82,6 @@ class Training(Protocol):
         self, training: bool, name: str = "", weight: Tensor | None = None, *, whole: bool = False
     ) -> None:
         """Bring the thresholds up to date before a forward, or before a read of one weight."""
-
-    def warn(self, message: str, category: type[Warning], subject: str = "") -> None:
-        """Say something once."""
 
     def warn_of_drift(self) -> None:
         """Say which layers were replaced."""

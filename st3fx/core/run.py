@@ -19,7 +19,6 @@ are those of the weights that are there, and training finds its own again.
 from __future__ import annotations
 
 import contextlib
-import warnings
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -27,32 +26,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from st3fx.core.attachment import Attachment
-from st3fx.core.bound import ASSIGNED, Bound, bound_sites, marks, part_sites
+from st3fx.core.bound import Bound, marks, part_sites
 from st3fx.core.compiled import key_of
 from st3fx.core.converted import RUN, is_transformed
-from st3fx.core.digest import Digest, digests
 from st3fx.core.functional import INACTIVE
-from st3fx.core.shards import masked
 from st3fx.core.site_state import state_name
-from st3fx.core.sites import Site
-from st3fx.core.threshold import GlobalThreshold
+from st3fx.core.thresholds import Thresholds, digests_of, is_plain, stamp
 from st3fx.errors import (
-    DriftWarning,
-    EmptyLayerWarning,
     StateError,
     TargetWarning,
     TraceWarning,
 )
-from st3fx.methods.base import Method, ScheduledMethod
+from st3fx.methods.base import ScheduledMethod
 
 _STEP = "st3fx_step"
 _LEVEL = "st3fx_sparsity"
-_FEWEST_ZEROS = 0.05
-"""Share of zeros of a site from which a model is sparse; fewer are chance."""
 _SLACK = 1e-6
 """How far below its target a sparsity may be without a word."""
 
@@ -61,57 +52,34 @@ _NEVER_PICKLED = ("_followers", "_part", "key")
 """Weak sets, and what is unique in a process."""
 
 
-class Run:
+class Run(Thresholds):
     """The state of one conversion, shared by all modules of the model.
 
     Attributes:
-        steps: Optimizer steps so far.
-        sparsity: What the thresholds were last set for; ``None`` if a file did not say.
-        held: Whether that was set by hand, and steps keep it instead of following the schedule.
-        frozen: Whether masks are fixed.
-        floor: Share of zeros that the model came with, from which the schedule starts.
-        pin: Whether these stay zero.
-        stale: Whether the weights have changed since the thresholds were set, as far as is known.
         suspect: Whether changes that leave no trace are to be looked for at the next evaluation.
-        level: The last global threshold ``T``: 0-dimensional; ``None`` while there is none.
         key: Of this process: a compiler knows numbers, and no runs.
         trained: Whether a forward has recorded gradients since the last step.
         attachment: To the optimizer whose steps are counted, if one is attached.
+        loading: Whether a state dict is being loaded that says where a training stood.
+        absent: Entries that it lacks.
     """
 
     def __init__(self) -> None:
-        self.steps = 0
-        self.sparsity: float | None = 0.0
-        self.held = False
-        self.frozen = False
-        self.floor, self.pin = 0.0, False
-        self.stale = False
+        super().__init__()
         self.suspect = False
-        self.level: Tensor | None = None
+        self.key = key_of(self)
         self.trained = False
         self.attachment: Attachment | None = None
+        self.loading = False
+        self.absent: set[str] = set()
         self._leader: Run | None = None
         self._followers: weakref.WeakSet[Run] = weakref.WeakSet()
-        self._part: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # of a copy without the root
         self._whole = False  # the root is copied, too
         self._switching = False
-        self.key = key_of(self)
         self._seen = 0  # the leader's steps when changes were last looked for
-        self._root: weakref.ref[nn.Module] | None = None
-        self._over: frozenset[str] = frozenset()  # the sites that the thresholds were set over
-        self._stamps: dict[str, list[tuple[int, int]]] = {}
-        self._traceable = False
         self._given = False  # the user's own weights are loaded, to start from
-        self._sharded = False
-        self._here = False  # on a CPU, where to compare values costs little
-        self.loading = False
         self._renewed = True
         self._old_file = False
-        self.absent: set[str] = set()
-        self._digests: dict[str, list[Digest]] = {}
-        self._aside: dict[str, Tensor] | None = None
-        self._finder = GlobalThreshold()
-        self._warned: set[str] = set()
 
     # --- whose run it is
 
@@ -135,20 +103,6 @@ class Run:
             self._note(part_sites([module], self), digest=True, stale=self.stale)
             self._stamps, self._digests = known[0] | self._stamps, known[1] | self._digests
             self._traceable = self._traceable and traceable
-
-    @property
-    def root(self) -> nn.Module | None:
-        """The model, if it is still there and not only a part of it was copied."""
-        return None if self._root is None else self._root()
-
-    def bound(self) -> list[Bound]:
-        """The sites, with the modules that own them.
-
-        Raises:
-            StateError: If one was replaced since the conversion.
-        """
-        root = self.root
-        return part_sites(self._part, self) if root is None else bound_sites(root, self)
 
     def take_over(self) -> None:
         """A sparsifier drives this model itself: it follows no other."""
@@ -202,39 +156,6 @@ class Run:
         """
         return self.sparsity if self._leader is None or not moved else self._leader.sparsity
 
-    # --- what has changed
-
-    def _note(self, bound: list[Bound], *, digest: bool, stale: bool = False) -> None:
-        """The thresholds fit the weights as they are now, unless they are ``stale``."""
-        weights = [(site.site.name, site.sources()) for site in bound]
-        self._stamps = {name: [*map(_stamp, own)] for name, own in weights}
-        # Sharded weights are other tensors in each forward: there is nothing to compare.
-        self._sharded = any(isinstance(weight, DTensor) for _, own in weights for weight in own)
-        self._traceable = all(_is_plain(weight) for _, own in weights for weight in own)
-        self._here = all(weight.device.type == "cpu" for _, own in weights for weight in own)
-        self._digests = _digests_of(weights) if digest and self._traceable else {}
-        self.stale = stale
-
-    def _moved(self, *, thorough: bool) -> bool:
-        """Whether weights have changed since they were noted.
-
-        Args:
-            thorough: Look at the values, too, which some code writes to without a trace. Without
-                digests to compare with the answer is yes.
-        """
-        bound = self.bound_quietly()
-        if not bound:
-            return False
-        if not self._traceable:  # only processes together can look at shards: in forwards
-            return thorough and self._sharded
-        if self.moved(bound):
-            return True
-        if not thorough or not self._digests:
-            return thorough
-        weights = [(site.site.name, site.sources()) for site in bound]
-        found = _digests_of(weights).items()
-        return any(self._digests.get(name) != digest for name, digest in found)
-
     # --- thresholds
 
     def prepare(
@@ -270,7 +191,7 @@ class Run:
         if whole and self._here and self._digests:
             thorough = True
         known = self._stamps.get(name)
-        if weight is not None and known == [_stamp(weight)] and not thorough and not self.stale:
+        if weight is not None and known == [stamp(weight)] and not thorough and not self.stale:
             return
         self.settle(thorough=thorough)
 
@@ -292,7 +213,7 @@ class Run:
             self.restore()
             return
         self.suspect = True
-        if self._is_due(training) and not self._switching and all(map(_is_plain, self._sources())):
+        if self._is_due(training) and not self._switching and all(map(is_plain, self._sources())):
             # Compiled code cannot look by itself. What is wrong is said when the model is used.
             self._switching = True
             try:
@@ -319,7 +240,7 @@ class Run:
             StateError: If they are not, and the thresholds of a copy are older than the training.
         """
         weights = self._sources()
-        if all(_is_plain(weight) and not is_functorch_wrapped_tensor(weight) for weight in weights):
+        if all(is_plain(weight) and not is_functorch_wrapped_tensor(weight) for weight in weights):
             state = torch._C._get_tracing_state()
             torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
             try:
@@ -404,8 +325,8 @@ class Run:
                 level = leader.level
                 self._put(site, INACTIVE if level is None else level * method.scale(site.site))
             return
-        over, digest = self._over, [_digests_of([("", own.sources())]) for own, _ in pairs]
-        if digest == [_digests_of([("", other.sources())]) for _, other in pairs]:
+        over, digest = self._over, [digests_of([("", own.sources())]) for own, _ in pairs]
+        if digest == [digests_of([("", other.sources())]) for _, other in pairs]:
             for site, other in pairs:
                 self._put(site, other.tensors("threshold")[0])
             return
@@ -458,73 +379,6 @@ class Run:
                         self._put(item, aside[item.site.name])
             self.stale = True  # until the next step, or until the weights are looked at
 
-    @staticmethod
-    def _put(item: Bound, value: Tensor | float) -> None:
-        """Give a site a threshold, in new tensors: a graph that is under way keeps the old ones."""
-        for module, parameter in item.places:
-            name = state_name(parameter, "threshold")
-            fresh = torch.empty_like(module.__dict__[name])
-            module.__dict__[name] = (
-                fresh.copy_(value) if isinstance(value, Tensor) else fresh.fill_(value)
-            )
-
-    def _method(self) -> Method:
-        method: Method = self.root.st3fx_method  # type: ignore[union-attr,assignment]
-        return method
-
-    def set(self, sparsity: float, bound: list[Bound]) -> None:
-        """Set all thresholds for a sparsity over the present weights; 0 makes them inactive."""
-        method = self._method()
-        assert isinstance(method, ScheduledMethod)
-        self._aside = None
-        self._set(method, sparsity, bound)
-        self.sparsity = sparsity
-        self._note(bound, digest=False)
-
-    def scheduled(self) -> float | None:
-        """The sparsity that the present step should have; ``None`` if nothing says it.
-
-        From the share ``f`` of zeros that the model came with the schedule's ramp ``r(t)``, 0 to 1,
-        leads to the target ``s``: ``f + (s − f)·r(t)``, and never down.
-        """
-        if self.held:
-            return self.sparsity
-        method, total = self._method(), getattr(self.root, "st3fx_total_steps", None)
-        if not isinstance(method, ScheduledMethod) or total is None:
-            return None
-        if not self.floor:
-            return method.schedule.sparsity(self.steps, total, method.sparsity)
-        ramp = method.schedule.sparsity(self.steps, total, 1.0)
-        return self.floor + max(0.0, method.sparsity - self.floor) * ramp
-
-    def keep_zeros(self, *, pin: bool) -> float:
-        """Start from the zeros that the weights have, once they have values; the share of them.
-
-        A model is sparse if one of its sites has a share of zeros. Then none of its zeros is
-        chance, and a site without any other weight was pruned; else such a site begins so, and
-        trains.
-
-        Args:
-            pin: Whether these weights stay zero; else they may come back while others go.
-        """
-        self.pin, bound = pin, self.bound_quietly()
-        weights = [(site, site.weight()) for site in bound if not site.site.computed]
-        if not all(_is_plain(weight) for _, weight in weights):
-            return self.floor
-        counts = [weight.numel() - int(torch.count_nonzero(weight)) for _, weight in weights]
-        shares = [n / max(1, own.numel()) for n, (_, own) in zip(counts, weights, strict=True)]
-        is_sparse = any(_FEWEST_ZEROS <= share < 1 for share in shares)
-        for (site, weight), share in zip(weights if pin else (), shares, strict=False):
-            kept = share > 0 and is_sparse
-            for module, parameter in site.places:
-                mask = weight != 0 if kept else weight.new_empty(0, dtype=torch.bool)
-                module.__dict__[state_name(parameter, "mask")] = mask
-            if kept and share == 1:
-                self._warn_of_kept(site.site.name)
-        total = sum(site.site.numel for site in bound)
-        self.floor = sum(counts) / max(1, total) if is_sparse else 0.0
-        return self.floor
-
     def take_state(
         self, steps: int, sparsity: float | None, *, held: bool, frozen: bool, floor: float
     ) -> None:
@@ -556,91 +410,6 @@ class Run:
     def follows(self) -> bool:
         """Whether this is the run of a copy, which nothing drives."""
         return self._leader is not None
-
-    def moved(self, bound: list[Bound]) -> bool:
-        """Whether a weight has changed since the thresholds were last set."""
-        return any(
-            self._stamps.get(site.site.name) != [*map(_stamp, site.sources())] for site in bound
-        )
-
-    def _pinned(self, bound: list[Bound]) -> float:
-        """The sparsity that masks alone give: up to it no threshold is needed."""
-        masks = [site.tensors("mask")[0] for site in bound] if self.floor else []
-        return self.floor if any(mask.numel() for mask in masks) else 0.0
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _set(
-        self,
-        method: ScheduledMethod,
-        sparsity: float,
-        bound: list[Bound],
-        pinned: float | None = None,
-    ) -> None:
-        sites = [item.site for item in bound]
-        scales = [method.scale(site) for site in sites]
-        self.level, self._over = None, frozenset(site.name for site in sites)
-        if sparsity > (self._pinned(bound) if pinned is None else pinned):
-            costs = [site.cost for site in sites] if method.budget == "macs" else None
-            # What a mask holds at zero is zero, whatever its latent weight has become.
-            pairs = [(item.weight(), item.tensors("mask")[0]) for item in bound]
-            weights = [masked(weight, mask) if mask.numel() else weight for weight, mask in pairs]
-            self.level = self._finder.find(weights, scales, sparsity, costs)
-            for index in self._finder.empty:
-                self._warn_of_empty(sites[index].name, sparsity)
-        for item, scale in zip(bound, scales, strict=True):
-            value = INACTIVE if self.level is None else self.level * scale
-            self._put(item, value)
-
-    # --- what is said once
-
-    def _warn_of_empty(self, name: str, sparsity: float) -> None:
-        message = (
-            f"{name} has lost all of its weights at sparsity {sparsity:.4g}: exclude it, "
-            "lower the sparsity, or normalise magnitudes (st3-sigma)"
-        )
-        self.warn(message, EmptyLayerWarning, name)
-
-    def _warn_of_kept(self, name: str) -> None:
-        message = (
-            f"{name} has no weight but zeros in a model that is sparse, and keeps them: if it is "
-            "new and is to train, initialise it with other values, or give keep_zeros=False"
-        )
-        self.warn(message, EmptyLayerWarning, f"kept {name}")
-
-    def say_of_trace(self, name: str) -> None:
-        """A tracer of torch.fx has read an effective weight, which stands in its graph from now."""
-        self.warn(
-            f"torch.fx traces a converted model: {name} and its like stand in the graph as the "
-            "effective weights of this moment; fold first for a graph to train or to keep",
-            TraceWarning,
-        )
-
-    def warn(self, message: str, category: type[Warning], subject: str = "") -> None:
-        """Warn, once of each subject, which is the message itself if none is given."""
-        key = f"{category.__name__} {subject or message}"
-        if key not in self._warned:
-            self._warned.add(key)
-            warnings.warn(message, category, stacklevel=6)
-
-    def warn_of_drift(self, *, folded: bool = False) -> None:
-        """Name sites that were replaced, where the forward goes on without them.
-
-        Args:
-            folded: Sites whose parameter was assigned, too, unless it has zeros itself, as what
-                tools make that fuse layers.
-        """
-        root = self.root
-
-        def report(site: Site, reason: str, message: str) -> None:
-            if reason == ASSIGNED:
-                dense = folded and bool(self.sparsity) and root is not None
-                if not dense or not bool(root.get_parameter(site.name).all()):  # type: ignore[union-attr]
-                    return
-            self.warn(message, DriftWarning)
-
-        if root is not None:
-            bound_sites(root, self, quiet=True, report=report)
 
     # --- state dicts
 
@@ -720,13 +489,6 @@ class Run:
         own = self.saved("")
         return bool(own[_STEP] == step) and torch.equal(own[_LEVEL], flags.to("cpu"))
 
-    def bound_quietly(self) -> list[Bound]:
-        """As :meth:`bound`, without the sites that were replaced."""
-        root = self.root
-        if root is None:
-            return part_sites(self._part, self)
-        return bound_sites(root, self, quiet=True)
-
     def _infer(self) -> None:
         """The sparsity of a file that does not say it."""
         method, total = self._method(), getattr(self.root, "st3fx_total_steps", None)
@@ -761,18 +523,3 @@ def runs_in(model: nn.Module) -> list[Run]:
     """The runs of all converted models that are, or are parts of, a module, or have parts in it."""
     whole = {id(run): run for m in model.modules() if (run := m.__dict__.get(RUN)) is not None}
     return [*(whole | {id(sparse.run): sparse.run for *_, sparse in marks(model)}).values()]
-
-
-def _digests_of(weights: list[tuple[str, list[Tensor]]]) -> dict[str, list[Digest]]:
-    found = iter(digests([weight for _, own in weights for weight in own], wait=True))
-    return {name: [next(found) for _ in own] for name, own in weights}
-
-
-def _stamp(weight: Tensor) -> tuple[int, int]:
-    """Differs when the tensor was written to by an operator, or has other memory."""
-    version = 0 if weight.is_inference() else weight._version
-    return version, weight.untyped_storage()._cdata if _is_plain(weight) else id(weight)
-
-
-def _is_plain(weight: Tensor) -> bool:
-    return type(weight) in (Tensor, nn.Parameter) and not weight.is_meta
