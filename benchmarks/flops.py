@@ -40,8 +40,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import st3fx
 from benchmarks import record
-from st3fx.core.inputs import Example
 from st3fx.flops import aten
+from st3fx.plan.example import Example
 
 MODELS = (
     "resnet50", "resnext50_32x4d", "vgg16", "mobilenet_v2", "efficientnet_b0", "densenet121",

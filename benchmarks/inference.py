@@ -33,11 +33,9 @@ from benchmarks import openvino_call, record
 from benchmarks.sparse_models import build, pruned, sample
 from st3fx import native, runtime
 from st3fx.bench import onnx_call
-from st3fx.bench.result import BenchRow
+from st3fx.bench.result import BenchRow, make_rows
 from st3fx.bench.rounds import measure
-from st3fx.bench.rows import make_rows
-from st3fx.bench.settings import BenchSettings
-from st3fx.bench.variant import Array, Variant
+from st3fx.bench.variant import Array, BenchSettings, Variant
 from st3fx.export.result import ExportResult
 
 RESULTS = record.RESULTS / "inference.json"

@@ -30,9 +30,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import record
+from st3fx.commands.train import train_spec
 from st3fx.training.recipes import RECIPES
 from st3fx.training.settings import Settings
-from st3fx.verbs.driver import train_spec
 
 SPARSITIES = (0.90, 0.95, 0.98, 0.99)
 SEEDS = (0, 1, 2)

@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from st3fx.data.fashion_mnist import MINI
-from st3fx.data.idx import read_idx
+from st3fx.data.fashion_mnist import MINI, read_idx
 
 PER_CLASS = {"train": 400, "t10k": 100}
 """File prefix -> images taken of each of the ten classes."""

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks import record
-from st3fx.core.threshold import GlobalThreshold
+from st3fx.sparsity.threshold.search import GlobalThreshold
 
 SPARSITY = 0.9
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from st3fx.cli.flops_tables import print_report
 from st3fx.cli.options import json_option, model_options
-from st3fx.cli.progress import Progress
+from st3fx.cli.views.flops import print_report
+from st3fx.cli.views.progress import Progress
 
 if TYPE_CHECKING:
     from st3fx.flops.report import FlopsReport, LayerFlops
@@ -73,8 +73,8 @@ def analyze(
       st3fx analyze torchvision:resnet50 --input 1x3x224x224 --weights folded.safetensors
       st3fx analyze model.onnx --batch 8 --sort macs --csv layers.csv
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
-    from st3fx.verbs.analysis import analyze as count
-    from st3fx.verbs.folded import Request
+    from st3fx.commands.analyze import analyze as count
+    from st3fx.commands.models import Request
 
     if as_json and table == "-":
         raise click.UsageError("--json and --csv - would both print to stdout")
@@ -112,8 +112,8 @@ def ordered(report: FlopsReport, sort: str) -> list[LayerFlops]:
 
 def _target(text: str, *, force: bool) -> Path:
     """Fail before the work if the file cannot be written."""
+    from st3fx.commands.export import check_target
     from st3fx.errors import FlopsError
-    from st3fx.verbs.deploy import check_target
 
     path = check_target(text, force=force)
     if not path.parent.is_dir():
@@ -122,7 +122,7 @@ def _target(text: str, *, force: bool) -> Path:
 
 
 def _csv(report: FlopsReport, rows: list[LayerFlops]) -> str:
-    from st3fx.flops.text import to_csv
+    from st3fx.flops.report import to_csv
 
     return to_csv(rows, report.sparse_macs)
 

@@ -11,15 +11,14 @@ from typing import Any
 
 import click
 
-from st3fx.cli.bench_tables import print_bench
-from st3fx.cli.calibration_table import print_calibration
-from st3fx.cli.options import json_option
-from st3fx.cli.param_types import Spec
-from st3fx.cli.progress import Progress
-from st3fx.cli.prune_options import prune_options
+from st3fx.cli.completion import Spec
+from st3fx.cli.options import json_option, prune_options
+from st3fx.cli.views.bench import print_bench
+from st3fx.cli.views.progress import Progress
+from st3fx.cli.views.tables import print_calibration
 
 TORCH_MODES = ("eager", "compile")
-"""Of ``st3fx.bench.settings``; a test holds them equal."""
+"""Of ``st3fx.bench.variant``; a test holds them equal."""
 
 
 def _shapes(
@@ -140,9 +139,9 @@ def bench(
         return
     if not models:
         raise click.UsageError("Missing argument 'MODEL...'.")
-    from st3fx.bench.settings import BenchSettings
-    from st3fx.verbs.benchmarking import benchmark
-    from st3fx.verbs.folded import Request
+    from st3fx.bench.variant import BenchSettings
+    from st3fx.commands.bench import benchmark
+    from st3fx.commands.models import Request
 
     about = ("inputs", "weights", "sparsity", "allow_dense")
     requests = [Request(spec, **{key: asked[key] for key in about}, seed=seed) for spec in models]
@@ -162,7 +161,7 @@ def bench(
 
 
 def _calibrate(models: tuple[str, ...], *, as_json: bool) -> None:
-    from st3fx.verbs.calibrating import calibrate
+    from st3fx.commands.calibrate import calibrate
 
     if models:
         raise click.UsageError("--calibrate measures this machine and takes no MODEL.")
@@ -176,8 +175,8 @@ def _calibrate(models: tuple[str, ...], *, as_json: bool) -> None:
 
 def _target(text: str, *, force: bool) -> Path:
     """Fail before the work if the file cannot be written."""
+    from st3fx.commands.export import check_target
     from st3fx.errors import BenchError
-    from st3fx.verbs.deploy import check_target
 
     path = check_target(text, force=force)
     if not path.parent.is_dir():

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from st3fx.cli.completion import FOLDER
 from st3fx.cli.options import json_option, method_options, model_options, selection_options
-from st3fx.cli.param_types import FOLDER
-from st3fx.cli.progress import Progress
-from st3fx.cli.tables import console, print_plan, total_line
+from st3fx.cli.views.progress import Progress
+from st3fx.cli.views.tables import console, print_plan, total_line
 
 if TYPE_CHECKING:
-    from st3fx.core.explain import Explanation
-    from st3fx.core.sites import SparsityPlan
     from st3fx.files.manifest import Recipe
+    from st3fx.plan.explain import Explanation
+    from st3fx.plan.sites import SparsityPlan
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,9 @@ def _convert(
     force: bool,
     dry_run: bool,
 ) -> ConvertResult:
+    from st3fx.commands.convert import convert_spec, save_bundle
     from st3fx.files.bundle import check_target
     from st3fx.loading.spec import parse_spec
-    from st3fx.verbs.workflow import convert_spec, save_bundle
 
     recipe = _recipe(asked)
     target = Path(output or f"{parse_spec(recipe.spec).name}.st3fx")
@@ -186,7 +186,7 @@ def _convert(
 
 
 def _explain(result: ConvertResult, name: str) -> ExplainResult:
-    from st3fx.core.explain import explain
+    from st3fx.plan.explain import explain
 
     return ExplainResult(explain(result.plan, name))
 

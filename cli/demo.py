@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from st3fx.cli.demo_view import DemoView, print_demo
+from st3fx.cli.completion import FOLDER
 from st3fx.cli.options import json_option
-from st3fx.cli.param_types import FOLDER
+from st3fx.cli.views.demo import DemoView, print_demo
 
 if TYPE_CHECKING:
-    from st3fx.verbs.demo_result import DemoResult
+    from st3fx.commands.demo import DemoResult
 
 INTERRUPTED = 130
 """Exit code after a signal, as shells give it for Ctrl-C."""
@@ -61,9 +61,8 @@ def demo(*, output_dir: str, seed: int, resume: bool, force: bool, as_json: bool
 
 
 def _run(folder: str, seed: int, *, again: bool, force: bool) -> DemoResult:
+    from st3fx.commands.demo import DemoSettings, run_demo
     from st3fx.training.interrupt import Interrupted
-    from st3fx.verbs.demo import run_demo
-    from st3fx.verbs.demo_result import DemoSettings
 
     view = DemoView(sys.stdout)
     try:

@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from st3fx.cli.options import json_option
-from st3fx.cli.progress import Progress
-from st3fx.cli.tables import console
+from st3fx.cli.views.progress import Progress
+from st3fx.cli.views.tables import console
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from st3fx.doctor.result import Diagnosis, Finding
+    from st3fx.doctor.probe import Diagnosis, Finding
 
 MARKS = {"ok": ("✓", "green"), "absent": ("–", "yellow"), "failed": ("✗", "bold red")}
 BROKEN = 1

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from st3fx.cli.options import json_option, model_options
-from st3fx.cli.outcome import print_export
-from st3fx.cli.param_types import ONNX
-from st3fx.cli.progress import Progress
-from st3fx.cli.prune_options import prune_options
+from st3fx.cli.completion import ONNX
+from st3fx.cli.options import json_option, model_options, prune_options
+from st3fx.cli.views.outcome import print_export
+from st3fx.cli.views.progress import Progress
 
 if TYPE_CHECKING:
-    from st3fx.export.free import FreeSize
+    from st3fx.export.batch import FreeSize
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
@@ -41,7 +40,7 @@ def _free(
             raise click.BadParameter(
                 f"{text!r}: give INPUT:DIM=NAME, e.g. input_ids:1=sequence", context, option
             )
-        from st3fx.export.free import FreeSize
+        from st3fx.export.batch import FreeSize
 
         found.append(FreeSize(match[1], int(match[2]), match[3]))
     return tuple(found)
@@ -126,9 +125,9 @@ def export(
       st3fx export resnet50.st3fx --sparsity 0.9 -o sparse.onnx --sparse-initializers
       st3fx export torchvision:resnet50 --weights resnet50.safetensors --input 1x3x224x224
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
-    from st3fx.runtime.names import SUFFIX
-    from st3fx.verbs.deploy import check_target, export_spec
-    from st3fx.verbs.folded import Request
+    from st3fx.commands.export import check_target, export_spec
+    from st3fx.commands.models import Request
+    from st3fx.runtime.operators import SUFFIX
 
     request = Request(**asked)
     # Now rather than after minutes of work.

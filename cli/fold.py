@@ -9,11 +9,10 @@ from typing import Any
 
 import click
 
-from st3fx.cli.options import json_option, model_options
-from st3fx.cli.outcome import print_fold
-from st3fx.cli.param_types import WEIGHTS
-from st3fx.cli.progress import Progress
-from st3fx.cli.prune_options import prune_options
+from st3fx.cli.completion import WEIGHTS
+from st3fx.cli.options import json_option, model_options, prune_options
+from st3fx.cli.views.outcome import print_fold
+from st3fx.cli.views.progress import Progress
 
 
 @click.command()
@@ -58,10 +57,10 @@ def fold(
       st3fx fold resnet50.st3fx --compact
       st3fx fold resnet50.st3fx --sparsity 0.95 --eliminate-dead-channels
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
+    from st3fx.commands import export
+    from st3fx.commands.export import check_target, fold_spec
+    from st3fx.commands.models import Request
     from st3fx.files import compact as compact_file
-    from st3fx.verbs import channels
-    from st3fx.verbs.deploy import check_target, fold_spec
-    from st3fx.verbs.folded import Request
 
     request = Request(**asked)
     compact = compact or (output or "").endswith(compact_file.SUFFIX)
@@ -69,13 +68,13 @@ def fold(
         raise click.UsageError("--compact is for weights of the model's own class: a graph without "
                                "dead channels is written as .pt2")  # fmt: skip
     suffix = compact_file.SUFFIX if compact else ".safetensors"
-    suffix = channels.SUFFIX if eliminate_dead_channels else suffix
+    suffix = export.SUFFIX if eliminate_dead_channels else suffix
     # Now rather than after minutes of work.
     target = check_target(output or f"{request.name}{suffix}", force=force)
     quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with quiet, Progress() as report:
         if eliminate_dead_channels:
-            result = channels.fold_reduced(request, target, progress=report)
+            result = export.fold_reduced(request, target, progress=report)
         else:
             result = fold_spec(request, target, compact=compact, progress=report)
     if as_json:

@@ -11,14 +11,14 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from st3fx.cli.completion import FOLDER
 from st3fx.cli.options import json_option
-from st3fx.cli.param_types import FOLDER
-from st3fx.cli.progress import Progress
-from st3fx.cli.summary import size_text
-from st3fx.cli.tables import console
+from st3fx.cli.views.outcome import size_text
+from st3fx.cli.views.progress import Progress
+from st3fx.cli.views.tables import console
 
 if TYPE_CHECKING:
-    from st3fx.report.result import ReportResult
+    from st3fx.report.facts import ReportResult
 
 
 @click.command()
@@ -57,7 +57,7 @@ def report(
       st3fx report runs/resnet20 --png pictures
       st3fx report resnet50.st3fx --bench out.json -o resnet50.html
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
-    from st3fx.verbs.reporting import write_report
+    from st3fx.commands.report import write_report
 
     # A model's own file may print: with --json that must not mix with the result.
     quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from st3fx.cli.options import json_option
-from st3fx.cli.param_types import FOLDER, SETTINGS, Spec
-from st3fx.cli.settings_options import SectionedCommand, given, settings_options
+from st3fx.cli.completion import FOLDER, SETTINGS, Spec
+from st3fx.cli.options import SectionedCommand, given, json_option, settings_options
 
 if TYPE_CHECKING:
-    from st3fx.training.result import TrainResult
+    from st3fx.training.report import TrainResult
     from st3fx.training.settings import Settings
 
 INTERRUPTED = 130
@@ -94,8 +93,8 @@ def _settings(
     """The settings of the run, and the checkpoint to go on from."""
     from st3fx.errors import TrainError
     from st3fx.training.folder import find_run
-    from st3fx.training.resolve import resolve
-    from st3fx.training.resolve import resume as resume_settings
+    from st3fx.training.recipes import resolve
+    from st3fx.training.recipes import resume as resume_settings
 
     if resume is None:
         settings = resolve(flags, config)
@@ -125,9 +124,9 @@ def _default_folder(spec: str) -> str:
 def _run(
     settings: Settings, checkpoint: Path | None, *, test_only: bool, force: bool, as_json: bool
 ) -> TrainResult:
-    from st3fx.cli.display import make_report
+    from st3fx.cli.views.display import make_report
+    from st3fx.commands.train import evaluate_spec, train_spec
     from st3fx.training.interrupt import Interrupted
-    from st3fx.verbs.driver import evaluate_spec, train_spec
 
     report = make_report(sys.stderr if as_json else sys.stdout)
     try:
@@ -143,7 +142,7 @@ def _run(
 
 
 def _show(result: TrainResult, as_json: bool) -> None:
-    from st3fx.cli.summary import print_summary
+    from st3fx.cli.views.outcome import print_summary
 
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=1))

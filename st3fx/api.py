@@ -11,26 +11,26 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from st3fx.core.converted import watch_loading
-from st3fx.core.copying import copied
-from st3fx.core.forward import Islands
-from st3fx.core.inputs import examples_of
-from st3fx.core.run import run_of, runs_in
-from st3fx.core.selection import Selection, Selectors
-from st3fx.core.state import not_collecting, outside_inference_mode
-from st3fx.core.strangers import Stranger, strangers
-from st3fx.core.unloaded import buffers_on_meta, on_meta
-from st3fx.core.unloaded import watch as watch_values
-from st3fx.core.unwrap import unwrapped
 from st3fx.errors import FoldError, HookWarning, InputError, PlanError
+from st3fx.graphs.forward import Islands
 from st3fx.methods import Method
 from st3fx.methods.st3 import ST3
-from st3fx.passes import convert as stages
-from st3fx.passes.dataflow import dataflow
-from st3fx.passes.fold import fold as _fold
-from st3fx.passes.fold import is_converted, undo
-from st3fx.passes.unloaded import observe as observe_shapes
-from st3fx.sparsifier import Sparsifier
+from st3fx.modules.copying import copied
+from st3fx.modules.saving import watch_loading
+from st3fx.modules.state import not_collecting, outside_inference_mode
+from st3fx.modules.strangers import Stranger, strangers
+from st3fx.modules.unloaded import buffers_on_meta, on_meta
+from st3fx.modules.unloaded import watch as watch_values
+from st3fx.modules.unwrap import unwrapped
+from st3fx.passes.convert import stages
+from st3fx.passes.convert.dataflow import dataflow
+from st3fx.passes.convert.fold import fold as _fold
+from st3fx.passes.convert.fold import is_converted, undo
+from st3fx.passes.convert.stages import observe_shapes
+from st3fx.plan.example import examples_of
+from st3fx.plan.selection import Selection, Selectors
+from st3fx.sparsifier.run import run_of, runs_in
+from st3fx.sparsifier.sparsifier import Sparsifier
 
 __all__ = ["convert", "dataflow", "fold"]
 

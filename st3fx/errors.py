@@ -1,9 +1,14 @@
 """Every error that st3fx raises for a user's mistake: one root, one child per stage.
 
 A message is one line: what is wrong, where (pass, full parameter name, shape), what to do.
+
+Small parts of error messages: one line each, and never an endless list.
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class St3fxError(Exception):
@@ -108,3 +113,24 @@ class OptimizerWarning(UserWarning):
 
 class HookWarning(UserWarning):
     """A hook, or another function on a module, means the given model in the copy made of it."""
+
+
+def describe(error: BaseException, *, limit: int = 200) -> str:
+    """``TypeError: what it said``: the type and the first line of the message, cut at ``limit``."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def few(items: Iterable[str], *, limit: int = 4) -> str:
+    """``a, b, c, d and 12 more``; ``none`` if there are none."""
+    names = list(items)
+    shown = ", ".join(names[:limit])
+    rest = len(names) - limit
+    return f"{shown} and {rest} more" if rest > 0 else shown or "none"
+
+
+def suggest(name: str, options: Sequence[str]) -> str:
+    """``; did you mean a, b?`` with the options that look like ``name``, or nothing."""
+    close = difflib.get_close_matches(name, options, n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(close)}?" if close else ""

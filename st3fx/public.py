@@ -2,22 +2,21 @@
 
 from st3fx.api import convert, dataflow, fold
 from st3fx.bench.result import BenchResult
-from st3fx.bench.settings import BenchSettings
-from st3fx.core.inputs import Call
-from st3fx.core.schedule import CubicSchedule
-from st3fx.core.sites import SparsityPlan
+from st3fx.bench.variant import BenchSettings
+from st3fx.commands.analyze import count_flops
+from st3fx.commands.bench import benchmark
+from st3fx.commands.convert import load_bundle, save_bundle
+from st3fx.commands.export import eliminate_dead_channels, export_onnx
+from st3fx.commands.report import write_report
 from st3fx.errors import EmptyLayerWarning, St3fxError
 from st3fx.export.result import ExportResult
 from st3fx.files.compact import load_compact, save_compact
 from st3fx.flops.report import FlopsReport
 from st3fx.methods import DST, GMP, ST3, STR, Feather, Method
-from st3fx.sparsifier import Sparsifier
-from st3fx.verbs.analysis import count_flops
-from st3fx.verbs.benchmarking import benchmark
-from st3fx.verbs.channels import eliminate_dead_channels
-from st3fx.verbs.deploy import export_onnx
-from st3fx.verbs.reporting import write_report
-from st3fx.verbs.workflow import load_bundle, save_bundle
+from st3fx.plan.example import Call
+from st3fx.plan.sites import SparsityPlan
+from st3fx.sparsifier.sparsifier import Sparsifier
+from st3fx.sparsity.schedule import CubicSchedule
 
 __all__ = [
     "DST",

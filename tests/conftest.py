@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 # Set before torch is imported anywhere. Workers side by side would otherwise start as many threads
 # as there are cores each; child processes of the tests inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Before triton is imported anywhere: its interpreter runs the kernels of st3fx.gpu on the CPU.
+# Before triton is imported anywhere: its interpreter runs st3fx.sparsity.gpu on the CPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
@@ -29,3 +30,5 @@ def _seeded() -> Iterator[None]:
     yield
     # A test that forgets this one would change the results of whatever runs after it.
     torch.set_default_dtype(torch.float32)
+    if "torch._dynamo" in sys.modules:  # a compiler gives up on code that it has compiled often
+        torch._dynamo.reset()

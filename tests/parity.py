@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import st3fx
-from st3fx.core.sites import SparsityPlan
-from st3fx.core.state import rng_states, seed_everything
+from st3fx.modules.state import rng_states, seed_everything
+from st3fx.plan.sites import SparsityPlan
 
 SEEDS = (0, 1)
 

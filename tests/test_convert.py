@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import st3fx
-from st3fx.core.state import rng_states
 from st3fx.errors import InputError, PlanError, VerificationError
+from st3fx.modules.state import rng_states
 from tests.nets import MODELS, Mixed, Net, image, sequence
 from tests.parity import check, require_same, snapshot
 

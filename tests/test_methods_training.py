@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import st3fx
-from st3fx.core.state import seed_everything
 from st3fx.errors import EmptyLayerWarning, StateError
 from st3fx.methods import DST, GMP, STR, Feather
+from st3fx.modules.state import seed_everything
 from tests.nets import Mixed, Net, image, sequence
 from tests.parity import require_plain, require_same, require_zeros, run
 

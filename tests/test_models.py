@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 import st3fx
-from st3fx.layers import BasicBlock
-from st3fx.models import MODELS, mobilenet_v1, wide_resnet
+from st3fx.models import MODELS, BasicBlock, mobilenet_v1, wide_resnet
 
 SMALL: dict[str, dict[str, Any]] = {
     # As deep as the real ones, but not as wide: verification runs each a dozen times.

@@ -244,7 +244,9 @@ def shards_of_any_dimension() -> None:
         for device_mesh, where in ((mesh, placements), (square, [Shard(1), *placements])):
             split = [distribute_tensor(w, device_mesh, where) for w in weights]
             for costs in (None, [5, 1, 90]):
-                find, expected = (st3fx.core.threshold.GlobalThreshold() for _ in range(2))
+                find, expected = (
+                    st3fx.sparsity.threshold.search.GlobalThreshold() for _ in range(2)
+                )
                 for sparsity in (0.001, 0.3, 0.62, 0.999):
                     args = ([1.0, 0.5, 2.0], sparsity, costs)
                     with no_gathering():
@@ -264,7 +266,7 @@ def shards_of_tensor_parallelism() -> None:
         run_check=False, shape=weight.shape, stride=weight.stride(),
     )  # fmt: skip
     for sparsity in (0.1, 0.5, 0.9):
-        find, expected = (st3fx.core.threshold.GlobalThreshold() for _ in range(2))
+        find, expected = (st3fx.sparsity.threshold.search.GlobalThreshold() for _ in range(2))
         actual = find.find([split], [1.0], sparsity)
         assert actual.item() == expected.find([weight], [1.0], sparsity).item()
 

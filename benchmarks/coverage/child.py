@@ -37,7 +37,7 @@ _PRELOADED = [
     "benchmarks.coverage.export_stage",
     # What is imported at its first use, and takes a second in each child.
     "st3fx.public",
-    "st3fx.verbs.deploy",
+    "st3fx.commands.export",
     "st3fx.export.engine",
     "torch._dynamo",
     "torch.onnx._internal.exporter._torchlib.ops",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import st3fx
-from st3fx.core.site_state import homes, state_name
+from st3fx.modules.marks import homes, state_name
 
 _SAMPLES = 100_000
 

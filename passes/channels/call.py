@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from st3fx.passes.channels.coupling import Ids, Kept
-from st3fx.passes.channels.fact import Fact, Slices
+from st3fx.passes.channels.fact import Fact, Ids, Kept, Slices
 from st3fx.passes.channels.operand import Operand
 from st3fx.passes.channels.product import Notes
 

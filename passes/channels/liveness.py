@@ -12,8 +12,7 @@ import numpy as np
 from torch import fx
 
 from st3fx.passes.channels.analyze import Analysis
-from st3fx.passes.channels.coupling import Ids, Kept, Mask
-from st3fx.passes.channels.fact import Fact
+from st3fx.passes.channels.fact import Fact, Ids, Kept, Mask
 from st3fx.passes.channels.product import Product
 
 READ = "it meets a channel that is not constant"

@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from st3fx.passes.channels.coupling import Coupling, Ids
-from st3fx.passes.channels.fact import Fact, Slices
+from st3fx.passes.channels.fact import Coupling, Fact, Ids, Slices
 
 
 class Role(Enum):

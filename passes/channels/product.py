@@ -13,8 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
-from st3fx.passes.channels.coupling import Coupling, Ids, Kept, Mark, Mask
-from st3fx.passes.channels.fact import Slices
+from st3fx.passes.channels.fact import Coupling, Ids, Kept, Mark, Mask, Slices
 
 Array = npt.NDArray[np.float64]
 

@@ -7,8 +7,7 @@ from typing import Any
 from torch import fx
 
 from st3fx.passes.channels.call import Call
-from st3fx.passes.channels.coupling import Ids
-from st3fx.passes.channels.fact import Fact, Slices
+from st3fx.passes.channels.fact import Fact, Ids, Slices
 from st3fx.passes.channels.operand import Operand, join
 from st3fx.passes.channels.product import Layout, Product, work_of
 

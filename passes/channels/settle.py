@@ -11,8 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from st3fx.passes.channels.call import Call, facts_of, size_of
-from st3fx.passes.channels.coupling import Ids, Mark, Mask
-from st3fx.passes.channels.fact import Fact
+from st3fx.passes.channels.fact import Fact, Ids, Mark, Mask
 from st3fx.passes.channels.operand import Role
 
 

@@ -1,15 +1,22 @@
-"""What a benchmark measured: plain data that turns itself into JSON and back."""
+"""What a benchmark measured: plain data that turns itself into JSON and back.
+
+From measured seconds to rows.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from st3fx.core.messages import describe
-from st3fx.errors import BenchError
+import numpy as np
+
+from st3fx.bench.rounds import Timing
+from st3fx.bench.variant import Variant
+from st3fx.errors import BenchError, describe
 from st3fx.files.atomic import replace_file
 
 FORMAT = "st3fx-bench"
@@ -173,3 +180,51 @@ def read_result(path: str | Path) -> BenchResult:
 def _row(data: dict[str, Any]) -> BenchRow:
     ratio = data["ratio"]
     return BenchRow(**{**data, "ratio": None if ratio is None else Ratio(**ratio)})
+
+
+def make_rows(
+    variants: Sequence[Variant], timings: Sequence[Timing], batch: int, threads: int
+) -> list[BenchRow]:
+    """One row for each variant; the first is the baseline of the others."""
+    baseline = timings[0]
+    return [
+        _row_of(variant, timing, None if timing is baseline else ratio(baseline, timing),
+             batch, threads)
+        for variant, timing in zip(variants, timings, strict=True)
+    ]  # fmt: skip
+
+
+def ratio(baseline: Timing, timing: Timing) -> Ratio:
+    """How many times as fast: the quartiles over rounds of the turns' median times."""
+    rounds = [
+        np.median(base) / np.median(own)
+        for base, own in zip(baseline.turns, timing.turns, strict=True)
+    ]
+    low, middle, high = np.percentile(rounds, (25, 50, 75))
+    return Ratio(float(middle), float(low), float(high))
+
+
+def _row_of(
+    variant: Variant, timing: Timing, compared: Ratio | None, batch: int, threads: int
+) -> BenchRow:
+    seconds = np.concatenate([np.asarray(turn) for turn in timing.turns])
+    low, middle, high, slow = np.percentile(seconds * 1e3, (25, 50, 75, 95))
+    return BenchRow(
+        name=variant.name,
+        runtime=timing.runtime,
+        provider=timing.provider,
+        batch=batch,
+        threads=threads,
+        median_ms=float(middle),
+        p95_ms=float(slow),
+        spread_ms=float(high - low),
+        items_per_second=batch * len(seconds) / float(seconds.sum()),
+        ratio=compared,
+        peak_memory=timing.peak,
+        iterations=len(seconds),
+        rounds=len(timing.turns),
+        load_seconds=timing.load_seconds,
+        sparsity=variant.sparsity,
+        bound=variant.bound,
+        skips_zeros=variant.skips_zeros,
+    )

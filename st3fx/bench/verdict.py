@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from st3fx.bench.result import BenchRow, Ratio
-from st3fx.bench.settings import ROUNDS
+from st3fx.bench.variant import ROUNDS
 
 CLEAR = 0.05
 """Least difference that is called one: the same computation in two processes differed by up to 4 %

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from st3fx.core.messages import describe
 from st3fx.data.base import Data, DataSettings
 from st3fx.data.in_memory import Images, Statistics, make_loaders
-from st3fx.errors import DataError
+from st3fx.errors import DataError, describe
 
 CIFAR10_STATISTICS = Statistics(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 """Of the 50 000 training images."""

@@ -15,11 +15,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from st3fx.core.messages import describe, few
-from st3fx.data.base import Data, DataSettings
+from st3fx.data.base import Data, DataSettings, draw, split
 from st3fx.data.in_memory import ordered_loader, shuffled_loader
-from st3fx.data.order import draw, split
-from st3fx.errors import DataError
+from st3fx.errors import DataError, describe, few
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images, per channel."""
@@ -61,7 +59,7 @@ def image_folder(settings: DataSettings) -> Data:
 class SeededDataset(Dataset[Any]):
     """Another data set, each of whose samples draws from generators seeded for it alone.
 
-    A number past the set's end is a sample of a later epoch (see ``st3fx.data.order``), so that
+    A number past the set's end is a sample of a later epoch (see ``st3fx.data.base``), so that
     workers that live on from one epoch to the next know which it is.
     """
 

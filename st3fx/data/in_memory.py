@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from st3fx.data.base import Data, DataSettings
-from st3fx.data.order import EpochSampler, below, draw, split
+from st3fx.data.base import Data, DataSettings, EpochSampler, below, draw, split
 from st3fx.errors import DataError
 
 Batch = tuple[Tensor, Tensor]
@@ -52,7 +51,7 @@ class Statistics:
 class TensorImages(Dataset[Batch]):
     """Normalised images with their labels, a batch per fetch.
 
-    A number past the set's end is a sample of a later epoch (see ``st3fx.data.order``).
+    A number past the set's end is a sample of a later epoch (see ``st3fx.data.base``).
     """
 
     def __init__(

@@ -102,8 +102,8 @@ def convert_and_fold() -> str:
 
 def train() -> str:
     """A run of a few steps, with its files."""
-    from st3fx.training.resolve import resolve
-    from st3fx.verbs.driver import train_spec
+    from st3fx.commands.train import train_spec
+    from st3fx.training.recipes import resolve
 
     with tempfile.TemporaryDirectory() as folder:
         values = {"spec": "st3fx:lenet_300_100", "epochs": 1, "batch_size": 1000,

@@ -15,9 +15,9 @@ import time
 import warnings
 from typing import Any, TextIO
 
-from st3fx.core.messages import describe
-from st3fx.core.parent import end_with_parent
 from st3fx.doctor.probe import AbsentError
+from st3fx.errors import describe
+from st3fx.processes import end_with_parent
 
 
 def outcome(target: str) -> dict[str, Any]:

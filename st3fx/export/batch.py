@@ -1,12 +1,18 @@
-"""The batch dimension: which tensors have it, and the same call with another batch size."""
+"""The batch and other sizes that are free in a file: a sequence's length, an image's sides.
+
+The batch dimension: which tensors have it, and the same call with another batch size.
+"""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from st3fx.errors import ExportError
 
 Dim = int | bool | None
 """Which dimension of a tensor is the batch: ``True`` says 0, ``None`` and ``False`` say none."""
@@ -69,3 +75,122 @@ def _random(example: Tensor, dim: int | None, batch: int, generator: torch.Gener
         return (noise * spread + values.mean()).to(example.dtype)
     low, high = int(example.min()), int(example.max())
     return torch.randint(low, high + 1, shape, generator=generator).to(example.dtype)
+
+
+BATCH = "batch"
+"""Name of the batch in a file."""
+
+Names = tuple[dict[int, str], ...]
+"""For each input tensor: dimension -> name of the free size."""
+
+
+@dataclass(frozen=True)
+class FreeSize:
+    """One dimension of one input.
+
+    Attributes:
+        input: Name of the input.
+        dim: Which of its dimensions. Dimension 0 is the batch, unless another one is.
+        name: Of the size in the file; dimensions of one name have one size. ``batch`` says that
+            this dimension is the batch.
+    """
+
+    input: str
+    dim: int
+    name: str
+
+    @classmethod
+    def of(cls, free: Mapping[str, Mapping[int, str]] | None) -> tuple[FreeSize, ...]:
+        """From ``{"input_ids": {1: "sequence"}, "state": {1: "batch"}}``."""
+        table = (free or {}).items()
+        return tuple(cls(key, dim, name) for key, dims in table for dim, name in dims.items())
+
+
+def names(free: Sequence[FreeSize], inputs: Sequence[str], tensors: Sequence[Tensor]) -> Names:
+    """The free dimensions of each input.
+
+    Raises:
+        ExportError: For an input or a dimension that is not there, a name that is none, or a name
+            whose dimensions differ in the example.
+    """
+    found: Names = tuple({} for _ in inputs)
+    sizes: dict[str, int] = {}
+    placed = {item.input for item in free if item.name == BATCH}
+    for item in free:
+        where = f"free size {item.input}:{item.dim}={item.name}"
+        if item.input not in inputs:
+            raise ExportError(f"{where}: the inputs are {', '.join(inputs)}")
+        index = inputs.index(item.input)
+        shape = tuple(tensors[index].shape)
+        lowest = 0 if item.input in placed else 1
+        if not lowest <= item.dim < len(shape):
+            raise ExportError(
+                f"{where}: give a dimension from 1 to {len(shape) - 1} of {shape}; dimension 0 is "
+                f"the batch, unless another one is named so ({item.input}:1={BATCH})"
+            )
+        if not item.name.isidentifier():
+            raise ExportError(f"{where}: give a name of letters, e.g. sequence")
+        if item.name == BATCH and BATCH in found[index].values():
+            raise ExportError(f"{where}: another dimension of {item.input} is {BATCH} already")
+        if sizes.setdefault(item.name, shape[item.dim]) != shape[item.dim]:
+            raise ExportError(
+                f"{where}: {item.name} is {sizes[item.name]} elsewhere in the example"
+            )
+        found[index][item.dim] = item.name
+    return found
+
+
+def batch_dims(names: Names, tensors: Sequence[Tensor]) -> tuple[tuple[int | None, ...], ...]:
+    """The dimension of each tensor that is the batch, in the order in which to try them.
+
+    Where it is named for some inputs, the others may have it as dimension 0, which their size there
+    says, or not at all. Where it is not named, all tensors of the most common size in dimension 0
+    have it there, but for those for which another name was given to that.
+
+    Args:
+        names: The free dimensions of each input.
+        tensors: The example's.
+    """
+    own = [next((d for d, name in dims.items() if name == BATCH), None) for dims in names]
+    known = [t.shape[d] for t, d in zip(tensors, own, strict=True) if d is not None]
+    if not known:
+        open_ = [t for t, dims in zip(tensors, names, strict=True) if 0 not in dims]
+        has = iter(batched(open_))
+        return (tuple(None if 0 in dims or not next(has) else 0 for dims in names),)
+    more = tuple(
+        0 if d is None and not dims and t.dim() and t.shape[0] == known[0] else d
+        for t, d, dims in zip(tensors, own, names, strict=True)
+    )  # fmt: skip
+    return tuple(dict.fromkeys((more, tuple(own))))
+
+
+def without_batch(names: Names) -> Names:
+    """The free dimensions that are not the batch."""
+    return tuple({d: name for d, name in dims.items() if name != BATCH} for dims in names)
+
+
+def resized(tensors: Sequence[Tensor], free: Names, change: int) -> tuple[Tensor, ...]:
+    """The same call with all free sizes larger by ``change``, what is new repeated from the start.
+
+    No size gets smaller than 2: of a size of 1 exporters take it that it is broadcast.
+    """
+    return tuple(_resized(tensor, dims, change) for tensor, dims in zip(tensors, free, strict=True))
+
+
+def _resized(tensor: Tensor, dims: dict[int, str], change: int) -> Tensor:
+    for dim in dims:
+        size = tensor.shape[dim]
+        tensor = tensor.index_select(dim, torch.arange(max(2, size + change)) % size)
+    return tensor
+
+
+def other_sizes(tensors: Sequence[Tensor], free: Names) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+    """Calls of other sizes, the smaller ones first, each with what to call it."""
+    for change in (-1, 3):
+        changed = resized(tensors, free, change)
+        sizes = {
+            name: tensor.shape[dim]
+            for tensor, dims in zip(changed, free, strict=True)
+            for dim, name in dims.items()
+        }
+        yield ", ".join(f"{name} {size}" for name, size in sizes.items()), changed

@@ -1,24 +1,230 @@
-"""Runs torch's exporter: silent, and with an error that names what ONNX cannot express."""
+"""Runs torch's exporter: silent, and with an error that names what ONNX cannot express.
+
+Keeps a library's warnings, log lines and prints off the terminal.
+
+What an exporter's error comes from: the operator and the user's own line.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import io
+import logging
+import re
+import sys
+import sysconfig
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from st3fx.core.state import preserved
-from st3fx.errors import ExportError
-from st3fx.export.batch import Dim, batch_size, dimension, repeated
-from st3fx.export.blame import is_fixed_batch, is_known, reason
+from st3fx.errors import ExportError, describe
+from st3fx.export.batch import BATCH, Dim, Names, batch_size, dimension, repeated, resized
 from st3fx.export.call import Flat
-from st3fx.export.free import BATCH, Names, resized
-from st3fx.export.opset import EXPORTERS
-from st3fx.export.quiet import quiet
+from st3fx.export.settings import EXPORTERS
+from st3fx.modules.state import preserved
+
+_LOGGERS = ("torch", "torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript",
+            "onnx_ir")  # fmt: skip
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence in this thread: what matters is in the result or in the error.
+
+    Other threads write as ever, a progress display among them.
+    """
+    saved = [(logging.getLogger(name), logging.getLogger(name).level) for name in _LOGGERS]
+    for logger, _ in saved:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(_Muted(sys.stderr)),
+            contextlib.redirect_stdout(_Muted(sys.stdout)),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in saved:
+            logger.setLevel(level)
+
+
+class _Muted(io.TextIOBase):
+    """A stream that drops what the thread that made it writes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._thread = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        if threading.get_ident() != self._thread:
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
+_PACKAGE = str(Path(__file__).parent.parent)
+_TORCH = str(Path(torch.__file__).parent)
+_STANDARD = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
+
+_FIXED = re.compile(
+    r"conflicts between user-specified ranges|[Cc]onstraints violated|You marked .{0,80} as dynamic"
+    r"|inconsistencies were found"
+)
+"""In messages about a dimension that was to be free and is not."""
+
+
+_ADVICE = {
+    "aten.scaled_dot_product_attention":
+        "; give its tensors four dimensions: batch, heads, positions and features",
+}  # fmt: skip
+"""Operator that is known otherwise -> what to do."""
+
+
+def is_fixed_batch(error: BaseException) -> bool:
+    """Whether a capture failed because the model needs the batch size that it was shown."""
+    return any(_FIXED.search(str(item)) for item in _chain(error))
+
+
+def is_known(error: BaseException) -> bool:
+    """Whether it is an operator that ONNX lacks, or a branch on values: no batch size helps."""
+    return _node(error) is not None or _branches(_root(error))
+
+
+def reason(error: BaseException) -> str:
+    """The innermost cause in one line, with operator and source line where they are known."""
+    node = _node(error)
+    where = _place(error, node)
+    if node is not None and callable(node.target):
+        if any(_operator(other) == "flex_attention" for other in node.graph.nodes):
+            # It sorts its blocks before it computes: what fails first is not what matters.
+            return (
+                f"ONNX has no form of flex_attention{where}; call scaled_dot_product_attention "
+                "there, with what its functions compute as attn_mask"
+            )
+        advice = _ADVICE.get(_operator(node), "")
+        return f"ONNX has no form of {_operator(node)}{where}{advice}"
+    root = _root(error)
+    if _branches(root):
+        return f"its forward branches on the values of a tensor{where}"
+    return f"{describe(root, limit=160)}{where}"
+
+
+def _branches(root: BaseException) -> bool:
+    return "data-dependent" in str(root) or "DataDependent" in type(root).__name__
+
+
+def _operator(node: fx.Node) -> str:
+    if isinstance(node.target, str):
+        return node.target
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target).removesuffix(".default")
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _place(error: BaseException, node: fx.Node | None) -> str:
+    """``, at model.py:12: y = torch.histc(x)``, or nothing."""
+    trace = node.meta.get("stack_trace") if node is not None else None
+    found = _from_text(trace) if trace else None
+    # The innermost failure knows best; what wraps it was raised elsewhere.
+    for item in reversed(list(_chain(error))):
+        found = found or _from_frames(item)
+    for item in reversed(list(_chain(error))):
+        found = found or _from_text(str(item))
+    if found is None:
+        return ""
+    file, line, code = found
+    return f", at {_short(file)}:{line}" + (f": {code}" if code else "")
+
+
+def _from_text(text: str) -> tuple[str, int, str] | None:
+    """The innermost line of a printed stack that is not torch's or ours."""
+    found = None
+    for match in re.finditer(r'File "([^"]+)", line (\d+)[^\n]*\n?([^\n]*)', text):
+        if _is_users(match[1]):
+            code = match[3].strip()
+            found = match[1], int(match[2]), "" if code.startswith("File ") else code
+    return found
+
+
+def _from_frames(error: BaseException) -> tuple[str, int, str] | None:
+    import linecache  # noqa: PLC0415 (only where something failed)
+
+    found = None
+    for frame, line in _frames(error):
+        file = frame.f_code.co_filename
+        if _is_users(file):
+            found = file, line, linecache.getline(file, line).strip()
+    return found
+
+
+def _node(error: BaseException) -> fx.Node | None:
+    """The node that the exporter was translating when it failed, from the variables it had."""
+    for item in _chain(error):
+        for frame, _ in _frames(item):
+            if frame.f_code.co_name == "_translate_fx_graph":
+                node = frame.f_locals.get("node")
+                return node if isinstance(node, fx.Node) else None
+    return None
+
+
+def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
+    trace = error.__traceback__
+    while trace is not None:
+        yield trace.tb_frame, trace.tb_lineno
+        trace = trace.tb_next
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    item: BaseException | None = error
+    while item is not None and id(item) not in seen:
+        seen.add(id(item))
+        yield item
+        item = item.__cause__ or item.__context__
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first failure: what the exporter wrapped."""
+    item = error
+    while item.__cause__ is not None:
+        item = item.__cause__
+    return item
+
+
+def _is_users(file: str) -> bool:
+    if file.startswith(("<", _PACKAGE, _TORCH)):
+        return False
+    packages = ("/onnxscript/", "/onnx_ir/", "/onnx/")
+    if "site-packages" in file:
+        return not any(name in file for name in packages)
+    return not any(file.startswith(folder) for folder in _STANDARD)
+
+
+def _short(file: str) -> str:
+    """Relative to the working directory where that is shorter."""
+    try:
+        return str(Path(file).relative_to(Path.cwd()))
+    except ValueError:
+        return file
+
 
 _PREFIX = "model."
 

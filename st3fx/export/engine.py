@@ -12,19 +12,18 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from st3fx.core.inputs import Example
-from st3fx.core.messages import describe
-from st3fx.core.state import preserved, to_eval
-from st3fx.errors import ExportError
+from st3fx.errors import ExportError, describe
 from st3fx.export.job import Job
 from st3fx.export.result import ExportResult, Port, Size
 from st3fx.export.settings import Settings
-from st3fx.export.sizes import size_of_files
 from st3fx.export.sparse import check_library, write_sparse
+from st3fx.export.weights import size_of_files
 from st3fx.export.write import data_path, weights_beside, write_model
 from st3fx.export.zeros import check_zeros
 from st3fx.files.atomic import temporary_neighbour
-from st3fx.runtime.names import plain_path
+from st3fx.modules.state import preserved, to_eval
+from st3fx.plan.example import Example
+from st3fx.runtime.operators import plain_path
 
 
 def export(

@@ -18,8 +18,8 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from st3fx.export.difference import Array, as_array, difference
-from st3fx.onnx_passes.blocked_values import blocked_values
+from st3fx.export.parity import Array, as_array, difference
+from st3fx.passes.onnx.plain_operators import blocked_values
 from st3fx.runtime.layout import from_blocked
 
 Opener = Callable[[Path], Any]

@@ -11,25 +11,22 @@ import onnx_ir as ir
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from st3fx.core.inputs import Example
-from st3fx.core.messages import describe
-from st3fx.core.state import preserved
-from st3fx.errors import ExportError, InputError
-from st3fx.export import free, parity
+from st3fx.errors import ExportError, InputError, describe
+from st3fx.export import batch, parity
 from st3fx.export.batch import batch_size
 from st3fx.export.call import Call, Flat, outputs, unique
-from st3fx.export.capture import capture, io_names
+from st3fx.export.capture import capture, io_names, quiet
 from st3fx.export.first_difference import first_difference
-from st3fx.export.opset import lowered, needed_opset
 from st3fx.export.parity import Bound, Judge, Opener, open_plain
-from st3fx.export.quiet import quiet
-from st3fx.export.reduce import reduce
+from st3fx.export.reduced import reduce
 from st3fx.export.result import Parity
-from st3fx.export.settings import Settings
+from st3fx.export.settings import Settings, lowered, needed_opset
 from st3fx.export.zeros import used
-from st3fx.onnx_passes.fold_batch_norm import BatchNorms
-from st3fx.onnx_passes.pipeline import prepare
+from st3fx.modules.state import preserved
 from st3fx.passes.channels.report import ChannelReport
+from st3fx.passes.onnx.fold_batch_norm import BatchNorms
+from st3fx.passes.onnx.pipeline import prepare
+from st3fx.plan.example import Example
 
 Result = TypeVar("Result")
 
@@ -64,9 +61,9 @@ class Job:
         self.written = model
         self.name = type(model).__name__
         self.call = Call.of(model, example)
-        named = free.names(settings.free, self.call.names, self.call.tensors)
-        self._places = list(free.batch_dims(named, self.call.tensors))
-        self.free = free.without_batch(named)
+        named = batch.names(settings.free, self.call.names, self.call.tensors)
+        self._places = list(batch.batch_dims(named, self.call.tensors))
+        self.free = batch.without_batch(named)
         self._program: ExportedProgram | None = None
         self.flat = Flat(model, self.call)
         self.outputs = self._output_names()
@@ -189,7 +186,7 @@ class Job:
         """Run the file at sizes that the example does not have, where some are to be free."""
         if not any(self.free):
             return []
-        calls = list(free.other_sizes(self.call.tensors, self.free))
+        calls = list(batch.other_sizes(self.call.tensors, self.free))
         taken = [(label, tensors) for label, tensors in calls if self.takes(tensors)]
         if not taken:
             tried = " nor ".join(label for label, _ in calls)

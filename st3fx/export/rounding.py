@@ -21,12 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from st3fx.core.copying import copied
 from st3fx.errors import ExportError
 from st3fx.export import parity
 from st3fx.export.call import Call, Flat
-from st3fx.export.difference import Array, difference
-from st3fx.export.parity import Bound
+from st3fx.export.parity import Array, Bound, difference
+from st3fx.modules.copying import copied
 
 FACTOR = 4.0
 """How much larger the largest error of one order may be than that of others."""

@@ -14,17 +14,15 @@ import torch
 from torch import Tensor
 
 from st3fx import runtime
-from st3fx.core.messages import describe
-from st3fx.errors import ExportError, NativeError
+from st3fx.errors import ExportError, NativeError, describe
 from st3fx.export import parity
 from st3fx.export.job import Job
 from st3fx.export.parity import Judge
-from st3fx.export.result import Parity
+from st3fx.export.result import Parity, SparseFile
 from st3fx.export.rounding import Rounding
-from st3fx.export.sparse_result import SparseFile
 from st3fx.export.write import write_model
-from st3fx.onnx_passes.sparse_kernels.free_sizes import free_sizes
-from st3fx.onnx_passes.sparse_kernels.lower import lower
+from st3fx.passes.onnx.sparse_kernels.free_sizes import free_sizes
+from st3fx.passes.onnx.sparse_kernels.lower import lower
 from st3fx.runtime.calibration import load_calibration
 
 TOLERANCE = 1e-5

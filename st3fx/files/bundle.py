@@ -5,24 +5,42 @@
     graph.txt            the graphs, for people
 
 A bundle is written beside its destination and renamed, so that no moment shows half of one.
+
+The graphs of a converted model as text that a person can read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from st3fx.core.sites import SparsityPlan
 from st3fx.errors import BundleError
 from st3fx.files.atomic import put_in_place, temporary_neighbour
 from st3fx.files.manifest import FileInfo, Manifest, Recipe
 from st3fx.files.tensor_file import load_state, save_state
+from st3fx.plan.sites import SparsityPlan
+
+
+def print_graphs(islands: Iterable[Any]) -> str:
+    """The readable code of every graph, with a header line each.
+
+    Args:
+        islands: fx graph modules, with the name of their module (``st3fx_name``) and whether they
+            are its train graph, its eval graph or both (``st3fx_mode``).
+    """
+    parts = []
+    for graph in islands:
+        name = graph.st3fx_name or "(the model)"
+        code = graph.print_readable(print_output=False)
+        parts.append(f"# island {name}, mode {graph.st3fx_mode}\n{code.strip()}\n")
+    return "\n\n".join(parts) or "# no module was captured as a graph\n"
+
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"

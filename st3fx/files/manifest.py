@@ -12,9 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from st3fx.core.messages import describe
-from st3fx.core.sites import SparsityPlan
-from st3fx.errors import BundleError
+from st3fx.errors import BundleError, describe
+from st3fx.plan.sites import SparsityPlan
 from st3fx.version import VERSION
 
 FORMAT = "st3fx-bundle"

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from st3fx.core.messages import describe, few
-from st3fx.errors import BundleError
+from st3fx.errors import BundleError, describe, few
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> dict[str, str]:

@@ -1,22 +1,128 @@
-"""Count on what a model runs: one forward, observed operator by operator, then the rules."""
+"""Count on what a model runs: one forward, observed operator by operator, then the rules.
+
+How a model runs for a count: which module, einsums whole, nothing fused.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from st3fx.core.inputs import Example
-from st3fx.core.messages import describe
-from st3fx.core.state import preserved, to_eval
-from st3fx.errors import InputError
+from st3fx.errors import InputError, describe
 from st3fx.flops.aten_rules import RULES
 from st3fx.flops.collect import Collector
-from st3fx.flops.observer import Observer, Step
-from st3fx.flops.running import Einsums, module_stack, plain_code, plain_tensors
+from st3fx.flops.observer import MATRICES, Observer, Step
+from st3fx.modules.state import preserved, to_eval
+from st3fx.plan.example import Example
+
+
+@contextlib.contextmanager
+def module_stack(model: nn.Module) -> Iterator[list[str]]:
+    """Keep the full names of the modules that are running, the innermost last."""
+    names = {id(module): name for name, module in model.named_modules()}
+    stack = [""]
+
+    def enter(module: nn.Module, args: Any) -> None:
+        stack.append(names.get(id(module), stack[-1]))
+
+    def leave(module: nn.Module, args: Any, out: Any) -> None:
+        stack.pop()
+
+    before = register_module_forward_pre_hook(enter)
+    after = register_module_forward_hook(leave, always_call=True)
+    try:
+        yield stack
+    finally:
+        before.remove()
+        after.remove()
+
+
+@contextlib.contextmanager
+def plain_code() -> Iterator[None]:
+    """Without the fused encoder layers of torch.nn, one operator each, and without compilation."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+class Einsums(TorchFunctionMode):
+    """Shows einsums to an observer before they are taken apart, and the weights of products."""
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()
+        self._observer = observer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in MATRICES and len(args) > 1:
+            self._observer.fix_weight(args[1])
+        if func not in _EINSUM or len(args) < 2 or not isinstance(args[0], str):
+            return func(*args, **kwargs)
+        operands = args[1] if isinstance(args[1], list | tuple) else args[1:]
+        path = kwargs.get("path") or (() if func is not torch.einsum else _path(args[0], operands))
+        if any(map(torch._C._functorch.is_functorch_wrapped_tensor, operands)):
+            return func(*args, **kwargs)  # vmap: the shapes are those of one sample
+        return self._observer.einsum(lambda: func(*args, **kwargs), args[0], operands, path)
+
+
+_EINSUM = (torch.einsum, torch.ops.aten.einsum, torch.ops.aten.einsum.default)
+
+
+def _path(equation: str, operands: Sequence[Tensor]) -> tuple[int, ...]:
+    """The order in which torch multiplies, where it has opt_einsum to choose one."""
+    settings = torch.backends.opt_einsum
+    if len(operands) < 3 or not settings.enabled or not settings.is_available():
+        return ()
+    chosen = settings.get_opt_einsum().contract_path(
+        equation, *operands, optimize=settings.strategy
+    )[0]
+    return tuple(itertools.chain.from_iterable(chosen))
+
+
+@contextlib.contextmanager
+def plain_tensors(model: nn.Module) -> Iterator[None]:
+    """Outside of inference_mode, with copies of the tensors of a model that were made under it.
+
+    Such tensors refuse to be written to outside of it, and operators on them are not taken apart.
+    """
+    with torch.inference_mode(mode=False):
+        copies: dict[int, Tensor] = {}
+        before: list[tuple[dict[str, Any], str, Tensor]] = []
+        for module in model.modules():
+            tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+            for held in tables:
+                for name, tensor in held.items():
+                    if tensor is not None and tensor.is_inference():
+                        before.append((held, name, tensor))
+        try:
+            for held, name, tensor in before:
+                held[name] = copies.setdefault(id(tensor), _copy(tensor))
+            yield
+        finally:
+            for held, name, tensor in before:
+                held[name] = tensor
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(copy, requires_grad=False)
+    return copy
 
 
 def observe(model: nn.Module, example: Example) -> list[Step]:

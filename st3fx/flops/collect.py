@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from st3fx.flops.counted import Counted, Elementwise, Lookup, Product
-from st3fx.flops.operand import Constant, Operand
+from st3fx.flops.operand import Constant, Counted, Elementwise, Lookup, Operand, Product
 from st3fx.flops.report import LayerFlops, OtherFlops
 
 

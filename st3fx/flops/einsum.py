@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from st3fx.flops.counted import Channels, Elementwise, Product
 from st3fx.flops.elementwise import PER_INPUT
-from st3fx.flops.operand import Operand
+from st3fx.flops.operand import Channels, Elementwise, Operand, Product
 from st3fx.flops.products import channels, contraction
 
 Pair = tuple[int, int]

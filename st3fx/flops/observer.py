@@ -1,26 +1,51 @@
-"""The dispatch-level observer: notes every operator that works on activations."""
+"""The dispatch-level observer: notes every operator that works on activations.
+
+Operators that call functions (``cond``, ``scan``, ``flex_attention``), as plain Python.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch._C import DispatchKey
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from st3fx.flops import windows
-from st3fx.flops.aten_call import AtenCall
-from st3fx.flops.aten_rules import FREE
+from st3fx.flops import products
+from st3fx.flops.aten_rules import FREE, AtenCall
 from st3fx.flops.constants import Constants
 from st3fx.flops.einsum import contracts
-from st3fx.flops.higher_order import kernel_of
 from st3fx.flops.operand import Window
+
+
+def kernel_of(func: HigherOrderOperator) -> Callable[..., Any] | None:
+    """What an operator does, in Python; ``None`` where it does not say it."""
+    own = _KERNELS.get(func.name())
+    kernel: Callable[..., Any] | None = func.py_kernels.get(DispatchKey.CompositeExplicitAutograd)
+    return own or kernel
+
+
+def _cond(pred: Any, when_true: Any, when_false: Any, operands: Any) -> Any:
+    return (when_true if pred else when_false)(*operands)
+
+
+def _scan(combine: Any, init: Any, xs: Any, additional_inputs: Any, **_: Any) -> Any:
+    # Private, and all that there is: the operator's kernel is this call behind a check.
+    from torch._higher_order_ops.scan import generic_scan  # noqa: PLC0415
+
+    return generic_scan(combine, init, xs, additional_inputs=additional_inputs)
+
+
+_KERNELS: Final[dict[str, Callable[..., Any]]] = {"cond": _cond, "scan": _scan}
+"""What torch's own kernels do, which refuse to run while a mode observes."""
+
 
 _MOVES = frozenset(
     ("clone", "_to_copy", "contiguous", "_unsafe_view", "_reshape_alias", "reshape",
@@ -247,7 +272,7 @@ class Observer(TorchDispatchMode):
         if name == "constant_pad_nd" and (len(args) < 3 or args[2] == 0):
             # Listed from the last dimension on, before and after in turn.
             before, after = args[1][::2][::-1], args[1][1::2][::-1]
-            return windows.padded(self.constants.operand(args[0]), before, after)
+            return products.padded(self.constants.operand(args[0]), before, after)
         return None
 
     def _named(

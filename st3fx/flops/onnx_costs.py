@@ -1,18 +1,97 @@
-"""What ONNX operators cost, from their inputs and attributes."""
+"""What ONNX operators cost, from their inputs and attributes.
+
+Padding as ONNX nodes give it: numbers for each side, or a rule.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from st3fx.flops import products, shared
-from st3fx.flops.counted import Counted, Elementwise, Lookup, Product
+import onnx
+
+from st3fx.flops import elementwise, onnx_node, products
 from st3fx.flops.einsum import einsum as einsum_products
 from st3fx.flops.elementwise import BATCH_NORM, LOCAL_RESPONSE, RMS_NORM, SOFTMAX, normalisation
-from st3fx.flops.onnx_call import OnnxCall
-from st3fx.flops.onnx_padding import pads_before
-from st3fx.flops.operand import Constant, Operand
+from st3fx.flops.onnx_node import OnnxCall
+from st3fx.flops.onnx_values import Values
+from st3fx.flops.operand import Constant, Counted, Elementwise, Lookup, Operand, Product, Window
+
+
+def pads_before(call: OnnxCall, kernel: Sequence[int], *, transposed: bool = False) -> list[int]:
+    """Zeros before the input in each spatial dimension (transposed: outputs that are cut off).
+
+    Args:
+        call: A convolution or pooling.
+        kernel: Its window.
+        transposed: Whether it is a transposed convolution.
+    """
+    dims = len(kernel)
+    rule = call.attributes.get("auto_pad", "NOTSET")
+    if rule == "VALID":
+        return [0] * dims
+    shaped = transposed and call.attributes.get("output_shape")
+    if rule == "NOTSET" and not shaped:
+        return list(call.attributes.get("pads") or [0] * dims)[:dims]
+    totals = _totals(call, kernel, transposed=transposed)
+    # The smaller half comes first. With output_shape and without a rule it is the larger one.
+    upper = rule == "SAME_UPPER"
+    return [total // 2 if upper else total - total // 2 for total in totals]
+
+
+def _totals(call: OnnxCall, kernel: Sequence[int], *, transposed: bool) -> list[int]:
+    dims = len(kernel)
+    sizes, outputs = call.x.shape[-dims:], call.out.shape[-dims:]
+    strides, dilations = call.sizes("strides", dims), call.sizes("dilations", dims)
+    extra = call.attributes.get("output_padding") or [0] * dims
+    totals = []
+    for d in range(dims):
+        reach = (kernel[d] - 1) * dilations[d] + 1
+        if transposed:
+            total = strides[d] * (sizes[d] - 1) + extra[d] + reach - outputs[d]
+        else:
+            total = strides[d] * (outputs[d] - 1) + reach - sizes[d]
+        totals.append(max(0, total))
+    return totals
+
+
+def real_window(node: onnx.NodeProto, x: Operand, values: Values) -> Window | None:
+    """Where the result of a ``Pad`` has real values; ``None`` where it has no zeros of its own.
+
+    Args:
+        node: The ``Pad``.
+        x: Its input.
+        values: The constants of the graph.
+    """
+    attributes = onnx_node.attributes(node)
+    if attributes.get("mode", "constant") != "constant":
+        return None
+    inputs = [*node.input, "", "", ""]
+    filling = inputs[2]
+    is_zero = not attributes.get("value", 0) and (
+        not filling or (filling in values and not values.array(filling).any())
+    )
+    # Sizes before, then behind: an attribute, or, since opset 11, an input.
+    pads = attributes.get("pads", attributes.get("paddings"))
+    if pads is None and inputs[1] in values:
+        pads = values.array(inputs[1])
+    if pads is None or not is_zero:
+        return None
+    numbers = [int(number) for number in pads]
+    half = len(numbers) // 2
+    before, after = numbers[:half], numbers[half:]
+    if inputs[3]:  # it chooses axes
+        if inputs[3] not in values:
+            return None
+        axes = [int(axis) % len(x.shape) for axis in values.array(inputs[3])]
+        rank = range(len(x.shape))
+        before, after = (
+            [pad[axes.index(axis)] if axis in axes else 0 for axis in rank]
+            for pad in (before, after)
+        )
+    return products.padded(x, before, after)
+
 
 Rule = Callable[[OnnxCall], Iterable[Counted]]
 
@@ -34,7 +113,7 @@ def convolution(weight: int, added: int | None, *, transposed: bool = False) -> 
             transposed=transposed,
         )
         if added is not None:
-            yield from shared.bias(call.optional(added), call.out)
+            yield from elementwise.bias(call.optional(added), call.out)
 
     return rule
 
@@ -48,7 +127,7 @@ def gemm(call: OnnxCall) -> Iterable[Counted]:
         yield products.linear(left, right, "matmul" if right.constant is None else "linear")
     else:
         yield products.matrix_product("matmul", left, right)
-    yield from shared.bias(call.optional(2), call.out)
+    yield from elementwise.bias(call.optional(2), call.out)
 
 
 def _transposed(matrix: Operand) -> Operand:
@@ -102,7 +181,7 @@ def recurrent(kind: str) -> Rule:
                 product = dataclasses.replace(product, channels=found)
             yield product
         directions, _, hidden = call.tensor(2).shape
-        yield shared.recurrent_cell(kind, rows * directions, hidden)
+        yield elementwise.recurrent_cell(kind, rows * directions, hidden)
 
     return rule
 
@@ -115,12 +194,12 @@ def gather(call: OnnxCall) -> Iterable[Counted]:
         yield Lookup(constant)
 
 
-def pool(kind: shared.PoolKind) -> Rule:
+def pool(kind: elementwise.PoolKind) -> Rule:
     """The largest value, or the mean, of each window."""
 
     def rule(call: OnnxCall) -> Iterable[Counted]:
         kernel = call.attributes["kernel_shape"]
-        yield shared.pooling(
+        yield elementwise.pooling(
             kind,
             call.x,
             call.out,
@@ -149,7 +228,7 @@ def resize(call: OnnxCall) -> Iterable[Counted]:
     mode = call.attributes.get("mode", "nearest")
     if mode != "nearest":
         name, base = ("cubic", 4) if mode == "cubic" else ("linear", 2)
-        yield from shared.resampling(f"upsample_{name}", call.out, base**changed)
+        yield from elementwise.resampling(f"upsample_{name}", call.out, base**changed)
 
 
 def batch_norm(call: OnnxCall) -> Iterable[Counted]:
@@ -187,7 +266,7 @@ def softmax(call: OnnxCall) -> Iterable[Counted]:
 def gelu(call: OnnxCall) -> Iterable[Counted]:
     """GELU in either form."""
     tanh = call.attributes.get("approximate") == "tanh"
-    return shared.per_output("gelu_tanh" if tanh else "gelu", call.out)
+    return elementwise.per_output("gelu_tanh" if tanh else "gelu", call.out)
 
 
 def clip(call: OnnxCall) -> Iterable[Counted]:
@@ -199,7 +278,7 @@ def clip(call: OnnxCall) -> Iterable[Counted]:
 
 def mean(call: OnnxCall) -> Iterable[Counted]:
     """A mean over some dimensions."""
-    return shared.mean(call.x, call.out, call.axes(1))
+    return elementwise.mean(call.x, call.out, call.axes(1))
 
 
 def variadic(op: str) -> Rule:
@@ -219,9 +298,9 @@ def times(op: str, count: int) -> Rule:
 
 def each(op: str) -> Rule:
     """As many operations for each output as the table says."""
-    return lambda call: shared.per_output(op, call.out)
+    return lambda call: elementwise.per_output(op, call.out)
 
 
 def reduce(op: str) -> Rule:
     """As many operations for each input as the table says."""
-    return lambda call: shared.per_input(op, call.x)
+    return lambda call: elementwise.per_input(op, call.x)

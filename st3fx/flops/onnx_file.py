@@ -8,10 +8,9 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from st3fx.core.messages import describe
-from st3fx.errors import FlopsError
-from st3fx.onnx_passes.normal_form import BUILT_IN, NormalForm, bodies, normal_form, open_inputs
-from st3fx.onnx_passes.plain_operators import plain_proto
+from st3fx.errors import FlopsError, describe
+from st3fx.passes.onnx.normal_form import BUILT_IN, NormalForm, bodies, normal_form, open_inputs
+from st3fx.passes.onnx.plain_operators import plain_proto
 
 Shape = tuple[int, ...]
 Shapes = Sequence[Shape] | Mapping[str, Shape]

@@ -9,7 +9,7 @@ from st3fx.flops import onnx_control
 from st3fx.flops.collect import Collector
 from st3fx.flops.onnx_file import Shape, Shapes, fix_inputs, read_model
 from st3fx.flops.onnx_walk import Walk
-from st3fx.runtime.example import example_shapes
+from st3fx.runtime.operators import example_shapes
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 import onnx
 from onnx import numpy_helper, shape_inference
 
-from st3fx.core.messages import describe
-from st3fx.errors import FlopsError
-from st3fx.flops import onnx_node, onnx_single
+from st3fx.errors import FlopsError, describe
+from st3fx.flops import onnx_node
+from st3fx.flops import onnx_node as onnx_single
 from st3fx.flops.onnx_file import Shape
 from st3fx.flops.onnx_values import Values
 

@@ -13,9 +13,9 @@ import torch
 from onnx import numpy_helper
 
 from st3fx.flops import onnx_node
-from st3fx.flops.onnx_single import Context, compute
+from st3fx.flops.onnx_node import Context, compute
 from st3fx.flops.operand import Constant, Weight
-from st3fx.onnx_passes.normal_form import NormalForm, reads
+from st3fx.passes.onnx.normal_form import NormalForm, reads
 
 Array = npt.NDArray[Any]
 

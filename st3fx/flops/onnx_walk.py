@@ -16,15 +16,14 @@ import onnx
 from st3fx.errors import FlopsError
 from st3fx.flops import onnx_node, onnx_weights
 from st3fx.flops.einsum import contracts
-from st3fx.flops.onnx_call import OnnxCall
-from st3fx.flops.onnx_entry import Entry
+from st3fx.flops.onnx_costs import real_window
 from st3fx.flops.onnx_file import Shape
-from st3fx.flops.onnx_padding import real_window
+from st3fx.flops.onnx_node import Entry, OnnxCall
 from st3fx.flops.onnx_rules import FREE, RULES
 from st3fx.flops.onnx_types import SMALL, Types
 from st3fx.flops.onnx_values import Array, Values
 from st3fx.flops.operand import Operand, Window
-from st3fx.onnx_passes.normal_form import NormalForm, reads
+from st3fx.passes.onnx.normal_form import NormalForm, reads
 
 _RANDOM = ("Bernoulli", "Multinomial", "Random")
 _SEQUENCES = ("Sequence", "SplitToSequence", "Optional")

@@ -1,4 +1,7 @@
-"""Tensors as the rules see them: a shape, and values where they are constant."""
+"""Tensors as the rules see them: a shape, and values where they are constant.
+
+What rules give back: MACs of a product, or operations of anything else.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,65 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Channels of a weight, and how many of them have no nonzero."""
+
+    inputs: int
+    outputs: int
+    dead_inputs: int = 0
+    dead_outputs: int = 0
+
+
+@dataclass(frozen=True)
+class Product:
+    """Multiplications that are added up.
+
+    Attributes:
+        op: ``conv2d``, ``linear``, ``attention``, ...
+        dense: MACs with every scalar of the weight, real input values only.
+        sparse: The same with the weight's nonzeros.
+        dense_padded: MACs with every scalar, padding counted.
+        sparse_padded: The same with the weight's nonzeros.
+        constant: The weight; ``None`` for a product of two activations.
+        channels: Of the weight, where it is one.
+    """
+
+    op: str
+    dense: int
+    sparse: int
+    dense_padded: int
+    sparse_padded: int
+    constant: Constant | None = None
+    channels: Channels | None = None
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """Operations that are no MACs.
+
+    Attributes:
+        op: ``relu``, ``batch_norm``, ``softmax``, ...
+        flops: Additions, multiplications, comparisons and functions, one each.
+        pooled: Input values of average pooling, padding counted: what ``str`` adds to the MACs.
+    """
+
+    op: str
+    flops: int
+    pooled: int = 0
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Rows of a table that are copied: an embedding, which multiplies nothing."""
+
+    constant: Constant
+
+
+Counted = Product | Elementwise | Lookup
+
 
 Window = tuple[tuple[int, int], ...]
 """For each of the last dimensions, where real values begin and end; outside are zeros."""

@@ -1,8 +1,14 @@
-"""The result of a count: layers, other operations, totals, memory."""
+"""The result of a count: layers, other operations, totals, memory.
+
+A report as CSV.
+"""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -202,3 +208,22 @@ def _share(part: int, whole: int) -> float:
 def _finite(value: float) -> float | None:
     """JSON has no infinity."""
     return None if value == float("inf") else value
+
+
+def to_csv(rows: Iterable[LayerFlops], sparse_macs: int) -> str:
+    """One line per layer under a header.
+
+    Args:
+        rows: The layers, in the order to write them.
+        sparse_macs: Of the whole model: what shares are taken of.
+    """
+    text = io.StringIO()
+    names = [field.name for field in dataclasses.fields(LayerFlops)]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*names, "sparsity", "share"])
+    for row in rows:
+        values = {name: getattr(row, name) for name in names}
+        values["shape"] = "x".join(map(str, row.shape))
+        share = row.sparse_macs / sparse_macs if sparse_macs else 0.0
+        writer.writerow([*values.values(), row.sparsity, share])
+    return text.getvalue()

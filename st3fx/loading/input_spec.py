@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from st3fx.core.messages import suggest
-from st3fx.errors import SpecError
+from st3fx.errors import SpecError, suggest
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,

@@ -20,12 +20,11 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from st3fx.core.messages import suggest
-from st3fx.core.state import preserved_rng, seed_everything
-from st3fx.errors import SpecError
+from st3fx.errors import SpecError, suggest
 from st3fx.loading import factory as factories
 from st3fx.loading import zoo
-from st3fx.loading.user_file import import_file, prepend_to_path, user_code
+from st3fx.loading.factory import import_file, prepend_to_path, user_code
+from st3fx.modules.state import preserved_rng, seed_everything
 
 _DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 

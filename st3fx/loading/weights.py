@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from st3fx.core.messages import describe, few
-from st3fx.errors import ExportError, SpecError
+from st3fx.errors import ExportError, SpecError, describe, few
 from st3fx.files.compact import SUFFIX, load_compact
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")

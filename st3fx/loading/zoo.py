@@ -9,8 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from st3fx.core.messages import describe, suggest
-from st3fx.errors import SpecError
+from st3fx.errors import SpecError, describe, suggest
 
 Library = Literal["st3fx", "torchvision", "timm"]
 """Where a model is known by name."""

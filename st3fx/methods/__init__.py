@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from st3fx.core.schedule import CubicSchedule
 from st3fx.errors import MethodError
 from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod
 from st3fx.methods.dst import DST
@@ -15,6 +14,7 @@ from st3fx.methods.feather import Feather
 from st3fx.methods.gmp import GMP
 from st3fx.methods.st3 import ST3
 from st3fx.methods.str import STR
+from st3fx.sparsity.schedule import CubicSchedule
 
 __all__ = [
     "DST", "GMP", "METHODS", "ST3", "STR", "Feather", "LearnedMethod", "Method", "ScheduledMethod",

@@ -8,12 +8,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from st3fx.core.formula import Formula
-from st3fx.core.functional import INACTIVE, channel_view
-from st3fx.core.ops import Op
-from st3fx.core.schedule import CubicSchedule
-from st3fx.core.sites import Site
 from st3fx.errors import MethodError
+from st3fx.plan.sites import Site
+from st3fx.sparsity.formula import INACTIVE, Formula, channel_view
+from st3fx.sparsity.ops import Op
+from st3fx.sparsity.schedule import CubicSchedule
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def per_channel(site: Site, weight: Tensor, value: float) -> nn.Parameter:
     """A learned threshold for each output channel, of a shape that broadcasts over the channels.
 
     Returns:
-        fp32, as many dimensions as :func:`st3fx.core.functional.channel_view` gives.
+        fp32, as many dimensions as :func:`st3fx.sparsity.formula.channel_view` gives.
     """
     view, others = channel_view(weight, site.layout)
     shape = [1 if dim in others else size for dim, size in enumerate(view.shape)]

@@ -21,13 +21,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from st3fx.core import ops
-from st3fx.core.formula import Formula
-from st3fx.core.functional import INACTIVE, active_bound, channel_view, hard
-from st3fx.core.shards import local, local_part, spread_of, whole
-from st3fx.core.sites import Layout, Site
 from st3fx.errors import MethodError
 from st3fx.methods.base import LearnedMethod, per_channel
+from st3fx.plan.sites import Layout, Site
+from st3fx.sparsity import ops
+from st3fx.sparsity.formula import INACTIVE, Formula, active_bound, channel_view, hard
+from st3fx.sparsity.shards import local, local_part, spread_of, whole
 
 ONE_IN = 100
 """A layer that keeps one in so many of its weights, or fewer, gets its thresholds set back."""

@@ -12,13 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from st3fx.core import ops
-from st3fx.core.formula import Formula
-from st3fx.core.functional import above, is_inactive
-from st3fx.core.schedule import CubicSchedule
-from st3fx.core.sites import Site
 from st3fx.errors import MethodError
 from st3fx.methods.base import ScheduledMethod
+from st3fx.plan.sites import Site
+from st3fx.sparsity import ops
+from st3fx.sparsity.formula import Formula, above, is_inactive
+from st3fx.sparsity.schedule import CubicSchedule
 
 
 def formula(

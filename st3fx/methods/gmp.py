@@ -12,10 +12,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from st3fx.core import ops
-from st3fx.core.formula import Formula
-from st3fx.core.functional import above, active_bound, hard
 from st3fx.methods.base import ScheduledMethod
+from st3fx.sparsity import ops
+from st3fx.sparsity.formula import Formula, above, active_bound, hard
 
 
 def formula(weight: Tensor, threshold: Tensor, smallest: float, out: Tensor) -> None:

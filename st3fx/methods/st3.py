@@ -20,10 +20,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from st3fx import gpu
-from st3fx.core import ops
-from st3fx.core.formula import Formula, Inputs, Job
-from st3fx.core.functional import (
+from st3fx.errors import MethodError
+from st3fx.methods.base import ScheduledMethod
+from st3fx.native import latent
+from st3fx.plan.sites import Layout, Site
+from st3fx.sparsity import gpu, ops
+from st3fx.sparsity.formula import (
+    Formula,
+    Inputs,
+    Job,
     channel_view,
     has_dense_channels,
     is_inactive,
@@ -31,10 +36,6 @@ from st3fx.core.functional import (
     soft,
     zero_up_to_,
 )
-from st3fx.core.sites import Layout, Site
-from st3fx.errors import MethodError
-from st3fx.methods.base import ScheduledMethod
-from st3fx.native import latent
 
 _RHO_EPS = 1e-6
 _SCALE_EPS = 0.01
@@ -123,7 +124,7 @@ def _on_cpu(jobs: Sequence[Job]) -> None:
 
 
 def _on_gpu(jobs: Sequence[Job]) -> None:
-    from st3fx.gpu import soft as kernel  # noqa: PLC0415 (Triton is not everywhere)
+    from st3fx.sparsity.gpu import soft as kernel  # noqa: PLC0415 (Triton is not everywhere)
 
     sites = [
         kernel.Channels(job.inputs.weight, job.inputs.threshold, job.out, job.inputs.constants[2])

@@ -17,12 +17,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from st3fx.core import ops
-from st3fx.core.formula import Formula
-from st3fx.core.functional import above, soft
-from st3fx.core.sites import Site
 from st3fx.errors import MethodError
 from st3fx.methods.base import LearnedMethod
+from st3fx.plan.sites import Site
+from st3fx.sparsity import ops
+from st3fx.sparsity.formula import Formula, above, soft
 
 
 def formula(weight: Tensor, threshold: Tensor, smallest: float, out: Tensor) -> None:

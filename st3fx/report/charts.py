@@ -1,16 +1,123 @@
-"""The charts of a report, from its facts."""
+"""The charts of a report, from its facts.
+
+Layers of a large model put together by the modules that they are in.
+
+The chart and the table of a benchmark.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from st3fx.bench.result import BenchResult, BenchRow
 from st3fx.flops.report import FlopsReport, LayerFlops
-from st3fx.report import text
+from st3fx.report import markup
 from st3fx.report.chart import Axis, Bar, BarChart, Histogram, LineChart, Series
 from st3fx.report.facts import Layer, TrainingFacts
-from st3fx.report.groups import grouped
 from st3fx.report.histogram import Spread
+from st3fx.report.markup import Column, Markup, plain_table
+
+MOST = 60
+"""Rows of a chart that can still be read."""
+
+
+def grouped(names: Sequence[str], most: int = MOST) -> dict[str, list[str]]:
+    """Names by the longest prefix that leaves at most ``most`` groups, in their order.
+
+    Args:
+        names: Full names of weights.
+        most: Groups at most, unless there are more top-level modules than that.
+
+    Returns:
+        Group -> its names; a group of one has the full name.
+    """
+    deepest = max((name.count(".") for name in names), default=0)
+    groups: dict[str, list[str]] = {name: [name] for name in names}
+    while len(groups) > most and deepest > 0:
+        groups = {}
+        for name in names:
+            groups.setdefault(".".join(name.split(".")[:deepest]), []).append(name)
+        deepest -= 1
+    return {inner[0] if len(inner) == 1 else name: inner for name, inner in groups.items()}
+
+
+def latency_chart(bench: BenchResult) -> BarChart:
+    """The median time of each variant, with a thin line up to the 95th percentile."""
+    bars = tuple(
+        Bar(
+            label=label(row, bench),
+            value=row.median_ms,
+            text=markup.milliseconds(row.median_ms),
+            tip=_tip(row),
+            spread=(row.median_ms, row.p95_ms),
+            role="quiet" if row.ratio is None else "main",
+        )
+        for row in bench.rows
+    )
+    said = "; ".join(f"{bar.label} {bar.text}" for bar in bars)
+    return BarChart(
+        key="latency",
+        title="Time of one call, ms",
+        alt=f"Median time of one call: {said}",
+        x=Axis("median, thin line to the 95th percentile, ms", low=0),
+        bars=bars,
+    )
+
+
+def latency_table(bench: BenchResult) -> Markup:
+    """A line for each variant."""
+    columns = [
+        Column("variant"), Column("runtime"), Column("batch", number=True),
+        Column("threads", number=True), Column("median", number=True), Column("p95", number=True),
+        Column("spread", number=True), Column("per second", number=True),
+        Column("times as fast", number=True), Column("peak memory", number=True),
+    ]  # fmt: skip
+    rows = [
+        (
+            row.name, row.runtime, f"{row.batch or '–'}", f"{row.threads}",
+            markup.milliseconds(row.median_ms), markup.milliseconds(row.p95_ms),
+            markup.milliseconds(row.spread_ms), f"{row.items_per_second:,.0f}", _ratio(row),
+            "–" if row.peak_memory is None else markup.size(row.peak_memory),
+        )
+        for row in bench.rows
+    ]  # fmt: skip
+    return plain_table(columns, rows)
+
+
+def best(bench: BenchResult) -> tuple[BenchRow, BenchRow] | None:
+    """The fastest variant that is not the baseline, with its baseline."""
+    compared = [row for row in bench.rows if row.ratio is not None]
+    if not compared:
+        return None
+    row = max(compared, key=lambda row: row.ratio.median if row.ratio else 0.0)
+    same = (one for one in bench.rows if (one.batch, one.threads) == (row.batch, row.threads))
+    return row, next(one for one in same if one.ratio is None)
+
+
+def label(row: BenchRow, bench: BenchResult) -> str:
+    """A variant's name, with batch size and threads where these differ."""
+    parts = [row.name]
+    if len({one.batch for one in bench.rows}) > 1:
+        parts.append(f"batch {row.batch}")
+    if len({one.threads for one in bench.rows}) > 1:
+        parts.append(markup.plural(row.threads, "thread"))
+    return ", ".join(parts)
+
+
+def _tip(row: BenchRow) -> str:
+    lines = [f"{row.name}, {row.runtime}", f"batch {row.batch}, {row.threads} threads",
+             f"median {markup.milliseconds(row.median_ms)}, p95 {markup.milliseconds(row.p95_ms)}",
+             f"{row.iterations:,} calls in {row.rounds} rounds"]  # fmt: skip
+    return "\n".join([*lines, *([f"{_ratio(row)} as fast"] if row.ratio else [])])
+
+
+def _ratio(row: BenchRow) -> str:
+    if row.ratio is None:
+        return "baseline"
+    low, high = markup.three(row.ratio.low), markup.three(row.ratio.high)
+    return f"{markup.times(row.ratio.median)} ({low} to {high})"
+
 
 MOST_POINTS = 400
 """Of a line; of a longer log every second, third, ... row is drawn, and the last."""
@@ -66,7 +173,7 @@ def _loss(tests: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]
 def _chart(key: str, title: str, y: Axis, *series: Series) -> LineChart:
     shown = tuple(one for one in series if one.points)
     ends = "; ".join(
-        f"{s.name} from {text.three(s.points[0][1])} to {text.three(s.points[-1][1])}{s.unit}"
+        f"{s.name} from {markup.three(s.points[0][1])} to {markup.three(s.points[-1][1])}{s.unit}"
         for s in shown
     )
     return LineChart(key, title, f"{title} over epochs: {ends}", _EPOCH, y, shown)
@@ -94,7 +201,7 @@ def sparsity_chart(layers: Sequence[Layer], overall: float) -> BarChart:
         nonzeros = sum(layer.nonzeros for layer in members)
         share = 1 - nonzeros / weights
         tip = f"{_title(name, inner)}\n{weights - nonzeros:,} of {weights:,} weights are zero"
-        bars.append(Bar(name, 100 * share, text.percent(share), tip))
+        bars.append(Bar(name, 100 * share, markup.percent(share), tip))
     return BarChart(
         key="layer-sparsity",
         title="Sparsity by layer, %",
@@ -113,8 +220,8 @@ def macs_chart(report: FlopsReport) -> BarChart:
         dense = sum(row.dense_macs for row in members)
         left = sum(row.sparse_macs for row in members)
         share = left / dense if dense else 1.0
-        tip = f"{_title(name, inner)}\n{left:,} of {dense:,} MACs left ({text.percent(share)})"
-        bars.append(Bar(name, float(left), text.count(left), tip, whole=float(dense)))
+        tip = f"{_title(name, inner)}\n{left:,} of {dense:,} MACs left ({markup.percent(share)})"
+        bars.append(Bar(name, float(left), markup.count(left), tip, whole=float(dense)))
     return BarChart(
         key="layer-macs",
         title="Multiplications by layer",
@@ -140,12 +247,14 @@ def weights_chart(spread: Spread) -> Histogram:
         kept=counts.kept,
         pruned=counts.pruned,
         lines=lines,
-        line_name="" if spread.threshold is None else f"threshold ±{text.three(spread.threshold)}",
+        line_name=""
+        if spread.threshold is None
+        else f"threshold ±{markup.three(spread.threshold)}",
     )
 
 
 def _title(name: str, inner: Sequence[str]) -> str:
-    return name if len(inner) == 1 else f"{name}: {text.plural(len(inner), 'layer')}"
+    return name if len(inner) == 1 else f"{name}: {markup.plural(len(inner), 'layer')}"
 
 
 def _extremes(what: str, bars: Sequence[Bar]) -> str:
@@ -153,6 +262,6 @@ def _extremes(what: str, bars: Sequence[Bar]) -> str:
         return f"{what}: no layers"
     low, high = min(bars, key=lambda bar: bar.value), max(bars, key=lambda bar: bar.value)
     return (
-        f"{what} of {text.plural(len(bars), 'row')}: least {low.text} in {low.label}, "
+        f"{what} of {markup.plural(len(bars), 'row')}: least {low.text} in {low.label}, "
         f"most {high.text} in {high.label}"
     )

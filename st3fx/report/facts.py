@@ -1,7 +1,14 @@
-"""What a report is made of: plain data that was measured or read, before any of it is drawn."""
+"""What a report is made of: plain data that was measured or read, before any of it is drawn.
+
+The commands that make a run again, with the options that differ from the defaults.
+
+What a report has in it: plain data that turns itself into JSON values.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +17,49 @@ from typing import Any
 import networkx as nx
 
 from st3fx.bench.result import BenchResult
-from st3fx.core.sites import Site, SparsityPlan
 from st3fx.export.result import Size
 from st3fx.files.manifest import Recipe
 from st3fx.flops.report import FlopsReport, LayerFlops
+from st3fx.plan.sites import Site, SparsityPlan
 from st3fx.report.histogram import Counts, Spread
 from st3fx.training.settings import Settings
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """A written report.
+
+    Attributes:
+        path: The page.
+        size: Bytes of it.
+        name: Of the model.
+        sections: Name of each section -> empty, or what gives it where there was nothing to show.
+        pictures: PNG files.
+    """
+
+    path: Path
+    size: int
+    name: str
+    sections: dict[str, str]
+    pictures: tuple[Path, ...] = ()
+
+    @property
+    def filled(self) -> tuple[str, ...]:
+        """Sections that show something."""
+        return tuple(name for name, missing in self.sections.items() if not missing)
+
+    def to_dict(self) -> dict[str, Any]:
+        """This result as JSON values."""
+        return {
+            "path": str(self.path),
+            "bytes": self.size,
+            "model": self.name,
+            "sections": {
+                name: {"filled": not missing, "missing": missing or None}
+                for name, missing in self.sections.items()
+            },
+            "pictures": [str(path) for path in self.pictures],
+        }
 
 
 @dataclass(frozen=True)
@@ -128,3 +172,54 @@ class Facts:
     training: TrainingFacts | None
     bench: BenchResult | None
     commands: tuple[str, ...]
+
+
+def train_command(settings: Settings) -> str:
+    """``st3fx train SPEC --epochs 4 -o runs/resnet20``."""
+    words = ["st3fx", "train", settings.spec]
+    for field in dataclasses.fields(Settings):
+        value = getattr(settings, field.name)
+        if field.name != "spec" and value not in (field.default, None):
+            words += _option(_flag(field), value)
+    return shlex.join(words)
+
+
+def convert_command(recipe: Recipe, bundle: Path) -> str:
+    """``st3fx convert torchvision:resnet50 --input 1x3x224x224 -o resnet50.st3fx``."""
+    words = ["st3fx", "convert", recipe.spec]
+    for text in recipe.inputs or ():
+        words += ["--input", text]
+    words += ["--method", _method(recipe.method)]
+    for name in ("sparsity",):
+        if name in recipe.method:
+            words += [f"--{name}", f"{recipe.method[name]:g}"]
+    for name in ("total_steps", "include", "exclude", "skip_depthwise", "skip_first", "skip_last",
+                 "include_tied", "seed"):  # fmt: skip
+        value = getattr(recipe, name)
+        if value not in (None, (), False, 0):
+            words += _option(f"--{name.replace('_', '-')}", value)
+    if not recipe.keep_zeros:
+        words += _option("--keep-zeros", False)
+    return shlex.join([*words, "-o", str(bundle)])
+
+
+def _method(method: dict[str, Any]) -> str:
+    """As ``--method`` spells it."""
+    return "st3-sigma" if method.get("normalize") == "sigma" else str(method["name"])
+
+
+def _flag(field: dataclasses.Field[Any]) -> str:
+    """The first long spelling."""
+    flags = [flag for flag in field.metadata["flags"] if flag.startswith("--")]
+    return flags[0] if flags else f"--{field.name.replace('_', '-')}"
+
+
+def _option(flag: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag.removeprefix('--')}"]
+    if isinstance(value, tuple):
+        numbers = all(isinstance(item, int | float) for item in value)
+        if numbers:
+            return [flag, ",".join(f"{item:g}" for item in value)]
+        return [word for item in value for word in (flag, str(item))]
+    return [flag, str(value)]

@@ -1,18 +1,88 @@
-"""The sections about the model: where the zeros are, what is left to compute, who feeds whom."""
+"""The sections about the model: where the zeros are, what is left to compute, who feeds whom.
+
+The table of sites.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from st3fx.flops.report import FlopsReport
-from st3fx.report import text
+from st3fx.flops.report import FlopsReport, LayerFlops
+from st3fx.report import markup
 from st3fx.report.charts import macs_chart, sparsity_chart, weights_chart
-from st3fx.report.facts import Facts, ModelFacts
+from st3fx.report.facts import Facts, Layer, ModelFacts
 from st3fx.report.flow import flow_chart
-from st3fx.report.markup import EMPTY, Markup, join, tag
+from st3fx.report.markup import EMPTY, Cell, Column, Markup, join, plain_table, sortable_table, tag
 from st3fx.report.section import Section, facts_list
-from st3fx.report.sites import site_table
-from st3fx.report.table import Column, plain_table
+from st3fx.report.svg import draw_small
+
+_COLUMNS = (
+    Column("#", number=True), Column("site", width=24), Column("op"), Column("shape", number=True),
+    Column("weights", number=True), Column("zeros", number=True),
+    Column("latent weights", sort=False), Column("threshold", number=True),
+    Column("dense MACs", number=True), Column("MACs left", number=True),
+    Column("of all", number=True),
+)  # fmt: skip
+_DEAD = (Column("dead out", number=True), Column("dead in", number=True))
+"""Shown where there are any."""
+
+
+def site_table(layers: Sequence[Layer], macs: int) -> Markup:
+    """A line for each site.
+
+    Args:
+        layers: The sites.
+        macs: Left in the whole model: what shares are taken of.
+    """
+    counted = [layer.flops for layer in layers if layer.flops]
+    dead = any(row.dead_outputs or row.dead_inputs for row in counted)
+    columns = _COLUMNS + _DEAD if dead else _COLUMNS
+    rows = [_row(index, layer, macs)[: len(columns)] for index, layer in enumerate(layers, start=1)]
+    return sortable_table(columns, rows, "sites")
+
+
+def _row(index: int, layer: Layer, macs: int) -> list[Cell]:
+    site, flops = layer.site, layer.flops
+    pruned = site.numel - layer.nonzeros
+    counts = layer.counts
+    said = f"{site.name}: {pruned:,} of {site.numel:,} latent weights are pruned"
+    threshold = layer.threshold
+    return [
+        Cell(index),
+        Cell(_breakable(site.name), site.name),
+        Cell(site.op),
+        Cell(markup.shape(site.shape), site.numel),
+        Cell(f"{site.numel:,}", site.numel),
+        Cell(markup.percent(layer.sparsity), layer.sparsity),
+        Cell(draw_small(counts.kept, counts.pruned, said)),
+        Cell("–", -1) if threshold is None else Cell(markup.three(threshold), threshold),
+        *(_costs(flops, macs) if flops else [Cell("–", -1)] * 5),
+    ]
+
+
+def _costs(flops: LayerFlops, macs: int) -> list[Cell]:
+    share = flops.sparse_macs / macs if macs else 0.0
+    return [
+        Cell(markup.count(flops.dense_macs), flops.dense_macs),
+        Cell(markup.count(flops.sparse_macs), flops.sparse_macs),
+        Cell(markup.percent(share), share),
+        Cell(_part(flops.dead_outputs, flops.outputs), flops.dead_outputs),
+        Cell(_part(flops.dead_inputs, flops.inputs), flops.dead_inputs),
+    ]
+
+
+def _part(dead: int, whole: int) -> str:
+    return f"{dead:,} of {whole:,}" if dead else "0"
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken after its dots."""
+    parts = name.split(".")
+    pieces: list[object] = [parts[0]]
+    for part in parts[1:]:
+        pieces += [".", tag("wbr"), part]
+    return join(pieces)
+
 
 CONVENTIONS = {
     "exact": "each nonzero weight once for every output where it meets a real input value",
@@ -29,9 +99,10 @@ def zeros(facts: Facts) -> Section:
         return Section("zeros", title, missing=no_model(facts))
     pruned = model.plan.numel - model.nonzeros
     lead = (
-        f"{pruned:,} of {text.plural(model.plan.numel, 'weight')} in "
-        f"{text.plural(len(model.layers), 'site')} are zero, {text.percent(model.sparsity, 2)}. "
-        f"These sites hold {text.percent(model.plan.numel / model.plan.total_parameters)} of the "
+        f"{pruned:,} of {markup.plural(model.plan.numel, 'weight')} in "
+        f"{markup.plural(len(model.layers), 'site')} are zero, "
+        f"{markup.percent(model.sparsity, 2)}. "
+        f"These sites hold {markup.percent(model.plan.numel / model.plan.total_parameters)} of the "
         f"model's {model.plan.total_parameters:,} parameters."
     )
     if not pruned:
@@ -48,15 +119,19 @@ def compute(facts: Facts) -> Section:
     if not model.flops:
         return Section("compute", title, missing=f"Not counted: {model.uncounted}")
     exact = model.flops["exact"]
-    inputs = ", ".join(text.shape(shape) for shape in exact.inputs)
+    inputs = ", ".join(markup.shape(shape) for shape in exact.inputs)
     lead = f"One call with {inputs} takes {exact.dense_macs:,} multiplications when it is dense"
     if exact.sparse_macs < exact.dense_macs:
         left = exact.sparse_macs / exact.dense_macs
         bound = "" if exact.mac_bound == float("inf") else (
-            f" If time went by multiplications it would run {text.times(exact.mac_bound)} as fast, "
-            f"by all operations {text.times(exact.flop_bound)}: no runtime can be faster than that."
+            f" If time went by multiplications it would run {markup.times(exact.mac_bound)} as "
+            "fast, "
+            f"by all operations {markup.times(exact.flop_bound)}: no runtime can be faster than "
+            "that."
         )  # fmt: skip
-        lead += f"; without the zeros {exact.sparse_macs:,} are left ({text.percent(left)}).{bound}"
+        lead += (
+            f"; without the zeros {exact.sparse_macs:,} are left ({markup.percent(left)}).{bound}"
+        )
     else:
         lead += "."
     return Section("compute", title, lead, (macs_chart(exact),), _tables(model))
@@ -89,7 +164,7 @@ def dataflow(facts: Facts) -> Section:
     if outside:
         are = "site is" if len(outside) == 1 else "sites are"
         note = tag("p", f"{len(outside)} {are} in modules that keep their own forward and stand "
-                   f"alone: {text.listed(outside)}.", class_="note")  # fmt: skip
+                   f"alone: {markup.listed(outside)}.", class_="note")  # fmt: skip
     return Section("dataflow", title, lead, (chart,), rest=note)
 
 
@@ -109,12 +184,12 @@ def _remarks(model: ModelFacts) -> Markup:
     outputs, inputs = sum(r.dead_outputs for r in rows), sum(r.dead_inputs for r in rows)
     if outputs:
         have = "has" if outputs == 1 else "have"
-        lines.append(f"{text.plural(outputs, 'output channel')} {have} a filter of zeros alone")
+        lines.append(f"{markup.plural(outputs, 'output channel')} {have} a filter of zeros alone")
     if inputs:
         are = "is" if inputs == 1 else "are"
-        lines.append(f"{text.plural(inputs, 'input channel')} {are} read by no filter")
+        lines.append(f"{markup.plural(inputs, 'input channel')} {are} read by no filter")
     if model.spread.beyond:
-        weights = text.plural(model.spread.beyond, "latent weight")
+        weights = markup.plural(model.spread.beyond, "latent weight")
         lines.append(f"the histogram leaves out {weights} beyond its ends")
     items = (tag("li", line) for line in lines)
     return tag("ul", *items, class_="note") if lines else EMPTY
@@ -125,7 +200,7 @@ def _skipped(model: ModelFacts) -> Markup:
         return EMPTY
     columns = [Column("stays dense"), Column("op"), Column("shape"),
                Column("weights", number=True), Column("why")]  # fmt: skip
-    rows = [(s.name, s.op, text.shape(s.shape), f"{s.numel:,}", s.reason)
+    rows = [(s.name, s.op, markup.shape(s.shape), f"{s.numel:,}", s.reason)
             for s in model.plan.skipped]  # fmt: skip
     return plain_table(columns, rows)
 
@@ -135,7 +210,7 @@ def _tables(model: ModelFacts) -> Markup:
                Column("MACs left", number=True), Column("share", number=True)]  # fmt: skip
     rows = [
         (name, f"{r.dense_macs:,}", f"{r.sparse_macs:,}",
-         text.percent(r.sparse_macs / r.dense_macs) if r.dense_macs else "–")
+         markup.percent(r.sparse_macs / r.dense_macs) if r.dense_macs else "–")
         for name, r in model.flops.items()
     ]  # fmt: skip
     terms = facts_list([(name, CONVENTIONS[name]) for name in model.flops], "terms")
@@ -150,7 +225,7 @@ def _others(report: FlopsReport) -> Markup:
     columns = [Column("other operations"), Column("calls", number=True),
                Column("operations", number=True)]  # fmt: skip
     ops = sorted(report.by_op.values(), key=lambda op: (-op.flops, op.op))
-    return plain_table(columns, [(op.op, f"{op.calls:,}", text.count(op.flops)) for op in ops])
+    return plain_table(columns, [(op.op, f"{op.calls:,}", markup.count(op.flops)) for op in ops])
 
 
 def _unknown(reports: Sequence[FlopsReport]) -> Markup:
@@ -158,4 +233,4 @@ def _unknown(reports: Sequence[FlopsReport]) -> Markup:
     if not names:
         return EMPTY
     return tag("p", f"No rule says what these operators cost, and they are in no total: "
-               f"{text.listed(names)}.", class_="note")  # fmt: skip
+               f"{markup.listed(names)}.", class_="note")  # fmt: skip

@@ -6,9 +6,17 @@ import io
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from st3fx.report.chart import Axis, BarChart, Chart, FlowChart, Histogram, LineChart
-from st3fx.report.scale import make_scale, tick_text
-from st3fx.report.text import short_name
+from st3fx.report.chart import (
+    Axis,
+    BarChart,
+    Chart,
+    FlowChart,
+    Histogram,
+    LineChart,
+    make_scale,
+    tick_text,
+)
+from st3fx.report.markup import short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,18 +1,97 @@
-"""The sections about the run: training, latency, sizes, how to do it again."""
+"""The sections about the run: training, latency, sizes, how to do it again.
+
+The top of the page: the model in a sentence, and the handful of figures that matter.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 
-from st3fx.report import text
-from st3fx.report.charts import training_charts
+from st3fx.report import markup
+from st3fx.report.charts import best, label, latency_chart, latency_table, training_charts
 from st3fx.report.facts import Facts, TrainingFacts
-from st3fx.report.latency import latency_chart, latency_table
-from st3fx.report.markup import EMPTY, Markup, join, tag
+from st3fx.report.markup import EMPTY, Column, Markup, join, plain_table, tag
 from st3fx.report.model_sections import no_model
 from st3fx.report.section import Section, facts_list
-from st3fx.report.table import Column, plain_table
 from st3fx.training.folder import RunFolder
+
+
+def headline(facts: Facts) -> Markup:
+    """Title, sentence and figures."""
+    figures = [_accuracy(facts), _sparsity(facts), _macs(facts), _bytes(facts), _latency(facts)]
+    shown = [_figure(*figure) for figure in figures if figure is not None]
+    return tag(
+        "header",
+        tag("p", "Sparse training report", class_="kind"),
+        tag("h1", facts.name),
+        tag("p", _about(facts), class_="lead"),
+        tag("ul", *shown, class_="figures") if shown else EMPTY,
+    )
+
+
+def _figure(name: str, value: str, note: str) -> Markup:
+    return tag("li", tag("span", name, class_="what"), tag("strong", value),
+               tag("span", note, class_="beside"))  # fmt: skip
+
+
+def _about(facts: Facts) -> str:
+    parts = []
+    if facts.model is not None:
+        method = facts.model.plan.method
+        target = facts.model.plan.target
+        aim = "" if target is None else f" for {markup.percent(target)} sparsity"
+        parts.append(f"{facts.model.recipe.spec}, {method}{aim}")
+    if facts.training is not None:
+        settings = facts.training.settings
+        parts.append(f"{settings.data}, {markup.plural(settings.epochs, 'epoch')}")
+    return ", on ".join(parts)
+
+
+def _accuracy(facts: Facts) -> tuple[str, str, str] | None:
+    if facts.training is None or not facts.training.tests:
+        return None
+    last, dense = facts.training.tests[-1], facts.training.dense
+    notes = [] if last["top5"] is None else [f"top-5 {markup.percent(last['top5'])}"]
+    if dense is not None and dense is not last:
+        notes.append(f"dense {markup.percent(dense['top1'])}")
+    return "top-1 accuracy", markup.percent(last["top1"]), ", ".join(notes)
+
+
+def _sparsity(facts: Facts) -> tuple[str, str, str] | None:
+    if facts.model is None:
+        return None
+    left = markup.count(facts.model.nonzeros)
+    note = f"{left} of {markup.count(facts.model.plan.numel)} weights left"
+    return "sparsity", markup.percent(facts.model.sparsity), note
+
+
+def _macs(facts: Facts) -> tuple[str, str, str] | None:
+    if facts.model is None or not facts.model.flops:
+        return None
+    exact = facts.model.flops["exact"]
+    share = exact.sparse_macs / exact.dense_macs if exact.dense_macs else 1.0
+    note = f"{markup.percent(share)} of {markup.count(exact.dense_macs)}"
+    return "MACs left", markup.count(exact.sparse_macs), note
+
+
+def _bytes(facts: Facts) -> tuple[str, str, str] | None:
+    if facts.model is None:
+        return None
+    smallest, dense = min(facts.model.sizes, key=lambda size: size.raw), facts.model.sizes[0]
+    return "size", markup.size(smallest.raw), f"{smallest.name}; dense {markup.size(dense.raw)}"
+
+
+def _latency(facts: Facts) -> tuple[str, str, str] | None:
+    found = None if facts.bench is None else best(facts.bench)
+    if facts.bench is None or found is None:
+        return None
+    row, baseline = found
+    assert row.ratio is not None
+    note = (
+        f"{label(row, facts.bench)}: {markup.times(row.ratio.median)} as fast as "
+        f"{baseline.name}, {markup.milliseconds(baseline.median_ms)}"
+    )
+    return "latency", markup.milliseconds(row.median_ms), note
 
 
 def training(facts: Facts) -> Section:
@@ -56,7 +135,7 @@ def sizes(facts: Facts) -> Section:
                Column("compressed", number=True), Column("smaller", number=True)]  # fmt: skip
     dense = model.sizes[0]
     rows = [
-        (one.name, text.size(one.raw), _times(dense.raw, one.raw), text.size(one.compressed),
+        (one.name, markup.size(one.raw), _times(dense.raw, one.raw), markup.size(one.compressed),
          _times(dense.compressed, one.compressed))
         for one in model.sizes
     ]  # fmt: skip
@@ -89,15 +168,17 @@ def _course(run: TrainingFacts) -> str:
         return f"{run.rows[-1]['step']:,} steps so far, and no evaluation yet."
     last, dense = run.tests[-1], run.dense
     said = (
-        f"After {last['step']:,} steps in {text.plural(last['epoch'], 'epoch')} the model gets "
-        f"{text.percent(last['top1'])} of the test data right at "
-        f"{text.percent(last['sparsity'])} sparsity"
+        f"After {last['step']:,} steps in {markup.plural(last['epoch'], 'epoch')} the model gets "
+        f"{markup.percent(last['top1'])} of the test data right at "
+        f"{markup.percent(last['sparsity'])} sparsity"
     )
     if dense is not None and dense is not last:
-        said += f"; while it was dense it got {text.percent(dense['top1'])}"
+        said += f"; while it was dense it got {markup.percent(dense['top1'])}"
     best = next((row for row in reversed(run.tests) if row["best"]), None)
     if best is not None and best["top1"] > last["top1"]:
-        said += f". Best at full sparsity: {text.percent(best['top1'])} after epoch {best['epoch']}"
+        said += (
+            f". Best at full sparsity: {markup.percent(best['top1'])} after epoch {best['epoch']}"
+        )
     if last["epoch"] < run.settings.epochs:
         said += f". {last['epoch']} of {run.settings.epochs} epochs are done"
     return f"{said}."
@@ -124,4 +205,4 @@ def _value(value: object) -> str:
 
 
 def _times(before: int, after: int) -> str:
-    return text.times(before / after) if after else "–"
+    return markup.times(before / after) if after else "–"

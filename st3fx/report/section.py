@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from st3fx.report.chart import BarChart, Chart, FlowChart
-from st3fx.report.flow_html import draw_flow
+from st3fx.report.flow import draw_flow
 from st3fx.report.markup import EMPTY, Markup, join, tag
-from st3fx.report.svg_chart import draw
+from st3fx.report.svg import draw
 
 _PLACES: dict[type, str] = {FlowChart: "wide", BarChart: "tall"}
 """Charts that take more than a cell of the grid."""

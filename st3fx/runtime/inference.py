@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from st3fx import native
 from st3fx.errors import NativeError
-from st3fx.runtime.names import plain_path
+from st3fx.runtime.operators import plain_path
 
 if TYPE_CHECKING:
     import onnxruntime as ort

@@ -2,11 +2,36 @@
 
 None of them is a name of ONNX or ONNX Runtime: there are tools that look at an operator's name and
 not at its domain, and take one of ours for one of theirs.
+
+The sizes of the example, noted in a file whose image sizes are free.
+
+Names of files with sparse operators, and of the plain ones beside them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
+
+import onnx
+
+SUFFIX = ".sparse.onnx"
+"""Of a file with sparse operators where no name was asked for."""
+
+_PLAIN = ".plain.onnx"
+
+
+def plain_path(path: Path) -> Path:
+    """Where the plain form of a file with sparse operators is written, beside it.
+
+    ``model.onnx`` beside ``model.sparse.onnx``; beside any other name, which is the one that was
+    asked for, ``NAME.plain.onnx``.
+    """
+    if path.name.endswith(SUFFIX):
+        return path.with_name(path.name.removesuffix(SUFFIX) + ".onnx")
+    return path.with_name(path.name.removesuffix(".onnx") + _PLAIN)
+
 
 SPARSE_CONV: Final = "SparseConv"
 DEPTHWISE_CONV: Final = "DepthwiseConv"
@@ -37,3 +62,41 @@ FORMER: Final = {
 def current_name(name: str) -> str:
     """The name that an operator of our domain has now."""
     return FORMER.get(name, name)
+
+
+KEY = "st3fx.example"
+"""Of the model's metadata."""
+
+Shape = tuple[int, ...]
+
+
+def example_text(shapes: Sequence[Shape]) -> str:
+    """``1x3x224x224, 1x8``: sizes of all inputs in their order."""
+    return ", ".join("x".join(map(str, shape)) for shape in shapes)
+
+
+def example_shapes(model: onnx.ModelProto, batch: int = 1) -> tuple[Shape, ...]:
+    """The sizes that a file notes, with this batch where it is free; nothing where it notes none.
+
+    Args:
+        model: The file, with or without its weights.
+        batch: What a free dimension 0 becomes.
+    """
+    texts = [entry.value for entry in model.metadata_props if entry.key == KEY]
+    constants = {item.name for item in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    try:
+        parts = ", ".join(texts).split(", ") if texts else []
+        shapes = [tuple(map(int, part.split("x"))) if part else () for part in parts]
+    except ValueError:
+        return ()
+    if len(shapes) != len(inputs):
+        return ()
+    if any(v.type.tensor_type.shape.dim and not s for v, s in zip(inputs, shapes, strict=True)):
+        return ()  # a number where the file has dimensions
+    free = (v.type.tensor_type.shape.dim[:1] for v in inputs)
+    is_free = (any(not dim.HasField("dim_value") for dim in dims) for dims in free)
+    return tuple(
+        (batch, *shape[1:]) if has else shape
+        for shape, has in zip(shapes, is_free, strict=True)
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st3fx.files.atomic import replace_file
-from st3fx.training.result import TrainResult
+from st3fx.training.report import TrainResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

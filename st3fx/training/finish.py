@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from st3fx.sparsifier import Sparsifier
-from st3fx.training import gauge
-from st3fx.training.result import TrainResult
-from st3fx.training.scoring import score
+from st3fx.sparsifier.sparsifier import Sparsifier
+from st3fx.training import method
+from st3fx.training.loop import score
+from st3fx.training.report import TrainResult
+from st3fx.training.saving import get_states
 from st3fx.training.session import Session
-from st3fx.training.states import get_states
 
 
 def finish(
@@ -35,10 +35,10 @@ def finish(
     # The statistics are those that the last epoch was evaluated with.
     scores, sparsifier = score(session, epoch=max(0, session.epoch - 1), keep=True)
     model = _whole(session, sparsifier)
-    layers = gauge.layer_sparsity(sparsifier)
+    layers = method.layer_sparsity(sparsifier)
     steps = session.steps_per_epoch * session.settings.epochs
     if check:
-        gauge.require_target(sparsifier, gauge.share(sparsifier, layers), steps)
+        method.require_target(sparsifier, method.share(sparsifier, layers), steps)
     rows = session.log.rows()
     result = TrainResult(
         name=name,

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from st3fx.errors import TrainError
 from st3fx.files.atomic import replace_file
-from st3fx.training.settings import Settings
-from st3fx.training.toml_text import to_toml
+from st3fx.training.settings import Settings, to_toml
 
 SETTINGS = "settings.toml"
 

@@ -13,8 +13,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from torch import nn
 from torch.optim import Optimizer
 
-from st3fx.core.messages import suggest
-from st3fx.errors import TrainError
+from st3fx.errors import TrainError, suggest
 from st3fx.training.folder import RunFolder
 from st3fx.training.settings import Settings
 

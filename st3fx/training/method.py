@@ -1,4 +1,7 @@
-"""The sparsification method that settings ask for."""
+"""The sparsification method that settings ask for.
+
+What the driver reads off a sparsifier, and whether it arrived where it should.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,72 @@ import json
 from typing import Any
 
 from st3fx import methods
-from st3fx.core.schedule import CubicSchedule
 from st3fx.errors import TrainError
 from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod
+from st3fx.sparsifier.sparsifier import Sparsifier
+from st3fx.sparsity.schedule import CubicSchedule
 from st3fx.training.settings import Settings
+
+
+def layer_sparsity(sparsifier: Sparsifier) -> dict[str, float]:
+    """Share of zeros by site. Costs a pass over the weights."""
+    weights = sparsifier.effective_weights()
+    return {name: 1 - int(w.count_nonzero()) / w.numel() for name, w in weights.items()}
+
+
+def share(sparsifier: Sparsifier, layers: dict[str, float]) -> float:
+    """What the target is a share of: pruned weights, or multiplications that fall away.
+
+    Args:
+        sparsifier: With plan and method.
+        layers: Share of zeros by site.
+    """
+    method = sparsifier.method
+    macs = isinstance(method, ScheduledMethod) and method.budget == "macs"
+    costs = {s.name: s.numel * (s.cost if macs else 1) for s in sparsifier.plan.sites}
+    return sum(cost * layers[name] for name, cost in costs.items()) / sum(costs.values())
+
+
+def target_now(sparsifier: Sparsifier) -> float | None:
+    """The sparsity that the schedule wants after the present step; ``None`` without a schedule."""
+    return sparsifier.scheduled
+
+
+def is_at_target(sparsifier: Sparsifier) -> bool:
+    """Whether the schedule has reached its end; always for thresholds that are learned."""
+    return target_now(sparsifier) == sparsifier.target
+
+
+def level(sparsifier: Sparsifier) -> float | None:
+    """The global threshold; ``None`` while there is none. Waits for the device."""
+    return None if sparsifier.level is None else float(sparsifier.level)
+
+
+def require_target(sparsifier: Sparsifier, reached: float, steps: int) -> None:
+    """Fail if training ended elsewhere than it was asked to.
+
+    Args:
+        sparsifier: At the end of training, its thresholds set for the present weights.
+        reached: What :func:`share` gives.
+        steps: Optimizer steps that were planned.
+
+    Raises:
+        TrainError: When the target is missed by more than rounding to whole weights explains.
+    """
+    target = sparsifier.target
+    if target is None:
+        return
+    # A quantile falls between two weights; the scale of a layer may round one more to either side.
+    method, sites = sparsifier.method, sparsifier.plan.sites
+    macs = isinstance(method, ScheduledMethod) and method.budget == "macs"
+    whole = sum(site.numel * (site.cost if macs else 1) for site in sites)
+    one = max(site.cost for site in sites) if macs else 1
+    if abs(reached - target) > (2 + len(sites)) * one / whole + 1e-6:
+        raise TrainError(
+            f"the final sparsity is {reached:.4f} where {target:.4f} was asked for: the schedule "
+            f"counted {sparsifier.steps} of {steps} optimizer steps"
+        )
+
 
 DEFAULT = "st3"
 

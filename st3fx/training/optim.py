@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from st3fx.methods.base import LearnedMethod
-from st3fx.sparsifier import Sparsifier
+from st3fx.sparsifier.sparsifier import Sparsifier
 from st3fx.training.settings import Settings
 
 _NORMS = (

@@ -1,4 +1,6 @@
-"""Settings by name, the reference's and ours. Flags and ``--config`` override them.
+"""From defaults, recipe, file and flags to settings; each of these goes over the one before.
+
+Settings by name, the reference's and ours. Flags and ``--config`` override them.
 
 Source of ``st3-*``: the paper's public code, github.com/vanderschuea/stthree at 6e31ca1,
 ``configs/*.toml`` and ``stthree/trainmodules/``. Where our loop differs, the line says so.
@@ -6,7 +8,13 @@ Source of ``st3-*``: the paper's public code, github.com/vanderschuea/stthree at
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from st3fx.errors import TrainError, suggest
+from st3fx.training.folder import RunFolder
+from st3fx.training.settings import FREE, Settings, from_dict, read_toml
 
 # A training of few epochs, up to 95 % sparsity. Found on ResNet-20 and Fashion-MNIST (two epochs,
 # benchmarks/leaderboard.py): the sparsity may rise until late, because there is little time for
@@ -82,3 +90,50 @@ RECIPES: dict[str, dict[str, Any]] = {
     "short-sparse": {**_SHORT, "method": "feather", "sparsity": 0.98},
 }
 """Name -> settings that differ from the defaults, or that the reference states."""
+
+
+def resolve(flags: Mapping[str, Any], config: str | Path | None = None) -> Settings:
+    """The settings of a new run.
+
+    Args:
+        flags: What was said on the command line, by the settings' names.
+        config: A TOML file.
+
+    Raises:
+        TrainError: For an unknown recipe, an unknown setting in the file, or a value that does not
+            fit.
+    """
+    written = read_toml(config) if config is not None else {}
+    recipe = flags.get("recipe", written.get("recipe"))
+    if recipe is not None and recipe not in RECIPES:
+        close = suggest(str(recipe), list(RECIPES)) or f"; there are {', '.join(RECIPES)}"
+        raise TrainError(f"no recipe {recipe!r}{close}")
+    if config is not None:
+        from_dict({"spec": "", **_basis(recipe), **written}, str(config))
+    return from_dict({**_basis(recipe), **written, **flags}, "settings")
+
+
+def resume(folder: RunFolder, flags: Mapping[str, Any]) -> Settings:
+    """The settings of a run that goes on.
+
+    Args:
+        folder: Of the run.
+        flags: What was said on the command line: only what the weights do not depend on may differ.
+
+    Raises:
+        TrainError: When a flag contradicts the run, or its settings cannot be read.
+    """
+    settings = from_dict(read_toml(folder.settings), str(folder.settings))
+    given = from_dict({**settings.to_dict(), **flags}, "settings")
+    for name in flags:
+        then, now = getattr(settings, name), getattr(given, name)
+        if name not in FREE and then != now:
+            raise TrainError(
+                f"{folder.path} was started with {name} = {then!r}, which --resume cannot change "
+                f"to {now!r}: leave the flag out, or start anew in another --output-dir"
+            )
+    return given
+
+
+def _basis(recipe: str | None) -> dict[str, Any]:
+    return RECIPES[recipe] if recipe is not None else {}

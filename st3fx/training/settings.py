@@ -2,18 +2,94 @@
 
 Each field carries its help text and its other spellings, so that the command line,
 ``settings.toml`` and the messages about wrong values are made from this one place.
+
+Settings as TOML: ``tomllib`` reads, this writes. Each setting has its help as a comment.
+
+One setting: a field of a dataclass with what is needed to read it from a file or a flag.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from st3fx.core.messages import suggest
-from st3fx.errors import TrainError
-from st3fx.training.setting import check, setting
+from st3fx.errors import TrainError, suggest
+
+
+def setting(
+    section: str,
+    default: Any,
+    help: str,  # noqa: A002 (what it is called everywhere else)
+    *,
+    flags: str = "",
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    below: float | None = None,
+    free: bool = False,
+) -> Any:
+    """A field with what is needed to read it from a file or a flag.
+
+    Args:
+        section: Where it is listed, one of ``SECTIONS``.
+        default: Its value where nothing is said.
+        help: One sentence for ``--help`` and for the comment in ``settings.toml``.
+        flags: Spellings on the command line; by default the field's name with dashes.
+        choices: The values that it may have.
+        least: Smallest value allowed.
+        below: Values must be smaller than this.
+        free: Whether it may change when a run is resumed: it does not touch the weights.
+    """
+    metadata = {
+        "section": section, "help": help, "flags": tuple(flags.split()), "choices": choices,
+        "least": least, "below": below, "free": free,
+    }  # fmt: skip
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check(field: dataclasses.Field[Any], value: Any) -> None:
+    """Fail unless a value has the field's type and lies in its range.
+
+    Raises:
+        TrainError: Naming the field and what is allowed.
+    """
+    name, allowed = field.name, field.metadata
+    optional = "None" in str(field.type)
+    if value is None and optional:
+        return
+    kinds: dict[str, tuple[type, ...]] = {
+        "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "tuple": (tuple,),
+    }  # fmt: skip
+    kind = str(field.type).removesuffix(" | None").partition("[")[0]
+    if not isinstance(value, kinds[kind]) or (kind != "bool" and isinstance(value, bool)):
+        raise TrainError(f"{name} = {value!r}: give {_WORDS[kind]}")
+    if allowed["choices"] and value not in allowed["choices"]:
+        raise TrainError(f"{name} = {value!r}: give {' or '.join(allowed['choices'])}")
+    numbers: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+    for number in numbers:
+        _check_range(name, number, allowed["least"], allowed["below"])
+
+
+def _check_range(name: str, value: Any, least: float | None, below: float | None) -> None:
+    if least is None:
+        return
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise TrainError(f"{name} = {value!r}: give a number")
+    if value < least or (below is not None and value >= below):
+        limit = f" and below {below:g}" if below is not None else ""
+        raise TrainError(f"{name} = {value:g}: give {least:g} or more{limit}")
+
+
+_WORDS = {
+    "str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false",
+    "tuple": "a list",
+}  # fmt: skip
+
 
 SECTIONS = ("model", "data", "sparsity", "optimisation", "evaluation", "machine", "run")
 
@@ -193,3 +269,52 @@ def from_dict(values: Mapping[str, Any], where: str) -> Settings:
         return Settings(**tuples)
     except TrainError as error:
         raise TrainError(f"{where}: {error}") from error
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The values in a TOML file; tables are only for the reader's eye and are merged.
+
+    Raises:
+        TrainError: When there is no such file or it is not TOML.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TrainError(f"no settings file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrainError(f"cannot read {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise TrainError(f"{path} is not TOML: {error}") from error
+    merged: dict[str, Any] = {}
+    for key, value in data.items():
+        merged |= value if isinstance(value, dict) else {key: value}
+    return merged
+
+
+def to_toml(settings: Settings) -> str:
+    """All settings that have a value, by section, each under a comment that says what it is."""
+    lines = ["# Written by st3fx train. Read it back with --config, or go on with --resume."]
+    for section in SECTIONS:
+        lines += ["", f"[{section}]"]
+        for field in dataclasses.fields(Settings):
+            value = getattr(settings, field.name)
+            if field.metadata["section"] != section:
+                continue
+            lines.append(f"# {field.metadata['help']}")
+            # TOML has no null: what is not set is shown in a comment.
+            if value is None:
+                lines.append(f"# {field.name} = (not set)")
+            else:
+                lines.append(f"{field.name} = {_literal(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, float):
+        # TOML wants a digit on both sides of the point; repr gives that, but for 1e-05.
+        mantissa, mark, exponent = repr(value).partition("e")
+        return f"{mantissa if '.' in mantissa else mantissa + '.0'}{mark}{exponent}"
+    # JSON's strings, numbers and booleans are TOML's too (the DEL character apart).
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")

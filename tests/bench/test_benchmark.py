@@ -14,11 +14,10 @@ from torch import nn
 import st3fx
 from st3fx.bench.onnx_call import CONFIG
 from st3fx.bench.result import read_result
-from st3fx.bench.settings import BenchSettings
-from st3fx.bench.variant import Variant
+from st3fx.bench.variant import BenchSettings, Variant
+from st3fx.commands import subjects
+from st3fx.commands.models import Request
 from st3fx.errors import BenchError, ExportError
-from st3fx.verbs import variants
-from st3fx.verbs.folded import Request
 from tests.export.nets import OneSample
 from tests.flops.graphs import graph
 from tests.models import TINY, write
@@ -39,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_threads_are_bounded_by_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("st3fx.verbs.benchmarking.cpus", lambda: 1)
+    monkeypatch.setattr("st3fx.commands.bench.cpus", lambda: 1)
     settings = BenchSettings(iterations=3, warmup=0.0, threads=(7000, 1, 50))
     result = st3fx.benchmark("full.onnx", settings=settings)
     assert [row.threads for row in result.rows] == [1]
@@ -49,7 +48,7 @@ def test_threads_are_bounded_by_the_machine(monkeypatch: pytest.MonkeyPatch) -> 
         "7,000 and 50 threads were asked for: this process may use 1 CPU, so it was measured with 1"
     )
     assert result.verdict[-1] == f"{said}."
-    monkeypatch.setattr("st3fx.verbs.benchmarking.cpus", lambda: 2)
+    monkeypatch.setattr("st3fx.commands.bench.cpus", lambda: 2)
     result = st3fx.benchmark("full.onnx", settings=BenchSettings(iterations=3, warmup=0.0,
                                                                  threads=(1, 2)))  # fmt: skip
     assert [row.threads for row in result.rows] == [1, 2]
@@ -92,7 +91,7 @@ def test_a_spec_against_its_dense_counterpart() -> None:
 def test_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The dense graph has no zeros, the folded one has those of the model, inputs are the same."""
     seen: dict[str, tuple[dict[str, float], int]] = {}
-    original = variants.variants
+    original = subjects.variants
 
     def spy(*args: object) -> list[Variant]:
         made = original(*args)  # type: ignore[arg-type]
@@ -103,7 +102,7 @@ def test_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
             seen[variant.name] = (zeros, variant.inputs(4)[0].shape[0])
         return made
 
-    monkeypatch.setattr("st3fx.verbs.benchmarking.variants", spy)
+    monkeypatch.setattr("st3fx.commands.bench.variants", spy)
     st3fx.benchmark(Request("tiny.py", sparsity=0.75), settings=QUICK)
     (dense, size), (folded, same) = seen["dense"], seen["folded"]
     assert dense["conv.weight"] == dense["head.weight"] == 0

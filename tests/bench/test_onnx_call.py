@@ -13,7 +13,7 @@ import pytest
 from onnx import helper
 
 from st3fx.bench import onnx_call
-from st3fx.bench.process import Process
+from st3fx.bench.rounds import Process
 from st3fx.bench.variant import Array, Variant, locate
 from st3fx.errors import BenchError
 from tests.flops.graphs import graph

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from st3fx.bench.process import Process
+from st3fx.bench.rounds import Process
 from st3fx.bench.variant import Variant
 from st3fx.errors import BenchError
 from tests.bench.fakes import MEGABYTE, fake
@@ -89,7 +89,7 @@ PARENT = """
 import sys
 from pathlib import Path
 import numpy as np
-from st3fx.bench.process import Process
+from st3fx.bench.rounds import Process
 from tests.bench.fakes import fake
 variant, path = fake("a"), Path(sys.argv[1]) / "inputs.npz"
 np.savez(path, *variant.inputs(2))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from st3fx.bench.rounds import _by_count, _by_time, _share, measure
-from st3fx.bench.settings import BenchSettings
+from st3fx.bench.variant import BenchSettings
 from tests.bench.fakes import fake
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from st3fx.bench.result import make_rows, ratio
 from st3fx.bench.rounds import Timing
-from st3fx.bench.rows import make_rows, ratio
 from tests.bench.fakes import fake
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from st3fx.bench import machine
-from st3fx.bench.settings import BenchSettings
+from st3fx.bench.variant import BenchSettings
 from st3fx.errors import BenchError
+from st3fx.runtime import calibration
 
 
 @pytest.mark.parametrize(
@@ -32,15 +32,15 @@ def test_values_out_of_range(fields: dict[str, Any], message: str) -> None:
 
 
 def test_the_machine_as_json_values() -> None:
-    found = machine.environment()
+    found = calibration.environment()
     assert json.loads(json.dumps(found)) == found
     assert {"st3fx", "onnxruntime", "torch", "numpy", "python", "cpu", "vectors"} <= found.keys()
     assert 1 <= found["cores"] <= found["cpus"] <= (os.cpu_count() or 1)
 
 
 def test_cores_are_counted_once_for_both_threads_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_available", lambda: {0, 1, 2, 3})
-    monkeypatch.setattr(machine, "_siblings", lambda cpu: f"{cpu % 2},{cpu % 2 + 2}")
-    assert machine.cores() == 2
-    monkeypatch.setattr(machine, "_siblings", str)
-    assert machine.cores() == 4
+    monkeypatch.setattr(calibration, "_available", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(calibration, "_siblings", lambda cpu: f"{cpu % 2},{cpu % 2 + 2}")
+    assert calibration.cores() == 2
+    monkeypatch.setattr(calibration, "_siblings", str)
+    assert calibration.cores() == 4

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from st3fx.bench.onnx_file import InputPort
-from st3fx.bench.sizes import check_same, default_batch, sized, values
+from st3fx.bench.onnx_file import InputPort, check_same, default_batch, sized, values
 from st3fx.errors import BenchError
 
 FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)

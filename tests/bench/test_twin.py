@@ -12,7 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import st3fx
-from st3fx.bench.twin import write_dense
+from st3fx.bench.dense import write_dense
 from st3fx.bench.variant import Array
 from tests.flops.graphs import graph
 

@@ -20,9 +20,10 @@ from onnx import helper
 from rich.console import Console
 
 from st3fx.bench.result import read_result
-from st3fx.bench.settings import TORCH_MODES as MODES
-from st3fx.cli import bench_tables, main
+from st3fx.bench.variant import TORCH_MODES as MODES
+from st3fx.cli import main
 from st3fx.cli.bench import TORCH_MODES
+from st3fx.cli.views import bench
 from tests.bench.made import result, row
 from tests.flops.graphs import graph
 from tests.models import TINY, write
@@ -200,9 +201,9 @@ def _ends(group: int) -> bool:
 def test_the_table_fits_a_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=True, color_system=None)
-    monkeypatch.setattr(bench_tables, "console", lambda: console)
+    monkeypatch.setattr(bench, "console", lambda: console)
     slow = {"median_ms": 1234.5, "p95_ms": 1500.0, "spread_ms": 0.01234, "items_per_second": 0.81}
-    bench_tables.print_bench(result(row("dense"), row("kernels", (12.111, 12.345, 13.0), **slow)))
+    bench.print_bench(result(row("dense"), row("kernels", (12.111, 12.345, 13.0), **slow)))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     cells = next(line for line in lines if "kernels" in line).split()
@@ -211,7 +212,7 @@ def test_the_table_fits_a_terminal(width: int, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_is_not_known_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
-    bench_tables.print_bench(result(row("dense", peak_memory=None)))
+    bench.print_bench(result(row("dense", peak_memory=None)))
     text = capsys.readouterr().out
     assert text.splitlines()[4].split()[-2:] == ["1", "?"]
     assert "Interleaved" not in text

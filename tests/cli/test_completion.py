@@ -14,8 +14,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from st3fx.cli import main
-from st3fx.cli.param_types import DATASETS, files
-from st3fx.cli.spec_names import REFERENCE_MODELS, model_names
+from st3fx.cli.completion import DATASETS, REFERENCE_MODELS, files, model_names
 from st3fx.data.table import DATASETS as TABLE
 from st3fx.models import MODELS
 

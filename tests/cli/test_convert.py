@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 import st3fx
 from st3fx.cli import main
 from st3fx.cli.options import METHOD_NAMES
+from st3fx.commands.convert import load_bundle
 from st3fx.files.bundle import read_bundle
 from st3fx.methods import METHODS
-from st3fx.verbs.workflow import load_bundle
 from tests.models import TINY, write
 
 
@@ -239,7 +239,7 @@ def test_a_bug_of_ours_is_no_user_error(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("st3fx.verbs.workflow.convert_spec", fail)
+    monkeypatch.setattr("st3fx.commands.convert.convert_spec", fail)
     result = _run("model.py")
     assert result.exit_code == 1
     assert isinstance(result.exception, RuntimeError)

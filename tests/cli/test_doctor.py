@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from st3fx.cli import main
-from st3fx.doctor.result import Diagnosis, Finding
+from st3fx.doctor.probe import Diagnosis, Finding
 
 FINE = Finding("machine", "python", "ok", False, "3.13")
 GONE = Finding("machine", "gpu", "absent", False, "none", "runs on the CPU")

@@ -5,7 +5,7 @@ import time
 
 from rich.console import Console
 
-from st3fx.cli.progress import STAGES, Progress
+from st3fx.cli.views.progress import STAGES, Progress
 
 
 def _run(*, terminal: bool, delay: float, work: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from st3fx.doctor import extras, faster, machine, main_path
+from st3fx.doctor import main_path, probes
 from st3fx.doctor.probe import AbsentError
 
 
@@ -22,40 +22,40 @@ class Usage(NamedTuple):
 
 
 def test_the_machine() -> None:
-    assert machine.python().count(" on ") == 1
-    assert " cores; " in machine.processor()
-    assert machine.threads().startswith(f"{torch.get_num_threads()} of ")
-    assert machine.memory().endswith(" GB")
+    assert probes.python().count(" on ") == 1
+    assert " cores; " in probes.processor()
+    assert probes.threads().startswith(f"{torch.get_num_threads()} of ")
+    assert probes.memory().endswith(" GB")
 
 
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, 5 * 10**10))
-    assert machine.disk() == f"50 GB free in {tmp_path}"
+    assert probes.disk() == f"50 GB free in {tmp_path}"
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, 10**9))
     with pytest.raises(AbsentError, match=r"only 1\.0 GB are free"):
-        machine.disk()
+        probes.disk()
 
 
 def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "cwd", lambda: Path("/proc"))
     with pytest.raises(OSError, match="/proc"):
-        machine.disk()
+        probes.disk()
 
 
 def test_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(AbsentError) as none:
-        machine.accelerator()
+        probes.accelerator()
     assert none.value.advice == ""
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     with pytest.raises(AbsentError) as driver:
-        machine.accelerator()
+        probes.accelerator()
     assert "a build of PyTorch for CUDA" in driver.value.advice
-    assert machine.accelerator_device() == torch.device("cpu")
-    assert faster.triton_kernels() == "not needed without a GPU"
+    assert probes.accelerator_device() == torch.device("cpu")
+    assert probes.triton_kernels() == "not needed without a GPU"
 
 
 def _doubled(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -65,15 +65,15 @@ def _doubled(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 def test_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    monkeypatch.setattr(machine, "_features", lambda: {"avx512_bf16": True})
-    assert machine.mixed_precision() == "cpu"
-    monkeypatch.setattr(machine, "_features", dict)
-    assert machine.mixed_precision() == "cpu (in software: slower than float32)"
+    monkeypatch.setattr(probes, "_features", lambda: {"avx512_bf16": True})
+    assert probes.mixed_precision() == "cpu"
+    monkeypatch.setattr(probes, "_features", dict)
+    assert probes.mixed_precision() == "cpu (in software: slower than float32)"
     monkeypatch.setattr(
         torch.Tensor, "__matmul__", lambda a, b: a.mm(b) * (2 if b.dtype == torch.float32 else 1)
     )
     with pytest.raises(RuntimeError, match="a product in bf16 on cpu is 1 off"):
-        machine.mixed_precision()
+        probes.mixed_precision()
 
 
 def test_the_main_path() -> None:
@@ -134,14 +134,16 @@ def test_a_folder_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_triton_kernels_are_compared() -> None:
     # The interpreter runs them on the CPU (tests/conftest.py).
-    said = faster.compare_kernels(torch.device("cpu"))
+    said = probes.compare_kernels(torch.device("cpu"))
     assert said == "threshold and effective weights on cpu as on the CPU"
 
 
 def test_triton_kernels_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("st3fx.gpu.soft.soft_threshold", lambda jobs, smallest: jobs[0].out.zero_())
+    monkeypatch.setattr(
+        "st3fx.sparsity.gpu.soft.soft_threshold", lambda jobs, smallest: jobs[0].out.zero_()
+    )
     with pytest.raises(RuntimeError, match="effective weights differ"):
-        faster.compare_kernels(torch.device("cpu"))
+        probes.compare_kernels(torch.device("cpu"))
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +155,7 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
     with pytest.raises(AbsentError, match=r"there is no C\+\+ compiler"):
-        faster.compiler()
+        probes.compiler()
 
 
 def test_no_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -161,19 +163,19 @@ def test_no_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(native, "library_path", lambda: tmp_path / "none.so")
     with pytest.raises(AbsentError, match="installed without them"):
-        faster.kernels()
+        probes.kernels()
 
 
 def test_optional_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert extras.timm() == importlib.metadata.version("timm")
+    assert probes.timm() == importlib.metadata.version("timm")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(AbsentError, match="not installed") as missing:
-        extras.transformers()
+        probes.transformers()
     assert missing.value.advice == "pip install transformers"
 
 
 def test_no_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("st3fx.data.fashion_mnist.DEBIAN", tmp_path / "none")
     with pytest.raises(AbsentError) as missing:
-        extras.fashion_mnist()
+        probes.fashion_mnist()
     assert missing.value.advice == "apt install dataset-fashion-mnist"

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from st3fx.doctor.probe import Probe
-from st3fx.doctor.result import Diagnosis, Finding
-from st3fx.doctor.run import diagnose
-from st3fx.doctor.table import PROBES
+from st3fx.doctor.probe import Diagnosis, Finding, Probe
+from st3fx.doctor.run import PROBES, diagnose
 from st3fx.doctor.worker import outcome
 from tests.killed import ends, family
 

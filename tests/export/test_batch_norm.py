@@ -12,8 +12,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from st3fx.onnx_passes.fold_batch_norm import BatchNorms, fold_batch_norm
-from st3fx.onnx_passes.pipeline import prepare
+from st3fx.passes.onnx.fold_batch_norm import BatchNorms, fold_batch_norm
+from st3fx.passes.onnx.pipeline import prepare
 
 Array = npt.NDArray[Any]
 

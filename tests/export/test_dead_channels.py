@@ -19,9 +19,9 @@ from torch import nn
 
 import st3fx
 from st3fx.cli import main
+from st3fx.commands import export
+from st3fx.commands.export import eliminate_dead_channels
 from st3fx.errors import ExportError
-from st3fx.verbs import channels
-from st3fx.verbs.channels import eliminate_dead_channels
 from tests.export import nets
 from tests.export.test_export import X
 from tests.nets import Net, image
@@ -168,13 +168,13 @@ def test_a_graph_that_computes_something_else_is_an_error(
     monkeypatch: pytest.MonkeyPatch, broken: Any, message: str
 ) -> None:
     """Whatever the analysis may miss: no wrong number leaves without a word."""
-    reduce: Any = vars(channels)["reduce"]
+    reduce: Any = vars(export)["reduce"]
 
     def wrong(*args: Any, **kwargs: Any) -> Any:
         graph, report = reduce(*args, **kwargs)
         return nn.Sequential(graph, Function(broken)), report
 
-    monkeypatch.setattr(channels, "reduce", wrong)
+    monkeypatch.setattr(export, "reduce", wrong)
     with pytest.raises(ExportError, match=message):
         eliminate_dead_channels(nn.Linear(4, 3), torch.randn(2, 4))
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import st3fx
 from st3fx.errors import ExportError
 from st3fx.export.write import write_model
-from st3fx.runtime.weights import SparseWeights, compress
-from tests.onnx_passes.graphs import SPARSE_WINS
+from st3fx.runtime.layout import SparseWeights, compress
+from tests.passes.onnx.graphs import SPARSE_WINS
 
 Change = Callable[[ir.Model], None]
 
@@ -115,7 +115,7 @@ def test_a_sparse_kernel_is_named(
             packed.values[:] *= 1.01
         return packed
 
-    monkeypatch.setattr("st3fx.onnx_passes.sparse_kernels.emit.compress", wrong)
+    monkeypatch.setattr("st3fx.passes.onnx.sparse_kernels.emit.compress", wrong)
     with pytest.raises(ExportError, match="ONNX Runtime and PyTorch differ in output") as caught:
         st3fx.export_onnx(net(), IMAGES, tmp_path / "m.onnx", sparse_kernels=True, **options)
     assert f"; the first layer that differs is {layer}, by " in str(caught.value)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import st3fx
 from st3fx import runtime
-from st3fx.bench.twin import write_dense
+from st3fx.bench.dense import write_dense
 from st3fx.export.result import ExportResult
-from tests.onnx_passes.graphs import SPARSE_WINS
+from tests.passes.onnx.graphs import SPARSE_WINS
 
 X = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))
 

@@ -15,7 +15,7 @@ from torch import nn
 import st3fx
 from st3fx.cli import main
 from st3fx.export.zeros import initializers
-from tests.onnx_passes.graphs import SPARSE_WINS
+from tests.passes.onnx.graphs import SPARSE_WINS
 
 
 @torch.no_grad()

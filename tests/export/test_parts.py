@@ -13,14 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from st3fx.core.inputs import Example
 from st3fx.errors import ExportError
 from st3fx.export.batch import batched, random_like, repeated
-from st3fx.export.blame import is_fixed_batch, reason
 from st3fx.export.call import Call, outputs, unique
-from st3fx.export.difference import difference
-from st3fx.export.parity import is_constant
-from st3fx.export.quiet import quiet
+from st3fx.export.capture import is_fixed_batch, quiet, reason
+from st3fx.export.parity import difference, is_constant
+from st3fx.plan.example import Example
 from tests.export.nets import Pair, Scores
 
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import st3fx
-from st3fx.core.inputs import Example
 from st3fx.errors import ExportError
 from st3fx.export import parity
 from st3fx.export.call import Call, Flat
 from st3fx.export.result import ExportResult
 from st3fx.export.rounding import FACTOR, Rounding
-from st3fx.runtime.weights import SparseWeights, compress
-from tests.onnx_passes.graphs import SPARSE_WINS
+from st3fx.plan.example import Example
+from st3fx.runtime.layout import SparseWeights, compress
+from tests.passes.onnx.graphs import SPARSE_WINS
 
 
 class Cancelling(nn.Module):
@@ -71,7 +71,7 @@ def test_what_it_does_not_explain_is_refused(
         seen[0].values[:] *= np.float32(1 + 3e-6 if len(seen) == 1 else 1)
         return seen[-1]
 
-    monkeypatch.setattr("st3fx.onnx_passes.sparse_kernels.emit.compress", wrong)
+    monkeypatch.setattr("st3fx.passes.onnx.sparse_kernels.emit.compress", wrong)
     with pytest.raises(ExportError, match="ONNX Runtime and PyTorch differ in output"):
         export(tmp_path / "m.onnx", gap=8e-3)
     assert not list(tmp_path.iterdir())

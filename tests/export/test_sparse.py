@@ -19,8 +19,8 @@ from st3fx import native, runtime
 from st3fx.cli import main
 from st3fx.errors import ExportError
 from st3fx.export.result import ExportResult
-from st3fx.runtime.weights import SparseWeights, compress
-from tests.onnx_passes.graphs import SPARSE_WINS
+from st3fx.runtime.layout import SparseWeights, compress
+from tests.passes.onnx.graphs import SPARSE_WINS
 
 SOURCE = """
 import torch
@@ -197,7 +197,7 @@ def test_a_miss_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         packed.values[::7] *= 1.001
         return packed
 
-    monkeypatch.setattr("st3fx.onnx_passes.sparse_kernels.emit.compress", wrong)
+    monkeypatch.setattr("st3fx.passes.onnx.sparse_kernels.emit.compress", wrong)
     with pytest.raises(ExportError, match="ONNX Runtime and PyTorch differ in output"):
         export(tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []

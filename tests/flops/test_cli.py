@@ -18,10 +18,11 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 import st3fx
-from st3fx.cli import flops_tables, main
+from st3fx.cli import main
 from st3fx.cli.analyze import CONVENTIONS
+from st3fx.cli.views import flops
+from st3fx.commands.models import Request
 from st3fx.flops.report import Convention
-from st3fx.verbs.folded import Request
 from tests.flops.graphs import graph
 
 MODEL = """
@@ -149,14 +150,14 @@ def test_the_table_names_everything() -> None:
 
 @pytest.mark.parametrize("width", [80, 140])
 def test_the_table_fits_a_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from st3fx.verbs.analysis import analyze
+    from st3fx.commands.analyze import analyze
 
     out = io.StringIO()
     console = Console(file=out, width=width, markup=False, highlight=False)
-    monkeypatch.setattr(flops_tables, "console", lambda: console)
+    monkeypatch.setattr(flops, "console", lambda: console)
     request = Request("torchvision:resnet18", inputs=("1x3x64x64",), allow_dense=True)
     report = analyze(request)
-    flops_tables.print_report(report, list(report.by_layer.values()))
+    flops.print_report(report, list(report.by_layer.values()))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     assert any("layer4.0.downsample.0.weight" in line for line in lines)
@@ -175,7 +176,7 @@ def test_unknown_operators_are_told(folder: Path) -> None:
 def test_short_numbers() -> None:
     numbers = {0: "0", 999: "999", 1000: "1.00 k", 63_480: "63.5 k", 4_089_184_256: "4.09 G",
                2_000_000_000_000: "2.00 T"}  # fmt: skip
-    assert {number: flops_tables.short(number) for number in numbers} == numbers
+    assert {number: flops.short(number) for number in numbers} == numbers
 
 
 BAD = {

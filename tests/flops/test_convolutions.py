@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 import st3fx
-from st3fx.flops.taps import all_hits, line_hits, transposed_line_hits
+from st3fx.flops.products import all_hits, line_hits, transposed_line_hits
 from tests.flops.brute import dense_and_sparse, ones, prune
 from tests.flops.graphs import Array, graph, of_layer, saved
 

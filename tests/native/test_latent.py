@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from st3fx import native
-from st3fx.core.digest import digests
-from st3fx.core.formula import Inputs, Job, evaluate
-from st3fx.core.functional import smallest_threshold
-from st3fx.core.scan import Source, count
-from st3fx.core.sites import Layout
-from st3fx.core.threshold import GlobalThreshold
 from st3fx.methods.st3 import FORMULA, formula
 from st3fx.native import latent
+from st3fx.plan.sites import Layout
+from st3fx.sparsity.digest import digests
+from st3fx.sparsity.formula import Inputs, Job, evaluate, smallest_threshold
+from st3fx.sparsity.threshold.scan import Source, count
+from st3fx.sparsity.threshold.search import GlobalThreshold
 
 SIZES = [1, 31, 63, 64, 65, 300, 16_383, 16_384, 16_385, 50_000]
 

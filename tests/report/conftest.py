@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from st3fx.bench.result import BenchResult, BenchRow, Ratio
-from st3fx.verbs.driver import train_spec
+from st3fx.commands.train import train_spec
 from tests.report.browser import has_browser
-from tests.training_runs import folder_of, settings
+from tests.training.runs import folder_of, settings
 
 collect_ignore = [] if has_browser() else ["test_browser.py"]
 

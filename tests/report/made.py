@@ -8,10 +8,10 @@ from pathlib import Path
 import networkx as nx
 import torch
 
-from st3fx.core.sites import Layout, Site, SparsityPlan
 from st3fx.export.result import Size
 from st3fx.files.manifest import Recipe
 from st3fx.flops.report import FlopsReport, LayerFlops
+from st3fx.plan.sites import Layout, Site, SparsityPlan
 from st3fx.report.facts import Facts, Layer, ModelFacts
 from st3fx.report.histogram import Weights, small, spread
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from st3fx.commands.report import write_report
 from st3fx.report.page import make_page, make_sections
-from st3fx.verbs.reporting import write_report
 from tests.report.browser import Page, browser
 from tests.report.made import block_names, made_facts
 from tests.report.test_page import ODD

@@ -8,15 +8,17 @@ import pytest
 from st3fx.report.chart import BarChart, Chart, Histogram, LineChart
 from st3fx.report.charts import (
     MOST_POINTS,
+    best,
+    label,
+    latency_chart,
     macs_chart,
     sparsity_chart,
     training_charts,
     weights_chart,
 )
 from st3fx.report.facts import ModelFacts, TrainingFacts
-from st3fx.report.latency import best, label, latency_chart
 from st3fx.report.png import to_png
-from st3fx.report.svg_chart import draw
+from st3fx.report.svg import draw
 from st3fx.training.report import EvalRow, TrainRow
 from st3fx.training.settings import Settings
 from tests.report.conftest import bench_result

@@ -12,9 +12,8 @@ from st3fx.cli import main
 from st3fx.cli.train import train
 from st3fx.files.manifest import Recipe
 from st3fx.methods import ST3, STR, to_dict
-from st3fx.report.commands import convert_command, train_command
-from st3fx.training.recipes import RECIPES
-from st3fx.training.resolve import resolve
+from st3fx.report.facts import convert_command, train_command
+from st3fx.training.recipes import RECIPES, resolve
 from st3fx.training.settings import Settings
 
 CHANGED: dict[str, Any] = {

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import networkx as nx
 
-from st3fx.report.flow import flow_chart
-from st3fx.report.flow_html import draw_flow
+from st3fx.report.flow import draw_flow, flow_chart
 from tests.report.made import block_names, chain
 
 

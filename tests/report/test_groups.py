@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from st3fx.report.groups import MOST, grouped
+from st3fx.report.charts import MOST, grouped
 from tests.report.made import block_names
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from st3fx.core.sites import SkippedSite
+from st3fx.plan.sites import SkippedSite
 from st3fx.report.facts import Facts
 from st3fx.report.page import make_page, make_sections
 from st3fx.report.section import with_code

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from st3fx.commands.convert import load_bundle
+from st3fx.commands.report import default_output, gather, write_report
 from st3fx.errors import BenchError, BundleError, ReportError, TrainError
 from st3fx.files.bundle import read_bundle
 from st3fx.report.facts import Facts
-from st3fx.sparsifier import Sparsifier
-from st3fx.verbs.evidence import gather
-from st3fx.verbs.reporting import default_output, write_report
-from st3fx.verbs.workflow import load_bundle
+from st3fx.sparsifier.sparsifier import Sparsifier
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from st3fx.report.chart import Axis
-from st3fx.report.scale import make_scale, nice_step, tick_text
+from st3fx.report.chart import Axis, make_scale, nice_step, tick_text
 
 
 def test_ends_are_the_next_ticks() -> None:

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from st3fx.report import text
+from st3fx.report import markup
 
 
 def plain(words: str) -> str:
-    return words.replace(text.SPACE, " ")
+    return words.replace(markup.SPACE, " ")
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ def plain(words: str) -> str:
     ],
 )  # fmt: skip
 def test_shares_that_are_not_all_are_never_rounded_to_it(share: float, said: str) -> None:
-    assert plain(text.percent(share)) == said
+    assert plain(markup.percent(share)) == said
 
 
 @pytest.mark.parametrize(
@@ -28,27 +28,27 @@ def test_shares_that_are_not_all_are_never_rounded_to_it(share: float, said: str
     ],
 )  # fmt: skip
 def test_counts_have_three_digits(number: float, said: str) -> None:
-    assert plain(text.count(number)) == said
+    assert plain(markup.count(number)) == said
 
 
 def test_units() -> None:
-    assert plain(text.size(999)) == "999 B"
-    assert plain(text.size(1_090_000)) == "1.09 MB"
-    assert plain(text.milliseconds(12.43)) == "12.4 ms"
-    assert plain(text.milliseconds(0.61)) == "610 µs"
-    assert plain(text.times(1.0)) == "1.00 ×"
-    assert text.three(0.11904) == "0.119"
-    assert text.three(0.00012345) == "0.00012"
-    assert text.three(-61.66) == "-61.7"
+    assert plain(markup.size(999)) == "999 B"
+    assert plain(markup.size(1_090_000)) == "1.09 MB"
+    assert plain(markup.milliseconds(12.43)) == "12.4 ms"
+    assert plain(markup.milliseconds(0.61)) == "610 µs"
+    assert plain(markup.times(1.0)) == "1.00 ×"
+    assert markup.three(0.11904) == "0.119"
+    assert markup.three(0.00012345) == "0.00012"
+    assert markup.three(-61.66) == "-61.7"
 
 
 def test_names_and_lists() -> None:
-    assert text.shape((64, 3, 7, 7)) == "64×3×7×7"
-    assert text.shape(()) == "scalar"
-    assert (text.plural(1, "site"), text.plural(2000, "site")) == ("1 site", "2,000 sites")
-    assert text.short_name("layer1.0.conv1.weight") == "layer1.0.conv1"
-    long = text.short_name("backbone.stages.3.blocks.12.attention.projection.weight")
+    assert markup.shape((64, 3, 7, 7)) == "64×3×7×7"
+    assert markup.shape(()) == "scalar"
+    assert (markup.plural(1, "site"), markup.plural(2000, "site")) == ("1 site", "2,000 sites")
+    assert markup.short_name("layer1.0.conv1.weight") == "layer1.0.conv1"
+    long = markup.short_name("backbone.stages.3.blocks.12.attention.projection.weight")
     assert (len(long), long[:9], long[-10:]) == (26, "backbone…"[:9], "projection")
-    assert text.listed(["a"]) == "a"
-    assert text.listed(["a", "b", "c"]) == "a, b and c"
-    assert text.listed(["a", "b", "c"], limit=2) == "a, b and 1 more"
+    assert markup.listed(["a"]) == "a"
+    assert markup.listed(["a", "b", "c"]) == "a, b and c"
+    assert markup.listed(["a", "b", "c"], limit=2) == "a, b and 1 more"

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from st3fx import native, runtime
 from st3fx.runtime import layout
-from st3fx.runtime.weights import compress
+from st3fx.runtime.layout import compress
 
 Array = NDArray[np.float32]
 

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from st3fx.commands.calibrate import calibrate
 from st3fx.errors import BenchError
 from st3fx.runtime import calibrate as measuring
 from st3fx.runtime import calibration
-from st3fx.runtime.calibrate import fit, nonnegative
+from st3fx.runtime.calibrate import Probe, fit, nonnegative, probes
 from st3fx.runtime.costs import ConvWork, Costs, LinearWork, seconds
-from st3fx.runtime.probes import Probe, probes
-from st3fx.verbs.calibrating import calibrate
 
 
 @pytest.fixture(autouse=True)

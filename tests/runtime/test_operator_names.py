@@ -11,7 +11,7 @@ from onnx import helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from st3fx import runtime
-from st3fx.onnx_passes.plain_operators import plain_proto
+from st3fx.passes.onnx.plain_operators import plain_proto
 from st3fx.runtime.operators import FORMER, OPERATORS
 from tests.runtime import ops
 

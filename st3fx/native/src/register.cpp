@@ -145,7 +145,7 @@ const Operator kOperators[] = {
 constexpr char kMark[] = "st3fx.operators";
 
 /// The domain of the bodies which files give the operators for sessions without this library
-/// (st3fx/onnx_passes/sparse_kernels/hints.py): what a tool has put in their place runs too.
+/// (passes/onnx/sparse_kernels/hints.py): what a tool has put in their place runs too.
 constexpr char kHint[] =
     "st3fx: call options.register_custom_ops_library(st3fx.runtime.library()) first, or open the "
     "file by st3fx.runtime.session(path)";

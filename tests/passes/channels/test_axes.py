@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from st3fx.passes.channels import analyze
+from st3fx.passes.channels.analyze import RULES
 from st3fx.passes.channels.call import Call
 from st3fx.passes.channels.eliminate import eliminate
 from st3fx.passes.channels.operand import Role
-from st3fx.passes.channels.rules import RULES
 from tests.passes.channels.nets import Both, Function, emptied, reduced
 from tests.passes.channels.programs import EXACT, agree, same
 from tests.passes.channels.test_forward import chain, conv, image, sizes

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models.efficientnet import MBConvConfig
 
 import st3fx
-from st3fx.verbs.channels import eliminate_dead_channels
+from st3fx.commands.export import eliminate_dead_channels
 from tests.passes.channels.nets import emptied, reduced
 
 SINGLE = 1e-6

@@ -1,0 +1,430 @@
+"""Discover: from what was observed to the sites, and the reason for each weight that is none.
+
+1. A parameter that only multiplies, as it is or seen through views, is a site.
+2. A parameter from which the multiplied weight is computed (weight standardisation,
+   ``weight_norm``) is a site after the computation, where the multiplying forward can be traced.
+3. The projection of a tied embedding is a site where the user asks for it: its own forward
+   multiplies with the effective weight, and the embedding's lookups read the dense table.
+4. Everything else that multiplies is skipped: a vector, a weight that is also read otherwise or
+   that the forward writes to, a weight computed in a forward that cannot be traced, an adapter's
+   factor, what the user leaves out.
+5. So is what reaches an output without multiplying; and a layer's weight that does not multiply
+   at all in the example. So every parameter that an output depends on is in one list or the other.
+
+Tied embeddings: the projection as a site of its own, beside the table that lookups read.
+
+Adapters: the small factors that are trained beside a frozen layer, as LoRA's A and B.
+
+They are dense by design and a few percent of the layer; pruned by one threshold with it they would
+vanish. PEFT says of each of its layers which attributes are an adapter's; others name them alike.
+
+Weights that ``torch.nn.utils.prune`` masks: its hooks multiply them with a mask in each call.
+
+Parameters that reach an output and multiply in no convolution or matrix product, with reasons.
+
+Nothing is dense silently: every parameter with two dimensions or more that an output depends on is
+a site, or it is in the plan with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+
+from st3fx.errors import PlanError, TraceError
+from st3fx.modules.names import ancestors, idle, is_below, owner, submodule
+from st3fx.passes.convert.computed import ComputedWeight, computed_weights
+from st3fx.passes.convert.observation import Multiplication, Observation
+from st3fx.passes.convert.products import LOOKUPS
+from st3fx.plan.selection import Selection
+from st3fx.plan.sites import Layout, Site, SkippedSite
+from st3fx.tensors import is_dense
+
+
+def projection(site: Site, observation: Observation, *, include: bool) -> Site | SkippedSite:
+    """The projection of a tied embedding, or why it stays dense.
+
+    Its own forward is given the effective weight; where the same forward reads rows, they could not
+    be told apart.
+
+    Args:
+        site: The whole parameter, as if nothing but products read it.
+        observation: Who else reads it.
+        include: Whether the user wants projections sparse.
+    """
+    names = [site.name, *site.aliases]
+    homes = [name for name in names if owner(name) in site.holders]
+    readers = observation.readers[site.name]
+    reason = "tied: an embedding reads its rows too (include_tied makes the projection sparse)"
+    if include:
+        together = any(is_below(reader, holder) for reader in readers for holder in site.holders)
+        if not together and len(homes) == len(site.holders):
+            others = [name for name in names if name not in homes]
+            return dataclasses.replace(
+                site, name=homes[0], aliases=tuple(homes[1:]), parameters=(*homes, *others),
+                tied=True,
+            )  # fmt: skip
+        reason = "tied: one forward both multiplies with it and reads its rows"
+    return SkippedSite(site.name, site.shape, site.op, reason)
+
+
+REASON = "an adapter's own factor: stays dense unless include= has a selector for such alone"
+
+_NAMED = re.compile(r"lora_?(embedding_)?([a-z]|down|up|mid|left|right)", re.IGNORECASE)
+
+
+def adapter_factors(model: nn.Module) -> set[str]:
+    """Full names, all of them, of parameters that belong to adapters."""
+    inside = {
+        f"{path}.{attribute}" if path else attribute
+        for path, module in model.named_modules(remove_duplicate=False)
+        for attribute in getattr(type(module), "adapter_layer_names", ())
+    }
+    return {
+        name
+        for name, _ in model.named_parameters(remove_duplicate=False)
+        if any(_NAMED.fullmatch(part) for part in name.split("."))
+        or any(name == place or name.startswith(f"{place}.") for place in inside)
+    }
+
+
+def masked(model: nn.Module) -> dict[str, tuple[str, str]]:
+    """Full name of the parameter that a mask is put on -> name of the module, and of its weight."""
+    return {
+        f"{path}.{hook._tensor_name}_orig" if path else f"{hook._tensor_name}_orig": (
+            path,
+            hook._tensor_name,
+        )
+        for path, module in model.named_modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, BasePruningMethod)
+    }
+
+
+def require_unmasked(
+    model: nn.Module, multiplying: Mapping[str, str], selection: Selection
+) -> dict[str, str]:
+    """Why masked weights that the user leaves out stay dense, by name.
+
+    Args:
+        model: Whose hooks are looked at.
+        multiplying: Parameters that multiply -> operator.
+        selection: What the user wants sparse.
+
+    Raises:
+        PlanError: If one of them should become sparse: a threshold beside a mask makes no sense.
+    """
+    reasons = {}
+    for name, (path, weight) in masked(model).items():
+        if name not in multiplying:
+            continue
+        full = f"{path}.{weight}" if path else weight
+        shape = tuple(model.get_parameter(name).shape)
+        op = multiplying[name]
+        site = Site(full, (name,), shape, op, Layout(), (path,), aliases=(name,))
+        if len(shape) > 1 and selection.wants(site, model):
+            raise PlanError(
+                f"{full} {shape} is pruned by torch.nn.utils.prune, whose hook masks it in each "
+                f"call: make that permanent before, torch.nn.utils.prune.remove(module, {weight!r})"
+            )
+        reasons[name] = "masked by torch.nn.utils.prune, and left out by include= or exclude="
+    return reasons
+
+
+_SHIFTS = frozenset({"add", "sub", "rsub", "add_", "sub_", "cat", "stack", "where", "copy_"})
+_SCALES = frozenset({"mul", "div", "mul_", "div_", "addcmul", "pow"})
+_NORMS = frozenset(
+    {"native_layer_norm", "native_batch_norm", "native_group_norm", "_native_batch_norm_legit"}
+) | {"cudnn_batch_norm", "_fused_rms_norm", "_batch_norm_with_update"}
+
+
+def beside(model: nn.Module, observation: Observation) -> list[SkippedSite]:
+    """Those that nothing multiplies with, in the order of the model's parameters."""
+    others = observation.reached() - observation.multiplied().keys()
+    return [
+        SkippedSite(name, tuple(parameter.shape), _op(name, observation), _reason(
+            name, tuple(parameter.shape), observation
+        ))
+        for name, parameter in model.named_parameters()
+        if name in others and parameter.dim() > 1
+    ]  # fmt: skip
+
+
+def _op(name: str, observation: Observation) -> str:
+    """``none`` for what is no multiplication; the name of an operator that may be one."""
+    custom = [use for use in observation.other_uses.get(name, ()) if "::" in use]
+    return custom[0] if custom else "none"
+
+
+def _reason(name: str, shape: tuple[int, ...], observation: Observation) -> str:
+    uses = observation.other_uses.get(name, set())
+    words = ", ".join(sorted(uses))
+    if name in observation.unseen or "NumPy" in uses:
+        return "reaches an output where st3fx cannot follow it (NumPy, a foreign library)"
+    if not uses:
+        return "reaches an output without meeting an activation"
+    if uses <= LOOKUPS:
+        return f"its rows are looked up ({words}): no product"
+    if any("::" in use for use in uses):
+        return f"given to {words}, an operator that st3fx does not know"
+    if uses <= _NORMS | _SHIFTS:
+        return f"scales or shifts activations one by one ({words}): no product"
+    hint = "; as a matrix product it could be sparse" if sum(size > 1 for size in shape) > 1 else ""
+    if uses <= _NORMS | _SHIFTS | _SCALES:
+        return f"multiplied elementwise ({words}): no matrix product{hint}"
+    return f"read by {words}: no convolution or matrix product"
+
+
+def require_complete(
+    model: nn.Module,
+    observation: Observation,
+    sites: Iterable[Site],
+    skipped: Iterable[SkippedSite],
+) -> None:
+    """Every parameter that reaches an output is in the plan.
+
+    Raises:
+        PlanError: With the first that is not, which is an error of st3fx.
+    """
+    named = {item.name for item in skipped}
+    named |= {name for site in sites for name in (*site.parameters, *site.aliases)}
+    known = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in named}
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and name in observation.reached() and id(parameter) not in known:
+            raise PlanError(
+                f"{name} {tuple(parameter.shape)} reaches an output and is in no list of the plan: "
+                "an error of st3fx, please report it"
+            )
+
+
+@dataclass
+class Discovery:
+    """What :func:`discover` found.
+
+    Attributes:
+        sites: In the order of execution.
+        skipped: Multiplying parameters that stay dense.
+        users: Site name -> all modules whose forward multiplies with it (holders and below).
+        computed: Site name -> how the holder's forward computes it.
+    """
+
+    sites: list[Site] = field(default_factory=list)
+    skipped: list[SkippedSite] = field(default_factory=list)
+    users: dict[str, set[str]] = field(default_factory=dict)
+    computed: dict[str, ComputedWeight] = field(default_factory=dict)
+
+    def skip(self, name: str, reason: str) -> None:
+        """Leave a site dense after all."""
+        site = next(site for site in self.sites if site.name == name)
+        self.sites.remove(site)
+        self.skipped.append(SkippedSite(site.name, site.shape, site.op, reason))
+        del self.users[name]
+        self.computed.pop(name, None)
+
+    def leave_out(self, model: nn.Module, name: str, op: str, reason: str) -> None:
+        """Leave a parameter dense."""
+        self.skipped.append(SkippedSite(name, tuple(_parameter(model, name).shape), op, reason))
+
+    def modules_with_sites(self) -> set[str]:
+        """Modules that a trace has to look into: all that multiply with a site, and those above."""
+        return {name for users in self.users.values() for user in users for name in ancestors(user)}
+
+
+def discover(model: nn.Module, observation: Observation, selection: Selection) -> Discovery:
+    """Sort every parameter that multiplies into sites and skipped sites.
+
+    Args:
+        model: The model that was observed.
+        observation: What it does.
+        selection: What the user wants sparse.
+
+    Raises:
+        PlanError: If nothing multiplies, or nothing that does can or may become sparse.
+    """
+    found = Discovery()
+    aliases = _aliases(model)
+    pruned = require_unmasked(
+        model, {n: uses[0].op for n, uses in observation.multiplied().items()}, selection
+    )
+    for name, uses in observation.multiplied().items():
+        if name in pruned:
+            found.leave_out(model, name, uses[0].op, pruned[name])
+            continue
+        site = _direct_site(model, name, uses, observation, aliases[name])
+        if isinstance(site, Site) and observation.other_uses.get(name):
+            site = projection(site, observation, include=selection.include_tied)
+        if isinstance(site, Site):
+            _add(found, site, _users(name, uses, observation))
+        elif isinstance(site, SkippedSite):
+            found.skipped.append(site)
+        else:
+            _add_computed(found, model, observation, name, uses)
+    found.skipped += beside(model, observation)
+    found.skipped += idle(model, observation.reached())
+    _select(found, model, selection)
+    require_complete(model, observation, found.sites, found.skipped)
+    if not found.sites:
+        raise PlanError(nothing_to_do(model, found))
+    return found
+
+
+def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """First name of each parameter -> its other names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {first: tuple(others) for first, *others in names.values()}
+
+
+def _direct_site(
+    model: nn.Module,
+    name: str,
+    uses: list[Multiplication],
+    observation: Observation,
+    aliases: tuple[str, ...],
+) -> Site | SkippedSite | None:
+    """The site of a parameter, why it is none, or ``None`` for a computed weight."""
+    parameter = _parameter(model, name)
+    shape, dtype = tuple(parameter.shape), parameter.dtype
+    first = uses[0]
+    reason = None
+    others = observation.other_uses.get(name, set())
+    if not parameter.numel():
+        reason = "it is empty"
+    elif not is_dense(parameter):
+        reason = f"a {parameter.layout} tensor: its zeros are not stored as it is"
+    elif not dtype.is_floating_point:
+        reason = f"{dtype}: only real floating-point weights have a magnitude to prune by"
+    elif len(shape) < 2:
+        reason = f"a vector of {shape[0] if shape else 1}: too few weights to prune"
+    elif others - LOOKUPS:
+        reason = f"also read by {', '.join(sorted(others))}"
+    elif any(isinstance(submodule(model, n), _SCRIPT) for n in _involved(name, uses)):
+        reason = "inside a ScriptModule"
+    elif len({use.computed for use in uses}) == 2 and name not in observation.written:
+        reason = "multiplied both as it is and after a computation"
+    if reason is not None:
+        return SkippedSite(name, shape, first.op, reason)
+    if first.computed or name in observation.written:
+        return None
+    layouts = {use.layout for use in uses}
+    return Site(
+        name=name,
+        parameters=(name,),
+        shape=shape,
+        op=first.op,
+        layout=first.layout if len(layouts) == 1 else Layout(()),
+        holders=_outermost(_users(name, uses, observation)),
+        aliases=aliases,
+        groups=first.groups,
+        cost=max(1, observation.macs.get(name, 0) // max(1, parameter.numel())),
+    )
+
+
+WRITTEN = "the forward writes to it: a threshold would meet other values in each call"
+
+
+def _users(name: str, uses: list[Multiplication], observation: Observation) -> set[str]:
+    """Modules whose own forward multiplies with a weight, or computes with its values beside that.
+
+    Lookups in an embedding's table compute with the table as it is.
+    """
+    modules = {use.module for use in uses}
+    is_table = bool(observation.other_uses.get(name))
+    return modules if is_table else modules | observation.computing.get(name, set())
+
+
+def _parameter(model: nn.Module, name: str) -> Tensor:
+    parameter: Tensor = getattr(submodule(model, owner(name)), name.rpartition(".")[2])
+    return parameter
+
+
+_SCRIPT = torch.jit.ScriptModule
+
+
+def _involved(name: str, uses: list[Multiplication]) -> set[str]:
+    return {owner(name), *(use.module for use in uses)}
+
+
+def _outermost(users: set[str]) -> tuple[str, ...]:
+    """The users that are not below another: a swap around them covers those below."""
+    return tuple(
+        sorted(u for u in users if not any(u != other and is_below(u, other) for other in users))
+    )
+
+
+def _add(found: Discovery, site: Site, users: set[str]) -> None:
+    found.sites.append(site)
+    found.users[site.name] = users
+
+
+def _add_computed(
+    found: Discovery,
+    model: nn.Module,
+    observation: Observation,
+    name: str,
+    uses: list[Multiplication],
+) -> None:
+    """Case 2: the sites of the module that computes, once for all of its parameters."""
+    if any(name in site.parameters for site in found.sites):
+        return
+    try:
+        weight = _computed_weight(model, observation, name, uses)
+    except TraceError as error:
+        reason = WRITTEN if name in observation.written else f"computed {error}"
+        found.leave_out(model, name, uses[0].op, reason)
+        return
+    _add(found, weight.site, set(weight.site.holders))
+    found.computed[weight.site.name] = weight
+
+
+def _computed_weight(
+    model: nn.Module, observation: Observation, name: str, uses: list[Multiplication]
+) -> ComputedWeight:
+    """The computed weight that a parameter goes into.
+
+    Raises:
+        TraceError: If there is none that a threshold could stand behind.
+    """
+    modules = {use.module for use in uses}
+    if len(modules) > 1:
+        raise TraceError(f"in {len(modules)} places: {', '.join(sorted(modules))}")
+    holder = modules.pop()
+    for weight in computed_weights(model, holder, observation):
+        for parameter in weight.site.parameters:
+            if observation.written.get(parameter, {holder}) != {holder}:
+                raise TraceError(f"before it multiplies, from {parameter}: {WRITTEN}")
+        if name in weight.site.parameters:
+            return weight
+    raise TraceError("before it multiplies")
+
+
+def _select(found: Discovery, model: nn.Module, selection: Selection) -> None:
+    if not found.sites:
+        return
+    factors = adapter_factors(model)
+    apart = {site.name: REASON for site in found.sites if factors.issuperset(site.parameters)}
+    dense = [item.name for item in found.skipped]
+    reasons = selection.reasons(found.sites, model, apart, dense)
+    for name, reason in reasons.items():
+        found.skip(name, reason)
+
+
+def nothing_to_do(model: nn.Module, found: Discovery) -> str:
+    """Why a model has no site, for an error."""
+    name = type(model).__name__
+    if not found.skipped:
+        return f"{name} has no parameter that feeds a convolution or matrix product"
+    chosen = ("not in include", "excluded by")
+    own = [item for item in found.skipped if not item.reason.startswith(chosen)]
+    item = (own or found.skipped)[0]
+    return (
+        f"{name} has no weight to make sparse: all {len(found.skipped)} are left out, "
+        f"for example {item.name} {item.shape}: {item.reason}"
+    )

@@ -1,0 +1,368 @@
+"""Verify: the converted model computes what the original computes, bit for bit, before it is used.
+
+Original and converted model are the same modules with the sparse forwards taken out and put in, and
+gradients are kept as digests, so that verification holds no second copy of either. Compared are
+
+1. output and buffers in train mode under two seeds, and gradients under the first, before the
+   first threshold;
+2. the output in eval mode, and with one more sample;
+3. at a trial threshold: the eval output, and output and gradients of a training step, against the
+   original forward over the effective weights as they are (with computed weights: the eval output
+   against the folded model's).
+
+What verification runs: a converted model, and its original on the same modules.
+
+At a trial threshold a converted model computes with exactly the effective weights.
+
+It is compared with the original forward over the effective weights as they are; with computed
+weights, whose forward makes them anew, with the folded model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from st3fx.errors import VerificationError
+from st3fx.graphs.forward import SparseForward
+from st3fx.modules.converted import leave
+from st3fx.modules.copying import copied
+from st3fx.modules.marks import PREFIX, is_entered
+from st3fx.modules.state import (
+    Left,
+    deterministic,
+    preserved,
+    preserved_rng,
+    seed_everything,
+    settled,
+)
+from st3fx.passes.convert.equality import (
+    Difference,
+    MismatchError,
+    converted,
+    detached,
+    digest,
+    equal,
+    require_equal,
+)
+from st3fx.passes.convert.fold import clean, effective, fold, projections
+from st3fx.passes.convert.written import Kept
+from st3fx.plan.example import Example
+from st3fx.sparsifier.bound import Bound, bound_sites
+from st3fx.sparsifier.run import run_of
+from st3fx.tensors import is_dense
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is verified.
+
+    Attributes:
+        model: With ``forwards`` installed.
+        example: A call as in training.
+        forwards: All sparse forwards of the model.
+        left: Mode -> what a call leaves in attributes: graphs are captured as of the second call.
+        written: Parameters that the forward writes to -> tensors that have their values.
+    """
+
+    model: nn.Module
+    example: Example
+    forwards: Sequence[SparseForward]
+    left: Mapping[bool, Sequence[Left]]
+    written: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def preserved(self) -> Iterator[None]:
+        """Whatever runs inside, the model is afterwards as it was, its parameters too."""
+        kept = Kept(self.model, self.written)
+        with preserved(self.model):
+            try:
+                yield
+            finally:
+                kept.set_back()
+
+    @contextlib.contextmanager
+    def original(self) -> Iterator[None]:
+        """The model as it was before the conversion, inside."""
+        classes = {module: type(module) for module in self.model.modules() if is_entered(module)}
+        for forward in self.forwards:
+            forward.uninstall()
+        for module in classes:
+            leave(module)
+        try:
+            yield
+        finally:
+            for module, cls in classes.items():
+                module.__class__ = cls
+            for forward in self.forwards:
+                forward.install()
+
+    def forward(self, seed: int) -> Any:
+        """The output in train mode."""
+        with torch.enable_grad():
+            return self._run(self.example, True, seed)
+
+    def step(self, seed: int) -> Any:
+        """The output in train mode, with the gradients of a loss of it in the parameters."""
+        with torch.enable_grad():
+            output = self.forward(seed)
+            losses = [
+                _weighted_sum(leaf)
+                for leaf in pytree.tree_leaves(output)
+                if isinstance(leaf, Tensor) and leaf.requires_grad
+            ]
+            if losses:
+                torch.stack(losses).sum().backward()
+        return output
+
+    def evaluate(self, example: Example | None = None) -> Any:
+        """The output in eval mode, of the example or of another call."""
+        with torch.no_grad():
+            return self._run(example or self.example, False, 0)
+
+    def _run(self, example: Example, training: bool, seed: int) -> Any:
+        seed_everything(seed)
+        with settled(self.left[training]):
+            return example.run(self.model.train(training))
+
+
+def _weighted_sum(tensor: Tensor) -> Tensor:
+    """A loss that no normalisation makes constant: each element with another weight."""
+    if not is_dense(tensor):
+        # Of sparse and nested tensors only some operators have gradients.
+        tensor = tensor.to_padded_tensor(0.0) if tensor.is_nested else tensor.to_dense()
+    weights = (
+        torch.arange(tensor.numel(), dtype=torch.float32, device=tensor.device).mul_(0.7).sin_()
+    )
+    loss: Tensor = (tensor.flatten().float() * weights).mean() * tensor.numel() ** 0.5
+    return loss
+
+
+@contextlib.contextmanager
+def own_gradients(model: nn.Module) -> Iterator[None]:
+    """Empty gradients inside, the present ones back afterwards."""
+    saved = [(parameter, parameter.grad) for parameter in model.parameters()]
+    model.zero_grad(set_to_none=True)
+    try:
+        yield
+    finally:
+        for parameter, grad in saved:
+            parameter.grad = grad
+
+
+def compare_trial(subject: Subject, trial: dict[str, Tensor], training: bool) -> None:
+    """Compare a training step, or the eval output.
+
+    Args:
+        subject: Left as it was.
+        trial: State tensors -> the value for the trial threshold, by full name.
+        training: Which of the two.
+
+    Raises:
+        MismatchError: If they differ.
+    """
+    model = subject.model
+    held = bound_sites(model, run_of(model))
+    if any(item.compute is not None for item in held):
+        if not training:
+            _compare_fold(subject, trial)
+        return
+    what = f"{'training step' if training else 'eval output'} at a trial threshold"
+
+    def run() -> Any:
+        return subject.step(0) if training else subject.evaluate()
+
+    with subject.preserved(), own_gradients(model), _thresholds(model, trial):
+        with subject.preserved(), converted(what):
+            sparse = detached(run())
+        gradients = {item.site.name: digest(item.weight().grad) for item in held}
+        tied = projections(model, held)
+        sums = {n: item.weight().grad for item in held if (n := item.site.name) in tied}
+        model.zero_grad(set_to_none=True)
+        static = _effective_leaves(held)
+        with subject.preserved(), subject.original(), _in_place_of_weights(held, static):
+            expected = run()
+        expected_gradients = {item.site.name: _latent_gradient(item, static) for item in held}
+        lookups = {n: item.weight().grad for item in held if (n := item.site.name) in tied}
+    require_equal(expected, sparse, what)
+    for name, gradient in expected_gradients.items():
+        if name in tied:
+            same = _is_sum(sums[name], gradient, lookups[name])
+        else:
+            same = digest(gradient) == gradients[name]
+        if not same:
+            raise MismatchError(f"gradient of {name} at a trial threshold", name)
+
+
+def _is_sum(total: Tensor | None, projection: Tensor | None, lookups: Tensor | None) -> bool:
+    """Whether a tied table's gradient is its projection's and its lookups' together.
+
+    There may be several lookups, and autograd adds up in another order where the projection is a
+    tensor of its own: up to the rounding of such a sum.
+    """
+    parts = [part.double() for part in (projection, lookups) if part is not None]
+    if total is None or not parts:
+        return total is None and not parts
+    bound = 4 * torch.finfo(total.dtype).eps * sum(part.abs() for part in parts)
+    return bool(((total.double() - sum(parts)).abs() <= bound).all())
+
+
+def _latent_gradient(held: Bound, static: dict[str, Tensor]) -> Tensor | None:
+    """What the method makes of the effective weight's gradient; all uses of it added up before."""
+    upstream = static[held.site.name].grad
+    if upstream is None or held.sparse.method.straight_through:
+        return upstream
+    with torch.enable_grad():
+        return torch.autograd.grad(held.effective(), held.weight(), upstream)[0]
+
+
+def _compare_fold(subject: Subject, trial: dict[str, Tensor]) -> None:
+    """With computed weights, only the folded model has static weights to compare with."""
+    what = "eval output at a trial threshold"
+    with subject.preserved(), _thresholds(subject.model, trial):
+        with subject.preserved(), converted(what):
+            sparse = subject.evaluate()
+        folded = fold(copied(subject.model))
+    twin = dataclasses.replace(subject, model=folded, left={False: ()})
+    with preserved_rng():
+        require_equal(twin.evaluate(), sparse, what)
+
+
+@contextlib.contextmanager
+def _thresholds(model: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
+    """Other thresholds, buffers or parameters, inside."""
+    tensors: dict[str, Tensor] = {}
+    for name in values:
+        path, _, key = name.rpartition(".")
+        tensors[name] = getattr(model.get_submodule(path), key)
+    saved = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    try:
+        with torch.no_grad():
+            for name, value in values.items():
+                tensors[name].copy_(value)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in saved.items():
+                tensors[name].copy_(value)
+
+
+def _effective_leaves(held: Sequence[Bound]) -> dict[str, Tensor]:
+    """Effective weight by site, as leaves that collect their own gradients."""
+    with torch.no_grad():
+        return {
+            item.site.name: nn.Parameter(clean(effective(item)), item.weight().requires_grad)
+            for item in held
+        }
+
+
+@contextlib.contextmanager
+def _in_place_of_weights(held: Sequence[Bound], static: dict[str, Tensor]) -> Iterator[None]:
+    latent = [item.weight() for item in held]
+    for item in held:
+        item.put(static[item.site.name])
+    try:
+        yield
+    finally:
+        for item, weight in zip(held, latent, strict=True):
+            item.put(weight)
+
+
+SEEDS = (0, 1)
+
+
+@deterministic()
+def differs(subject: Subject, trial: dict[str, Tensor]) -> Difference | None:
+    """Compare a converted model with its original, with deterministic cuDNN kernels.
+
+    Args:
+        subject: Left as it was.
+        trial: State tensors -> the value for the trial threshold, by full name.
+
+    Returns:
+        What differs first, or ``None``.
+    """
+    try:
+        for seed in SEEDS:
+            _compare_training(subject, seed)
+        modes = [True]
+        if _compare_eval(subject, subject.example, "eval output"):
+            modes.append(False)
+        for training in modes:
+            compare_trial(subject, trial, training)
+        larger = subject.example.larger_batch()
+        if larger is not None:
+            _compare_eval(subject, larger, "eval output with one more sample")
+    except MismatchError as mismatch:
+        return mismatch.difference
+    return None
+
+
+def _compare_training(subject: Subject, seed: int) -> None:
+    expected, gradients, buffers = {}, {}, {}
+    model = subject.model
+    run = subject.step if seed == SEEDS[0] else subject.forward
+    with subject.preserved(), subject.original(), own_gradients(model):
+        expected = detached(_original_step(subject, run, seed))
+        gradients = {name: digest(p.grad) for name, p in _own_parameters(model)}
+        buffers = {n: b.clone() for n, b in _stateful(subject)}
+    with subject.preserved(), own_gradients(model):
+        with converted("train output"):
+            output = run(seed)
+        require_equal(expected, output, f"train output, {seed=}")
+        for name, parameter in _own_parameters(model):
+            if digest(parameter.grad) != gradients[name]:
+                raise MismatchError(f"gradient of {name}, {seed=}")
+        for name, tensor in _stateful(subject):
+            if name not in buffers or not equal(tensor, buffers[name]):
+                raise MismatchError(f"{name} after a training step, {seed=}")
+
+
+def _original_step(subject: Subject, run: Callable[[int], Any], seed: int) -> Any:
+    """A step of the original; what fails there fails without the conversion too.
+
+    Raises:
+        VerificationError: If it does.
+    """
+    try:
+        return run(seed)
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise VerificationError(
+            f"{type(subject.model).__name__} itself fails in a training step on the example: "
+            f"{type(error).__name__}: {reason[0]}; if it is meant to, use verify=False"
+        ) from error
+
+
+def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The user's parameters: not the learned thresholds, which the original does not have."""
+    for name, parameter in model.named_parameters():
+        if not name.rpartition(".")[2].startswith(PREFIX):
+            yield name, parameter
+
+
+def _stateful(subject: Subject) -> Iterator[tuple[str, Tensor]]:
+    """What a call changes: buffers, and parameters that the forward writes to."""
+    yield from subject.model.named_buffers()
+    for name in subject.written:
+        yield name, subject.model.get_parameter(name).detach()
+
+
+def _compare_eval(subject: Subject, example: Example, what: str) -> bool:
+    """Compare one eval output; False if the original itself refuses this call in eval mode."""
+    with subject.preserved(), subject.original():
+        try:
+            expected = detached(subject.evaluate(example))
+        except Exception:  # noqa: BLE001 - whatever a user's forward raises
+            return False
+    with subject.preserved(), converted(what):
+        output = subject.evaluate(example)
+    require_equal(expected, output, what)
+    return True

@@ -1,0 +1,257 @@
+"""Writes sparse operators as ONNX's own again: the same model with its zeros, for any runtime.
+
+Layouts are a matter of memory alone: here every tensor of images is what ONNX says it is.
+
+Which values of a written graph are in the blocked layout of ``st3fx/runtime/ops.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import helper
+from onnx_ir.passes import common
+
+from st3fx.runtime import operators
+from st3fx.runtime.inference import DOMAIN, HINT
+from st3fx.runtime.layout import SparseWeights
+
+OURS = (DOMAIN, HINT)
+"""Domains of our operators."""
+
+
+def is_ours(node: onnx.NodeProto | ir.Node) -> bool:
+    """Whether a node is an operator of ours."""
+    return node.domain in OURS
+
+
+def plain_proto(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model without operators of ours; the given one where it has none.
+
+    Raises:
+        KeyError: As :func:`to_plain`.
+        ValueError: As :func:`to_plain`.
+    """
+    if not any(is_ours(node) for node in model.graph.node):
+        return model
+    graph = ir.from_proto(model)
+    to_plain(graph)
+    return ir.to_proto(graph)
+
+
+def to_plain(model: ir.Model) -> None:
+    """Replace sparse operators by those of ONNX, in place.
+
+    Weights get the name that they had before. Shapes between the nodes are left out: those of
+    blocked tensors are not true any more.
+
+    Raises:
+        KeyError: For an operator that is not in ``ops.md``.
+        ValueError: For weights that are not constant or do not fit.
+    """
+    graph = model.graph
+    for key in [key for key in model.functions if key[0] == DOMAIN]:
+        del model.functions[key]
+    ours = [node for node in graph if is_ours(node)]
+    _forget_shapes(ours)
+    for node in ours:
+        _replace(graph, node)
+    _forget_shapes(graph)
+    for domain in OURS:
+        model.opset_imports.pop(domain, None)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def _forget_shapes(nodes: Iterable[ir.Node]) -> None:
+    """Of the nodes' outputs, but for the graph's own."""
+    for node in nodes:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+
+
+class _Tape:
+    """New nodes before one that goes."""
+
+    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
+        self.graph, self.node = graph, node
+        self.about = node.attributes
+
+    def __call__(self, op: str, inputs: Sequence[ir.Value | None], **attributes: Any) -> ir.Value:
+        made = ir.node(op, inputs, attributes)
+        self.graph.insert_before(self.node, made)
+        value = made.outputs[0]
+        value.dtype = ir.DataType.FLOAT
+        return value
+
+    def input(self, index: int) -> ir.Value | None:
+        """An input, or nothing where it is left out."""
+        return self.node.inputs[index] if index < len(self.node.inputs) else None
+
+    def constant(self, name: str, array: Any) -> ir.Value:
+        """An initializer; the one that is there where it has the shape."""
+        number, free = 1, name
+        while (value := self.graph.initializers.get(free)) is not None:
+            if value.const_value is not None and np.array_equal(value.const_value.numpy(), array):
+                return value
+            number += 1
+            free = f"{name}_{number}"
+        value = ir.Value(name=free, const_value=ir.tensor(array, name=free))
+        value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
+        self.graph.initializers[free] = value
+        return value
+
+    def window(self, *more: str) -> dict[str, Any]:
+        """The attributes of a window that are there."""
+        names = ("kernel_shape", "strides", "dilations", "pads", *more)
+        return {name: self.about[name].value for name in names if name in self.about}
+
+    def weight(self, columns: int, shape: Callable[[int], tuple[int, ...]]) -> ir.Value:
+        """The sparse weight, dense, as an initializer."""
+        parts = [ir.convenience.get_const_tensor(value) for value in self.node.inputs[1:4]
+                 if value is not None]  # fmt: skip
+        arrays = [part.numpy() for part in parts if part is not None]
+        if len(arrays) != 3:
+            raise ValueError(f"the weights of {self.node.name} are not constant")
+        try:
+            dense = SparseWeights(*arrays).dense(columns)
+        except (IndexError, ValueError) as error:
+            raise ValueError(f"damaged weights of {self.node.name}: {error}") from error
+        source = self.node.inputs[1]
+        name = str(source.name if source is not None else "").removesuffix(".values")
+        return self.constant(name, dense.reshape(shape(len(dense))))
+
+    def finish(self, value: ir.Value, residual: ir.Value | None = None) -> ir.Value:
+        """Add the residual, then the activation."""
+        if residual is not None:
+            value = self("Add", [value, residual])
+        kind = self.about.get_string("activation", "none")
+        if kind == "relu":
+            return self("Relu", [value])
+        if kind == "clip":
+            low, high = self.about.get_float("minimum", 0.0), self.about.get_float("maximum", 6.0)
+            limits = [self.constant(f"limit_{x:g}", np.float32(x)) for x in (low, high)]
+            return self("Clip", [value, *limits])
+        if kind == "silu":
+            return self("Mul", [value, self("Sigmoid", [value])])
+        return self("HardSwish", [value]) if kind == "hard_swish" else value
+
+
+def _sparse_conv(tape: _Tape) -> ir.Value:
+    group = tape.about.get_int("group", 1)
+    kernel = tuple(tape.about.get_ints("kernel_shape"))
+    channels = tape.about.get_int("channels") // group
+    weight = tape.weight(channels * kernel[0] * kernel[1], lambda k: (k, channels, *kernel))
+    made = tape("Conv", [tape.input(0), weight, tape.input(4)], group=group, **tape.window())
+    return tape.finish(made, tape.input(5))
+
+
+def _depthwise_conv(tape: _Tape) -> ir.Value:
+    stands_for = tape.about.get_string("stands_for", "convolution")
+    if stands_for != "convolution":
+        return tape.finish(_per_channel(tape, stands_for), tape.input(3))
+    inputs = [tape.input(index) for index in range(3)]
+    made = tape("Conv", inputs, group=tape.about.get_int("channels"), **tape.window())
+    return tape.finish(made, tape.input(3))
+
+
+def _per_channel(tape: _Tape, stands_for: str) -> ir.Value:
+    """A batch norm, or a scale, that was written as a convolution with one tap."""
+    parts = [
+        ir.convenience.get_const_tensor(value) if (value := tape.input(index)) else None
+        for index in (1, 2)
+    ]
+    if parts[0] is None:
+        raise ValueError(f"the weights of {tape.node.name} are not constant")
+    factor, source = parts[0].numpy().reshape(-1), tape.node.inputs[1]
+    name = str(source.name if source is not None else "").removesuffix(".weight")
+    if stands_for == "scale":
+        scale = tape.constant(f"{name}.scale", factor.reshape(-1, 1, 1))
+        return tape("Mul", [tape.input(0), scale])
+    zeros = np.zeros_like(factor)
+    shift = zeros if parts[1] is None else parts[1].numpy()
+    arrays = {"scale": factor, "shift": shift, "mean": zeros, "variance": zeros + 1}
+    values = [tape.constant(f"{name}.{key}", array) for key, array in arrays.items()]
+    return tape("BatchNormalization", [tape.input(0), *values], epsilon=0.0)
+
+
+def _sparse_linear(tape: _Tape) -> ir.Value:
+    features, value, bias = tape.about.get_int("features"), tape.input(0), tape.input(4)
+    weight = tape.weight(features, lambda k: (k, features))
+    if tape.about.get_string("side", "right") == "left":
+        made = tape("MatMul", [weight, value])
+        if bias is not None:
+            made = tape("Add", [made, tape("Unsqueeze", [bias, tape.constant("last", _LAST)])])
+        return tape.finish(made)
+    if value is not None and value.shape is not None and len(value.shape) == 2:
+        return tape.finish(tape("Gemm", [value, weight, bias], transB=1))
+    made = tape("MatMul", [value, tape("Transpose", [weight], perm=[1, 0])])
+    return tape.finish(made if bias is None else tape("Add", [made, bias]))
+
+
+def _max_pool(tape: _Tape) -> ir.Value:
+    return tape("MaxPool", [tape.input(0)], **tape.window("ceil_mode"))
+
+
+def _average_pool(tape: _Tape) -> ir.Value:
+    return tape("AveragePool", [tape.input(0)], **tape.window("ceil_mode", "count_include_pad"))
+
+
+_LAST = np.array([-1], dtype=np.int64)
+
+_PLAIN: dict[str, Callable[[_Tape], ir.Value]] = {
+    operators.SPARSE_CONV: _sparse_conv,
+    operators.DEPTHWISE_CONV: _depthwise_conv,
+    operators.SPARSE_LINEAR: _sparse_linear,
+    operators.MAX_POOL: _max_pool,
+    operators.AVERAGE_POOL: _average_pool,
+    operators.GLOBAL_AVERAGE_POOL: lambda tape: tape("GlobalAveragePool", [tape.input(0)]),
+    operators.ADD: lambda tape: tape.finish(tape("Add", [tape.input(0), tape.input(1)])),
+    operators.CHANNEL_SCALE: lambda tape: tape("Mul", [tape.input(0), tape.input(1)]),
+    operators.CONCAT: lambda tape: tape("Concat", tape.node.inputs, axis=1),
+    operators.LAYOUT: lambda tape: tape("Identity", [tape.input(0)]),
+}
+"""Operator of ours -> what ONNX has for it."""
+
+
+def _replace(graph: ir.Graph, node: ir.Node) -> None:
+    made, old = _PLAIN[operators.current_name(node.op_type)](_Tape(graph, node)), node.outputs[0]
+    made.shape, made.type = old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, made, replace_graph_outputs=True)
+    name = old.name
+    graph.remove(node, safe=True)
+    made.name = name
+
+
+def blocked_values(graph: onnx.GraphProto) -> dict[str, int]:
+    """Name -> true number of channels, for the values in that layout.
+
+    What has one input, and is an operator of ONNX, computes position by position: it takes the
+    layout on.
+    """
+    found: dict[str, int] = {}
+    sizes = {item.name: tuple(item.dims) for item in graph.initializer}
+    for node in graph.node:
+        inputs = [found[name] for name in node.input if name in found]
+        if not is_ours(node) or operators.current_name(node.op_type) == operators.ADD:
+            channels = max(inputs, default=0)
+        else:
+            channels = _channels(node, sizes)
+        if channels:
+            found |= dict.fromkeys(node.output, channels)
+    return found
+
+
+def _channels(node: onnx.NodeProto, sizes: dict[str, tuple[int, ...]]) -> int:
+    """Channels of the output of an operator of ours where it is blocked, else 0."""
+    about = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    if b"blocked" not in (about.get("output_layout"), about.get("layout")):
+        return 0
+    if node.op_type == operators.SPARSE_CONV:
+        return sizes[node.input[3]][0] - 1
+    channels = about["channels"]
+    return sum(channels) if isinstance(channels, list) else int(channels)

@@ -1,0 +1,211 @@
+"""What traced code reads of its module and of the objects on it: each becomes a guard.
+
+A module's attributes are read through ``__getattribute__``, which is watched for the time of a
+trace; so are the classes of plain objects that a module has (a configuration).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import types
+from collections.abc import Callable, Container, Iterator
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from st3fx.graphs.graph import Guard
+from st3fx.graphs.guards import Fact
+from st3fx.modules.same import frozen, is_value, meta_of
+from st3fx.modules.state import INTERNAL
+from st3fx.passes.trace.ambient import place
+from st3fx.passes.trace.questions import Asked
+from st3fx.passes.trace.taken import FOREIGN, Taken
+
+_INTERNAL = INTERNAL - {"training"}
+
+_LISTS = ("_flat_weights", "_flat_weight_refs")
+"""A recurrent layer's parameters once more, which a graph reads by their names."""
+
+
+class Reads:
+    """Reads of one trace.
+
+    Attributes:
+        guards: (object, attribute) -> the guard, for modules.
+        taken: What was found on their classes, and in globals.
+    """
+
+    def __init__(
+        self, root: nn.Module, asked: Asked, named: Callable[[Tensor], fx.Proxy | None]
+    ) -> None:
+        """Prepare; :meth:`watched` records.
+
+        Args:
+            root: Its modules are watched.
+            asked: Takes what is read of other objects.
+            named: Gives the proxy of one of the module's tensors.
+        """
+        self.guards: dict[tuple[int, str], Guard] = {}
+        self._before = {id(module): dict(module.__dict__) for module in root.modules()}
+        self._stored: dict[tuple[int, str], nn.Module] = {}
+        self._root, self._named = root, named
+        self._asked = asked
+        self._objects: dict[int, tuple[Any, dict[str, Any]]] = {}
+        self._classes: dict[type, Any] = {}
+        self.taken = Taken(self._adopt)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Record inside."""
+        store = nn.Module.__setattr__
+        nn.Module.__getattribute__ = self._of_module()  # type: ignore[method-assign]
+        nn.Module.__setattr__ = self._noting(store)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del nn.Module.__getattribute__
+            nn.Module.__setattr__ = store  # type: ignore[method-assign]
+            for kind, own in self._classes.items():
+                if own is None:
+                    del kind.__getattribute__
+                else:
+                    kind.__getattribute__ = own  # type: ignore[method-assign]
+            self._classes.clear()
+
+    def restore(self) -> list[str]:
+        """Undo what the code wrote into watched objects; the names of what it wrote."""
+        written = []
+        for thing, before in self._objects.values():
+            now = vars(thing)
+            changed = [
+                name
+                for name in {**before, **now}
+                if now.get(name, _MISSING) is not before.get(name, _MISSING)
+            ]
+            if changed:
+                now.clear()
+                now.update(before)
+                written += [f"{type(thing).__name__}.{name}" for name in changed]
+        return written
+
+    def _noting(self, store: Any) -> Any:
+        def note(module: nn.Module, name: str, value: Any) -> None:
+            if self._asked.answers and name in self._before.get(id(module), ()):
+                self._stored[id(module), name] = module
+            store(module, name, value)
+
+        return note
+
+    def guard_stored(self, given: Container[str]) -> None:
+        """What is stored and not given by the graph must be what was there before."""
+        names = {id(module): path for path, module in self._root.named_modules()}
+        for (_, key), module in self._stored.items():
+            path = names[id(module)]
+            if (f"{path}.{key}" if path else key) not in given:
+                self._guard(module, key, self._before[id(module)][key])
+
+    def _of_module(self) -> Any:
+        before = self._before
+
+        def record(module: nn.Module, name: str) -> Any:
+            if name not in _INTERNAL and id(module) in before and self._asked.answers:
+                if name not in object.__getattribute__(module, "__dict__"):
+                    self._note_class(module, name)
+                    return object.__getattribute__(module, name)
+                value = object.__getattribute__(module, name)
+                if before[id(module)].get(name, _MISSING) is value:  # and not just stored
+                    return self._read(module, name, value)
+                return value
+            return object.__getattribute__(module, name)
+
+        return record
+
+    def _read(self, module: nn.Module, name: str, value: Any) -> Any:
+        """What the code gets for an attribute: the proxy of a tensor, anything else as it is."""
+        if isinstance(value, Tensor):
+            return self._named(value)
+        if not (isinstance(module, nn.RNNBase) and name in _LISTS):
+            self._guard(module, name, value)
+        return value
+
+    def _guard(self, module: nn.Module, name: str, value: Any) -> None:
+        if (id(module), name) not in self.guards:
+            with self._asked.silent():
+                self.guards[id(module), name] = Guard(module, name, frozen(value, meta_of))
+            self._adopt(value)
+
+    def _note_class(self, module: nn.Module, name: str) -> None:
+        """An attribute that the module itself has not got, before its class is asked."""
+        if hasattr(type(module), name):
+            with self._asked.silent():
+                self.taken.note(module, name)
+                self._adopt(getattr(type(module), name))
+
+    def guard_code(self, module: nn.Module) -> None:
+        """The code of a graph module, which its users may edit."""
+        if isinstance(module, fx.GraphModule) and "_code" in vars(module):
+            self.guards[id(module), "_code"] = Guard(module, "_code", vars(module)["_code"])
+
+    def guard_tensor(self, name: str) -> None:
+        """A tensor that is neither parameter nor buffer must stay one of its kind."""
+        path, _, key = name.rpartition(".")
+        module = self._root.get_submodule(path)
+        if key in self._before[id(module)]:
+            self._guard(module, key, self._before[id(module)][key])
+
+    def _adopt(self, value: Any) -> None:
+        """Watch an object that holds settings, or several in a container."""
+        if isinstance(value, list | tuple | dict):
+            for item in value.values() if isinstance(value, dict) else value:
+                if not isinstance(item, list | tuple | dict):
+                    self._adopt(item)
+            return
+        kind = type(value)
+        if id(value) in self._objects or not _holds_settings(value):
+            return
+        try:
+            self._watch(kind)
+        except TypeError:  # a class that cannot be changed
+            return
+        self._objects[id(value)] = (value, dict(vars(value)))
+
+    def _watch(self, kind: type) -> None:
+        if any(base in self._classes for base in kind.__mro__):
+            return
+        original: Any = kind.__getattribute__
+        own = kind.__dict__.get("__getattribute__")
+
+        def record(thing: Any, name: str) -> Any:
+            value = original(thing, name)
+            if self._asked.answers and not name.startswith("__") and id(thing) in self._objects:
+                self._note(thing, name, value)
+            return value
+
+        kind.__getattribute__ = record  # type: ignore[method-assign,assignment]
+        self._classes[kind] = own
+
+    def _note(self, thing: Any, name: str, value: Any) -> None:
+        facts = self._asked.facts
+        if (id(thing), name) not in facts and _is_data(value):
+            facts[id(thing), name] = Fact(thing, name, None, frozen(value), place())
+        else:
+            self._adopt(value)
+
+
+_MISSING = object()
+
+
+def _is_data(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_data, value))
+    if isinstance(value, dict):
+        return all(map(_is_data, value.values()))
+    return value is None or is_value(value)
+
+
+def _holds_settings(value: Any) -> bool:
+    if isinstance(value, nn.Module | Tensor | fx.Proxy | type | enum.Enum | types.FunctionType):
+        return False
+    package = type(value).__module__.partition(".")[0]
+    return package not in FOREIGN and hasattr(value, "__dict__")

@@ -1,0 +1,205 @@
+"""What a model costs: the facade's verb that counts multiplications."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from st3fx.api import fold
+from st3fx.commands.export import unwrapped
+from st3fx.commands.models import Request, folded, no_example
+from st3fx.commands.progress import silent
+from st3fx.errors import FlopsError
+from st3fx.flops import aten
+from st3fx.flops.collect import Collector
+from st3fx.flops.report import Convention, FlopsReport
+from st3fx.passes.convert.fold import is_converted
+from st3fx.plan.example import Example
+
+WEIGHT_FILES = (".safetensors", ".st3w", ".pt", ".pth", ".bin", ".ckpt")
+"""Suffixes of files that hold weights and no graph."""
+
+
+def count_flops(
+    model: nn.Module | str | Path,
+    example_inputs: Any = None,
+    convention: Convention = "exact",
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    batch: int | None = None,
+) -> FlopsReport:
+    """Count the multiplications of one call, exactly.
+
+    The model runs once in eval mode, without values: the size of the input costs nothing. Of an
+    ONNX file the graph is read.
+
+    Args:
+        model: Any model, or the path of an ONNX file. A converted model counts with its effective
+            weights, any other with its own; it is left as it was.
+        example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments.
+            For an ONNX file shapes, or tensors, in the order of its inputs or by name; ``None``
+            where the graph has them.
+        convention: ``exact`` counts each weight that is not zero once for every output position
+            where it meets a real input value, so that padding with zeros costs nothing; ``st3``
+            counts convolutions and products with a weight, padding included; ``str`` adds average
+            pooling to that.
+        example_kwargs: Keyword arguments beside positional ``example_inputs``.
+        batch: Count for so many samples; by default as many as the example has, and 1 where an
+            ONNX graph leaves it free.
+
+    Returns:
+        ``dense_macs``, ``sparse_macs``, ``by_layer`` and more; operators without a rule are in
+        ``unknown`` and in no total.
+
+    Raises:
+        InputError: If the model refuses the example.
+        FlopsError: If a file cannot be read, or a size in it is not known.
+    """
+    if convention not in get_args(Convention):
+        raise FlopsError(f"convention {convention!r}: choose exact, st3 or str")
+    if batch is not None and batch < 1:
+        raise FlopsError(f"batch {batch}: give a number of samples, 1 or more")
+    if isinstance(model, str | Path):
+        return _count_file(Path(model), convention, _shapes(example_inputs, example_kwargs), batch)
+    if not isinstance(model, nn.Module):
+        raise FlopsError(f"model is a {type(model).__name__}: give an nn.Module or an ONNX file")
+    example = Example.of(example_inputs, example_kwargs, model)
+    return _count_model(model, _resized(example, batch), convention)
+
+
+def analyze(
+    request: Request,
+    convention: Convention = "exact",
+    *,
+    batch: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> FlopsReport:
+    """Count what a command line names: a bundle, a SPEC, or an ONNX file.
+
+    Args:
+        request: Which, with which weights and inputs, and how sparse.
+        convention: As for :func:`count_flops`.
+        batch: As for :func:`count_flops`.
+        progress: Called with the name of each stage as it begins.
+
+    Raises:
+        St3fxError: As ``st3fx.commands.models.folded`` and :func:`count_flops`.
+    """
+    report = progress or silent
+    path = Path(request.spec)
+    if path.suffix in WEIGHT_FILES:
+        raise FlopsError(f"{path} holds weights and no graph: st3fx analyze SPEC --weights {path}")
+    if path.suffix == ".pt2":
+        raise FlopsError(
+            f"{path} is a program of torch.export: in Python, "
+            f"st3fx.count_flops(torch.export.load({str(path)!r}).module(), inputs) counts it"
+        )
+    if path.suffix == ".onnx" or (path.is_file() and path.suffix != ".py"):
+        if request.weights or request.sparsity is not None:
+            raise FlopsError(f"{path} has its weights: leave --weights and --sparsity out")
+        report("counting multiplications")
+        # Values do not matter: sizes alone are read.
+        return count_flops(path, _sizes(request.inputs) or None, convention, batch=batch)
+    model = folded(request, report, with_example=True)
+    if model.example is None:
+        raise no_example(request.spec)
+    report("counting multiplications")
+    counted = count_flops(model.model, model.example, convention, batch=batch)
+    pruned = request.is_bundle or request.sparsity is not None
+    sites = frozenset(model.weights) if pruned else None
+    return dataclasses.replace(counted, model=request.name, sites=sites)
+
+
+def _count_model(model: nn.Module, example: Example, convention: str) -> FlopsReport:
+    plain = unwrapped(model)
+    sites = None
+    if is_converted(plain):
+        sites = frozenset(site.name for site in plain.st3fx_plan.sites)  # type: ignore[union-attr]
+        plain = fold(plain)
+    leaves = pytree.tree_leaves((example.args, example.kwargs))
+    steps = aten.observe(plain, example)
+    return FlopsReport(
+        model=type(plain).__name__,
+        level="aten",
+        convention=convention,
+        inputs=tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)),
+        **_rows(aten.count(steps, convention)),
+        parameters=sum(parameter.numel() for parameter in plain.parameters()),
+        sites=sites,
+    )
+
+
+def _count_file(path: Path, convention: str, shapes: Any, batch: int | None) -> FlopsReport:
+    # onnx takes a second to import.
+    from st3fx.flops.onnx_graph import count_file  # noqa: PLC0415
+
+    counted = count_file(path, convention, shapes, batch)
+    return FlopsReport(
+        model=path.name,
+        level="onnx",
+        convention=convention,
+        inputs=counted.inputs,
+        **_rows(counted.rows),
+        parameters=counted.parameters,
+    )
+
+
+def _rows(collector: Collector) -> dict[str, Any]:
+    return {
+        "by_layer": collector.layers, "by_op": collector.ops, "unknown": collector.unknown
+    }  # fmt: skip
+
+
+def _shapes(inputs: Any, kwargs: Mapping[str, Any] | None) -> Any:
+    """Shapes from shapes or tensors, in order or by name."""
+    if isinstance(inputs, Tensor):
+        inputs = (inputs,)
+    if isinstance(inputs, Mapping) or kwargs:
+        named = {**(inputs or {}), **(kwargs or {})}
+        return {name: _shape(value) for name, value in named.items()}
+    if isinstance(inputs, Sequence) and inputs and all(isinstance(size, int) for size in inputs):
+        inputs = (inputs,)
+    return None if inputs is None else [_shape(value) for value in inputs]
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    try:
+        return tuple(int(size) for size in value)
+    except (TypeError, ValueError) as error:
+        raise FlopsError(f"{value!r} is no shape: give sizes, e.g. (1, 3, 224, 224)") from error
+
+
+def _sizes(texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Shapes of ``--input`` texts."""
+    from st3fx.loading.input_spec import parse_inputs  # noqa: PLC0415
+
+    return [tuple(tensor.shape) for tensor in parse_inputs(texts)]
+
+
+def _resized(example: Example, batch: int | None) -> Example:
+    """The call with so many samples, where its tensors have a common first dimension."""
+    leaves, spec = pytree.tree_flatten((example.args, example.kwargs))
+    sizes = collections.Counter(
+        leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 0
+    )
+    if batch is None or not sizes:
+        return example
+    old = sizes.most_common(1)[0][0]
+    chosen = torch.arange(batch) % max(old, 1)
+    resized = [
+        leaf[chosen.to(leaf.device)]
+        if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == old > 0
+        else leaf
+        for leaf in leaves
+    ]
+    args, kwargs = pytree.tree_unflatten(resized, spec)
+    return Example(args, kwargs)

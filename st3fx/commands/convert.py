@@ -1,0 +1,200 @@
+"""From a SPEC to a bundle and back: the facade's verbs that touch files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from st3fx.api import convert
+from st3fx.commands.progress import silent
+from st3fx.errors import BundleError, PlanError, SpecError, StateError, describe
+from st3fx.files.bundle import Bundle, print_graphs, read_bundle, write_bundle
+from st3fx.files.manifest import Recipe, Source
+from st3fx.loading.input_spec import parse_inputs
+from st3fx.loading.spec import LoadedSpec, load_spec, parse_spec
+from st3fx.loading.weights import load_weights
+from st3fx.methods import from_dict as method_from_dict
+from st3fx.plan.sites import SparsityPlan
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted model with how it was made.
+
+    Attributes:
+        model: What ``st3fx.convert`` gave.
+        recipe: What was asked for, with the source file that was found.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+
+    @property
+    def plan(self) -> SparsityPlan:
+        """What the conversion does."""
+        return _plan(self.model)
+
+
+def convert_spec(
+    recipe: Recipe,
+    *,
+    weights: str | Path | None = None,
+    verify: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> Converted:
+    """Build the model that a recipe names, and convert it.
+
+    Args:
+        recipe: SPEC, method, inputs, selection, seed. Its ``source`` is looked up, not read.
+        weights: A weight file to load first.
+        verify: Compare the converted model with the original.
+        progress: Called with the name of each stage as it begins.
+
+    Raises:
+        SpecError: When the model cannot be built, the weights do not fit, or inputs are missing.
+        St3fxError: As ``st3fx.convert``.
+    """
+    report = progress or silent
+    # Before anything slow, so that a slip in an option does not cost the user a minute.
+    method = method_from_dict(recipe.method)
+    given = None if recipe.inputs is None else parse_inputs(recipe.inputs, seed=recipe.seed)
+    report("load")
+    loaded = load_spec(
+        recipe.spec,
+        seed=recipe.seed,
+        with_inputs=given is None,
+        num_classes=recipe.num_classes,
+        in_channels=recipe.in_channels,
+        image_size=recipe.image_size,
+    )
+    inputs = loaded.example_inputs if given is None else given
+    if inputs is None:
+        raise SpecError(
+            f"no example inputs for {recipe.spec}: give --input SHAPE, e.g. --input 1x3x224x224"
+            + (f", or define example_inputs() in {loaded.spec.target}" if loaded.source else "")
+        )
+    if weights is not None:
+        load_weights(loaded.model, weights)
+    model, _ = convert(
+        loaded.model,
+        inputs,
+        method,
+        total_steps=recipe.total_steps,
+        update_every=recipe.update_every,
+        include=recipe.include or None,
+        exclude=recipe.exclude or None,
+        skip_depthwise=recipe.skip_depthwise,
+        skip_first=recipe.skip_first,
+        skip_last=recipe.skip_last,
+        include_tied=recipe.include_tied,
+        keep_zeros=recipe.keep_zeros,
+        verify=verify,
+        # The model was built for this alone: a copy would only cost its memory.
+        inplace=True,
+        progress=progress,
+    )
+    return Converted(model, dataclasses.replace(recipe, source=_source(loaded)))
+
+
+def save_bundle(
+    model: nn.Module, recipe: Recipe, directory: str | Path, *, force: bool = False
+) -> Path:
+    """Write a converted model, before or after training, as a bundle.
+
+    Args:
+        model: What ``convert_spec`` or ``load_bundle`` gave.
+        recipe: How: ``convert_spec(...).recipe``, or that of the bundle that it is from.
+        directory: The folder to make.
+        force: Whether a bundle that is already there is replaced.
+
+    Returns:
+        The absolute path of the bundle.
+
+    Raises:
+        BundleError: When the folder exists or cannot be written.
+    """
+    return write_bundle(
+        directory,
+        recipe=recipe,
+        plan=_plan(model),
+        state_dict=model.state_dict(),
+        graph_text=print_graphs(getattr(model, "st3fx_islands", ())),
+        force=force,
+    )
+
+
+def load_bundle(directory: str | Path) -> nn.Module:
+    """The converted model of a bundle, bit for bit.
+
+    The model is built again from its SPEC, which runs the user's code, converted by the recipe and
+    given the bundle's state. ``st3fx.Sparsifier(model)`` goes on with its training.
+
+    Raises:
+        BundleError: When the bundle is damaged, edited or newer, or its model was changed since.
+        SpecError: When the model cannot be built any more.
+    """
+    bundle = read_bundle(directory)
+    bundle.check_source()
+    recipe = located(bundle.manifest.recipe)
+    try:
+        converted = convert_spec(recipe, verify=False)
+        if bundle.manifest.plan.verified and not _same_islands(converted, bundle):
+            # Verification had dropped a graph that computes something else; it must do so again.
+            converted = convert_spec(recipe)
+    except PlanError as error:
+        raise BundleError(f"{_changed(bundle)}: {error}") from error
+    now = converted.recipe.source
+    if recipe.source and (now is None or now.sha256 != recipe.source.sha256):
+        raise BundleError(f"{_changed(bundle)}: {recipe.spec} is another file than it was")
+    if converted.plan.sites != bundle.manifest.plan.sites:
+        raise BundleError(f"{_changed(bundle)}: it has other sites than the bundle's plan")
+    _cast_like(converted.model, bundle.state_dict)
+    try:
+        converted.model.load_state_dict(bundle.state_dict, strict=True)
+    except (RuntimeError, StateError) as error:
+        raise BundleError(f"{_changed(bundle)}: {describe(error)}") from error
+    converted.model.__dict__["st3fx_plan"] = bundle.manifest.plan  # with what verification said
+    return converted.model
+
+
+def _plan(model: nn.Module) -> SparsityPlan:
+    plan = getattr(model, "st3fx_plan", None)
+    if not isinstance(plan, SparsityPlan):
+        raise BundleError(f"{type(model).__name__} is not converted: call st3fx.convert first")
+    return plan
+
+
+def _source(loaded: LoadedSpec) -> Source | None:
+    if loaded.source is None or loaded.sha256 is None:
+        return None
+    return Source(loaded.source, loaded.sha256)
+
+
+def located(recipe: Recipe) -> Recipe:
+    """A recipe with a SPEC that leads to its source file from any working directory."""
+    spec = parse_spec(recipe.spec)
+    if spec.kind != "file" or recipe.source is None:
+        return recipe
+    return dataclasses.replace(
+        recipe, spec=str(dataclasses.replace(spec, target=str(recipe.source.path)))
+    )
+
+
+def _same_islands(converted: Converted, bundle: Bundle) -> bool:
+    now, then = converted.plan.islands, bundle.manifest.plan.islands
+    return [(i.name, i.modes) for i in now] == [(i.name, i.modes) for i in then]
+
+
+def _cast_like(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give parameters and buffers the dtypes that they have in ``state``: loading alone casts."""
+    for key, value in model.state_dict(keep_vars=True).items():
+        if key in state and value.dtype != state[key].dtype:
+            value.data = value.data.to(state[key].dtype)
+
+
+def _changed(bundle: Bundle) -> str:
+    return f"the model of {bundle.directory} was changed since the bundle was written"

@@ -1,0 +1,342 @@
+"""The main job on the data that comes with st3fx, from a model to its report: the verb ``demo``.
+
+Two trainings that differ in nothing but the sparsity begin with the same weights and see the same
+batches. What is told of them, and of all that follows, was measured in this run.
+
+What lies where in the folder of a demo, and when it may be written to.
+
+What a demo is made of, and what came of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from st3fx import methods
+from st3fx.bench.result import BenchResult, BenchRow
+from st3fx.bench.variant import BenchSettings
+from st3fx.commands.analyze import analyze
+from st3fx.commands.bench import benchmark
+from st3fx.commands.convert import convert_spec, save_bundle
+from st3fx.commands.export import export_spec, fold_spec
+from st3fx.commands.models import Request
+from st3fx.commands.report import write_report
+from st3fx.commands.train import train_spec
+from st3fx.errors import TrainError
+from st3fx.export.result import ExportResult, FoldResult
+from st3fx.files.bundle import MANIFEST
+from st3fx.files.manifest import Recipe
+from st3fx.flops.report import FlopsReport
+from st3fx.loading.spec import parse_spec
+from st3fx.plan.sites import SparsityPlan
+from st3fx.report.facts import ReportResult
+from st3fx.training.folder import RunFolder
+from st3fx.training.recipes import resolve, resume
+from st3fx.training.report import Reporter, TrainResult
+
+
+@dataclass(frozen=True)
+class DemoFolder:
+    """Paths of what a demo writes.
+
+    Attributes:
+        path: The folder.
+        name: Of the model.
+    """
+
+    path: Path
+    name: str
+
+    @property
+    def bundle(self) -> Path:
+        """The converted model, before training."""
+        return self.path / f"{self.name}.st3fx"
+
+    @property
+    def dense(self) -> RunFolder:
+        """The training without sparsity."""
+        return RunFolder(self.path / "dense")
+
+    @property
+    def sparse(self) -> RunFolder:
+        """The training in which the sparsity rises; what is made of its model lies there too."""
+        return RunFolder(self.path / "sparse")
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.path / "report.html"
+
+    @property
+    def begun(self) -> bool:
+        """Whether a demo is here."""
+        return (self.bundle / MANIFEST).is_file()
+
+    def check(self, *, again: bool, force: bool) -> None:
+        """Fail early if a demo cannot be written here. Writes nothing.
+
+        Args:
+            again: Whether a demo that is here is gone on with.
+            force: Whether it is replaced.
+
+        Raises:
+            TrainError: When something else is here, or a demo and neither is asked for.
+        """
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not self.begun:
+            raise TrainError(f"{self.path} is not empty and no demo: choose another --output-dir")
+        if not (again or force):
+            raise TrainError(
+                f"{self.path} holds a demo: go on with it by --resume, choose another "
+                "--output-dir, or replace it by --force"
+            )
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """How large a demo is.
+
+    The defaults are the shortest training found in which a small residual network learns well; the
+    images are not shifted or mirrored, which pays only in longer ones.
+
+    Attributes:
+        spec: A reference model.
+        sparsity: Share of zeros in the end.
+        epochs: Of each training.
+        batch_size: Images per step.
+        lr: Peak learning rate.
+        seed: For weights and shuffling.
+        bench_seconds: Of timed calls for each variant.
+    """
+
+    spec: str = "st3fx:resnet20"
+    sparsity: float = 0.9
+    epochs: int = 6
+    batch_size: int = 32
+    lr: float = 0.05
+    seed: int = 0
+    bench_seconds: float = 4.0
+
+    def training(self) -> dict[str, Any]:
+        """Settings that both trainings share."""
+        return {
+            "epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr, "nesterov": True,
+            "augment": False, "channels_last": True, "seed": self.seed,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What a demo measured.
+
+    Attributes:
+        folder: Where everything lies.
+        name: Of the model.
+        dense: The training without sparsity.
+        sparse: The training with it.
+        folded: The weights that are left, in a compact file.
+        exported: The ONNX file with its checks.
+        counted: Multiplications of one image.
+        timed: Latency of one image.
+        report: The page.
+        seconds: For all of it, or for what was left of a demo that was gone on with.
+        again: Whether it was.
+    """
+
+    folder: Path
+    name: str
+    dense: TrainResult
+    sparse: TrainResult
+    folded: FoldResult
+    exported: ExportResult
+    counted: FlopsReport
+    timed: BenchResult
+    report: ReportResult
+    seconds: float
+    again: bool = False
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Of the weights, dense and in the compact file."""
+        before, after = self.folded.sizes
+        return before.raw, after.raw
+
+    @property
+    def fastest(self) -> BenchRow:
+        """Of the sparse model's rows, that with kernels that skip zeros if there is one."""
+        return max(self.timed.rows[1:], key=lambda row: row.skips_zeros)
+
+    def to_dict(self) -> dict[str, Any]:
+        """This result as JSON values."""
+        dense_bytes, sparse_bytes = self.bytes
+        return {
+            "folder": str(self.folder),
+            "model": self.name,
+            "accuracy": {"dense": self.dense.scores.top1, "sparse": self.sparse.scores.top1},
+            "sparsity": self.sparse.sparsity,
+            "macs": {"dense": self.counted.dense_macs, "sparse": self.counted.sparse_macs},
+            "bytes": {"dense": dense_bytes, "sparse": sparse_bytes},
+            "latency_ms": {row.name: row.median_ms for row in self.timed.rows},
+            "onnx": str(self.exported.path),
+            "report": str(self.report.path),
+            "seconds": self.seconds,
+        }
+
+
+DATA, CHANNELS, SIZE, CLASSES = "fashion-mnist-mini", 1, 28, 10
+
+
+class Watcher(Protocol):
+    """Is told how the demo goes on."""
+
+    def begin(self, stage: str, what: str) -> None:
+        """A stage begins."""
+
+    def progress(self, name: str) -> None:
+        """A part of the stage begins."""
+
+    def training(self) -> AbstractContextManager[Reporter]:
+        """Who watches a training."""
+
+    def end(self, stage: str, result: Any) -> None:
+        """A stage is over; ``result`` is what its verb gave."""
+
+
+def run_demo(
+    folder: str | Path,
+    watcher: Watcher,
+    settings: DemoSettings | None = None,
+    *,
+    again: bool = False,
+    force: bool = False,
+) -> DemoResult:
+    """Convert, train dense and sparse, fold, export, count, measure and report.
+
+    Args:
+        folder: Where everything is written.
+        watcher: Is told how it goes on.
+        settings: Which model, how long, how sparse.
+        again: Go on with a demo that was stopped: with its trainings, bit for bit, and with what
+            comes after them anew.
+        force: Replace a demo that is already there.
+
+    Raises:
+        TrainError: When the folder cannot be taken.
+        Interrupted: After a signal while it trains; the state was saved.
+        St3fxError: As the verbs.
+    """
+    chosen, began = settings or DemoSettings(), time.perf_counter()
+    place = DemoFolder(Path(folder), parse_spec(chosen.spec).name)
+    place.check(again=again, force=force)
+    demo = _Demo(chosen, place, watcher, again=again and place.begun, force=force)
+    if not demo.again:
+        demo.stage("convert", chosen.spec, demo.convert)
+    dense = demo.stage("train dense", "", lambda: demo.train(place.dense, 0.0))
+    sparse = demo.stage("train sparse", "", lambda: demo.train(place.sparse, chosen.sparsity))
+    return DemoResult(
+        folder=place.path,
+        name=place.name,
+        dense=dense,
+        sparse=sparse,
+        folded=demo.stage("fold", "to the values that are left", demo.fold),
+        exported=demo.stage("export", "to ONNX", demo.export),
+        counted=demo.stage("analyze", "every multiplication", demo.count),
+        timed=demo.stage("bench", "one image at a time", demo.measure),
+        report=demo.stage("report", "all of it on one page", demo.tell),
+        seconds=time.perf_counter() - began,
+        again=demo.again,
+    )
+
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _Demo:
+    """One demo: each method is the verb of a stage."""
+
+    settings: DemoSettings
+    place: DemoFolder
+    watcher: Watcher
+    again: bool
+    force: bool
+
+    @property
+    def request(self) -> Request:
+        """The sparse model, trained."""
+        return Request(str(self.place.sparse.bundle), seed=self.settings.seed)
+
+    def stage(self, name: str, what: str, verb: Callable[[], Result]) -> Result:
+        """Do it, and tell the watcher before and after."""
+        self.watcher.begin(name, what)
+        result = verb()
+        self.watcher.end(name, result)
+        return result
+
+    def convert(self) -> SparsityPlan:
+        """The model that both trainings begin with, as a bundle."""
+        method = methods.create("st3", sparsity=self.settings.sparsity)
+        recipe = Recipe(
+            spec=self.settings.spec,
+            method=methods.to_dict(method),
+            inputs=(f"2x{CHANNELS}x{SIZE}x{SIZE}",),
+            seed=self.settings.seed,
+            num_classes=CLASSES,
+            in_channels=CHANNELS,
+            image_size=SIZE,
+        )
+        converted = convert_spec(recipe, progress=self.watcher.progress)
+        self.watcher.progress("write")
+        save_bundle(converted.model, converted.recipe, self.place.bundle, force=self.force)
+        return converted.plan
+
+    def train(self, run: RunFolder, sparsity: float) -> TrainResult:
+        """From the bundle to a trained model, or from the run's last checkpoint."""
+        values = {
+            "spec": str(self.place.bundle), "output_dir": str(run.path), "sparsity": sparsity,
+            "data": DATA, **self.settings.training(),
+        }  # fmt: skip
+        checkpoint = run.last if self.again and run.last.is_file() else None
+        chosen = resolve(values) if checkpoint is None else resume(run, values)
+        # A run without a checkpoint had hardly begun: it is replaced.
+        force = self.force or self.again
+        with self.watcher.training() as report:
+            return train_spec(chosen, checkpoint=checkpoint, force=force, report=report)
+
+    def fold(self) -> FoldResult:
+        """One bit for each weight, and the values that are left."""
+        target = self.place.sparse.path / "model.st3w"
+        return fold_spec(self.request, target, compact=True, progress=self.watcher.progress)
+
+    def export(self) -> ExportResult:
+        """An ONNX file, compared with the model."""
+        target = self.place.sparse.path / "model.onnx"
+        return export_spec(
+            self.request, target, progress=self.watcher.progress, seed=self.settings.seed
+        )
+
+    def count(self) -> FlopsReport:
+        """The multiplications of one image."""
+        return analyze(self.request, batch=1, progress=self.watcher.progress)
+
+    def measure(self) -> BenchResult:
+        """The latency of one image; written where the report looks for it."""
+        seconds, seed = self.settings.bench_seconds, self.settings.seed
+        # Half a millisecond is too short for a second thread to help.
+        how = BenchSettings(
+            batch_sizes=(1,), threads=(1,), seconds=seconds, warmup=seconds / 4, seed=seed
+        )
+        result = benchmark(self.request, settings=how, progress=self.watcher.progress)
+        result.write(self.place.sparse.bench)
+        return result
+
+    def tell(self) -> ReportResult:
+        """The page; that of an earlier demo is replaced."""
+        run, page = self.place.sparse.path, self.place.report
+        return write_report(run, page, progress=self.watcher.progress)

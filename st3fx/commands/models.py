@@ -1,0 +1,183 @@
+"""From a bundle or a SPEC to a folded model, for the verbs that write it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from st3fx.api import convert, fold
+from st3fx.commands.convert import load_bundle, located
+from st3fx.errors import EmptyLayerWarning, ExportError, SpecError
+from st3fx.export.result import Size
+from st3fx.export.weights import size_of_tensors
+from st3fx.files.bundle import read_bundle
+from st3fx.files.manifest import Recipe
+from st3fx.loading.input_spec import parse_inputs
+from st3fx.loading.spec import LoadedSpec, load_spec, parse_spec
+from st3fx.loading.weights import load_weights
+from st3fx.methods.st3 import ST3
+from st3fx.modules.unwrap import make_permanent
+from st3fx.sparsifier.sparsifier import Sparsifier
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which model, and how sparse.
+
+    Attributes:
+        spec: A bundle, or a SPEC.
+        weights: A weight file for a SPEC.
+        inputs: ``SHAPE[:dtype]`` texts; empty: those of the bundle or of ``example_inputs()``.
+        seed: For random weights and inputs.
+        sparsity: Prune to it now; ``None``: the model is sparse already.
+        allow_dense: Take a model without sparsity too.
+    """
+
+    spec: str
+    weights: str | None = None
+    inputs: tuple[str, ...] = ()
+    seed: int = 0
+    sparsity: float | None = None
+    allow_dense: bool = False
+
+    @property
+    def name(self) -> str:
+        """A short name for what is written of it."""
+        return Path(self.spec).resolve().stem if self.is_bundle else parse_spec(self.spec).name
+
+    @property
+    def is_bundle(self) -> bool:
+        """Whether ``spec`` is a folder: then it can be nothing else."""
+        return Path(self.spec).is_dir()
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A folded model.
+
+    Attributes:
+        model: Plain, of the user's class.
+        weights: Names of the parameters that can be sparse.
+        before: Size of the weights before.
+        example: One call of the model; ``None`` where none is known.
+    """
+
+    model: nn.Module
+    weights: tuple[str, ...]
+    before: Size
+    example: Any
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those parameters."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        return {name: parameters[name] for name in self.weights if name in parameters}
+
+
+def folded(request: Request, progress: Callable[[str], None], *, with_example: bool) -> Folded:
+    """Load a model, prune it where that is asked for, and fold it.
+
+    Args:
+        request: Which.
+        progress: Called with the name of each stage as it begins.
+        with_example: Whether an example is looked for where folding needs none.
+
+    Raises:
+        ExportError: When the model is dense and that was not allowed.
+        St3fxError: As ``load_bundle``, ``load_spec`` and ``convert``.
+    """
+    progress("load")
+    with warnings.catch_warnings():
+        # The results name empty layers themselves.
+        warnings.simplefilter("ignore", EmptyLayerWarning)
+        if request.is_bundle:
+            return _from_bundle(request, progress, with_example=with_example)
+        return _from_spec(request, progress, with_example=with_example)
+
+
+def _from_bundle(
+    request: Request, progress: Callable[[str], None], *, with_example: bool
+) -> Folded:
+    if request.weights is not None:
+        raise ExportError(f"{request.spec} is a bundle and has its weights: leave --weights out")
+    model = load_bundle(request.spec)
+    example = None
+    if with_example:
+        example = _given(request) or bundle_example(read_bundle(request.spec).manifest.recipe)
+    sparsifier = Sparsifier(model)
+    if request.sparsity is not None:
+        sparsifier.set_sparsity(request.sparsity)
+    elif not request.allow_dense and not sparsifier.sparsity:
+        raise ExportError(
+            f"{request.spec} is not trained yet, its sparsity is 0: train it (st3fx train "
+            f"{request.spec}), prune it now by --sparsity, or take it as it is by --allow-dense"
+        )
+    return _fold(model, "weights of the bundle", example, progress)
+
+
+def _from_spec(request: Request, progress: Callable[[str], None], *, with_example: bool) -> Folded:
+    given = _given(request)
+    wanted = with_example or request.sparsity is not None
+    loaded = load_spec(request.spec, seed=request.seed, with_inputs=wanted and given is None)
+    model, example = loaded.model, given if given is not None else loaded.example_inputs
+    if request.weights is not None:
+        load_weights(model, request.weights)
+    make_permanent(model)  # masks of torch.nn.utils.prune
+    if request.sparsity is not None:
+        if example is None:
+            raise no_example(request.spec, loaded)
+        method = ST3(sparsity=request.sparsity)
+        model, sparsifier = convert(
+            model, example, method, verify=False, inplace=True, progress=progress
+        )
+        sparsifier.set_sparsity(request.sparsity)
+        return _fold(model, "weights before", example, progress)
+    weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}
+    if not request.allow_dense and all(bool(weight.all()) for weight in weights.values()):
+        raise ExportError(
+            f"{request.spec} has no weight that is zero: prune it now by --sparsity, load folded "
+            "weights by --weights, or take it as it is by --allow-dense"
+        )
+    return Folded(model, tuple(weights), _size("weights before", model), example)
+
+
+def no_example(spec: str, loaded: LoadedSpec | None = None) -> SpecError:
+    """The error where a model has to run and no inputs are known."""
+    beside = f", or define example_inputs() in {spec}" if loaded and loaded.source else ""
+    return SpecError(
+        f"no example inputs for {spec}: give --input SHAPE, e.g. --input 1x3x224x224{beside}"
+    )
+
+
+def _fold(model: nn.Module, name: str, example: Any, progress: Callable[[str], None]) -> Folded:
+    before = _size(name, model)
+    names = tuple(site.name for site in Sparsifier(model).plan.sites)
+    progress("fold")
+    return Folded(fold(model, inplace=True), names, before, example)
+
+
+def _size(name: str, model: nn.Module) -> Size:
+    state = model.state_dict()
+    own = {key: value for key, value in state.items() if "st3fx_" not in key}
+    return size_of_tensors(name, own)
+
+
+def _given(request: Request) -> Any:
+    return parse_inputs(request.inputs, seed=request.seed) if request.inputs else None
+
+
+def bundle_example(recipe: Recipe) -> Any:
+    """The inputs that a bundle was made with."""
+    if recipe.inputs is not None:
+        return parse_inputs(recipe.inputs, seed=recipe.seed)
+    return load_spec(
+        located(recipe).spec,
+        seed=recipe.seed,
+        num_classes=recipe.num_classes,
+        in_channels=recipe.in_channels,
+        image_size=recipe.image_size,
+    ).example_inputs

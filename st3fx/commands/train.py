@@ -1,0 +1,311 @@
+"""From a SPEC to a trained and folded model: the facade's verbs that train.
+
+The model that a run trains: from a SPEC, with the data's shape, or from a bundle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from st3fx import methods
+from st3fx.api import fold
+from st3fx.commands.convert import convert_spec, load_bundle, save_bundle
+from st3fx.data import Data, DataSettings, make_data
+from st3fx.errors import EmptyLayerWarning, InputError, TrainError
+from st3fx.files.atomic import replace_file
+from st3fx.files.bundle import MANIFEST, read_bundle
+from st3fx.files.manifest import Recipe
+from st3fx.loading.spec import parse_spec
+from st3fx.sparsifier.run import run_of
+from st3fx.training.batches import Batches
+from st3fx.training.curves import draw_curves
+from st3fx.training.finish import finish
+from st3fx.training.folder import RunFolder
+from st3fx.training.loop import train
+from st3fx.training.machine import leave_group, make_accelerator, release
+from st3fx.training.method import adjusted, make_method
+from st3fx.training.report import Reporter, Silent, TrainResult
+from st3fx.training.saving import restore
+from st3fx.training.session import Session, make_session, outline, start_trackers, stop_trackers
+from st3fx.training.settings import Settings
+
+_OF_THE_CONVERSION = (
+    "weights", "inputs", "include", "exclude", "skip_depthwise", "skip_first", "skip_last",
+    "include_tied", "keep_zeros",
+)  # fmt: skip
+"""Settings that a bundle was made with."""
+
+
+def bundle_recipe(spec: str) -> Recipe | None:
+    """How the bundle at ``spec`` was converted; ``None`` if it is no bundle.
+
+    Raises:
+        BundleError: When it is damaged.
+    """
+    return read_bundle(spec).manifest.recipe if (Path(spec) / MANIFEST).is_file() else None
+
+
+def data_settings(settings: Settings, bundle: Recipe | None) -> DataSettings:
+    """Which data, in a form that the model takes.
+
+    Raises:
+        DataError: For a number outside its range.
+    """
+    spec = parse_spec(settings.spec if bundle is None else bundle.spec)
+    # torchvision's models take three channels and nothing else: grey images are repeated.
+    channels = settings.channels or (3 if spec.kind == "torchvision" else None)
+    return DataSettings(
+        name=settings.data,
+        path=settings.data_path,
+        batch_size=settings.batch_size,
+        eval_batch_size=settings.eval_batch_size,
+        workers=settings.workers,
+        augment=settings.augment,
+        channels=channels,
+        image_size=settings.image_size,
+        seed=settings.seed,
+    )
+
+
+def from_spec(
+    settings: Settings, data: Data, steps: int, progress: Callable[[str], None]
+) -> tuple[nn.Module, Recipe]:
+    """A new model, with as many outputs as the data has classes where it is a library's.
+
+    Args:
+        settings: Of the run.
+        data: Gives the example input, unless the settings do.
+        steps: Optimizer steps of the run.
+        progress: Called with the name of each stage as it begins.
+
+    Returns:
+        The converted model, and how it was converted.
+
+    Raises:
+        TrainError: When the model does not take what the data gives.
+        St3fxError: As ``convert_spec``.
+    """
+    inputs = settings.inputs or _as_text(data.example(2))
+    shape = data.input_shape if data.input_shape and len(data.input_shape) == 3 else None
+    recipe = Recipe(
+        spec=settings.spec,
+        method=methods.to_dict(make_method(settings)),
+        inputs=inputs,
+        total_steps=steps,
+        include=settings.include,
+        exclude=settings.exclude,
+        skip_depthwise=settings.skip_depthwise,
+        skip_first=settings.skip_first,
+        skip_last=settings.skip_last,
+        include_tied=settings.include_tied,
+        keep_zeros=settings.keep_zeros,
+        seed=settings.seed,
+        num_classes=data.num_classes,
+        in_channels=shape[0] if shape else None,
+        image_size=shape[-1] if shape else None,
+        update_every=settings.update_every,
+    )
+    try:
+        converted = convert_spec(recipe, weights=settings.weights, progress=progress)
+    except InputError as error:
+        raise TrainError(
+            f"{error}; {data.name} gives inputs {' and '.join(inputs or ())}, and --channels, "
+            "--image-size or another --data change them"
+        ) from error
+    return converted.model, converted.recipe
+
+
+def _as_text(example: Any) -> tuple[str, ...] | None:
+    """``2x1x28x28:float32`` for each positional argument; ``None`` for keyword arguments."""
+    values = example if isinstance(example, tuple | list) else (example,)
+    if not all(isinstance(value, Tensor) for value in values):
+        return None
+    return tuple(
+        f"{'x'.join(map(str, v.shape))}:{str(v.dtype).removeprefix('torch.')}" for v in values
+    )
+
+
+def from_bundle(
+    settings: Settings, recipe: Recipe, steps: int, progress: Callable[[str], None]
+) -> tuple[nn.Module, Recipe]:
+    """The model of a bundle, for a run of its own length and sparsity.
+
+    Raises:
+        TrainError: When settings contradict the bundle's conversion.
+        BundleError: As ``load_bundle``.
+    """
+    plain = Settings()
+    for name in _OF_THE_CONVERSION:
+        if getattr(settings, name) != getattr(plain, name):
+            raise TrainError(
+                f"{settings.spec} is a bundle, which has its own {name}: leave it out, or convert "
+                "the model again"
+            )
+    progress("load")
+    method = adjusted(methods.from_dict(recipe.method), settings)
+    model = load_bundle(settings.spec)
+    plan = dataclasses.replace(model.st3fx_plan, target=method.target)  # type: ignore[type-var]
+    model.__dict__.update(
+        st3fx_method=method,
+        st3fx_plan=plan,
+        st3fx_total_steps=steps,
+        st3fx_update_every=settings.update_every,
+    )
+    return model, dataclasses.replace(
+        recipe,
+        method=methods.to_dict(method),
+        total_steps=steps,
+        update_every=settings.update_every,
+    )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A session with what its result is written from."""
+
+    session: Session
+    data: Data
+    recipe: Recipe
+    name: str
+
+
+def train_spec(
+    settings: Settings,
+    *,
+    checkpoint: Path | None = None,
+    force: bool = False,
+    report: Reporter | None = None,
+) -> TrainResult:
+    """Train a model while its sparsity rises, and leave a bundle, folded weights and curves.
+
+    Args:
+        settings: Of the run; ``spec`` and ``output_dir`` are set.
+        checkpoint: Of the same run, to go on from.
+        force: Whether a run that is already in the folder is replaced.
+        report: Who watches.
+
+    Raises:
+        TrainError: When the run cannot start or go on, or misses its sparsity.
+        Interrupted: After a signal; the state was saved.
+        St3fxError: As ``convert_spec``, ``load_bundle`` and ``make_data``.
+    """
+    folder = RunFolder(Path(str(settings.output_dir)))
+    if checkpoint is None:
+        folder.check_new(force=force)
+    with _prepared(settings, folder, report or Silent()) as run:
+        session, main = run.session, run.session.accelerator.is_main_process
+        if checkpoint is not None:
+            restore(session, checkpoint)
+        else:
+            _begin_anew(session, settings.spec)
+            if main:
+                folder.create(settings)
+        session.accelerator.wait_for_everyone()
+        start_trackers(session)
+        session.report.begin(outline(session, run.name, run.data))
+        started = time.perf_counter()
+        try:
+            with session.interrupt:
+                train(session)
+                session.report.stage("final")
+                result, model = finish(session, run.name, time.perf_counter() - started)
+        finally:
+            session.report.end()
+            stop_trackers(session)
+        return _write(run, result, model) if main else result
+
+
+def evaluate_spec(
+    settings: Settings, *, checkpoint: Path | None = None, report: Reporter | None = None
+) -> TrainResult:
+    """Score a model, a bundle or a run's checkpoint on the test data. Writes nothing.
+
+    Args:
+        settings: Of the run, or of one that might be.
+        checkpoint: Of the run.
+        report: Who watches.
+
+    Raises:
+        St3fxError: As :func:`train_spec`.
+    """
+    folder = RunFolder(Path(str(settings.output_dir)))
+    with _prepared(settings, folder, report or Silent()) as run:
+        if checkpoint is not None:
+            restore(run.session, checkpoint, read_only=True)
+        run.session.report.stage("evaluate")
+        result, _ = finish(run.session, run.name, 0.0, check=False)
+        return dataclasses.replace(result, folder=None if checkpoint is None else folder.path)
+
+
+@contextlib.contextmanager
+def _prepared(settings: Settings, folder: RunFolder, report: Reporter) -> Iterator[Prepared]:
+    accelerator = make_accelerator(settings, folder)
+    report = report if accelerator.is_main_process else Silent()
+    try:
+        report.stage("data")
+        bundle = bundle_recipe(settings.spec)
+        data = make_data(data_settings(settings, bundle))
+        batches = Batches(data, accelerator, settings.seed)
+        steps = -(-batches.count // settings.grad_accum_steps) * settings.epochs
+        model, recipe = (
+            from_spec(settings, data, steps, report.stage)
+            if bundle is None
+            else from_bundle(settings, bundle, steps, report.stage)
+        )
+        report.stage("prepare")
+        with warnings.catch_warnings():
+            # The report names empty layers itself.
+            warnings.simplefilter("ignore", EmptyLayerWarning)
+            session = make_session(settings, accelerator, data, batches, model, folder, report)
+            yield Prepared(session, data, recipe, parse_spec(recipe.spec).name)
+    finally:
+        leave_group(accelerator)
+        release()
+
+
+def _begin_anew(session: Session, spec: str) -> None:
+    """Set the step of a bundle that was trained before to 0; its weights stay."""
+    run = run_of(session.plain)
+    if run.steps:
+        session.report.note(f"{spec} was trained for {run.steps} steps: its schedule begins anew")
+        run.begin_anew()
+
+
+def _write(run: Prepared, result: TrainResult, model: nn.Module) -> TrainResult:
+    """Bundle, folded weights and curves, in the main process."""
+    session, folder = run.session, run.session.folder
+    session.report.stage("write")
+    model = model.to("cpu")
+    save_bundle(model, run.recipe, folder.bundle, force=True)
+    # Copies: safetensors refuses tied tensors, and the reader wants every key.
+    folded = {key: value.clone().contiguous() for key, value in fold(model).state_dict().items()}
+    content = safetensors_bytes(folded)
+    try:
+        replace_file(folder.folded, lambda file: file.write(content))
+        draw_curves(session.log.rows(), result, folder.curves)
+    except OSError as error:
+        raise TrainError(f"cannot write {folder.path}: {error.strerror or error}") from error
+    files = (folder.bundle, folder.folded, folder.curves, folder.last, folder.best)
+    return dataclasses.replace(
+        result,
+        dense_bytes=sum(value.nbytes for value in folded.values()),
+        files={str(f.relative_to(folder.path)): _bytes(f) for f in files if f.exists()},
+        compressed_bytes=len(zlib.compress(content, 6)),
+    )
+
+
+def _bytes(path: Path) -> int:
+    """Of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.is_file())

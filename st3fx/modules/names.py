@@ -1,0 +1,96 @@
+"""Full names: which module is below which, and which module one means.
+
+The plain torch.nn layer that a module with a computed weight is a kind of.
+
+Layers of torch.nn whose weights multiply, and those of them that the example does not reach.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from st3fx.errors import TraceError
+from st3fx.plan.sites import SkippedSite
+
+
+def is_below(name: str, ancestor: str) -> bool:
+    """Whether ``name`` is ``ancestor`` or inside it; the empty name is the model."""
+    return not ancestor or name == ancestor or name.startswith(ancestor + ".")
+
+
+def relative(name: str, ancestor: str) -> str:
+    """``name`` as seen from ``ancestor``, which it is below."""
+    return name[len(ancestor) :].removeprefix(".") if ancestor else name
+
+
+def owner(name: str) -> str:
+    """Full name of the module that has the parameter ``name``."""
+    return name.rpartition(".")[0]
+
+
+def ancestors(name: str) -> set[str]:
+    """``name`` and every module above it."""
+    parts = name.split(".") if name else []
+    return {".".join(parts[:count]) for count in range(len(parts) + 1)}
+
+
+def submodule(model: nn.Module, name: str) -> nn.Module:
+    """Like ``get_submodule``, which a ScriptModule refuses."""
+    found: nn.Module = model
+    for part in name.split(".") if name else ():
+        found = getattr(found, part)
+    return found
+
+
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
+
+IDLE = "does not multiply in the example"
+"""Why such a weight stays dense."""
+
+
+def idle(model: nn.Module, observed: set[str]) -> list[SkippedSite]:
+    """Weights of layers that the example does not reach: in a branch not taken, or left over."""
+    owners = {name for name, module in model.named_modules() if isinstance(module, LAYERS)}
+    return [
+        SkippedSite(name, tuple(parameter.shape), "none", IDLE)
+        for name, parameter in model.named_parameters()
+        if owner(name) in owners and "weight" in name.rpartition(".")[2]
+        if parameter.dim() > 1 and name not in observed
+    ]
+
+
+_TEMPLATES: dict[type[nn.Module], tuple[Any, ...]] = {
+    nn.Conv1d: (1, 1, 1),
+    nn.Conv2d: (1, 1, 1),
+    nn.Conv3d: (1, 1, 1),
+    nn.ConvTranspose1d: (1, 1, 1),
+    nn.ConvTranspose2d: (1, 1, 1),
+    nn.ConvTranspose3d: (1, 1, 1),
+    nn.Linear: (1, 1),
+}
+
+
+def plain_layer(module: nn.Module, weight: Tensor) -> nn.Module:
+    """A plain layer with the settings and the bias of ``module`` and the given weight.
+
+    Args:
+        module: An instance of a subclass of a convolution or linear layer.
+        weight: Becomes the new layer's parameter, without a copy.
+
+    Raises:
+        TraceError: If ``module`` is no such layer.
+    """
+    for kind, arguments in _TEMPLATES.items():
+        if isinstance(module, kind):
+            layer: nn.Module = kind(*arguments, device="meta")
+            break
+    else:
+        raise TraceError(f"no plain layer does what {type(module).__name__} does")
+    for name in layer.__dict__:
+        if name not in ("_parameters", "_buffers", "_modules"):
+            layer.__dict__[name] = module.__dict__[name]
+    layer._parameters["weight"] = nn.Parameter(weight.detach())
+    layer._parameters["bias"] = module._parameters.get("bias")
+    return layer

@@ -1,0 +1,138 @@
+"""State dicts of converted modules: the latent weights, and the method's tensors beside them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from st3fx.errors import StateError
+from st3fx.modules.marks import PREFIX, RUN, SITES, Sparse, state_name
+from st3fx.sparsity.mask_bits import packed, unpacked
+
+LOADING: list[bool] = []
+
+"""Not empty while a state dict is loaded: what is assigned then are latent weights."""
+
+
+def move_state(module: nn.Module, parameter: str, sparse: Sparse) -> None:
+    """Bring the method's tensors to where the weight is; they keep their precision."""
+    weight = module._parameters.get(parameter)
+    if weight is None:
+        weight = next(iter(module.parameters()), None)
+    if weight is None:
+        return
+    for key in ("threshold", "mask"):
+        name = state_name(parameter, key)
+        tensor = module.__dict__.get(name)
+        if tensor is None or tensor.device == weight.device:
+            continue
+        if tensor.is_meta:  # it had no value yet
+            tensor = sparse.method.state(sparse.site, weight.detach())[key]
+        module.__dict__[name] = tensor.to(weight.device)
+
+
+def save_to_state_dict(base: type[nn.Module]) -> Callable[..., None]:
+    """The method of a class of ours that writes a module's own entries."""
+
+    @functools.wraps(base._save_to_state_dict)
+    def save(self: Any, destination: Any, prefix: str, keep_vars: bool) -> None:
+        base._save_to_state_dict(self, destination, prefix, keep_vars)
+        for parameter, sparse in self.__dict__.get(SITES, {}).items():
+            destination.update(saved_state(self, parameter, sparse, prefix))
+        if RUN in self.__dict__:
+            destination.update(self.__dict__[RUN].saved(prefix))
+
+    return save
+
+
+def saved_state(
+    module: nn.Module, parameter: str, sparse: Sparse, prefix: str
+) -> Iterator[tuple[str, Tensor]]:
+    """Copies of the method's tensors, so that what is done to a state dict changes no model.
+
+    The mask is there whether or not the sparsity is frozen, a bit for each weight in the order of
+    its dimensions, so that state dicts of both kinds have the same keys and shapes.
+    """
+    threshold = module.__dict__.get(state_name(parameter, "threshold"))
+    if threshold is not None:  # a learned one is a parameter
+        yield prefix + state_name(parameter, "threshold"), threshold.detach().clone()
+    mask = module.__dict__[state_name(parameter, "mask")]
+    count = 1
+    for size in sparse.site.shape:
+        count *= size
+    yield prefix + state_name(parameter, "mask"), packed(mask, count)
+
+
+def load_from_state_dict(base: type[nn.Module]) -> Callable[..., None]:
+    """The method of a class of ours that takes a module's own entries."""
+
+    @functools.wraps(base._load_from_state_dict)
+    def load(
+        self: Any, state: Any, prefix: str, meta: Any, strict: bool,
+        missing: list[str], unexpected: list[str], errors: list[str],
+    ) -> None:  # fmt: skip
+        LOADING.append(True)
+        try:
+            base._load_from_state_dict(
+                self, state, prefix, meta, strict, missing, unexpected, errors
+            )
+        finally:
+            LOADING.pop()
+        if RUN in self.__dict__:
+            self.__dict__[RUN].load(state, prefix)
+        own = prefix + PREFIX
+        unexpected[:] = [key for key in unexpected if not key.startswith(own)]
+        absent = {key for key in missing if key.startswith(own)}  # learned thresholds stay
+        missing[:] = [key for key in missing if key not in absent]
+        for parameter, sparse in self.__dict__.get(SITES, {}).items():
+            sparse.run.absent |= absent
+            try:
+                _take(self, parameter, sparse, state, prefix)
+            except StateError as error:
+                errors.append(f"{sparse.site.name}: {error}")
+
+    return load
+
+
+def _take(
+    module: nn.Module, parameter: str, sparse: Sparse, state: Mapping[str, Any], prefix: str
+) -> None:
+    """The method's tensors from a state dict, as far as they are in it."""
+    move_state(module, parameter, sparse)
+    with torch.no_grad(), torch.inference_mode(False):
+        name = state_name(parameter, "threshold")
+        given, present = state.get(prefix + name), module.__dict__.get(name)
+        if isinstance(given, Tensor) and present is not None:
+            if given.shape != present.shape:
+                raise StateError(
+                    f"a threshold of shape {tuple(given.shape)} for one of {tuple(present.shape)}"
+                )
+            present.copy_(given)
+        name = state_name(parameter, "mask")
+        given = state.get(prefix + name)
+        if isinstance(given, Tensor):
+            device = module.__dict__[name].device
+            module.__dict__[name] = unpacked(given, sparse.site.shape).to(device)
+        elif sparse.run.loading:  # a file of an older version, whose masks are not frozen
+            module.__dict__[name] = module.__dict__[name].new_empty(0)
+
+
+def watch_loading(root: nn.Module) -> None:
+    """Let the root's run know when all of its modules have been loaded."""
+    root.register_load_state_dict_post_hook(_after_loading)
+
+
+def unwatch_loading(model: nn.Module) -> None:
+    """Take the hook off again, from ``model`` and all modules in it."""
+    for module in model.modules():
+        hooks = module.__dict__.get("_load_state_dict_post_hooks", {})
+        for key in [key for key, hook in hooks.items() if hook is _after_loading]:
+            del hooks[key]
+
+
+def _after_loading(root: nn.Module, _: Any) -> None:
+    root.__dict__[RUN].loaded()

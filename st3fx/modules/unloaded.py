@@ -1,0 +1,109 @@
+"""Models without values: converted on the meta device, and completed when the values have come.
+
+Thresholds and the step of such a conversion have no values either, and ``to_empty`` would give
+them any. So the conversion leaves a mark: when weights are loaded, or the model first runs with
+them, the tensors of the method are made as a conversion with values would have made them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from st3fx.errors import StateError
+from st3fx.modules.marks import PREFIX, RUN, put_state
+
+MARK = "st3fx_unloaded"
+
+
+def on_meta(model: nn.Module) -> bool:
+    """Whether parameters of ``model`` have no values."""
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+@contextlib.contextmanager
+def buffers_on_meta(model: nn.Module) -> Iterator[None]:
+    """Buffers without values too, inside: operators refuse to mix the two."""
+    saved = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_meta
+    ]
+    for module, name, buffer in saved:
+        module._buffers[name] = buffer.to("meta")
+    try:
+        yield
+    finally:
+        for module, name, buffer in saved:
+            module._buffers[name] = buffer
+
+
+def watch(model: nn.Module) -> None:
+    """Mark a converted model as one without values."""
+    model.__dict__[MARK] = True
+    model.register_forward_pre_hook(_before_forward)
+    model.register_load_state_dict_post_hook(_after_loading)
+
+
+def unwatch(model: nn.Module) -> None:
+    """Take mark and hooks off again, if they are there."""
+    model.__dict__.pop(MARK, None)
+    for hooks in (model._forward_pre_hooks, model._load_state_dict_post_hooks):
+        for key in [
+            key for key, hook in hooks.items() if hook in (_before_forward, _after_loading)
+        ]:
+            del hooks[key]
+
+
+def complete(model: nn.Module) -> None:
+    """Give the method's tensors of a marked model their first values, where its weights have some.
+
+    Raises:
+        StateError: If weights have none yet.
+    """
+    if MARK not in model.__dict__:
+        return
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    missing = [name for name in missing if not _is_ours(name)]
+    if missing:
+        raise StateError(
+            f"{len(missing)} parameters have no values, for example {missing[0]} on the meta "
+            "device: load_state_dict(weights, assign=True), or to_empty() and then load or "
+            "initialise them"
+        )
+    _fill(model, set())
+
+
+def _before_forward(model: nn.Module, _: Any) -> None:
+    if not on_meta(model):
+        complete(model)
+
+
+def _after_loading(model: nn.Module, _: Any) -> None:
+    """What the loaded weights do not bring of the method's tensors is made."""
+    latent = [p for name, p in model.named_parameters() if not _is_ours(name)]
+    if not any(parameter.is_meta for parameter in latent):
+        run: Any = model.__dict__[RUN]
+        _fill(model, {name for name in model.state_dict() if _is_ours(name)} - run.absent)
+
+
+def _is_ours(name: str) -> bool:
+    return name.rpartition(".")[2].startswith(PREFIX)
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, loaded: set[str]) -> None:
+    """Make all tensors of the method but those that are ``loaded``; the mark goes."""
+    plan: Any = model.st3fx_plan
+    method: Any = model.st3fx_method
+    for site in plan.sites:
+        put_state(model, site, method, loaded)
+    unwatch(model)
+    run: Any = model.__dict__[RUN]
+    if not loaded:  # what was loaded says what it has, or was looked at
+        run.keep_zeros(pin=run.pin)

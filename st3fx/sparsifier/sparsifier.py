@@ -1,0 +1,435 @@
+"""The sparsifier: drives the thresholds of a converted model with the optimizer's steps."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from st3fx.errors import HalfPrecisionWarning, OptimizerWarning, StateError
+from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod, check_sparsity
+from st3fx.modules.marks import RUN, SITES, state_name
+from st3fx.modules.saving import move_state
+from st3fx.modules.unloaded import complete
+from st3fx.plan.sites import SparsityPlan
+from st3fx.sparsifier.attachment import Attachment, Stillness
+from st3fx.sparsifier.bound import Bound, drop, marks
+from st3fx.sparsifier.run import Run, run_of
+from st3fx.sparsity import cache
+from st3fx.sparsity.shards import Spread, fill, local, spread_of, whole
+
+
+class Sparsifier:
+    """Drives the sparsity of a converted model.
+
+    Weights are looked up at each update, never kept, so that the model may be moved, wrapped or
+    loaded at any time. All state is in the model itself: thresholds, masks and the step.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Drive ``model``.
+
+        Raises:
+            StateError: If the model was not converted.
+        """
+        if "st3fx_plan" not in getattr(model, "__dict__", {}):
+            raise StateError(
+                f"{type(model).__name__} is not a converted model: give what convert gave"
+            )
+        self.model = model
+        self._warned: set[str] = set()
+        self._stillness = Stillness()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the optimizer that is attached: torch copies an optimizer without its hooks."""
+        attachment = self._attachment()
+        ours = attachment is not None and attachment.after == self._after_optimizer
+        optimizer = attachment.optimizer if attachment is not None and ours else None
+        return {"model": self.model, "warned": self._warned, "optimizer": optimizer}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is attached to the copy of the optimizer."""
+        self.model, self._warned = state["model"], state["warned"]
+        self._stillness = Stillness()
+        if state["optimizer"] is not None and RUN in self.model.__dict__:
+            self._hook(state["optimizer"])
+
+    def _attachment(self) -> Attachment | None:
+        """That of the model: this sparsifier's or another's, as long as its optimizer is there."""
+        run: Run | None = self.model.__dict__.get(RUN)
+        attachment = None if run is None else run.attachment
+        return None if attachment is None or attachment.optimizer is None else attachment
+
+    def _hook(self, optimizer: Any) -> None:
+        weights = {id(weight) for item in self.run.bound_quietly() for weight in item.sources()}
+        self.run.attachment = Attachment(optimizer, weights, self._after_optimizer)
+
+    @property
+    def run(self) -> Run:
+        """Where the training stands."""
+        return run_of(self.model)
+
+    @property
+    def plan(self) -> SparsityPlan:
+        """The plan of the conversion, without what has been dropped since."""
+        plan: SparsityPlan = self.model.st3fx_plan  # type: ignore[assignment]
+        return plan
+
+    @property
+    def method(self) -> Method:
+        """The method with its settings."""
+        method: Method = self.model.st3fx_method  # type: ignore[assignment]
+        return method
+
+    @property
+    def target(self) -> float | None:
+        """Final sparsity over the sites; ``None`` where thresholds are learned."""
+        return self.method.target
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far."""
+        return self.run.steps
+
+    @property
+    def level(self) -> Tensor | None:
+        """The last global threshold ``T``: 0-dimensional; ``None`` while there is none."""
+        return self.run.level
+
+    @property
+    def frozen(self) -> bool:
+        """Whether :meth:`freeze` was called."""
+        return self.run.frozen
+
+    @property
+    def held(self) -> float | None:
+        """The sparsity that :meth:`set_sparsity` has set and steps keep; ``None`` if none."""
+        return self.run.sparsity if self.run.held else None
+
+    def attach(self, optimizer: Any) -> None:
+        """Step by itself after every step that ``optimizer`` really makes.
+
+        The recommended way: it counts updates, not calls. A step that a gradient scaler skips does
+        not count, nor do the batches of gradient accumulation; wrappers of Accelerate and Lightning
+        are looked through. Of several optimizers attach the one whose steps the schedule counts.
+
+        Args:
+            optimizer: A ``torch.optim.Optimizer``, or a wrapper with one in ``optimizer``.
+
+        Raises:
+            StateError: If it trains none of the sites' weights, or one is attached already.
+        """
+        inner = optimizer
+        while isinstance(getattr(inner, "optimizer", None), torch.optim.Optimizer):
+            inner = inner.optimizer
+        if not hasattr(inner, "register_step_post_hook"):
+            raise StateError(
+                f"{type(optimizer).__name__} has no step hooks: call step() after each update"
+            )
+        if self._attachment() is not None:
+            raise StateError("an optimizer is attached already: detach() it first")
+        trained = {id(p) for group in inner.param_groups for p in group["params"]}
+        if not any(id(p) in trained for site in self._bound() for p in site.sources()):
+            raise StateError(
+                f"{type(inner).__name__} has none of the converted model's weights: make it from "
+                "the parameters() of the model that convert gave"
+            )
+        self._hook(inner)
+
+    def detach(self) -> None:
+        """Let go of the optimizer that was attached, by whichever sparsifier of the model."""
+        if self.run.attachment is not None:
+            self.run.attachment.remove()
+            self.run.attachment = None
+
+    def _after_optimizer(self, optimizer: Any, *_: Any) -> None:
+        skipped = getattr(optimizer, "found_inf", None)  # a fused optimizer skips by itself
+        if isinstance(skipped, Tensor) and bool(skipped):
+            return
+        self._step()
+
+    def step(self) -> None:
+        """Count one optimizer step and set the thresholds for the sparsity that follows from it.
+
+        Call it after every step that the optimizer really made: once with gradient accumulation,
+        not at all where a gradient scaler skipped the step. :meth:`attach` does that by itself.
+
+        Raises:
+            StateError: If the method needs the number of steps and ``convert`` was not given it,
+                weights are NaN, a site was replaced, or an optimizer is attached.
+        """
+        if self._attachment() is not None:
+            raise StateError("an optimizer is attached, which counts its steps: leave step() out")
+        self._step()
+
+    def _step(self) -> None:
+        complete(self.model)
+        method, run = self.method, self.run
+        follows = isinstance(method, ScheduledMethod) and not run.frozen and not run.held
+        total = self._total_steps() if follows else 0
+        run.take_over()
+        run.restore()
+        bound = self._bound()
+        self._warn_of_half(bound)
+        self._warn_of_optimizer(bound, trained=run.trained)
+        run.steps += 1
+        if isinstance(method, LearnedMethod):
+            self._after_step(method, bound)
+        elif isinstance(method, ScheduledMethod) and not run.frozen:
+            every: int = self.model.st3fx_update_every  # type: ignore[assignment]
+            if run.steps % every == 0 or run.steps == total:
+                run.set(self._wanted(), bound)
+        self._refresh_effective(bound)
+
+    def _wanted(self) -> float:
+        """The sparsity for the present step."""
+        self._total_steps()
+        return self.scheduled or 0.0
+
+    @property
+    def scheduled(self) -> float | None:
+        """The sparsity for the present step; ``None`` without a schedule, or its length."""
+        return self.run.scheduled()
+
+    def _total_steps(self) -> int | None:
+        total: int | None = self.model.st3fx_total_steps  # type: ignore[assignment]
+        if total is None and not self.run.held:
+            raise StateError(
+                "the schedule needs the number of optimizer steps: "
+                "give total_steps= to convert, or use set_sparsity()"
+            )
+        return total
+
+    def _bound(self) -> list[Bound]:
+        bound = self.run.bound()
+        for item in bound:  # FSDP2 moves parameters by itself
+            for module, parameter in item.places:
+                move_state(module, parameter, item.sparse)
+        return bound
+
+    def set_sparsity(self, sparsity: float | None) -> None:
+        """Set all thresholds for ``sparsity`` over the present weights, and hold it.
+
+        Later steps keep it, exactly, whatever the weights become.
+
+        Args:
+            sparsity: 0 makes thresholds inactive. ``None`` goes back to the schedule at the next
+                step.
+
+        Raises:
+            MethodError: For a sparsity outside [0, 1).
+            StateError: If thresholds are learned or masks are frozen, weights are NaN or on the
+                meta device, or a site was replaced.
+        """
+        run = self.run
+        if sparsity is None:
+            run.held = False
+            return
+        check_sparsity(sparsity)
+        complete(self.model)
+        if not isinstance(self.method, ScheduledMethod):
+            raise StateError(f"{self.method.name} learns its thresholds: no sparsity can be set")
+        if run.frozen:
+            raise StateError("the masks are frozen: the sparsity stays as it is")
+        run.take_over()
+        bound = self._bound()
+        self._warn_of_optimizer(bound, trained=False)
+        run.set(sparsity, bound)
+        run.held = True
+        self._refresh_effective(bound)
+
+    def refresh(self) -> None:
+        """Set the thresholds again, for the present step and the present weights.
+
+        For weights that no optimizer step made: another checkpoint's, or averages in a copy of the
+        model, which then have the sparsity that the model they follow has now. Evaluation in eval
+        mode, ``fold`` and pickling do it by themselves. With learned thresholds, which are weights
+        themselves, nothing is to be done.
+
+        Raises:
+            StateError: As :meth:`step`.
+        """
+        run, bound = self.run, self._bound()
+        if isinstance(self.method, ScheduledMethod):
+            if run.follows:
+                run.stale = True
+                run.settle(thorough=False)
+            elif not run.frozen:
+                run.set(self._wanted(), bound)
+        self._refresh_effective(bound)
+
+    def drop(self, name: str) -> None:
+        """Go on without a site: its weight is dense from here on, as it stands.
+
+        Args:
+            name: Full name in the plan, of a site that was replaced, or of any other.
+
+        Raises:
+            StateError: If the plan has no such site.
+        """
+        site = next((site for site in self.plan.sites if site.name == name), None)
+        if site is None:
+            raise StateError(f"{name!r} is no site of this model: see sparsifier.plan.sites")
+        for module, parameter, sparse in list(marks(self.model)):
+            if sparse.run is self.run and sparse.site.name == name:
+                del module.__dict__[SITES][parameter]
+        drop(self.model, name, "dropped by the user")
+
+    def _warn_of_half(self, bound: list[Bound]) -> None:
+        """Once: thresholds are fp32 whatever the weights are, steps are as fine as the weights."""
+        if "half precision" in self._warned:
+            return
+        half = {item.owner._parameters.get(item.parameter) for item in bound}
+        names = {str(p.dtype) for p in half if p is not None and p.dtype.itemsize < 4}
+        if names:
+            self._warned.add("half precision")
+            message = (
+                f"weights of {', '.join(sorted(names))} are trained: steps smaller than their "
+                "precision are lost; keep the model in float32 and compute under torch.autocast"
+            )
+            warnings.warn(message, HalfPrecisionWarning, stacklevel=4)
+
+    def _warn_of_optimizer(self, bound: list[Bound], *, trained: bool) -> None:
+        """Once: the model is trained, and no weight moves. What is attached was looked at then."""
+        self.run.trained = False
+        if self._attachment() is not None:
+            return
+        weights = [weight for site in bound for weight in site.sources() if weight.requires_grad]
+        if weights and self._stillness.is_certain(weights, trained=trained):
+            warnings.warn(
+                "no weight moves, though the model is trained: was the optimizer made before "
+                "convert? Make it from the converted model's parameters()",
+                OptimizerWarning,
+                stacklevel=4,
+            )
+
+    @torch.no_grad()
+    def _after_step(self, method: LearnedMethod, bound: list[Bound]) -> None:
+        for item in bound:
+            threshold: Any = item.tensors("threshold")[0]
+            method.after_step(item.weight(), threshold, item.site)
+
+    @torch.no_grad()
+    def _refresh_effective(self, bound: list[Bound]) -> None:
+        cache.refresh(item.inputs() for item in bound if item.compute is None)
+
+    @torch.inference_mode(False)  # masks made there could not be saved for a backward later on
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Fix masks and thresholds from here on.
+
+        What is zero now stays zero, whatever momentum, weight decay or a loaded checkpoint make of
+        the latent weights, and gets no gradient. Scheduled thresholds keep their values. Copies
+        that follow the model are frozen with it.
+
+        Raises:
+            StateError: If a site was replaced.
+        """
+        self.run.settle(thorough=self.run.follows)
+        self.run.take_over()
+        weights, bound = self.effective_weights(), self._bound()
+        for item in bound:
+            for module, parameter in item.places:
+                module.__dict__[state_name(parameter, "mask")] = weights[item.site.name] != 0
+        self.run.freeze()
+        self._refresh_effective(bound)
+
+    def penalty(self) -> Tensor:
+        """What to add to the loss: 0, unless the method learns its thresholds."""
+        parts: dict[Spread, list[Tensor]] = {}
+        if isinstance(self.method, LearnedMethod):
+            for threshold in self.threshold_parameters():
+                part = self.method.penalty(local(threshold))
+                if part is not None:
+                    parts.setdefault(spread_of(threshold), []).append(part)
+        if not parts:
+            return torch.zeros((), device=next(self.model.parameters()).device)
+        totals = [spread.total(torch.stack(own).sum()) for spread, own in parts.items()]
+        return torch.stack(totals).sum()
+
+    def threshold_parameters(self) -> list[nn.Parameter]:
+        """The thresholds that the optimizer trains; none for scheduled methods."""
+        tensors = (item.tensors("threshold")[0] for item in self._bound())
+        return [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Layer threshold by full name, negative while inactive; the mean of several learned."""
+        method = self.method
+        values = {}
+        for item in self._fitting():
+            threshold = whole(item.tensors("threshold")[0]).detach()
+            level = method.level(threshold) if isinstance(method, LearnedMethod) else threshold
+            values[item.site.name] = float(level.mean())
+        return values
+
+    def _fitting(self) -> list[Bound]:
+        """The sites, with thresholds that fit their weights as a forward would find them."""
+        self.run.prepare(self.model.training)
+        return self._bound()
+
+    @torch.no_grad()
+    def effective_weights(self) -> dict[str, Tensor]:
+        """Effective weight by full name, without gradient; gathered where weights are sharded."""
+        return {item.site.name: item.static() for item in self._fitting()}
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros among the effective weights of all sites."""
+        weights = self.effective_weights().values()
+        zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in weights)
+        return zeros / max(1, sum(weight.numel() for weight in weights))
+
+    def empty_layers(self) -> tuple[str, ...]:
+        """Sites that have lost all of their weights."""
+        weights = self.effective_weights().items()
+        return tuple(name for name, weight in weights if not weight.count_nonzero())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step, sparsity, and thresholds and frozen masks by their names, on the CPU."""
+        thresholds, masks = {}, {}
+        for item in self._bound():
+            name = item.site.name
+            thresholds[name] = whole(item.tensors("threshold")[0]).detach().cpu().clone()
+            mask = item.tensors("mask")[0]
+            if mask.numel():
+                masks[name] = mask.cpu().clone()
+        run = self.run
+        return {
+            "step": run.steps, "sparsity": run.sparsity, "held": run.held, "frozen": run.frozen,
+            "floor": run.floor, "thresholds": thresholds, "masks": masks,
+        }  # fmt: skip
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`.
+
+        Raises:
+            StateError: If the state is of a model with other sites.
+        """
+        bound = self._bound()
+        names = {item.site.name for item in bound}
+        thresholds = state.get("thresholds", {})
+        if "step" not in state:
+            raise StateError("the state has no step: give what Sparsifier.state_dict() gave")
+        if set(thresholds) != names:
+            odd = sorted(names ^ set(thresholds))
+            raise StateError(
+                f"the state is of another model: {len(odd)} sites differ, for example {odd[0]}"
+            )
+        masks = state.get("masks", {})
+        for item in bound:
+            for tensor in item.tensors("threshold"):
+                fill(tensor, thresholds[item.site.name])
+            mask = masks.get(item.site.name, torch.empty(0, dtype=torch.bool))
+            for module, parameter in item.places:
+                name = state_name(parameter, "mask")
+                module.__dict__[name] = mask.to(module.__dict__[name].device, copy=True)
+        self.run.take_state(
+            int(state["step"]), state.get("sparsity"),
+            held=state.get("held", False), frozen=state.get("frozen", bool(masks)),
+            floor=state.get("floor", 0.0),
+        )  # fmt: skip

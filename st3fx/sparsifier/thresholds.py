@@ -1,0 +1,289 @@
+"""The thresholds of a converted model: what they were set for, whether they fit, setting them.
+
+They are the exact quantile of the weights at the time when they were set. How they follow a
+training, and the training of a model that was copied, is :class:`Run`.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from st3fx.errors import DriftWarning, EmptyLayerWarning, TraceWarning
+from st3fx.methods.base import Method, ScheduledMethod
+from st3fx.modules.marks import state_name
+from st3fx.plan.sites import Site
+from st3fx.sparsifier.bound import ASSIGNED, Bound, bound_sites, part_sites
+from st3fx.sparsity.digest import Digest, digests
+from st3fx.sparsity.formula import INACTIVE
+from st3fx.sparsity.shards import masked
+from st3fx.sparsity.threshold.search import GlobalThreshold
+
+_FEWEST_ZEROS = 0.05
+"""Share of zeros of a site from which a model is sparse; fewer are chance."""
+
+
+class Thresholds:
+    """The thresholds of all sites of a model, which lie in its modules.
+
+    Attributes:
+        steps: Optimizer steps so far.
+        sparsity: What the thresholds were last set for; ``None`` if a file did not say.
+        held: Whether that was set by hand, and steps keep it instead of following the schedule.
+        frozen: Whether masks are fixed.
+        floor: Share of zeros that the model came with, from which the schedule starts.
+        pin: Whether these stay zero.
+        stale: Whether the weights have changed since the thresholds were set, as far as is known.
+        level: The last global threshold ``T``: 0-dimensional; ``None`` while there is none.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.sparsity: float | None = 0.0
+        self.held = False
+        self.frozen = False
+        self.floor, self.pin = 0.0, False
+        self.stale = False
+        self.level: Tensor | None = None
+        self._root: weakref.ref[nn.Module] | None = None
+        self._part: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # of a copy without the root
+        self._over: frozenset[str] = frozenset()  # the sites that the thresholds were set over
+        self._stamps: dict[str, list[tuple[int, int]]] = {}
+        self._digests: dict[str, list[Digest]] = {}
+        self._traceable = False
+        self._sharded = False
+        self._here = False  # on a CPU, where to compare values costs little
+        self._aside: dict[str, Tensor] | None = None
+        self._finder = GlobalThreshold()
+        self._warned: set[str] = set()
+
+    # --- the sites as they are
+
+    @property
+    def root(self) -> nn.Module | None:
+        """The model, if it is still there and not only a part of it was copied."""
+        return None if self._root is None else self._root()
+
+    def bound(self) -> list[Bound]:
+        """The sites, with the modules that own them.
+
+        Raises:
+            StateError: If one was replaced since the conversion.
+        """
+        root = self.root
+        return part_sites(self._part, self) if root is None else bound_sites(root, self)
+
+    def bound_quietly(self) -> list[Bound]:
+        """As :meth:`bound`, without the sites that were replaced."""
+        root = self.root
+        if root is None:
+            return part_sites(self._part, self)
+        return bound_sites(root, self, quiet=True)
+
+    # --- what has changed
+
+    def _note(self, bound: list[Bound], *, digest: bool, stale: bool = False) -> None:
+        """The thresholds fit the weights as they are now, unless they are ``stale``."""
+        weights = [(site.site.name, site.sources()) for site in bound]
+        self._stamps = {name: [*map(stamp, own)] for name, own in weights}
+        # Sharded weights are other tensors in each forward: there is nothing to compare.
+        self._sharded = any(isinstance(weight, DTensor) for _, own in weights for weight in own)
+        self._traceable = all(is_plain(weight) for _, own in weights for weight in own)
+        self._here = all(weight.device.type == "cpu" for _, own in weights for weight in own)
+        self._digests = digests_of(weights) if digest and self._traceable else {}
+        self.stale = stale
+
+    def _moved(self, *, thorough: bool) -> bool:
+        """Whether weights have changed since they were noted.
+
+        Args:
+            thorough: Look at the values, too, which some code writes to without a trace. Without
+                digests to compare with the answer is yes.
+        """
+        bound = self.bound_quietly()
+        if not bound:
+            return False
+        if not self._traceable:  # only processes together can look at shards: in forwards
+            return thorough and self._sharded
+        if self.moved(bound):
+            return True
+        if not thorough or not self._digests:
+            return thorough
+        weights = [(site.site.name, site.sources()) for site in bound]
+        found = digests_of(weights).items()
+        return any(self._digests.get(name) != digest for name, digest in found)
+
+    def moved(self, bound: list[Bound]) -> bool:
+        """Whether a weight has changed since the thresholds were last set."""
+        return any(
+            self._stamps.get(site.site.name) != [*map(stamp, site.sources())] for site in bound
+        )
+
+    # --- setting them
+
+    @staticmethod
+    def _put(item: Bound, value: Tensor | float) -> None:
+        """Give a site a threshold, in new tensors: a graph that is under way keeps the old ones."""
+        for module, parameter in item.places:
+            name = state_name(parameter, "threshold")
+            fresh = torch.empty_like(module.__dict__[name])
+            module.__dict__[name] = (
+                fresh.copy_(value) if isinstance(value, Tensor) else fresh.fill_(value)
+            )
+
+    def _method(self) -> Method:
+        method: Method = self.root.st3fx_method  # type: ignore[union-attr,assignment]
+        return method
+
+    def set(self, sparsity: float, bound: list[Bound]) -> None:
+        """Set all thresholds for a sparsity over the present weights; 0 makes them inactive."""
+        method = self._method()
+        assert isinstance(method, ScheduledMethod)
+        self._aside = None
+        self._set(method, sparsity, bound)
+        self.sparsity = sparsity
+        self._note(bound, digest=False)
+
+    def scheduled(self) -> float | None:
+        """The sparsity that the present step should have; ``None`` if nothing says it.
+
+        From the share ``f`` of zeros that the model came with the schedule's ramp ``r(t)``, 0 to 1,
+        leads to the target ``s``: ``f + (s − f)·r(t)``, and never down.
+        """
+        if self.held:
+            return self.sparsity
+        method, total = self._method(), getattr(self.root, "st3fx_total_steps", None)
+        if not isinstance(method, ScheduledMethod) or total is None:
+            return None
+        if not self.floor:
+            return method.schedule.sparsity(self.steps, total, method.sparsity)
+        ramp = method.schedule.sparsity(self.steps, total, 1.0)
+        return self.floor + max(0.0, method.sparsity - self.floor) * ramp
+
+    def keep_zeros(self, *, pin: bool) -> float:
+        """Start from the zeros that the weights have, once they have values; the share of them.
+
+        A model is sparse if one of its sites has a share of zeros. Then none of its zeros is
+        chance, and a site without any other weight was pruned; else such a site begins so, and
+        trains.
+
+        Args:
+            pin: Whether these weights stay zero; else they may come back while others go.
+        """
+        self.pin, bound = pin, self.bound_quietly()
+        weights = [(site, site.weight()) for site in bound if not site.site.computed]
+        if not all(is_plain(weight) for _, weight in weights):
+            return self.floor
+        counts = [weight.numel() - int(torch.count_nonzero(weight)) for _, weight in weights]
+        shares = [n / max(1, own.numel()) for n, (_, own) in zip(counts, weights, strict=True)]
+        is_sparse = any(_FEWEST_ZEROS <= share < 1 for share in shares)
+        for (site, weight), share in zip(weights if pin else (), shares, strict=False):
+            kept = share > 0 and is_sparse
+            for module, parameter in site.places:
+                mask = weight != 0 if kept else weight.new_empty(0, dtype=torch.bool)
+                module.__dict__[state_name(parameter, "mask")] = mask
+            if kept and share == 1:
+                self._warn_of_kept(site.site.name)
+        total = sum(site.site.numel for site in bound)
+        self.floor = sum(counts) / max(1, total) if is_sparse else 0.0
+        return self.floor
+
+    def _pinned(self, bound: list[Bound]) -> float:
+        """The sparsity that masks alone give: up to it no threshold is needed."""
+        masks = [site.tensors("mask")[0] for site in bound] if self.floor else []
+        return self.floor if any(mask.numel() for mask in masks) else 0.0
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _set(
+        self,
+        method: ScheduledMethod,
+        sparsity: float,
+        bound: list[Bound],
+        pinned: float | None = None,
+    ) -> None:
+        sites = [item.site for item in bound]
+        scales = [method.scale(site) for site in sites]
+        self.level, self._over = None, frozenset(site.name for site in sites)
+        if sparsity > (self._pinned(bound) if pinned is None else pinned):
+            costs = [site.cost for site in sites] if method.budget == "macs" else None
+            # What a mask holds at zero is zero, whatever its latent weight has become.
+            pairs = [(item.weight(), item.tensors("mask")[0]) for item in bound]
+            weights = [masked(weight, mask) if mask.numel() else weight for weight, mask in pairs]
+            self.level = self._finder.find(weights, scales, sparsity, costs)
+            for index in self._finder.empty:
+                self._warn_of_empty(sites[index].name, sparsity)
+        for item, scale in zip(bound, scales, strict=True):
+            value = INACTIVE if self.level is None else self.level * scale
+            self._put(item, value)
+
+    # --- what is said once
+
+    def _warn_of_empty(self, name: str, sparsity: float) -> None:
+        message = (
+            f"{name} has lost all of its weights at sparsity {sparsity:.4g}: exclude it, "
+            "lower the sparsity, or normalise magnitudes (st3-sigma)"
+        )
+        self.warn(message, EmptyLayerWarning, name)
+
+    def _warn_of_kept(self, name: str) -> None:
+        message = (
+            f"{name} has no weight but zeros in a model that is sparse, and keeps them: if it is "
+            "new and is to train, initialise it with other values, or give keep_zeros=False"
+        )
+        self.warn(message, EmptyLayerWarning, f"kept {name}")
+
+    def say_of_trace(self, name: str) -> None:
+        """A tracer of torch.fx has read an effective weight, which stands in its graph from now."""
+        self.warn(
+            f"torch.fx traces a converted model: {name} and its like stand in the graph as the "
+            "effective weights of this moment; fold first for a graph to train or to keep",
+            TraceWarning,
+        )
+
+    def warn(self, message: str, category: type[Warning], subject: str = "") -> None:
+        """Warn, once of each subject, which is the message itself if none is given."""
+        key = f"{category.__name__} {subject or message}"
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, category, stacklevel=6)
+
+    def warn_of_drift(self, *, folded: bool = False) -> None:
+        """Name sites that were replaced, where the forward goes on without them.
+
+        Args:
+            folded: Sites whose parameter was assigned, too, unless it has zeros itself, as what
+                tools make that fuse layers.
+        """
+        root = self.root
+
+        def report(site: Site, reason: str, message: str) -> None:
+            if reason == ASSIGNED:
+                dense = folded and bool(self.sparsity) and root is not None
+                if not dense or not bool(root.get_parameter(site.name).all()):  # type: ignore[union-attr]
+                    return
+            self.warn(message, DriftWarning)
+
+        if root is not None:
+            bound_sites(root, self, quiet=True, report=report)
+
+
+def digests_of(weights: list[tuple[str, list[Tensor]]]) -> dict[str, list[Digest]]:
+    """Digests of the tensors of several sites, by their names, in one pass."""
+    found = iter(digests([weight for _, own in weights for weight in own], wait=True))
+    return {name: [next(found) for _ in own] for name, own in weights}
+
+
+def stamp(weight: Tensor) -> tuple[int, int]:
+    """Differs when the tensor was written to by an operator, or has other memory."""
+    version = 0 if weight.is_inference() else weight._version
+    return version, weight.untyped_storage()._cdata if is_plain(weight) else id(weight)
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight is a tensor of torch's own with values: not sharded, nor on meta."""
+    return type(weight) in (Tensor, nn.Parameter) and not weight.is_meta

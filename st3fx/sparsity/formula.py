@@ -1,0 +1,180 @@
+"""A method's formula applied to sites: in full precision, under the frozen mask.
+
+Mathematics that the methods share, on tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from st3fx.plan.sites import Layout
+
+INACTIVE = -1.0
+"""Value of a layer threshold before the first update: the effective weight is the latent one."""
+
+
+def smallest_threshold(dtype: torch.dtype) -> float:
+    """The smallest active threshold: with it, no effective weight is denormal.
+
+    Two floats of magnitude ≥ b differ by at least ``b·eps/2``; with ``b = 2·tiny/eps`` of the dtype
+    computed in (fp32 for half precision) that is a normal number, about 2e-31 in fp32. It is never
+    0, so that formulas may divide by it.
+    """
+    info = torch.finfo(torch.promote_types(dtype, torch.float32))
+    return 2 * info.tiny / info.eps
+
+
+def channel_view(weight: Tensor, layout: Layout) -> tuple[Tensor, tuple[int, ...]]:
+    """``weight`` as a view whose output channels are whole dimensions, and the other dimensions.
+
+    Args:
+        weight: Any shape that ``layout`` describes.
+        layout: Where the output channels lie.
+
+    Returns:
+        The view and the dimensions to reduce over for one value per output channel.
+    """
+    view = weight.unflatten(0, (layout.groups, -1)) if layout.groups > 1 else weight
+    return view, tuple(dim for dim in range(view.dim()) if dim not in layout.channel_dims)
+
+
+def above(weight: Tensor, threshold: Tensor) -> Tensor:
+    """``|w| > threshold``, compared in the precision that the formulas compute in.
+
+    A 0-dimensional threshold would be rounded to half precision beside a weight of that dtype, and
+    the mask would be another one than the forward's.
+
+    Args:
+        weight: Any floating dtype.
+        threshold: Broadcasts with ``weight``.
+    """
+    return weight.abs() > (threshold if threshold.dim() else threshold.reshape(1))
+
+
+def is_inactive(threshold: Tensor) -> bool:
+    """Whether a 0-dimensional threshold is known to be inactive without waiting for a device."""
+    return threshold.device.type == "cpu" and threshold.item() < 0
+
+
+def zero_up_to_(magnitude: Tensor, bound: Tensor) -> Tensor:
+    """``magnitude`` where it is above ``bound``, else 0; in place. One pass on a CPU.
+
+    Args:
+        magnitude: Any shape, not negative.
+        bound: 0-dimensional.
+    """
+    if bound.device.type == "cpu":
+        return F.threshold(magnitude, bound.item(), 0.0, inplace=True)
+    return magnitude.masked_fill_(magnitude <= bound, 0.0)
+
+
+def soft(weight: Tensor, bound: Tensor, out: Tensor) -> Tensor:
+    """``sign(w)·max(|w| − bound, 0)`` into ``out``; zeros may be negative. One pass on a CPU."""
+    if bound.device.type == "cpu" and bound.numel() == 1:
+        shrunk: Tensor = torch.ops.aten.softshrink.out(weight, bound.item(), out=out)
+        return shrunk
+    torch.clamp(weight, bound.neg(), bound, out=out)
+    return torch.sub(weight, out, out=out)
+
+
+def hard(weight: Tensor, bound: Tensor, out: Tensor) -> Tensor:
+    """``w`` where ``|w| > bound``, else a positive zero, into ``out``."""
+    return torch.mul(weight, weight.abs() > bound, out=out).add_(0.0)
+
+
+def active_bound(threshold: Tensor, smallest: float) -> Tensor:
+    """A threshold at or above the smallest active one; negative (inactive) ones stay."""
+    return torch.where(threshold < 0, threshold, threshold.clamp_min(smallest))
+
+
+def in_memory_order(tensor: Tensor) -> Tensor:
+    """``tensor`` with its dimensions in the order of its memory: contiguous, if it is dense."""
+    if tensor.is_contiguous():
+        return tensor
+    strides = tensor.stride()
+    return tensor.permute(sorted(range(tensor.dim()), key=lambda dim: -strides[dim]))
+
+
+def has_dense_channels(weight: Tensor, layout: Layout) -> bool:
+    """Whether output channels are the first dimension, one after another in memory, each dense."""
+    if layout != Layout((0,)) or weight.numel() == 0:
+        return False
+    if weight.is_contiguous():
+        return True
+    channel = weight[:1]
+    order = sorted(range(1, weight.dim()), key=weight.stride, reverse=True)
+    dense = channel.permute(0, *order).is_contiguous()
+    return dense and (len(weight) == 1 or weight.stride(0) == channel.numel())
+
+
+@dataclass(frozen=True)
+class Formula:
+    """How a method makes effective weights.
+
+    Attributes:
+        one: ``one(weight, threshold, smallest, out, *constants)`` writes a site's effective weight
+            into ``out``. Weight, threshold and ``out`` are in fp32 at least; ``smallest`` is the
+            smallest active threshold.
+        many: Does as many sites at once as it can, but for masks, and gives back the others.
+    """
+
+    one: Callable[..., None]
+    many: Callable[[Sequence[Job]], list[Job]] | None = None
+
+
+class Inputs(NamedTuple):
+    """What the effective weight of one site is computed from.
+
+    Attributes:
+        formula: The method's.
+        weight: The latent weight, any floating dtype.
+        threshold: The site's threshold.
+        mask: Empty, or of the weight's shape: the weights that are left once they are frozen.
+        constants: The formula's other arguments.
+    """
+
+    formula: Formula
+    weight: Tensor
+    threshold: Tensor
+    mask: Tensor
+    constants: tuple[Any, ...]
+
+    def evaluate(self, out: Tensor) -> None:
+        """Write the effective weight into ``out``, of the weight's shape and dtype."""
+        evaluate([Job(self, out)])
+
+
+class Job(NamedTuple):
+    """An effective weight to be computed into ``out``, of the weight's shape and dtype."""
+
+    inputs: Inputs
+    out: Tensor
+
+
+@torch.no_grad()
+def evaluate(jobs: Sequence[Job]) -> None:
+    """Compute the effective weights of sites; the same bits whether together or one by one."""
+    for formula in dict.fromkeys(job.inputs.formula for job in jobs):
+        own = [job for job in jobs if job.inputs.formula == formula]
+        for job in own if formula.many is None else formula.many(own):
+            _evaluate_one(job)
+    for job in jobs:
+        if job.inputs.mask.numel():
+            job.out.masked_fill_(~job.inputs.mask, 0.0)
+
+
+def _evaluate_one(job: Job) -> None:
+    formula, weight, threshold, _, constants = job.inputs
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    result = job.out if job.out.dtype == dtype else torch.empty_like(weight, dtype=dtype)
+    latent, level = weight.detach().to(dtype), threshold.detach().to(dtype)
+    formula.one(latent, level, smallest_threshold(weight.dtype), result, *constants)
+    if result is not job.out:
+        # A small negative difference rounds to a negative zero in fp16.
+        job.out.copy_(result).add_(0.0)

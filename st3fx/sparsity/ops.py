@@ -1,0 +1,172 @@
+"""Defines the operators that make effective weights: dispatch, gradients, frozen masks.
+
+A method gives a formula and, unless its gradient is straight through, a gradient rule; here they
+become ``st3fx::NAME(weight, threshold, mask, constants...)``, an operator with its own autograd
+kernel that works eagerly (with cached effective weights, see ``st3fx.sparsity.cache``), compiled,
+on fake tensors and under ``torch.func``.
+
+``mask`` is empty, or holds the weights that are left when the sparsity was frozen: the others are
+zero from then on, whatever becomes of weight and threshold, and get no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+
+from st3fx.sparsity import cache
+from st3fx.sparsity.formula import Formula, Inputs
+from st3fx.sparsity.mask_bits import unpacked
+
+Gradient: TypeAlias = Callable[..., tuple[Tensor, Tensor | None]]
+"""``gradient(grad, weight, threshold, *constants)``: with respect to weight and threshold."""
+
+Op: TypeAlias = Callable[..., Tensor]
+
+
+def define(name: str, constants: str, formula: Formula, gradient: Gradient | None = None) -> Op:
+    """Register an operator.
+
+    Args:
+        name: In the namespace ``st3fx``.
+        constants: Schema of the arguments after weight, threshold and mask; may be empty.
+        formula: The effective weight.
+        gradient: ``None`` is straight through: ``∂L/∂w := ∂L/∂ŵ``, and nothing is saved.
+
+    Returns:
+        The ``OpOverload``.
+    """
+    full_name = f"st3fx::{name}"
+    arguments = ", ".join(filter(None, ("Tensor weight, Tensor threshold, Tensor mask", constants)))
+    torch.library.define(full_name, f"({arguments}) -> Tensor")
+    op: Op = getattr(torch.ops.st3fx, name).default
+
+    def kernel(weight: Tensor, threshold: Tensor, mask: Tensor, *constants: Any) -> Tensor:
+        effective = torch.empty_like(weight)
+        Inputs(formula, weight, threshold, mask, constants).evaluate(effective)
+        if torch.is_inference_mode_enabled():  # the autograd kernel is not called there
+            effective.requires_grad_(weight.requires_grad)
+        return effective
+
+    def fake(weight: Tensor, threshold: Tensor, mask: Tensor, *constants: Any) -> Tensor:
+        return torch.empty_like(weight)
+
+    torch.library.impl(full_name, "CompositeExplicitAutograd")(kernel)
+    torch.library.register_fake(full_name)(fake)
+    torch.library.impl(full_name, "Autograd")(_autograd(op, formula, gradient))
+    return op
+
+
+def _autograd(op: Op, formula: Formula, gradient: Gradient | None) -> Op:
+    """The autograd kernel of one operator."""
+
+    def effective(args: tuple[Any, ...], *, differentiable: bool) -> Tensor:
+        cached = cache.lookup(
+            Inputs(formula, args[0], args[1], args[2], args[3:]), differentiable=differentiable
+        )
+        if cached is not None:
+            return cached
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    function = _function(effective, gradient)
+
+    def kernel(*args: Any) -> Tensor:
+        if args[2].dtype is not torch.bool and args[2].numel():  # from a state dict, functionally
+            args = (*args[:2], unpacked(args[2], tuple(args[0].shape)), *args[3:])
+        transformed = torch._C._functorch.maybe_current_level() is not None
+        # A tangent is followed where gradients are switched off, too.
+        if torch.is_grad_enabled() or transformed or forward_ad._current_level >= 0:
+            with enable_single_level_autograd_function():
+                result: Tensor = function.apply(*args)
+                return result
+        # Without gradients too, kernels ask whether a weight requires them (matmul folds its batch
+        # then): the effective weight must answer as the parameter does.
+        weight: Tensor = args[0]
+        return effective(args, differentiable=False).requires_grad_(weight.requires_grad)
+
+    return kernel
+
+
+def _function(effective: Callable[..., Tensor], gradient: Gradient | None) -> Any:
+    """The operator as an autograd function.
+
+    Args:
+        effective: ``effective(arguments, differentiable=)``.
+        gradient: ``None`` is straight through.
+    """
+
+    class EffectiveWeight(_SingleLevelFunction):
+        """Single-level, because it runs below the dispatcher.
+
+        torch.func's transforms are already peeled off when its kernel is called.
+        """
+
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Tensor:
+            weight, threshold, mask, *constants = args
+            ctx.constants = constants
+            kept = () if gradient is None else (weight, threshold)
+            saved = (*kept, *((mask,) if mask.numel() else ()))
+            ctx.save_for_backward(*saved)
+            ctx.save_for_forward(*saved)
+            # A function's forward runs without gradients and tangents; another level of transforms
+            # of torch.func, which the operator goes to next, has its own.
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+                return effective(args, differentiable=True)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+            saved = ctx.saved_tensors
+            masks = saved if gradient is None else saved[2:]
+            if masks:
+                grad = grad * masks[0]
+            threshold_grad = None
+            if gradient is not None:
+                grad, threshold_grad = gradient(grad, *saved[:2], *ctx.constants)
+            return (grad, threshold_grad, None, *(None for _ in ctx.constants))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
+            """The derivative along a direction that belongs to the gradient of backward."""
+            direction, saved = tangents[0], ctx.saved_tensors
+            masks = saved if gradient is None else saved[2:]
+            if gradient is not None:
+                direction = _transposed(gradient, saved[:2], ctx.constants, tangents[:2])
+            if direction is None:
+                return None
+            return direction * masks[0] if masks else direction.clone()
+
+    return EffectiveWeight
+
+
+def _transposed(
+    gradient: Gradient,
+    inputs: Sequence[Tensor],
+    constants: Sequence[Any],
+    tangents: Sequence[Tensor | None],
+) -> Tensor | None:
+    """``J v`` from the rule for ``Jᵀ u``, which is linear in ``u``: the gradient of ``vᵀ Jᵀ u``.
+
+    Args:
+        gradient: The rule.
+        inputs: Weight and threshold.
+        constants: The rule's other arguments.
+        tangents: Of weight and threshold.
+    """
+    weight, threshold = (tensor.detach() for tensor in inputs)
+    with torch.enable_grad():
+        probe = torch.zeros_like(weight, requires_grad=True)
+        rows = gradient(probe, weight, threshold, *constants)
+        products = [
+            (row * tangent.detach()).sum()
+            for row, tangent in zip(rows, tangents, strict=True)
+            if row is not None and tangent is not None
+        ]
+        return torch.autograd.grad(sum(products), probe)[0] if products else None  # type: ignore[arg-type]

@@ -1,0 +1,277 @@
+"""One pass over the scores of all sites: how many are below a band, and which lie in it.
+
+A score is ``|w| / σ`` in fp32. For fp32 weights on a CPU the pass is the kernel library's, which
+reads each weight once; for others, or without the library, it is several operators of torch.
+
+The scores in a band around the threshold, over all sites and processes.
+
+The order of single-precision floats ≥ 0, by their bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from st3fx.errors import StateError
+from st3fx.native import latent
+from st3fx.sparsity.formula import in_memory_order
+from st3fx.sparsity.shards import Spread
+
+TINY = float(np.finfo(np.float32).tiny)
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def bits(score: float) -> int:
+    """The position of a float ≥ 0 among all floats ≥ 0."""
+    return int(np.float32(score).view(np.int32))
+
+
+def from_bits(position: int) -> float:
+    """The inverse of :func:`bits`."""
+    return float(np.int32(position).view(np.float32))
+
+
+def middle(low: float, high: float) -> float:
+    """The float halfway between two, counted in floats."""
+    return from_bits((bits(low) + bits(high)) // 2)
+
+
+def before(score: float) -> float:
+    """The next smaller float; negative below 0."""
+    return float(np.nextafter(np.float32(score), np.float32(-1)))
+
+
+def after(score: float) -> float:
+    """The next larger float."""
+    return from_bits(bits(score) + 1)
+
+
+BLOCK = 1 << 20
+"""Scores at a time, where each operator writes as many."""
+
+Scores = NDArray[np.float32]
+NONE: Scores = np.empty(0, np.float32)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The scores of one site.
+
+    Attributes:
+        weight: Any shape, dtype and device; of a sharded weight, the part that is here.
+        scale: ``σ``, above 0.
+    """
+
+    weight: Tensor
+    scale: float = 1.0
+
+    def flat(self) -> Tensor:
+        """The weight as a vector in any order, without a copy where its memory is dense."""
+        return in_memory_order(self.weight.detach()).reshape(-1)
+
+    def scores(self, part: Tensor) -> Tensor:
+        """Scores of a part of :meth:`flat`."""
+        magnitude = part.abs().float()
+        return magnitude if self.scale == 1.0 else magnitude.div_(self.scale)
+
+    def sample(self, size: int) -> Scores:
+        """About ``size`` scores, evenly spaced in memory."""
+        flat = self.flat()
+        scores: Scores = self.scores(flat[:: max(1, flat.numel() // max(1, size))]).cpu().numpy()
+        return scores
+
+
+class Counts:
+    """What the sites have in a band.
+
+    Attributes:
+        below: Scores below the band, for each site.
+        inside: Scores in it, both ends included.
+        largest: The largest score of all; NaN if any is.
+    """
+
+    def __init__(self, sites: int) -> None:
+        self.below = np.zeros(sites, np.int64)
+        self.inside = np.zeros(sites, np.int64)
+        self.largest = np.zeros(sites, np.float32)
+        self._scores = [NONE]
+        self._owners = [np.empty(0, np.int32)]
+
+    def add(self, site: int, below: int, inside: int, largest: float, scores: Scores) -> None:
+        """Take in what a part of a site has; ``scores`` may be empty if there are too many."""
+        self.below[site] += below
+        self.inside[site] += inside
+        self.largest[site] = np.maximum(self.largest[site], largest)  # NaN if either is
+        self.collect(scores, np.full(len(scores), site, np.int32))
+
+    def collect(self, scores: Scores, owners: NDArray[np.int32]) -> None:
+        """Keep scores in the band with the position of the site of each."""
+        self._scores.append(scores)
+        self._owners.append(owners)
+
+    def collected(self) -> tuple[Scores, NDArray[np.int32]]:
+        """The scores in the band, in any order, and the position of the site of each."""
+        return np.concatenate(self._scores), np.concatenate(self._owners)
+
+
+def count(sources: Sequence[Source], low: float, high: float, limit: int) -> Counts:
+    """Count and collect the scores of each site in the band ``low ≤ score ≤ high``.
+
+    Args:
+        sources: The sites.
+        low: Lower end, an fp32 number, 0 or more.
+        high: Upper end, an fp32 number, at least ``low``.
+        limit: If there are more scores in the band, some may be missing from those collected.
+    """
+    counts = Counts(len(sources))
+    native: dict[int, latent.Scored] = {}
+    flats = [source.flat() for source in sources]  # a copy must live as long as its address
+    for index, (source, flat) in enumerate(zip(sources, flats, strict=True)):
+        if flat.device.type == "cpu" and flat.dtype == torch.float32 and latent.available():
+            native[index] = latent.Scored(flat.data_ptr(), flat.numel(), source.scale)
+        else:
+            for block in flat.split(BLOCK):
+                _count_block(index, source.scores(block), (low, high), limit, counts)
+    if native:
+        indices = np.array(list(native), np.int32)
+        tallies, scores, owners = latent.count(list(native.values()), low, high, limit)
+        counts.below[indices] = tallies["below"]
+        counts.inside[indices] = tallies["inside"]
+        counts.largest[indices] = tallies["largest"]
+        counts.collect(scores, indices[owners])
+    return counts
+
+
+def _count_block(
+    site: int, scores: Tensor, band: tuple[float, float], limit: int, counts: Counts
+) -> None:
+    if not len(scores):
+        return
+    low, high = band
+    under, inside = scores < low, (scores >= low) & (scores <= high)
+    within = int(inside.sum())
+    wanted = 0 < within <= limit and counts.inside[site] <= limit
+    found = scores[inside].cpu().numpy() if wanted else NONE
+    counts.add(site, int(under.sum()), within, float(scores.max()), found)
+
+
+def smallest_above(source: Source, score: float) -> float:
+    """The smallest score of a site above ``score``; infinity if there is none."""
+    scores = source.scores(source.flat())
+    return float(torch.where(scores > score, scores, torch.inf).min()) if len(scores) else np.inf
+
+
+@dataclass(frozen=True)
+class ScoredSite:
+    """One site's scores here, how many there are in all, what each costs, who has the rest."""
+
+    source: Source
+    numel: int
+    cost: int
+    spread: Spread
+
+
+@dataclass(frozen=True)
+class Band:
+    """Scores between two ends, in all processes.
+
+    Attributes:
+        below: Cost of all scores below the band.
+        inside: Cost of the scores in it.
+        scores: Sorted scores in it that are here, by the processes that hold the others.
+        costs: Their cumulative costs.
+        low_sites: Sites without a score above the band, by position, with their largest score here.
+    """
+
+    below: int
+    inside: int
+    scores: dict[Spread, Scores]
+    costs: dict[Spread, NDArray[np.int64]]
+    low_sites: dict[int, float]
+
+    def up_to(self, scores: Scores) -> NDArray[np.int64]:
+        """Cost of the scores in the band up to each of some values."""
+        total = np.zeros(len(scores), np.int64)
+        for spread, own in self.scores.items():
+            costs = np.concatenate([[0], self.costs[spread]])
+            here = costs[np.searchsorted(own, scores, side="right")]
+            total += np.array(spread.reduce(here.tolist(), dist.ReduceOp.SUM), np.int64)
+        return total
+
+    def above(self, score: float) -> float:
+        """The smallest score in the band above ``score``; infinity if there is none."""
+        best = math.inf
+        for spread, own in self.scores.items():
+            index = int(np.searchsorted(own, np.float32(score), side="right"))
+            here = float(own[index]) if index < len(own) else math.inf
+            best = min(best, spread.reduce([here], dist.ReduceOp.MIN)[0])
+        return best
+
+    def search(self, need: int, low: float, high: float) -> float:
+        """The smallest score in the band, between its ends, up to which its scores cost ``need``.
+
+        Bisects over the bits of the floats, 255 values at a time: four rounds of counts at most,
+        whatever is distributed over however many processes.
+        """
+        first, last = bits(low), bits(high)
+        while first < last:
+            edges = np.unique(np.linspace(first, last, 257)[:-1].astype(np.int64))
+            enough = self.up_to(edges.astype(np.int32).view(np.float32)) >= need
+            index = int(np.argmax(enough)) if enough.any() else len(edges)
+            last = int(edges[index]) if index < len(edges) else last
+            first = int(edges[index - 1]) + 1 if index else last
+        return from_bits(last)
+
+
+def count_band(sites: Sequence[ScoredSite], low: float, high: float, limit: int) -> Band:
+    """Count the scores around a band and collect those in it, in one pass.
+
+    Args:
+        sites: All sites.
+        low: Lower end, an fp32 number.
+        high: Upper end, an fp32 number, at least ``low``.
+        limit: Scores to collect before only counting goes on.
+
+    Raises:
+        StateError: If weights are NaN.
+    """
+    counts = count([site.source for site in sites], low, high, limit)
+    everything, owners = counts.collected()
+    prices = np.array([site.cost for site in sites], np.int64)
+    below = inside = 0
+    low_sites: dict[int, float] = {}
+    scores: dict[Spread, Scores] = {}
+    cumulative: dict[Spread, NDArray[np.int64]] = {}
+    spreads = [site.spread for site in sites]
+    for spread in dict.fromkeys(spreads):
+        indices = np.array([i for i, other in enumerate(spreads) if other == spread])
+        own = counts.below[indices], counts.inside[indices]
+        invalid = int(np.isnan(counts.largest[indices]).sum())
+        here = [*own[0].tolist(), *own[1].tolist(), invalid]
+        *there, invalid_there = spread.reduce(here, dist.ReduceOp.SUM)
+        if invalid_there:
+            raise StateError("some weights are NaN: the training has diverged")
+        for i, under, within in zip(indices.tolist(), there, there[len(indices) :], strict=False):
+            below += int(under) * sites[i].cost
+            inside += int(within) * sites[i].cost
+            if under + within == sites[i].numel:
+                low_sites[i] = float(counts.largest[i])
+        mine = np.isin(owners, indices) if len(indices) < len(sites) else slice(None)
+        scores[spread], cumulative[spread] = _sorted(everything[mine], prices[owners[mine]])
+    return Band(below, inside, scores, cumulative, low_sites)
+
+
+def _sorted(scores: Scores, costs: NDArray[np.int64]) -> tuple[Scores, NDArray[np.int64]]:
+    """Scores in order, with their cumulative costs."""
+    if not len(costs) or costs.min() == costs.max():
+        return np.sort(scores), np.cumsum(costs)
+    order = np.argsort(scores)
+    return scores[order], np.cumsum(costs[order])

@@ -1,0 +1,254 @@
+"""The exact global threshold: one quantile over the weights of all sites, found without sorting.
+
+``T`` is the s-quantile of ``{|w_i| / σ_l(i)}`` over all sites, linear between order statistics:
+``idx = (N−1)·s``, ``T = v[⌊idx⌋] + (v[⌈idx⌉] − v[⌊idx⌋])·(idx − ⌊idx⌋)`` with ``v`` the sorted
+scores. With costs (multiplications for each weight of a site), ``T`` is the smallest score up to
+which the scores cost a share ``s`` or more of all.
+
+One pass counts the scores below a narrow band around the value that is expected, and collects those
+in it; where the rank falls outside, the band moves and widens. The band comes from the last result
+and the density of scores there, the first time from a sample. It decides how many passes there are,
+never the result. Sharded weights are counted where they are: only counts travel.
+
+Where to look for a score: the interval that it is known to be in, and the band to count next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from st3fx.errors import StateError
+from st3fx.sparsity import gpu
+from st3fx.sparsity.formula import in_memory_order
+from st3fx.sparsity.shards import local, spread_of
+from st3fx.sparsity.threshold import scan
+from st3fx.sparsity.threshold.scan import NONE, Band, ScoredSite, Source, count_band, smallest_above
+
+SAMPLE = 1 << 16
+"""Scores in a sample."""
+
+
+class Bracket:
+    """The interval that a score is known to be in, and the band to look at next."""
+
+    def __init__(self, guesses: Iterator[tuple[float, float]]) -> None:
+        self._guesses = guesses
+        self._first, self._last = 0.0, scan.LARGEST
+        self._low, self._high = next(guesses)
+        self._width = 0.0
+
+    def band(self) -> tuple[float, float]:
+        """Ends of the band, inside what is known."""
+        self._low, self._high = (self._clip(end) for end in (self._low, self._high))
+        self._width = max(self._width, self._high - self._low, self._high * 1e-3, scan.TINY)
+        return self._low, self._high
+
+    def is_below(self) -> None:
+        """The score is below the band."""
+        self._last = scan.before(self._low)
+        self._next(self._last - 4 * self._width, self._last)
+
+    def is_above(self) -> None:
+        """The score is above the band."""
+        if self._high >= scan.LARGEST:
+            self._last = math.inf
+        self._first = scan.after(self._high)
+        self._next(self._first, self._first + 4 * self._width)
+
+    def is_crowded(self) -> None:
+        """The score is in the band, with too many others to collect."""
+        self._first, self._last = self._low, self._high
+        self._width = 0.0
+        self._next(self._low, scan.middle(self._low, self._high))
+
+    def _next(self, low: float, high: float) -> None:
+        """A guess that says something new, else the given band, wider each time."""
+        self._width *= 4
+        for guess in self._guesses:
+            if guess[0] <= self._last and guess[1] >= self._first:
+                low, high = guess
+                break
+        self._low, self._high = low, high
+
+    def _clip(self, score: float) -> float:
+        return float(np.float32(min(max(score, self._first), self._last)))
+
+
+def from_sample(
+    sites: Sequence[ScoredSite], share: float, margin: float
+) -> tuple[float, float, float]:
+    """Quantiles of a sample below, at and above ``share``, the same in all processes."""
+    held = sum(site.source.weight.numel() for site in sites)
+    samples, weights = [NONE], [np.empty(0)]
+    for site in sites:
+        numel = site.source.weight.numel()
+        if numel:
+            scores = site.source.sample(math.ceil(SAMPLE * numel / held))
+            samples.append(scores)
+            weights.append(np.full(len(scores), site.cost * numel / len(scores)))
+    scores, cost = np.concatenate(samples), np.cumsum(np.concatenate(weights))
+    low, middle, high = math.inf, 0.0, 0.0
+    if len(scores):
+        order = np.argsort(scores)
+        scores, cost = scores[order], np.cumsum(np.concatenate(weights)[order])
+        slack = margin + 3 * math.sqrt(share * (1 - share) / len(scores))
+        shares = np.array([share - slack, share, share + slack])
+        ends = np.searchsorted(cost, cost[-1] * shares)
+        low, middle, high = (float(scores[min(int(end), len(scores) - 1)]) for end in ends)
+    for spread in dict.fromkeys(site.spread for site in sites):
+        low = spread.reduce([low], dist.ReduceOp.MIN)[0]
+        middle, high = spread.reduce([middle, high], dist.ReduceOp.MAX)
+    return low, middle, high
+
+
+MARGIN = 0.002
+"""Half the band's width, as a share of all scores."""
+
+
+class GlobalThreshold:
+    """Finds the threshold again and again, faster where the last one is near."""
+
+    def __init__(self) -> None:
+        self._last: tuple[float, int, float] | None = None  # score, rank, cost for unit of score
+        self.passes = 0
+        """Passes over the weights so far."""
+        self.empty: list[int] = []
+        """Sites none of whose scores is above the last threshold, by their position. On a GPU
+        nothing is said of that: it would have to be waited for."""
+
+    def find(
+        self,
+        weights: Sequence[Tensor],
+        scales: Sequence[float],
+        sparsity: float,
+        costs: Sequence[int] | None = None,
+    ) -> Tensor:
+        """``T`` for a sparsity, and which sites it empties.
+
+        Args:
+            weights: The sites' weights, any shapes; DTensors are counted shard by shard.
+            scales: ``σ_l`` of each site.
+            sparsity: Above 0 and below 1.
+            costs: What each weight of a site costs; ``None`` counts weights.
+
+        Returns:
+            0-dimensional fp32 tensor on the first weight's device; layer ``l`` has ``T·σ_l``. The
+            same in all processes.
+
+        Raises:
+            StateError: If weights are NaN or too many infinite (not noticed on a GPU), or there are
+                none.
+        """
+        sites = [
+            ScoredSite(Source(local(weight), scale), weight.numel(), cost, spread_of(weight))
+            for weight, scale, cost in zip(weights, scales, costs or [1] * len(scales), strict=True)
+        ]
+        total = sum(site.numel * site.cost for site in sites)
+        if total == 0:
+            raise StateError("no weight to find a threshold over")
+        if _fits_gpu(sites):
+            from st3fx.sparsity.threshold import radix  # noqa: PLC0415 (Triton is not everywhere)
+
+            groups = radix.groups_of(sites)
+            if costs is None:
+                return radix.quantile(groups, total, sparsity)
+            return radix.select(groups, max(1, math.ceil(total * sparsity)))[0].view(torch.float32)
+        if costs is None:
+            result, low_sites = self._quantile(sites, (total - 1) * sparsity, total)
+        else:
+            need = max(1, math.ceil(total * sparsity))
+            score, _, band = self._select(sites, need, total)
+            result, low_sites = torch.tensor(score, dtype=torch.float32), band.low_sites
+        level = result.item()
+        if not math.isfinite(level):
+            self._last = None
+            raise StateError("some weights are infinite: the training has diverged")
+        self.empty = [
+            i
+            for i, largest in low_sites.items()
+            if sites[i].spread.reduce([largest], dist.ReduceOp.MAX)[0] <= level
+        ]
+        return result.to(weights[0].device)
+
+    def _quantile(
+        self, sites: Sequence[ScoredSite], index: float, total: int
+    ) -> tuple[Tensor, dict[int, float]]:
+        """Linear between the order statistics next to ``index``; and :attr:`Band.low_sites`."""
+        rank = math.floor(index)
+        score, upto, band = self._select(sites, rank + 1, total)
+        low = torch.tensor(score, dtype=torch.float32)
+        if index == rank:
+            return low, band.low_sites
+        above = score if upto >= rank + 2 else band.above(score)
+        if above == math.inf:
+            above = min(_above(site, score) for site in sites)
+        high = torch.tensor(above, dtype=torch.float32)
+        return low + (high - low) * (index - rank), band.low_sites
+
+    def _select(
+        self, sites: Sequence[ScoredSite], need: int, total: int
+    ) -> tuple[float, int, Band]:
+        """The smallest score up to which all scores cost ``need``, that cost, and its band."""
+        limit = max(4 * SAMPLE, int(12 * MARGIN * total))
+        bracket = Bracket(self._guesses(sites, need, total))
+        while True:
+            low, high = bracket.band()
+            band = count_band(sites, low, high, limit)
+            self.passes += 1
+            if need <= band.below:
+                bracket.is_below()
+            elif need > band.below + band.inside:
+                bracket.is_above()
+            elif low < high and band.inside > limit:
+                bracket.is_crowded()
+            else:
+                break
+        if low == high:
+            score, inside = low, band.inside
+        else:
+            score = band.search(need - band.below, low, high)
+            inside = int(band.up_to(np.array([score], np.float32))[0])
+        self._last = (score, need, band.inside / max(high - low, scan.TINY))
+        return score, band.below + inside, band
+
+    def _guesses(
+        self, sites: Sequence[ScoredSite], need: int, total: int
+    ) -> Iterator[tuple[float, float]]:
+        """Bands that most likely hold the score, the narrowest in passes first."""
+        if self._last is not None:
+            score, rank, density = self._last
+            if abs(need - rank) <= 4 * MARGIN * total:
+                shift = (need - rank) / density
+                half = max(0.5 * abs(shift), MARGIN * total / density)
+                yield score + shift - half, score + shift + half
+                yield score, score  # many scores are equal
+        low, middle, high = from_sample(sites, need / total, MARGIN)
+        yield low, high
+        yield middle, middle
+
+
+def _fits_gpu(sites: Sequence[ScoredSite]) -> bool:
+    """Whether all weights lie in full precision on one GPU, each in one piece of memory."""
+    weights = [site.source.weight for site in sites]
+    device = weights[0].device
+    return gpu.available(device) and all(
+        weight.device == device
+        and weight.dtype == torch.float32
+        and in_memory_order(weight).is_contiguous()
+        for weight in weights
+    )
+
+
+def _above(site: ScoredSite, score: float) -> float:
+    return site.spread.reduce([smallest_above(site.source, score)], dist.ReduceOp.MIN)[0]
+
+
+def global_threshold(weights: Sequence[Tensor], scales: Sequence[float], sparsity: float) -> Tensor:
+    """``T`` for a sparsity, found once; see :meth:`GlobalThreshold.find`."""
+    return GlobalThreshold().find(weights, scales, sparsity)

@@ -1,0 +1,95 @@
+"""Two processes under torchrun, with DDP and with FSDP2, on CPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from st3fx.commands.train import train_spec
+from tests.models import write
+from tests.training.runs import NET, folder_of, require_equal, rows, settings, state
+
+ROOT = Path(__file__).parent.parent.parent
+
+SCRIPT = """
+    import sys
+    from pathlib import Path
+    from accelerate.state import PartialState
+    from st3fx.cli import main
+    from st3fx.commands.train import train_spec
+    from st3fx.training import loop
+    from tests.training.runs import CrashError, crash, resumed, settings
+
+    # Three runs in one start: the group of processes has to outlive the first.
+    destroy = PartialState.destroy_process_group
+    PartialState.destroy_process_group = lambda self, group=None: None
+
+    folder, kind = Path(sys.argv[1]), sys.argv[2]
+    values = {"batch_size": 400, "fsdp": kind == "fsdp", "epochs": 2, "checkpoint_every": 3}
+    command = ["train", str(folder / "net.py"), "-o", str(folder / "whole"), "-b", "400",
+               "--epochs", "2", "--checkpoint-every", "3", "--log-interval", "2",
+               "--bn-recalibrate", "2", "--json", "--fsdp" if kind == "fsdp" else "--no-fsdp"]
+    main(command, standalone_mode=False)
+
+    # In both processes: only the main one tells its reporter of steps.
+    after = loop.stop_if_asked
+
+    def stop(session):
+        after(session)
+        if session.step == 5:
+            crash()
+
+    parts = settings(folder, output_dir=str(folder / "parts"), **values)
+    loop.stop_if_asked = stop
+    try:
+        train_spec(parts)
+    except CrashError:
+        pass
+    else:
+        raise AssertionError("it went on")
+    loop.stop_if_asked = after
+    resumed(parts)
+    # A group that is left to the end of the interpreter aborts it now and then: see leave_group.
+    destroy(PartialState())
+"""
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_train_one_model(tmp_path: Path, kind: str) -> None:
+    no_norm = NET.replace("self.drop(", "(").replace("self.norm(", "(")
+    write(tmp_path, "net.py", no_norm.replace("self.norm = nn.BatchNorm2d(4)", ""))
+    script = write(tmp_path, "script.py", SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+            "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
+            str(script), str(tmp_path), kind,
+        ],
+        capture_output=True, text=True, check=False, env=environment, timeout=240,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["steps"] == 10  # printed once, by the main process
+    whole = settings(tmp_path, output_dir=str(tmp_path / "whole"))
+    parts = settings(tmp_path, output_dir=str(tmp_path / "parts"))
+    a, b = state(whole), state(parts)
+    for content in (a, b):
+        assert content["processes"] == len(content["ranks"]) == 2
+        assert content["settings"]["fsdp"] == (kind == "fsdp")
+        del content["settings"], content["log_bytes"]
+    require_equal(a, b)
+    assert rows(whole) == rows(parts)
+    # One process with batches of twice the size takes the same steps.
+    alone = settings(tmp_path, batch_size=800, epochs=2, output_dir=str(tmp_path / "alone"))
+    train_spec(alone)
+    assert [row["step"] for row in rows(alone)] == [row["step"] for row in rows(whole)]
+    for one, two in zip(rows(alone), rows(whole), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=2e-2), (one, two)
+        assert two["sparsity"] == pytest.approx(one["sparsity"], abs=1e-3)
+    manifest = json.loads((folder_of(whole).bundle / "manifest.json").read_text())
+    assert [site["name"] for site in manifest["plan"]["sites"]] == ["stem.weight", "head.weight"]
