@@ -28,6 +28,7 @@ from st3fx.export.batch import batched, repeated
 from st3fx.export.call import Call, unique
 from st3fx.flops.report import FlopsReport
 from st3fx.plan.example import Example
+from st3fx.runtime.operators import Shape
 
 Report = Callable[[str], None]
 
@@ -64,7 +65,7 @@ class Subject:
 
 
 def from_file(
-    path: Path, shapes: Sequence[onnx_file.Shape], settings: BenchSettings, report: Report
+    path: Path, shapes: Sequence[Shape], settings: BenchSettings, report: Report
 ) -> Subject:
     """An ONNX file as it is.
 
@@ -167,7 +168,7 @@ def from_model(
     return dataclasses.replace(subject, kernels=written.sparse.path)
 
 
-def _counted(path: Path, shapes: Sequence[onnx_file.Shape], report: Report) -> dict[str, Any]:
+def _counted(path: Path, shapes: Sequence[Shape], report: Report) -> dict[str, Any]:
     """What the zeros of a file are worth; nothing where it has operators that no rule knows."""
     report("count")
     try:

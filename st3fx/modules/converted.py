@@ -266,7 +266,8 @@ def _forward(base: type[nn.Module]) -> Callable[..., Any]:
         return run(*args, **kwargs)
 
     # Of its own, as a user's class has: compilers count their attempts by code object.
-    forward.__code__ = forward.__code__.replace()
+    function: Any = forward
+    function.__code__ = function.__code__.replace()
     setattr(forward, IS_FORWARD, True)
     return forward
 
