@@ -284,7 +284,10 @@ class Run(Thresholds):
         self.warn_of_drift(folded=True)
         self.settle(thorough=True)
         bound = self.bound_quietly()
+        # A training of a bundle may have another target than its conversion.
         method = bound[0].sparse.method if bound else None
+        if self.root is not None:
+            method = self._method()
         if not isinstance(method, ScheduledMethod):
             return
         if not self.frozen and self.sparsity and self._fits(bound):
@@ -474,6 +477,10 @@ class Run(Thresholds):
         self._over = frozenset(site.site.name for site in bound)
         if self._old_file:  # it had masks when it was frozen, and only then
             self.frozen = any(mask.numel() for site in bound for mask in site.tensors("mask"))
+            # Set by hand before the first step: the schedule knows nothing of it.
+            values = [value for site in bound for value in site.tensors("threshold")]
+            if self.sparsity == 0 and any(bool((value >= 0).any()) for value in values):
+                self.sparsity = None
         if self._renewed:
             self._note(bound, digest=self._leader is not None)
             # An average of state dicts has averaged thresholds: before they are used to evaluate,

@@ -138,6 +138,20 @@ def test_a_sparsity_that_was_set_is_held() -> None:
         sparsifier.step()
 
 
+def test_a_training_has_the_target_of_its_own_method() -> None:
+    """A bundle is trained to another sparsity than it was converted for."""
+    model, sparsifier = make()
+    model.__dict__["st3fx_method"] = st3fx.ST3(sparsity=0.25)
+    for _ in range(12):
+        sparsifier.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TargetWarning)
+        folded = st3fx.fold(model)
+    zeros = [(site, folded.get_parameter(site.name)) for site in sparsifier.plan.sites]
+    share = sum(int((w == 0).sum()) for _, w in zeros) / sum(w.numel() for _, w in zeros)
+    assert share == pytest.approx(0.25, abs=2e-3)
+
+
 def test_fold_says_that_the_target_is_missed() -> None:
     model, sparsifier = make()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -314,6 +328,22 @@ def test_backward_over_a_step_of_its_own_weights_is_autograds_error(method: Any)
     sparsifier.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_a_sparsity_set_by_hand_in_an_older_state_dict() -> None:
+    model, sparsifier = make()
+    sparsifier.set_sparsity(0.5)
+    state = {k: v for k, v in model.state_dict().items() if not k.endswith("_mask")}
+    del state["st3fx_sparsity"]
+    other, its = make()
+    other.load_state_dict(state)
+    assert its.thresholds == sparsifier.thresholds
+    for ours, theirs in zip(
+        st3fx.fold(other).parameters(), st3fx.fold(model).parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    its.step()
+    assert its.sparsity == pytest.approx(its.run.scheduled(), abs=2e-3)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
