@@ -14,6 +14,7 @@ from rich.text import Text
 
 from st3fx.cli.views.tables import console, print_channels, print_kernels
 from st3fx.cli.views.words import duration, percent
+from st3fx.report.markup import plural
 
 if TYPE_CHECKING:
     from st3fx.export.result import ExportResult, FoldResult, Port, Size, Zeros
@@ -76,7 +77,7 @@ def print_fold(result: FoldResult) -> None:
     share = result.elements / result.parameters if result.parameters else 0.0
     line = (
         f"{result.zeros:,} of {result.elements:,} weights are zero ({result.sparsity:.2%}), in "
-        f"{_count(result.weights, 'tensor')} with {share:.1%} of all parameters; "
+        f"{plural(result.weights, 'tensor')} with {share:.1%} of all parameters; "
         f"wrote {result.path}"
     )
     out.print(Text(line), soft_wrap=True)
@@ -116,7 +117,7 @@ def _zero_line(zeros: Zeros) -> str:
 
 def _notes(result: ExportResult) -> Iterable[str]:
     if result.batch_norms:
-        yield f"folded {_count(result.batch_norms, 'batch norm')} into the layers before them"
+        yield f"folded {plural(result.batch_norms, 'batch norm')} into the layers before them"
     reasons: dict[str, list[str]] = {}
     for name, reason in result.batch_norms_kept.items():
         reasons.setdefault(reason, []).append(name)
@@ -125,7 +126,7 @@ def _notes(result: ExportResult) -> Iterable[str]:
         yield f"kept batch norm {', '.join(names[:3])}{more}: {reason}"
     if result.sparse_initializers:
         yield (
-            f"{_count(result.sparse_initializers, 'initializer')} stored as sparse: smaller on "
+            f"{plural(result.sparse_initializers, 'initializer')} stored as sparse: smaller on "
             "disk, dense again in ONNX Runtime's memory"
         )
     if result.plain is not None:
@@ -174,7 +175,3 @@ def _shape(port: Port) -> str:
     # A free size has a name: spaces keep it apart from the sign between sizes.
     join = "x" if all(isinstance(size, int) for size in port.shape) else " x "
     return join.join(map(str, port.shape)) or "scalar"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

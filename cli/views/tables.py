@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from st3fx.report.markup import plural
+
 if TYPE_CHECKING:
     from st3fx.commands.calibrate import CalibrationResult
     from st3fx.export.result import SparseFile
@@ -69,7 +71,7 @@ def island_line(islands: Sequence[IslandInfo]) -> str:
     else:
         kinds = ", ".join(f"{count} {mode}" for mode, count in modes.items())
     nodes = sum(island.nodes for island in islands)
-    return f"{_count(len(islands), 'island')}, {_count(graphs, 'graph')} ({kinds}), {nodes:,} nodes"
+    return f"{plural(len(islands), 'island')}, {plural(graphs, 'graph')} ({kinds}), {nodes:,} nodes"
 
 
 def total_line(plan: SparsityPlan) -> str:
@@ -81,7 +83,7 @@ def total_line(plan: SparsityPlan) -> str:
         left = round(plan.numel * (1 - plan.target))
         rest = f"{plan.method} at {plan.target:.4g} sparsity leaves about {left:,} of them"
     return (
-        f"{_count(len(plan.sites), 'site')} with {plan.numel:,} of {plan.total_parameters:,} "
+        f"{plural(len(plan.sites), 'site')} with {plan.numel:,} of {plan.total_parameters:,} "
         f"parameters ({share:.1%}); {rest}"
     )
 
@@ -117,10 +119,6 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
 def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def print_kernels(result: SparseFile) -> None:

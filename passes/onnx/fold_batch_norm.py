@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from st3fx.passes.onnx.sparse_kernels.values import constant
+
 Array = npt.NDArray[Any]
 
 _KINDS = ("Conv", "ConvTranspose", "Gemm")
@@ -70,8 +72,8 @@ def _fold(graph: ir.Graph, norm: ir.Node, done: BatchNorms) -> str:
         return f"the weight of {node.op_type} is computed"
     if len(weight.uses()) > 1:
         return f"{weight.name} is used elsewhere too"
-    parts = [_constant(value) for value in (weight, *norm.inputs[1:])]
-    bias = _constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(())
+    parts = [constant(value) for value in (weight, *norm.inputs[1:])]
+    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(())
     if bias is None or any(part is None for part in parts):
         return "its parameters, or the bias before it, are computed"
     dense, gamma, beta, mean, variance = (np.asarray(part) for part in parts)
@@ -195,11 +197,6 @@ def _free_name(graph: ir.Graph, name: str) -> str:
         number += 1
         free = f"{name}_{number}"
     return free
-
-
-def _constant(value: ir.Value | None) -> Array | None:
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
 
 
 def _name(norm: ir.Node) -> str:

@@ -18,6 +18,8 @@ import onnx
 import onnx_ir as ir
 from onnx.defs import OpSchema
 
+from st3fx.passes.onnx.sparse_kernels.values import constant
+
 Constant = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -86,11 +88,6 @@ class _Tape:
         value.name = name
 
 
-def _array(value: ir.Value | None) -> Constant | None:
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
-
-
 def _input(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
@@ -103,7 +100,7 @@ def _sizes(node: ir.Node, value: ir.Value | None) -> list[Any]:
 
 def _reduce(node: ir.Node, target: int) -> None:
     """The axes were an attribute, and none meant all of them."""
-    axes = _array(_input(node, 1))
+    axes = constant(_input(node, 1))
     if _input(node, 1) is not None and axes is None:
         raise TooNewError(node, "its axes are computed")
     keep, noop = (
@@ -144,7 +141,7 @@ def _pad(node: ir.Node, target: int) -> None:
     """It padded all axes."""
     if _input(node, 3) is None:
         return
-    axes, pads = _array(node.inputs[3]), _array(_input(node, 1))
+    axes, pads = constant(node.inputs[3]), constant(_input(node, 1))
     rank = len(_sizes(node, node.inputs[0]))
     if axes is None or pads is None:
         raise TooNewError(node, "its axes or sizes are computed")
@@ -227,7 +224,7 @@ def _shape(node: ir.Node, target: int) -> None:
 
 def _reshape(node: ir.Node, target: int) -> None:
     """A 0 copied a size: where the shape is constant, it must have none."""
-    shape = _array(_input(node, 1))
+    shape = constant(_input(node, 1))
     if node.attributes.get_int("allowzero", 0) and shape is not None and not shape.all():
         raise TooNewError(node, "a size is 0")
     node.attributes.pop("allowzero", None)

@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from st3fx.modules.hooks import records_outputs
+from st3fx.modules.names import is_below
 from st3fx.modules.same import frozen, is_value
 from st3fx.tensors import Saved
 
@@ -43,19 +44,15 @@ class Attributes:
         return [
             f"{name}.{key}" if name else key
             for name, saved in self._saved.items()
-            if _is_below(name, below)
+            if is_below(name, below)
             for key in saved.changes()
         ]
 
     def restore(self, below: str = "") -> None:
         """Set everything below a module back to what was recorded."""
         for name, saved in self._saved.items():
-            if _is_below(name, below):
+            if is_below(name, below):
                 saved.restore()
-
-
-def _is_below(name: str, ancestor: str) -> bool:
-    return not ancestor or name == ancestor or name.startswith(ancestor + ".")
 
 
 class _Saved:
