@@ -1,15 +1,20 @@
-"""Random models: converted, called by every method, averaged, trained, folded, counted.
+"""Random models: converted, called by every method, averaged, trained, folded, counted, exported.
 
 The oracle is a dense copy that holds the effective weights. ``ST3FX_MADE_MODELS`` takes more than
-the usual number, ``ST3FX_MADE_FROM`` another first seed.
+the usual number, ``ST3FX_MADE_FROM`` another first seed; every
+``ST3FX_MADE_EXPORT_EVERY``-th model is also exported, which takes seconds.
 """
 
 from __future__ import annotations
 
 import copy
 import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,6 +25,7 @@ from tests.made_models import CALLS, SHAPE, Made
 
 COUNT = int(os.environ.get("ST3FX_MADE_MODELS", "300"))
 FIRST = int(os.environ.get("ST3FX_MADE_FROM", "0"))
+EXPORT_EVERY = int(os.environ.get("ST3FX_MADE_EXPORT_EVERY", "20"))
 BATCHES = 20
 """Models are tried in so many tests, which the workers share."""
 
@@ -105,6 +111,8 @@ def try_one(seed: int) -> str:
         counts = [st3fx.count_flops(m.eval(), x) for m in (folded, oracle)]
         assert counts[0].sparse_macs == counts[1].sparse_macs
         assert counts[0].dense_macs == counts[1].dense_macs >= counts[0].sparse_macs
+    if (seed // BATCHES) % EXPORT_EVERY == 0:
+        require_export(model, oracle, x, branches="branches" in original.kinds)
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     sparsifier.set_sparsity(None)
     sparsifier.attach(optimizer)
@@ -127,6 +135,24 @@ def require_average(model: nn.Module, sparsifier: st3fx.Sparsifier) -> None:
     zeros = sum(int((folded.get_parameter(s.name) == 0).sum()) for s in driver.plan.sites)
     assert abs(zeros / driver.plan.numel - 0.5) < 0.02
     assert sparsifier.sparsity == pytest.approx(0.5, abs=0.02)
+
+
+def require_export(model: nn.Module, oracle: nn.Module, x: Tensor, *, branches: bool) -> None:
+    """The file computes what the oracle does, at another batch too, and holds the zeros."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        try:
+            result = st3fx.export_onnx(model.eval(), x, path)
+        except St3fxError as error:
+            assert branches and "branches on the values of a tensor" in str(error)
+            assert not path.exists()
+            return
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert result.zeros.zeros >= 0.45 * result.zeros.elements > 0
+    for batch in (x, x[:2]):
+        (found,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
+        with torch.no_grad():
+            np.testing.assert_allclose(found, oracle.eval()(batch), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("part", range(BATCHES))
