@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from st3fx.graphs.forward import SparseForward
 from st3fx.graphs.graph import Variant
 from st3fx.methods.base import Method
+from st3fx.modules import rnn
 from st3fx.modules.converted import enter
 from st3fx.modules.marks import RUN, SITES, Sparse, homes, put_state, state_name
 from st3fx.modules.names import ancestors, is_below, owner, relative
@@ -154,11 +155,8 @@ def handed(captures: list[tuple[str, Capture]], island: str, sites: list[Site]) 
 
 def _reads_values(node: fx.Node) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    is_list = node.op == "call_function" and name in _RECURRENT
+    is_list = node.op == "call_function" and name in rnn.FUNCTIONS
     return _uses(node) and not is_list and not name.endswith("_like") and name[:4] != "new_"
-
-
-_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from st3fx.errors import InputError, PlanError, VerificationError, few
 from st3fx.graphs.forward import SparseForward
 from st3fx.methods.base import Method
+from st3fx.modules import rnn
 from st3fx.modules.hooks import has_backward_hooks
 from st3fx.modules.marks import homes, state_name
 from st3fx.modules.names import IDLE, is_below, owner
@@ -313,7 +314,7 @@ def fakes(model: nn.Module, examples: tuple[Example, ...]) -> Iterator[tuple[Exa
     on the meta device they would ask for these.
     """
     mode = FakeTensorMode()
-    twins: dict[int, Tensor] = {}
+    faked: dict[int, Tensor] = {}
     saved = [
         (table, name, tensor)
         for module in model.modules()
@@ -321,19 +322,12 @@ def fakes(model: nn.Module, examples: tuple[Example, ...]) -> Iterator[tuple[Exa
         for name, tensor in table.items()
         if tensor is not None
     ]
-    lists = [(m, m._flat_weights) for m in model.modules() if isinstance(m, nn.RNNBase)]
     for table, name, tensor in saved:
-        table[name] = twins.setdefault(id(tensor), mode.from_tensor(tensor))  # type: ignore[assignment]
-    for module, weights in lists:
-        module._flat_weights = [
-            weight if weight is None else twins[id(weight)] for weight in weights
-        ]
+        table[name] = faked.setdefault(id(tensor), mode.from_tensor(tensor))  # type: ignore[assignment]
     try:
         given = tuple(example.changed(mode.from_tensor) for example in examples)
-        with mode:
+        with rnn.other_lists(model, lambda weight: faked[id(weight)]), mode:
             yield given
     finally:
         for table, name, tensor in saved:
             table[name] = tensor  # type: ignore[assignment]
-        for module, weights in lists:
-            module._flat_weights = weights

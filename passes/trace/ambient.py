@@ -27,11 +27,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from st3fx import graphs, modules, sparsity
 from st3fx.errors import TraceError
+from st3fx.modules import rnn
 from st3fx.modules.hooks import has_hooks, has_other_hooks, is_recording
 from st3fx.modules.same import tensors_in
 from st3fx.modules.state import INTERNAL
 
-_INTERNAL = INTERNAL | {"_flat_weights"}
+_INTERNAL = INTERNAL.union(rnn.LISTS)
 
 
 def contained_tensors(root: nn.Module) -> dict[int, tuple[str, Any]]:

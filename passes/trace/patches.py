@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from st3fx.modules import rnn
 from st3fx.modules.state import of_proxies, replaced
 
 
@@ -42,14 +43,16 @@ def packing(tracer: Any) -> Iterator[None]:
 
 def _functions(tracer: Any) -> dict[str, Callable[..., Any]]:
     """Name in torch.nn.utils.rnn -> what takes its place."""
-    rnn: Any = nn.utils.rnn
-    pack, pad = (of_proxies(tracer, f) for f in (rnn.pack_padded_sequence, rnn.pad_packed_sequence))
-    fields = rnn._packed_sequence_init_args
+    torchs: Any = nn.utils.rnn
+    pack, pad = (
+        of_proxies(tracer, f) for f in (torchs.pack_padded_sequence, torchs.pad_packed_sequence)
+    )
+    fields = torchs._packed_sequence_init_args
 
     def packed(*args: Any, **kwargs: Any) -> Any:
         made = pack(*args, **kwargs)
         is_sorted = kwargs.get("enforce_sorted", args[3] if len(args) > 3 else True)
-        return rnn.PackedSequence(made[0], made[1], *([] if is_sorted else [made[2], made[3]]))
+        return torchs.PackedSequence(made[0], made[1], *([] if is_sorted else [made[2], made[3]]))
 
     def padded(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         made = pad(*args, **kwargs)
@@ -59,7 +62,7 @@ def _functions(tracer: Any) -> dict[str, Callable[..., Any]]:
         """The class's constructor asks where the sizes lie."""
         if not issubclass(type(data), fx.Proxy):
             return tuple(fields(data, sizes, order, back))
-        return data, sizes, order, rnn.invert_permutation(order) if back is None else back
+        return data, sizes, order, torchs.invert_permutation(order) if back is None else back
 
     return {
         "pack_padded_sequence": packed,
@@ -108,7 +111,7 @@ def patched(tracer: Any) -> Iterator[None]:
         replaced(torch.backends.mha, fast),
         replaced(functional, {"_none_or_dtype": _none_or_dtype(functional._none_or_dtype)}),
         replaced(nn.Module, {"_named_members": _members(tracer), "get_parameter": _get(tracer)}),
-        replaced(nn.RNNBase, {"_update_flat_weights": _keep_list(tracer)}),
+        replaced(nn.RNNBase, rnn.quiet_update(lambda: tracer.asked.answers)),
         replaced(builtins, {"isinstance": _isinstance(tracer)}),
     ):
         yield
@@ -196,17 +199,6 @@ def _asking(tracer: Any, owner: Any, names: Iterable[str]) -> dict[str, Callable
         return answer
 
     return {name: watching(name) for name in names if hasattr(owner, name)}
-
-
-def _keep_list(tracer: Any) -> Callable[..., None]:
-    """Recurrent layers compare their parameters with a second list of them: proxies differ."""
-    original = nn.RNNBase._update_flat_weights
-
-    def update(layer: nn.RNNBase) -> None:
-        if not tracer.asked.answers:
-            original(layer)
-
-    return update
 
 
 def _members(tracer: Any) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from st3fx.graphs.graph import Guard
 from st3fx.graphs.guards import Fact
+from st3fx.modules import rnn
 from st3fx.modules.same import frozen, is_value, meta_of
 from st3fx.modules.state import INTERNAL
 from st3fx.passes.trace.ambient import place
@@ -23,9 +24,6 @@ from st3fx.passes.trace.questions import Asked
 from st3fx.passes.trace.taken import FOREIGN, Taken
 
 _INTERNAL = INTERNAL - {"training"}
-
-_LISTS = ("_flat_weights", "_flat_weight_refs")
-"""A recurrent layer's parameters once more, which a graph reads by their names."""
 
 
 class Reads:
@@ -125,7 +123,7 @@ class Reads:
         """What the code gets for an attribute: the proxy of a tensor, anything else as it is."""
         if isinstance(value, Tensor):
             return self._named(value)
-        if not (isinstance(module, nn.RNNBase) and name in _LISTS):
+        if not rnn.is_list(module, name):  # a graph reads these parameters by their names
             self._guard(module, name, value)
         return value
 

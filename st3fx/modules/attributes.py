@@ -208,21 +208,6 @@ def latent_attribute(name: str) -> property:
     return property(get, doc=f"The parameter ``{name}`` itself.")
 
 
-def flat_weights() -> property:
-    """Recurrent layers read their weights from a list of their own."""
-
-    def get(self: Any) -> Any:
-        return [
-            getattr(self, n) if n in self._parameters or n in self.__dict__ else w
-            for n, w in zip(self._flat_weights_names, self.__dict__["_flat_weights"], strict=False)
-        ]
-
-    def put(self: Any, value: Any) -> None:
-        self.__dict__["_flat_weights"] = value
-
-    return property(get, put)
-
-
 def get_qconfig(self: Any) -> Any:
     """The mark of ``torch.ao.quantization``, if the model came with one."""
     if "qconfig" not in self.__dict__:

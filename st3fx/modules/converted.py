@@ -38,7 +38,6 @@ from st3fx.modules.attributes import (
     computed_attribute,
     copy_of_dict,
     delete_qconfig,
-    flat_weights,
     get_qconfig,
     latent_attribute,
     refuse_change,
@@ -57,6 +56,7 @@ from st3fx.modules.marks import (
     latent_name,
     plain_class,
 )
+from st3fx.modules.rnn import computed_list
 from st3fx.modules.saving import LOADING, load_from_state_dict, move_state, save_to_state_dict
 
 if TYPE_CHECKING:
@@ -295,8 +295,8 @@ def class_for(base: Any, names: tuple[str, ...], has_forward: bool) -> Any:
         else:
             body[name] = attribute(name)
             body[latent_name(name)] = latent_attribute(name)
-    if names and issubclass(base, nn.RNNBase):
-        body["_flat_weights"] = flat_weights()
+    if names:
+        body |= computed_list(base)
     if has_forward:
         body["forward"] = _forward(base)
         body[FORWARD] = None

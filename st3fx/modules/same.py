@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
+from st3fx.modules import rnn
 from st3fx.modules.converted import leave
 from st3fx.modules.hooks import has_hooks
 from st3fx.modules.marks import FORWARD, PREFIX, RUN, SITES, plain_class
@@ -84,9 +85,7 @@ class StandIns:
             }
         inner = {key: m and self._shallow(m) for key, m in module._modules.items()}
         twin.__dict__["_modules"] = inner
-        if isinstance(module, nn.RNNBase):
-            names = module._flat_weights_names
-            twin.__dict__["_flat_weights"] = [twin._parameters[key] for key in names]
+        rnn.list_anew(twin)
         return twin
 
     def _deep(self, module: nn.Module) -> nn.Module:

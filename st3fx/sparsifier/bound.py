@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from st3fx.errors import DriftWarning, StateError
 from st3fx.graphs.graph import CompiledGraph
+from st3fx.modules import rnn
 from st3fx.modules.marks import ENDED, SITES, Sparse, Speaker, has_site, homes, state_name
 from st3fx.modules.state import preserved
 from st3fx.plan.sites import Site, SkippedSite, SparsityPlan
@@ -93,10 +94,7 @@ class Bound:
     def put(self, tensor: Tensor) -> None:
         """Make ``tensor`` what the model's own forwards read."""
         for module, name in self.places:
-            module._parameters[name] = tensor  # type: ignore[assignment]
-            if isinstance(module, nn.RNNBase):
-                # Recurrent modules read their weights from a second list.
-                module._flat_weights[module._flat_weights_names.index(name)] = tensor
+            rnn.put(module, name, tensor)
 
 
 def marks(model: nn.Module) -> Iterator[tuple[nn.Module, str, Sparse]]:
