@@ -14,6 +14,7 @@ from st3fx.methods.feather import Feather
 from st3fx.methods.gmp import GMP
 from st3fx.methods.st3 import ST3
 from st3fx.methods.str import STR
+from st3fx.sparsity.granularity import Granularity, parse
 from st3fx.sparsity.schedule import CubicSchedule
 
 __all__ = [
@@ -47,7 +48,8 @@ def create(name: str, **settings: Any) -> Method:
 
 def to_dict(method: Method) -> dict[str, Any]:
     """A method and all its settings as JSON values."""
-    return {"name": method.name, **dataclasses.asdict(method)}
+    settings = dataclasses.asdict(method) | {"granularity": method.granularity.text}
+    return {"name": method.name, **settings}
 
 
 def from_dict(data: dict[str, Any]) -> Method:
@@ -64,7 +66,9 @@ def from_dict(data: dict[str, Any]) -> Method:
 
 
 def _construct(name: str, make: Callable[..., Method], settings: dict[str, Any]) -> Method:
-    schedule = settings.get("schedule")
+    schedule, granularity = settings.get("schedule"), settings.get("granularity")
+    if "granularity" in settings and not isinstance(granularity, Granularity):
+        settings = {**settings, "granularity": parse(granularity)}
     try:
         if isinstance(schedule, dict):
             settings = {**settings, "schedule": CubicSchedule(**schedule)}

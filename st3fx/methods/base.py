@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from st3fx.errors import MethodError
 from st3fx.plan.sites import Site
 from st3fx.sparsity.formula import INACTIVE, Formula, channel_view
+from st3fx.sparsity.granularity import Granularity, Unstructured, scores
 from st3fx.sparsity.ops import Op
 from st3fx.sparsity.schedule import CubicSchedule
 
@@ -27,7 +29,10 @@ class Method:
         op: The registered operator, an ``OpOverload``.
         formula: The effective weight.
         straight_through: Whether the latent weight gets the effective weight's gradient as it is.
+        granularity: What is pruned together: single weights, blocks, N of M, channels.
     """
+
+    granularity: Granularity = field(default=Unstructured(), kw_only=True)
 
     name: ClassVar[str]
     op: ClassVar[Op]
@@ -50,14 +55,29 @@ class Method:
         """A threshold with which a good part of the weight is pruned, to verify with."""
         raise NotImplementedError
 
+    def mean_magnitude(self, site: Site, weight: Tensor) -> Tensor:
+        """The mean over all that can be pruned together, 0-dimensional; fp32."""
+        grouping, latent = self.granularity.grouping(site), weight.detach().float()
+        if grouping is None:
+            return latent.abs().mean()
+        values = [part.values.reshape(-1) for part in scores(latent, latent.shape, grouping)]
+        return torch.cat(values).mean() if values else latent.new_zeros(())
+
     def constants(self, site: Site) -> tuple[Any, ...]:
-        """The op's remaining arguments: numbers, strings, flags."""
-        return ()
+        """The op's remaining arguments: numbers, flags, and last the groups if there are any."""
+        return self.granularity.constants(site)
 
     def state(self, site: Site, weight: Tensor) -> dict[str, Tensor]:
         """The site's tensors at conversion, by name, in the order of the op's arguments."""
         mask = torch.empty(0, dtype=torch.bool, device=weight.device)
         return {"threshold": self.threshold(site, weight), "mask": mask}
+
+
+class _Default(float):
+    """A number that was not given."""
+
+
+_DEFAULT = _Default(0.9)
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,7 @@ class ScheduledMethod(Method):
     Attributes:
         sparsity: Final sparsity over all sites, 0 ≤ sparsity < 1.
         schedule: The sparsity over training.
+            By default 0.9, of N of M what it leaves no choice in.
         budget: What the sparsity is a share of: ``"weights"`` counts each weight once, ``"macs"``
             as often as it multiplies in the example, so that the share of multiplications left is
             1 − sparsity.
@@ -75,12 +96,19 @@ class ScheduledMethod(Method):
         MethodError: For values outside these.
     """
 
-    sparsity: float = 0.9
+    sparsity: float = _DEFAULT
     schedule: CubicSchedule = field(default_factory=CubicSchedule, kw_only=True)
     budget: Literal["weights", "macs"] = field(default="weights", kw_only=True)
 
     def __post_init__(self) -> None:
+        most = self.granularity.most
+        if self.sparsity is _DEFAULT:
+            object.__setattr__(self, "sparsity", 0.9 if most == 1 else most)
         check_sparsity(self.sparsity)
+        if most < 1 and self.sparsity != most:
+            raise MethodError(
+                f"{self.granularity.text} has a sparsity of {most:.4g}: leave {self.sparsity} out"
+            )
         if self.budget not in ("weights", "macs"):
             raise MethodError(f"budget={self.budget!r}: give 'weights' or 'macs'")
 
@@ -95,18 +123,46 @@ class ScheduledMethod(Method):
 
     def trial(self, site: Site, weight: Tensor) -> Tensor:
         """The mean magnitude."""
-        return weight.detach().float().abs().mean()
+        return self.mean_magnitude(site, weight)
 
     def scale(self, site: Site) -> float:
         """``σ_l``: divides the site's magnitudes before the global quantile."""
         return 1.0
 
+    def share_of_groups(self, sparsity: float) -> float:
+        """The share of what can go that goes, for a sparsity of all weights."""
+        return min(1.0, sparsity / self.granularity.most)
+
+    def reached(self, sites: Sequence[Site], sparsity: float) -> float:
+        """The sparsity that a sparsity amounts to: with N of M some weights can never go.
+
+        Args:
+            sites: All sites.
+            sparsity: What was asked for; the result is a share of the same budget.
+        """
+        costs = [site.cost if self.budget == "macs" else 1 for site in sites]
+        able = [self.granularity.prunable(site) for site in sites]
+        whole = sum(cost * site.numel for cost, site in zip(costs, sites, strict=True))
+        going = sum(cost * count for cost, count in zip(costs, able, strict=True))
+        return self.share_of_groups(sparsity) * going / max(1, whole)
+
 
 @dataclass(frozen=True)
 class LearnedMethod(Method):
-    """Thresholds are parameters that the optimizer trains; the sparsity follows from them."""
+    """Thresholds are parameters that the optimizer trains; the sparsity follows from them.
+
+    Raises:
+        MethodError: For N of M.
+    """
 
     straight_through: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.granularity.most < 1:
+            raise MethodError(
+                f"{self.name} learns its thresholds, which may leave groups dense: "
+                f"{self.granularity.text} needs a method with a schedule, such as st3"
+            )
 
     @property
     def target(self) -> None:

@@ -8,6 +8,10 @@ Symbols: ``t_k ≥ 0`` threshold of output neuron ``k``, ``S`` the unit step.
     ∂L/∂t_k = −Σ_{i in k} ∂L/∂ŵ_i · w_i · S'(|w_i| − t_k)
     penalty: α · Σ_k exp(−t_k)
 
+Of groups ``g`` of ``n`` weights ``‖g‖`` stands for ``|w|``, and with ``u = w/‖g‖``
+
+    ∂L/∂w   = ∂L/∂ŵ · m + ‖g‖ · S'(‖g‖ − t_k) · u · Σ_g ∂L/∂ŵ · u / n
+
 A layer that keeps 1 % of its weights or less gets its thresholds set back to 0. The thresholds
 start at 0 with the first :meth:`~st3fx.Sparsifier.step`; until then they are inactive.
 """
@@ -26,6 +30,7 @@ from st3fx.methods.base import LearnedMethod, per_channel
 from st3fx.plan.sites import Layout, Site
 from st3fx.sparsity import ops
 from st3fx.sparsity.formula import INACTIVE, Formula, active_bound, channel_view, hard
+from st3fx.sparsity.granularity import SCHEMA, group_means, magnitudes, unit
 from st3fx.sparsity.shards import local, local_part, spread_of, whole
 
 ONE_IN = 100
@@ -39,11 +44,13 @@ def formula(
     out: Tensor,
     channel_dims: Sequence[int],
     groups: int,
+    *grouping: Any,
 ) -> None:
     """``ŵ``; every weight is above a negative threshold, which is inactive."""
     layout = Layout(tuple(channel_dims), groups)
-    view = channel_view(weight, layout)[0]
-    hard(view, active_bound(threshold, smallest), channel_view(out, layout)[0])
+    view, result = (channel_view(tensor, layout)[0] for tensor in (weight, out))
+    of_groups = channel_view(magnitudes(weight, *grouping), layout)[0] if grouping else None
+    hard(view, active_bound(threshold, smallest), result, of_groups)
 
 
 def step_derivative(x: Tensor) -> Tensor:
@@ -55,22 +62,33 @@ def step_derivative(x: Tensor) -> Tensor:
 
 
 def gradient(
-    grad: Tensor, weight: Tensor, threshold: Tensor, channel_dims: Sequence[int], groups: int
+    grad: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    channel_dims: Sequence[int],
+    groups: int,
+    *grouping: Any,
 ) -> tuple[Tensor, Tensor]:
     """With respect to weight and thresholds; straight through where a threshold is inactive."""
     layout = Layout(tuple(channel_dims), groups)
     view, others = channel_view(weight, layout)
     upstream = channel_view(grad, layout)[0]
-    magnitude = view.abs()
+    magnitude = channel_view(magnitudes(weight, *grouping), layout)[0]
     slope = step_derivative(magnitude - threshold).masked_fill_(threshold < 0, 0.0)
-    weight_grad = upstream * ((magnitude > threshold) + magnitude * slope)
+    if grouping:
+        direction = unit(weight, magnitude.reshape(weight.shape))
+        means = direction * group_means(grad * direction, *grouping)
+        through = magnitude * slope * channel_view(means, layout)[0]
+        weight_grad = (upstream * (magnitude > threshold) + through).to(grad.dtype)
+    else:
+        weight_grad = upstream * ((magnitude > threshold) + magnitude * slope)
     # In this order, products of two tensors in half precision are not rounded to it.
     threshold_grad = -(upstream * (view * slope)).sum(others, keepdim=True)
     return weight_grad.reshape(weight.shape), threshold_grad.to(threshold.dtype)
 
 
 FORMULA = Formula(formula)
-OP = ops.define("trained_threshold", "int[] channel_dims, int groups", FORMULA, gradient)
+OP = ops.define("trained_threshold", f"int[] channel_dims, int groups, {SCHEMA}", FORMULA, gradient)
 
 
 @dataclass(frozen=True)
@@ -80,6 +98,7 @@ class DST(LearnedMethod):
     Attributes:
         alpha: Weight of the penalty that drives thresholds up: larger is sparser. The paper uses
             1e-6 to 5e-4.
+        granularity: What is pruned together; not N of M.
 
     Raises:
         MethodError: For a negative ``alpha``.
@@ -92,6 +111,7 @@ class DST(LearnedMethod):
     formula: ClassVar[Formula] = FORMULA
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 <= self.alpha < float("inf"):
             raise MethodError(f"DST(alpha={self.alpha}): give 0 or more, for example 5e-6")
 
@@ -101,12 +121,13 @@ class DST(LearnedMethod):
 
     def trial(self, site: Site, weight: Tensor) -> Tensor:
         """The mean magnitude, for every channel."""
-        mean = weight.detach().float().abs().mean().item()
+        mean = self.mean_magnitude(site, weight).item()
         return per_channel(site, weight, mean).detach()
 
     def constants(self, site: Site) -> tuple[Any, ...]:
-        """Output-channel layout."""
-        return (list(site.layout.channel_dims), site.layout.groups)
+        """Output-channel layout and the groups."""
+        layout = (list(site.layout.channel_dims), site.layout.groups)
+        return (*layout, *super().constants(site))
 
     def penalty(self, threshold: Tensor) -> Tensor:
         """``α · Σ exp(−t)``; constant while inactive."""
@@ -120,5 +141,6 @@ class DST(LearnedMethod):
         # Where weights are sharded, each process counts its own: the thresholds are small.
         shape = channel_view(torch.empty(weight.shape, device="meta"), site.layout)[0].shape
         bound = whole(threshold).expand(shape).reshape(weight.shape)
-        kept = spread_of(weight).total((local(weight).abs() > local_part(bound, weight)).sum())
+        own_magnitudes = magnitudes(local(weight), *self.granularity.constants(site))
+        kept = spread_of(weight).total((own_magnitudes > local_part(bound, weight)).sum())
         own.mul_(kept * ONE_IN > weight.numel())

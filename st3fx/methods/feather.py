@@ -16,7 +16,8 @@ from st3fx.errors import MethodError
 from st3fx.methods.base import ScheduledMethod
 from st3fx.plan.sites import Site
 from st3fx.sparsity import ops
-from st3fx.sparsity.formula import Formula, above, is_inactive
+from st3fx.sparsity.formula import Formula, above, is_inactive, normal
+from st3fx.sparsity.granularity import SCHEMA, magnitudes
 from st3fx.sparsity.schedule import CubicSchedule
 
 
@@ -27,29 +28,37 @@ def formula(
     out: Tensor,
     p: float,
     pruned_gradient: float,
+    *grouping: Any,
 ) -> None:
     """``ŵ`` as ``w · (1 − (θ/|w|)^p)^(1/p)``, which no small weight underflows."""
     if is_inactive(threshold):
         out.copy_(weight)
         return
     bound = threshold.clamp_min(smallest)
-    ratio = bound / weight.abs().clamp_min_(bound)
+    ratio = bound / magnitudes(weight, *grouping).clamp_min_(bound)
     torch.mul(weight, ratio.pow_(p).neg_().add_(1.0).pow_(1.0 / p), out=out).add_(0.0)
+    if grouping:
+        normal(out, out)
     if threshold.device.type != "cpu":
         torch.where(threshold < 0, weight, out, out=out)
 
 
 def gradient(
-    grad: Tensor, weight: Tensor, threshold: Tensor, p: float, pruned_gradient: float
+    grad: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    p: float,
+    pruned_gradient: float,
+    *grouping: Any,
 ) -> tuple[Tensor, None]:
     """``∂L/∂ŵ``, scaled where the weight is pruned."""
     if pruned_gradient == 1.0:
         return grad, None
-    return torch.where(above(weight, threshold), grad, grad * pruned_gradient), None
+    return torch.where(above(weight, threshold, *grouping), grad, grad * pruned_gradient), None
 
 
 FORMULA = Formula(formula)
-OP = ops.define("power_threshold", "float p, float pruned_gradient", FORMULA, gradient)
+OP = ops.define("power_threshold", f"float p, float pruned_gradient, {SCHEMA}", FORMULA, gradient)
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,7 @@ class Feather(ScheduledMethod):
         p: Between 1 (soft threshold) and large (hard threshold).
         schedule: The sparsity over training.
         budget: What the sparsity is a share of: ``"weights"`` or ``"macs"``.
+        granularity: What is pruned together.
 
     Raises:
         MethodError: For values outside these.
@@ -80,5 +90,5 @@ class Feather(ScheduledMethod):
             raise MethodError(f"Feather(p={self.p}): give a power of 1 or more, for example 3")
 
     def constants(self, site: Site) -> tuple[Any, ...]:
-        """``p`` and ``g``."""
-        return (self.p, 0.5 if self.sparsity > 0.95 else 1.0)
+        """``p``, ``g`` and the groups."""
+        return (self.p, 0.5 if self.sparsity > 0.95 else 1.0, *super().constants(site))

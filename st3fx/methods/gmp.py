@@ -1,6 +1,6 @@
 """GMP: gradual magnitude pruning with a hard threshold (Zhu & Gupta, arXiv 1710.01878).
 
-    ŵ = w · m,   m = |w| > θ;   ∂L/∂w = ∂L/∂ŵ · m
+    ŵ = w · m,   m = |w| > θ;   ∂L/∂w = ∂L/∂ŵ · m          |w| of groups: their magnitude
 
 Pruned weights get no gradient, so that they come back only if the global threshold falls.
 """
@@ -8,27 +8,33 @@ Pruned weights get no gradient, so that they come back only if the global thresh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from st3fx.methods.base import ScheduledMethod
 from st3fx.sparsity import ops
 from st3fx.sparsity.formula import Formula, above, active_bound, hard
+from st3fx.sparsity.granularity import SCHEMA, magnitudes
 
 
-def formula(weight: Tensor, threshold: Tensor, smallest: float, out: Tensor) -> None:
+def formula(
+    weight: Tensor, threshold: Tensor, smallest: float, out: Tensor, *grouping: Any
+) -> None:
     """``ŵ``; every weight is above a negative ``θ``, which is inactive."""
-    hard(weight, active_bound(threshold, smallest), out)
+    magnitude = magnitudes(weight, *grouping) if grouping else None
+    hard(weight, active_bound(threshold, smallest), out, magnitude)
 
 
-def gradient(grad: Tensor, weight: Tensor, threshold: Tensor) -> tuple[Tensor, None]:
+def gradient(
+    grad: Tensor, weight: Tensor, threshold: Tensor, *grouping: Any
+) -> tuple[Tensor, None]:
     """``∂L/∂ŵ`` where the weight is left."""
-    return grad * above(weight, threshold), None
+    return grad * above(weight, threshold, *grouping), None
 
 
 FORMULA = Formula(formula)
-OP = ops.define("hard_threshold", "", FORMULA, gradient)
+OP = ops.define("hard_threshold", SCHEMA, FORMULA, gradient)
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class GMP(ScheduledMethod):
         sparsity: Final sparsity over all sites, 0 ≤ sparsity < 1.
         schedule: The sparsity over training.
         budget: What the sparsity is a share of: ``"weights"`` or ``"macs"``.
+        granularity: What is pruned together.
 
     Raises:
         MethodError: For values outside these.

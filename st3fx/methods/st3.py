@@ -32,20 +32,35 @@ from st3fx.sparsity.formula import (
     channel_view,
     has_dense_channels,
     is_inactive,
+    normal,
     smallest_threshold,
     soft,
     zero_up_to_,
 )
+from st3fx.sparsity.granularity import SCHEMA, magnitudes
 
 _RHO_EPS = 1e-6
 _SCALE_EPS = 0.01
 
 
-def rescale_factor(weight: Tensor, bound: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """``c_k`` for each output channel of ``weight``, reduced over ``dims`` (kept as size 1)."""
+def rescale_factor(
+    weight: Tensor, bound: Tensor, dims: tuple[int, ...], deciding: Tensor | None = None
+) -> Tensor:
+    """``c_k`` for each output channel of ``weight``, reduced over ``dims`` (kept as size 1).
+
+    Args:
+        weight: A view whose output channels are whole dimensions.
+        bound: The threshold.
+        dims: All other dimensions.
+        deciding: The magnitudes of groups, in place of ``|w|``; of the view's shape.
+    """
     magnitude = weight.abs()
     total = magnitude.mean(dims, keepdim=True)
-    kept = zero_up_to_(magnitude, bound).mean(dims, keepdim=True)
+    if deciding is None:
+        magnitude = zero_up_to_(magnitude, bound)
+    else:
+        magnitude.masked_fill_(deciding <= bound, 0.0)
+    kept = magnitude.mean(dims, keepdim=True)
     rho = (kept + _RHO_EPS) / (total + _RHO_EPS)
     return (1 + _SCALE_EPS) / (rho + _SCALE_EPS)
 
@@ -58,21 +73,27 @@ def formula(
     channel_dims: Sequence[int],
     groups: int,
     rescale: bool,
+    *grouping: Any,
 ) -> None:
     """``ŵ``; a negative ``θ`` is inactive: ``ŵ = w``, bit for bit."""
     if is_inactive(threshold):
         out.copy_(weight)
         return
     bound = threshold.clamp_min(smallest)
-    soft(weight, bound, out)
+    deciding = magnitudes(weight, *grouping) if grouping else None
+    soft(weight, bound, out, deciding)
     if rescale:
         layout = Layout(tuple(channel_dims), groups)
         view, dims = channel_view(weight, layout)
         scaled = channel_view(out, layout)[0]
+        of_groups = None if deciding is None else channel_view(deciding, layout)[0]
+        factor = rescale_factor(view, bound, dims, of_groups)
         # 0 + ŵ·c, in one pass: the sum makes negative zeros positive.
-        torch.addcmul(out.new_zeros(1), scaled, rescale_factor(view, bound, dims), out=scaled)
+        torch.addcmul(out.new_zeros(1), scaled, factor, out=scaled)
     else:
         out.add_(0.0)
+    if grouping:
+        normal(out, out)
     if threshold.device.type != "cpu":
         torch.where(threshold < 0, weight, out, out=out)
 
@@ -98,10 +119,11 @@ def together(jobs: Sequence[Job]) -> list[Job]:
 
 def _fits(job: Job) -> bool:
     """Whether the kernels do a site: plain fp32 tensors, each channel in one piece of memory."""
-    _, weight, threshold, _, (channel_dims, groups, _) = job.inputs
+    _, weight, threshold, _, (channel_dims, groups, _, *grouping) = job.inputs
     tensors = (weight, threshold, job.out)
     return (
-        all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 for t in tensors)
+        not grouping
+        and all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 for t in tensors)
         and weight.device == job.out.device == threshold.device
         and weight.stride() == job.out.stride()
         and has_dense_channels(weight, Layout(tuple(channel_dims), groups))
@@ -111,7 +133,7 @@ def _fits(job: Job) -> bool:
 def _on_cpu(jobs: Sequence[Job]) -> None:
     smallest, active = smallest_threshold(torch.float32), []
     for job in jobs:
-        _, weight, threshold, _, (_, _, rescale) = job.inputs
+        _, weight, threshold, _, (_, _, rescale, *_) = job.inputs
         level = threshold.item()
         if level < 0:
             job.out.copy_(weight)
@@ -134,10 +156,18 @@ def _on_gpu(jobs: Sequence[Job]) -> None:
 
 
 FORMULA = Formula(formula, together)
-OP = ops.define("soft_threshold", "int[] channel_dims, int groups, bool rescale", FORMULA)
+OP = ops.define(
+    "soft_threshold", f"int[] channel_dims, int groups, bool rescale, {SCHEMA}", FORMULA
+)
 
 
-def effective_weight(weight: Tensor, threshold: Tensor, layout: Layout, rescale: bool) -> Tensor:
+def effective_weight(
+    weight: Tensor,
+    threshold: Tensor,
+    layout: Layout,
+    rescale: bool,
+    grouping: Sequence[Any] = (),
+) -> Tensor:
     """``ŵ`` of one weight, without gradient.
 
     Args:
@@ -145,12 +175,13 @@ def effective_weight(weight: Tensor, threshold: Tensor, layout: Layout, rescale:
         threshold: ``θ``, 0-dimensional, on the weight's device; negative means inactive.
         layout: Where the output channels of ``weight`` lie.
         rescale: Whether to multiply by ``c_k``.
+        grouping: Of a :class:`st3fx.sparsity.granularity.Grouping`, or nothing.
 
     Returns:
         A new tensor with the shape, dtype and device of ``weight``.
     """
     out = torch.empty_like(weight, requires_grad=False)
-    constants = (layout.channel_dims, layout.groups, rescale)
+    constants = (layout.channel_dims, layout.groups, rescale, *grouping)
     Inputs(FORMULA, weight, threshold, torch.empty(0), constants).evaluate(out)
     return out
 
@@ -166,6 +197,8 @@ class ST3(ScheduledMethod):
         rescale: Whether output channels are rescaled to the magnitude that they had.
         schedule: The sparsity over training.
         budget: What the sparsity is a share of: ``"weights"`` or ``"macs"``.
+        granularity: What is pruned together. Of a group the root mean square is the magnitude, in
+            ``θ`` and ``m`` above, and its weights shrink by one factor, ``1 − θ/‖g‖``.
 
     Raises:
         MethodError: For values outside these.
@@ -184,8 +217,9 @@ class ST3(ScheduledMethod):
             raise MethodError(f"ST3(normalize={self.normalize!r}): give None or 'sigma'")
 
     def constants(self, site: Site) -> tuple[Any, ...]:
-        """Output-channel layout and the rescaling flag."""
-        return (list(site.layout.channel_dims), site.layout.groups, self.rescale)
+        """Output-channel layout, the rescaling flag and the groups."""
+        layout = (list(site.layout.channel_dims), site.layout.groups)
+        return (*layout, self.rescale, *super().constants(site))
 
     def scale(self, site: Site) -> float:
         """``σ_l``."""

@@ -4,6 +4,12 @@
     ∂L/∂w   = ∂L/∂ŵ · m,   m = |w| > θ_l
     ∂L/∂s_l = −Σ ∂L/∂ŵ · sign(w) · m · θ_l (1 − θ_l)
 
+Of groups ``g`` of ``n`` weights, with ``u = w/‖g‖`` in place of ``sign(w)``:
+
+    ŵ = w · (1 − θ_l/‖g‖)₊
+    ∂L/∂w   = m · (∂L/∂ŵ + θ_l/‖g‖ · (u · Σ_g ∂L/∂ŵ · u / n − ∂L/∂ŵ))
+    ∂L/∂s_l = −Σ ∂L/∂ŵ · u · m · θ_l (1 − θ_l)
+
 ``s_l`` starts so low that ``sigmoid`` is 0 in fp32; weight decay brings it up towards 0, the faster
 the larger it is, and so sets the sparsity. While the threshold is exactly 0 the effective weight is
 the weight and gradients go straight through.
@@ -12,7 +18,7 @@ the weight and gradients go straight through.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,29 +27,45 @@ from st3fx.errors import MethodError
 from st3fx.methods.base import LearnedMethod
 from st3fx.plan.sites import Site
 from st3fx.sparsity import ops
-from st3fx.sparsity.formula import Formula, above, soft
+from st3fx.sparsity.formula import Formula, above, normal, soft
+from st3fx.sparsity.granularity import SCHEMA, group_means, magnitudes, unit
 
 
-def formula(weight: Tensor, threshold: Tensor, smallest: float, out: Tensor) -> None:
+def formula(
+    weight: Tensor, threshold: Tensor, smallest: float, out: Tensor, *grouping: Any
+) -> None:
     """``ŵ``."""
     level = threshold.sigmoid()
+    magnitude = magnitudes(weight, *grouping) if grouping else None
     # An exact 0 stays: subtracting it changes nothing.
-    soft(weight, torch.where(level > 0, level.clamp_min(smallest), level), out).add_(0.0)
+    soft(weight, torch.where(level > 0, level.clamp_min(smallest), level), out, magnitude).add_(0.0)
+    if grouping:
+        normal(out, out)
 
 
-def gradient(grad: Tensor, weight: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+def gradient(
+    grad: Tensor, weight: Tensor, threshold: Tensor, *grouping: Any
+) -> tuple[Tensor, Tensor]:
     """With respect to weight and ``s``."""
     level = threshold.sigmoid()
-    kept = above(weight, level) | (level == 0)
-    weight_grad = grad * kept
     slope = level * (1.0 - level)
+    kept = above(weight, level, *grouping) | (level == 0)
+    weight_grad = grad * kept
+    direction = weight.sign()
+    along = weight_grad * direction
+    if grouping:
+        magnitude = magnitudes(weight, *grouping)
+        direction = unit(weight, magnitude)
+        along = weight_grad * direction
+        turned = direction * group_means(along, *grouping) - weight_grad
+        weight_grad = (weight_grad + turned * unit(level, magnitude)).to(grad.dtype)
     # A sum over the whole layer can leave the range of half precision.
-    threshold_grad = -(weight_grad * weight.sign()).sum(dtype=slope.dtype) * slope
+    threshold_grad = -along.sum(dtype=slope.dtype) * slope
     return weight_grad, threshold_grad.to(threshold.dtype)
 
 
 FORMULA = Formula(formula)
-OP = ops.define("sigmoid_threshold", "", FORMULA, gradient)
+OP = ops.define("sigmoid_threshold", SCHEMA, FORMULA, gradient)
 
 
 @dataclass(frozen=True)
@@ -55,6 +77,7 @@ class STR(LearnedMethod):
             −3200 for 100 epochs of ImageNet; shorter trainings need a value nearer to 0.
         decay: Weight decay of the ``s_l``, which sets the sparsity; by default that of the
             weights, as in the paper.
+        granularity: What is pruned together; not N of M.
 
     Raises:
         MethodError: For an ``initial`` with which the training would not start dense, or a negative
@@ -69,6 +92,7 @@ class STR(LearnedMethod):
     formula: ClassVar[Formula] = FORMULA
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not -float("inf") < self.initial <= -150.0:
             raise MethodError(f"STR(initial={self.initial}): give -150 or less, where it is dense")
         if self.decay is not None and not 0.0 <= self.decay < float("inf"):
@@ -81,7 +105,7 @@ class STR(LearnedMethod):
 
     def trial(self, site: Site, weight: Tensor) -> Tensor:
         """The ``s`` whose threshold is the mean magnitude."""
-        mean = weight.detach().float().abs().mean().clamp(1e-6, 0.5)
+        mean = self.mean_magnitude(site, weight).clamp(1e-6, 0.5)
         return torch.logit(mean).reshape(1)
 
     def threshold_decay(self, weight_decay: float) -> float:

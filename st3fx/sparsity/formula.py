@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from st3fx.plan.sites import Layout
+from st3fx.sparsity.granularity import magnitudes
 
 INACTIVE = -1.0
 """Value of a layer threshold before the first update: the effective weight is the latent one."""
@@ -44,8 +45,8 @@ def channel_view(weight: Tensor, layout: Layout) -> tuple[Tensor, tuple[int, ...
     return view, tuple(dim for dim in range(view.dim()) if dim not in layout.channel_dims)
 
 
-def above(weight: Tensor, threshold: Tensor) -> Tensor:
-    """``|w| > threshold``, compared in the precision that the formulas compute in.
+def above(weight: Tensor, threshold: Tensor, *grouping: Any) -> Tensor:
+    """Which weights are left, compared in the precision that the formulas compute in.
 
     A 0-dimensional threshold would be rounded to half precision beside a weight of that dtype, and
     the mask would be another one than the forward's.
@@ -53,8 +54,9 @@ def above(weight: Tensor, threshold: Tensor) -> Tensor:
     Args:
         weight: Any floating dtype.
         threshold: Broadcasts with ``weight``.
+        grouping: What is pruned together, see :func:`st3fx.sparsity.granularity.magnitudes`.
     """
-    return weight.abs() > (threshold if threshold.dim() else threshold.reshape(1))
+    return magnitudes(weight, *grouping) > (threshold if threshold.dim() else threshold.reshape(1))
 
 
 def is_inactive(threshold: Tensor) -> bool:
@@ -74,8 +76,20 @@ def zero_up_to_(magnitude: Tensor, bound: Tensor) -> Tensor:
     return magnitude.masked_fill_(magnitude <= bound, 0.0)
 
 
-def soft(weight: Tensor, bound: Tensor, out: Tensor) -> Tensor:
-    """``sign(w)·max(|w| − bound, 0)`` into ``out``; zeros may be negative. One pass on a CPU."""
+def soft(weight: Tensor, bound: Tensor, out: Tensor, magnitude: Tensor | None = None) -> Tensor:
+    """``sign(w)·max(|w| − bound, 0)`` into ``out``; zeros may be negative. One pass on a CPU.
+
+    Args:
+        weight: The weight.
+        bound: 0-dimensional, or broadcasts with it; 0 leaves every weight as it is.
+        out: Of its shape.
+        magnitude: Of groups, in place of ``|w|``; the result is ``w·(1 − bound/‖g‖)₊``.
+    """
+    if magnitude is not None:
+        kept = (magnitude - bound).clamp_min_(0.0)  # not 1 − bound/‖g‖, which may round to 0
+        smallest = torch.finfo(kept.dtype).tiny  # where a bound of 0 meets a group of zeros
+        kept.div_(magnitude.clamp_min(smallest)).mul_(weight)
+        return torch.where(bound > 0, kept, weight, out=out)
     if bound.device.type == "cpu" and bound.numel() == 1:
         shrunk: Tensor = torch.ops.aten.softshrink.out(weight, bound.item(), out=out)
         return shrunk
@@ -83,9 +97,27 @@ def soft(weight: Tensor, bound: Tensor, out: Tensor) -> Tensor:
     return torch.sub(weight, out, out=out)
 
 
-def hard(weight: Tensor, bound: Tensor, out: Tensor) -> Tensor:
-    """``w`` where ``|w| > bound``, else a positive zero, into ``out``."""
+def hard(weight: Tensor, bound: Tensor, out: Tensor, magnitude: Tensor | None = None) -> Tensor:
+    """``w`` where ``|w| > bound``, else a positive zero, into ``out``.
+
+    Args:
+        weight: The weight.
+        bound: Broadcasts with it.
+        out: Of its shape.
+        magnitude: Of groups, in place of ``|w|``.
+    """
+    if magnitude is not None:
+        return normal(torch.where(magnitude > bound, weight, 0.0), out)
     return torch.mul(weight, weight.abs() > bound, out=out).add_(0.0)
+
+
+def normal(weight: Tensor, out: Tensor) -> Tensor:
+    """``weight`` into ``out``, its denormal numbers and negative zeros as positive zeros.
+
+    In a group that is left a weight may be of any size; a fold has nothing to round.
+    """
+    smallest = torch.finfo(weight.dtype).tiny
+    return torch.where(weight.abs() < smallest, weight.new_zeros(()), weight, out=out)
 
 
 def active_bound(threshold: Tensor, smallest: float) -> Tensor:

@@ -86,6 +86,38 @@ def local_part(tensor: Tensor, weight: Tensor) -> Tensor:
     return tensor
 
 
+def is_cut(weight: Tensor, dims: Sequence[int], size: int, view: int) -> bool:
+    """Whether a group of weights lies in more than one process; the same answer in all of them.
+
+    Args:
+        weight: Sharded or not.
+        dims: Dimensions along which a group lies, of the weight seen with its first dimension as
+            ``(view, -1)`` if ``view`` is above 1.
+        size: Weights of a group along the one dimension; 0 for all of them.
+        view: See ``dims``.
+    """
+    spread = spread_of(weight)
+    if not isinstance(weight, DTensor) or not spread.dims:
+        return False
+    own = {max(0, dim - 1) for dim in dims} if view > 1 else set(dims)
+    split = {
+        getattr(placement, "dim", None) for placement in weight.placements if not
+        placement.is_replicate()
+    }  # fmt: skip
+    if None not in split and not own & split:
+        return False
+    sizes, starts = compute_local_shape_and_global_offset(
+        weight.shape, weight.device_mesh, weight.placements
+    )
+    cut = False
+    for dim in own:
+        step = weight.shape[dim] if size == 0 or (view > 1 and dim == 0) else size
+        end = starts[dim] + sizes[dim]
+        ends = end % step and end != weight.shape[dim]
+        cut = cut or bool(sizes[dim] and (starts[dim] % step or ends))
+    return bool(spread.reduce([int(cut)], dist.ReduceOp.MAX)[0])
+
+
 def masked(weight: Tensor, mask: Tensor) -> Tensor:
     """``weight · mask``, split as the weight is.
 

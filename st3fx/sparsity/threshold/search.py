@@ -3,7 +3,8 @@
 ``T`` is the s-quantile of ``{|w_i| / σ_l(i)}`` over all sites, linear between order statistics:
 ``idx = (N−1)·s``, ``T = v[⌊idx⌋] + (v[⌈idx⌉] − v[⌊idx⌋])·(idx − ⌊idx⌋)`` with ``v`` the sorted
 scores. With costs (multiplications for each weight of a site), ``T`` is the smallest score up to
-which the scores cost a share ``s`` or more of all.
+which the scores cost a share ``s`` or more of all. So it is with groups of weights, too, each of
+which has one score and costs as many weights as it has.
 
 One pass counts the scores below a narrow band around the value that is expected, and collects those
 in it; where the rank falls outside, the band moves and widens. The band comes from the last result
@@ -26,7 +27,8 @@ from torch import Tensor
 from st3fx.errors import StateError
 from st3fx.sparsity import gpu
 from st3fx.sparsity.formula import in_memory_order
-from st3fx.sparsity.shards import local, spread_of
+from st3fx.sparsity.granularity import Grouping, scores
+from st3fx.sparsity.shards import is_cut, local, spread_of
 from st3fx.sparsity.threshold import scan
 from st3fx.sparsity.threshold.scan import NONE, Band, ScoredSite, Source, count_band, smallest_above
 
@@ -120,7 +122,7 @@ class GlobalThreshold:
         """Passes over the weights so far."""
         self.empty: list[int] = []
         """Sites none of whose scores is above the last threshold, by their position. On a GPU
-        nothing is said of that: it would have to be waited for."""
+        nothing is said of that: it would have to be waited for. Of N of M none is ever empty."""
 
     def find(
         self,
@@ -128,52 +130,62 @@ class GlobalThreshold:
         scales: Sequence[float],
         sparsity: float,
         costs: Sequence[int] | None = None,
+        groupings: Sequence[Grouping | None] = (),
     ) -> Tensor:
         """``T`` for a sparsity, and which sites it empties.
 
         Args:
             weights: The sites' weights, any shapes; DTensors are counted shard by shard.
             scales: ``σ_l`` of each site.
-            sparsity: Above 0 and below 1.
+            sparsity: Above 0; of the weights that can go, so that 1 is possible for N of M.
             costs: What each weight of a site costs; ``None`` counts weights.
+            groupings: The groups of each site; none where weights go one by one.
 
         Returns:
             0-dimensional fp32 tensor on the first weight's device; layer ``l`` has ``T·σ_l``. The
             same in all processes.
 
         Raises:
-            StateError: If weights are NaN or too many infinite (not noticed on a GPU), or there are
-                none.
+            StateError: If weights are NaN or too many infinite (not noticed on a GPU), there are
+                none, or they are sharded across groups.
         """
-        sites = [
-            ScoredSite(Source(local(weight), scale), weight.numel(), cost, spread_of(weight))
-            for weight, scale, cost in zip(weights, scales, costs or [1] * len(scales), strict=True)
-        ]
+        plain = costs is None and not any(groupings)
+        owners, sites = [], []
+        for owner, (weight, scale, cost) in enumerate(
+            zip(weights, scales, costs or [1] * len(scales), strict=True)
+        ):
+            grouping = groupings[owner] if groupings else None
+            own = _scored(weight, scale, cost, grouping)
+            sites += own
+            owners += [owner] * len(own)
         total = sum(site.numel * site.cost for site in sites)
         if total == 0:
             raise StateError("no weight to find a threshold over")
+        need = max(1, math.ceil(total * sparsity))
         if _fits_gpu(sites):
             from st3fx.sparsity.threshold import radix  # noqa: PLC0415 (Triton is not everywhere)
 
             groups = radix.groups_of(sites)
-            if costs is None:
+            if plain:
                 return radix.quantile(groups, total, sparsity)
-            return radix.select(groups, max(1, math.ceil(total * sparsity)))[0].view(torch.float32)
-        if costs is None:
+            return radix.select(groups, need)[0].view(torch.float32)
+        if plain:
             result, low_sites = self._quantile(sites, (total - 1) * sparsity, total)
         else:
-            need = max(1, math.ceil(total * sparsity))
             score, _, band = self._select(sites, need, total)
             result, low_sites = torch.tensor(score, dtype=torch.float32), band.low_sites
         level = result.item()
         if not math.isfinite(level):
             self._last = None
             raise StateError("some weights are infinite: the training has diverged")
-        self.empty = [
+        gone = {
             i
             for i, largest in low_sites.items()
             if sites[i].spread.reduce([largest], dist.ReduceOp.MAX)[0] <= level
-        ]
+        }
+        left = {owner for i, owner in enumerate(owners) if i not in gone}
+        kept = {i for i, grouping in enumerate(groupings) if grouping and grouping.kept}
+        self.empty = sorted(set(owners) - left - kept)
         return result.to(weights[0].device)
 
     def _quantile(
@@ -231,6 +243,22 @@ class GlobalThreshold:
         low, middle, high = from_sample(sites, need / total, MARGIN)
         yield low, high
         yield middle, middle
+
+
+def _scored(weight: Tensor, scale: float, cost: int, grouping: Grouping | None) -> list[ScoredSite]:
+    """The scores of one site: of its weights, or of its groups by their size."""
+    spread = spread_of(weight)
+    if grouping is None:
+        return [ScoredSite(Source(local(weight), scale), weight.numel(), cost, spread)]
+    if is_cut(weight, grouping.dims, grouping.size, grouping.view):
+        raise StateError(
+            f"a weight of shape {tuple(weight.shape)} is sharded across groups that are pruned "
+            "together: shard another dimension, or parts that are a multiple of the group"
+        )
+    return [
+        ScoredSite(Source(values, scale), groups, cost * gone, spread)
+        for values, groups, gone in scores(local(weight), weight.shape, grouping)
+    ]
 
 
 def _fits_gpu(sites: Sequence[ScoredSite]) -> bool:
