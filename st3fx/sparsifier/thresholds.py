@@ -214,7 +214,9 @@ class Thresholds:
             # What a mask holds at zero is zero, whatever its latent weight has become.
             pairs = [(item.weight(), item.tensors("mask")[0]) for item in bound]
             weights = [masked(weight, mask) if mask.numel() else weight for weight, mask in pairs]
-            self.level = self._finder.find(weights, scales, sparsity, costs)
+            groupings = [method.granularity.grouping(site) for site in sites]
+            share = method.share_of_groups(sparsity)
+            self.level = self._finder.find(weights, scales, share, costs, groupings)
             for index in self._finder.empty:
                 self._warn_of_empty(sites[index].name, sparsity)
         for item, scale in zip(bound, scales, strict=True):
