@@ -13,9 +13,8 @@ import click
 
 from st3fx.cli.completion import Spec
 from st3fx.cli.options import json_option, prune_options
-from st3fx.cli.views.bench import print_bench
+from st3fx.cli.views.bench import print_bench, print_calibration
 from st3fx.cli.views.progress import Progress
-from st3fx.cli.views.tables import print_calibration
 
 TORCH_MODES = ("eager", "compile")
 """Of ``st3fx.bench.variant``; a test holds them equal."""

@@ -13,8 +13,9 @@ import click
 
 from st3fx.cli.completion import FOLDER
 from st3fx.cli.options import json_option, method_options, model_options, selection_options
+from st3fx.cli.views.plan import print_plan, total_line
 from st3fx.cli.views.progress import Progress
-from st3fx.cli.views.tables import console, print_plan, total_line
+from st3fx.cli.views.tables import console
 
 if TYPE_CHECKING:
     from st3fx.files.manifest import Recipe

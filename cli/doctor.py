@@ -8,12 +8,11 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
 from rich.text import Text
 
 from st3fx.cli.options import json_option
 from st3fx.cli.views.progress import Progress
-from st3fx.cli.views.tables import console
+from st3fx.cli.views.tables import console, make_grid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,16 +54,13 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     out.print(Text(f"st3fx {diagnosis.version}", style="bold"))
     for section, findings in groupby(diagnosis.findings, key=lambda finding: finding.section):
         out.print(Text(f"\n{section}", style="bold"))
-        grid = Table.grid(padding=(0, 1))
-        grid.add_column(no_wrap=True)
-        grid.add_column(no_wrap=True, min_width=width)
-        grid.add_column(overflow="fold")
+        rows: list[tuple[Text | str, ...]] = []
         for finding in findings:
             mark, style = MARKS[finding.status]
-            grid.add_row(Text(f" {mark}", style=style), Text(finding.name), Text(finding.detail))
+            rows.append((Text(f" {mark}", style=style), finding.name, finding.detail))
             if finding.consequence:
-                grid.add_row("", "", Text(_meaning(finding), style="dim"))
-        out.print(grid)
+                rows.append(("", "", Text(_meaning(finding), style="dim")))
+        out.print(make_grid(rows, padding=1, width=width))
     out.print(Text(f"\n{verdict(diagnosis)}"), soft_wrap=True)
 
 

@@ -8,14 +8,13 @@ import sys
 from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
 from rich.text import Text
 
 from st3fx.cli.completion import FOLDER
 from st3fx.cli.options import json_option
-from st3fx.cli.views.outcome import size_text
 from st3fx.cli.views.progress import Progress
-from st3fx.cli.views.tables import console
+from st3fx.cli.views.tables import console, make_grid
+from st3fx.cli.views.words import size_text
 
 if TYPE_CHECKING:
     from st3fx.report.facts import ReportResult
@@ -74,12 +73,7 @@ def report(
 def print_result(result: ReportResult) -> None:
     """Sections with what is missing, then the files."""
     out = console()
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, missing in result.sections.items():
-        table.add_row(Text(name), Text(missing or "filled"))
-    out.print(table)
+    out.print(make_grid((name, missing or "filled") for name, missing in result.sections.items()))
     if result.pictures:
         folder = result.pictures[0].parent
         out.print(Text(f"wrote {len(result.pictures)} pictures into {folder}"), soft_wrap=True)

@@ -1,20 +1,22 @@
-"""A benchmark, as a person reads it."""
+"""A benchmark, and the measured constants of the cost model, as a person reads them."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from st3fx.cli.views.outcome import size_text
-from st3fx.cli.views.tables import console
+from st3fx.cli.views.tables import console, make_table
+from st3fx.cli.views.words import size_text, three_digits
+from st3fx.report.markup import plural
 
 if TYPE_CHECKING:
     from st3fx.bench.result import BenchResult, BenchRow, Ratio
+    from st3fx.commands.calibrate import CalibrationResult
 
 
 def print_bench(result: BenchResult) -> None:
@@ -31,15 +33,10 @@ def print_bench(result: BenchResult) -> None:
 
 def _table(rows: Sequence[BenchRow]) -> Table:
     first = rows[0]
-    threads = "1 thread" if first.threads == 1 else f"{first.threads} threads"
-    title = f"batch {first.batch}, {threads}, times in ms"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for name in ("median", "p95", "spread", "items/s", f"x {first.name}", "memory"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(Text, _cells(row)))
-    return table
+    title = f"batch {first.batch}, {plural(first.threads, 'thread')}, times in ms"
+    numbers = ("median", "p95", "spread", "items/s", f"x {first.name}", "memory")
+    cells = (tuple(_cells(row)) for row in rows)
+    return make_table(("", *numbers), cells, numbers=numbers, whole=numbers, title=title)
 
 
 def _cells(row: BenchRow) -> Iterable[str]:
@@ -55,11 +52,6 @@ def _ratio(ratio: Ratio) -> str:
     return f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
 
 
-def three_digits(value: float) -> str:
-    """``0.0752``, ``28.3``, ``1,088``: three digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
-
-
 def _method(result: BenchResult) -> str:
     """How it was measured, and on what."""
     about, machine = result.settings, result.environment
@@ -71,7 +63,7 @@ def _method(result: BenchResult) -> str:
     return (
         f"{result.model}: {count} calls each after {about['warmup']:g} s of warm-up; spread is the "
         f"interquartile range.{_comparison(result)} {runtimes} ({providers}) on "
-        f"{machine['cpu']}{vectors}, {_cores(machine['cores'])}."
+        f"{machine['cpu']}{vectors}, {plural(machine['cores'], 'core')}."
     )
 
 
@@ -86,5 +78,17 @@ def _comparison(result: BenchResult) -> str:
     )
 
 
-def _cores(count: int) -> str:
-    return "1 core" if count == 1 else f"{count} cores"
+def print_calibration(result: CalibrationResult) -> None:
+    """The constants beside the defaults, how well they explain the times, where they are kept."""
+    out = console()
+    title = "cost model: nanoseconds, one thread"
+    defaults = dataclasses.asdict(result.defaults)
+    rows = [(name, f"{1e9 * value:.3g}", f"{1e9 * defaults[name]:.3g}")
+            for name, value in dataclasses.asdict(result.costs).items()]  # fmt: skip
+    numbers = ("here", "default")
+    out.print(make_table(("", *numbers), rows, numbers=numbers, title=title))
+    line = (
+        f"{result.layers} layers measured on {result.machine['cpu']} ({result.machine['isa']}); "
+        f"half of them are within {result.error:.0%} of the model; wrote {result.path}"
+    )
+    out.print(Text(line), soft_wrap=True)

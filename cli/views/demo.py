@@ -6,16 +6,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
-from st3fx.cli.views.bench import three_digits
 from st3fx.cli.views.display import LiveReport, PlainReport, make_report
-from st3fx.cli.views.outcome import size_text
 from st3fx.cli.views.progress import Progress
-from st3fx.cli.views.tables import console
-from st3fx.cli.views.words import duration, percent
+from st3fx.cli.views.tables import console, make_table
+from st3fx.cli.views.words import duration, percent, size_text, three_digits
+from st3fx.report.markup import plural
 
 if TYPE_CHECKING:
     from st3fx.bench.result import BenchResult
@@ -141,14 +138,9 @@ LINES: dict[str, Callable[[Any], str]] = {
 def print_demo(result: DemoResult) -> None:
     """Dense against sparse, and where to read on."""
     out = console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for name in ("dense", "sparse", ""):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for row in rows(result):
-        table.add_row(*map(Text, row))
+    numbers = ("dense", "sparse")
     out.print()
-    out.print(table)
+    out.print(make_table(("", *numbers, ""), rows(result), numbers=numbers, whole=numbers))
     for sentence in result.timed.verdict:
         out.print(Text(sentence), soft_wrap=not out.is_terminal)
     when = "here, the last of it in" if result.again else "now, in"
@@ -171,12 +163,8 @@ def rows(result: DemoResult) -> Iterator[tuple[str, str, str, str]]:
     first, best = result.timed.rows[0], result.fastest
     times = f"{three_digits(first.median_ms)} ms", f"{three_digits(best.median_ms)} ms"
     ratio = "" if best.ratio is None else f"{best.ratio.median:.2f} times as fast"
-    yield f"latency, {_threads(first.threads)}", *times, ratio
+    yield f"latency, {plural(first.threads, 'thread')}", *times, ratio
 
 
 def _fewer(dense: int, sparse: int, word: str) -> str:
     return f"{dense / sparse:.1f} times {word}" if sparse else ""
-
-
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"

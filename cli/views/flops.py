@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from st3fx.cli.views.outcome import size_text
-from st3fx.cli.views.tables import console
+from st3fx.cli.views.tables import console, make_grid, make_table
+from st3fx.cli.views.words import size_text
 
 if TYPE_CHECKING:
     from st3fx.flops.report import FlopsReport, LayerFlops
@@ -33,12 +32,7 @@ def print_report(report: FlopsReport, rows: Sequence[LayerFlops]) -> None:
         if report.by_op:
             out.print(_operations(report))
     out.print(Text(_headline(report)), soft_wrap=out.width >= _WIDE)
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True, style="dim")
-    grid.add_column(overflow="fold")
-    for label, text in totals(report):
-        grid.add_row(Text(label), Text(text))
-    out.print(grid)
+    out.print(make_grid((Text(label, style="dim"), text) for label, text in totals(report)))
 
 
 def _headline(report: FlopsReport) -> str:
@@ -117,32 +111,17 @@ def _layers(report: FlopsReport, rows: Sequence[LayerFlops], out: Console) -> Ta
             "dead out": _part(row.dead_outputs, row.outputs),
         }
         cells.append([cell[name] for name in names])
-    return _table(names, cells)
+    words = {"layer", "op"}
+    return make_table(
+        names, cells, numbers={*names} - words - {"shape"}, whole={*names} - words
+    )  # fmt: skip
 
 
 def _operations(report: FlopsReport) -> Table:
     rows = sorted(report.by_op.values(), key=lambda row: -row.flops)
     names = ["other operations", "calls", "operations", "activations"]
-    return _table(
-        names,
-        [[r.op, f"{r.calls:,}", f"{r.flops:,}", size_text(r.activation_bytes)] for r in rows],
-    )
-
-
-def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in names:
-        text = name in ("layer", "op", "shape", "other operations")
-        # Names are folded, never cut.
-        table.add_column(
-            name,
-            justify="left" if text else "right",
-            overflow="fold",
-            no_wrap=name not in ("layer", "op"),
-        )
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
+    cells = [[r.op, f"{r.calls:,}", f"{r.flops:,}", size_text(r.activation_bytes)] for r in rows]
+    return make_table(names, cells, numbers=names[1:], whole=names)
 
 
 def short(number: int) -> str:

@@ -1,23 +1,21 @@
-"""What a fold or an export did, as a person reads it.
-
-The end of a run, as a person reads it.
-"""
+"""What a run, a fold or an export did, as a person reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from st3fx.cli.views.tables import console, print_channels, print_kernels
-from st3fx.cli.views.words import duration, percent
+from st3fx.cli.views.tables import console, make_grid, make_table
+from st3fx.cli.views.words import duration, percent, shape_text, size_text
 from st3fx.report.markup import plural
 
 if TYPE_CHECKING:
-    from st3fx.export.result import ExportResult, FoldResult, Port, Size, Zeros
+    from st3fx.export.result import ExportResult, FoldResult, Size, SparseFile, Zeros
+    from st3fx.passes.channels.report import ChannelReport, LayerChannels
+    from st3fx.passes.onnx.sparse_kernels.report import KernelReport, KernelRow
     from st3fx.training.report import TrainResult
 
 
@@ -29,13 +27,10 @@ def print_summary(result: TrainResult) -> None:
         out.print(Text(f"{name} has no weight left"), soft_wrap=True)
     if result.files:
         out.print(Text(f"\n{result.folder}/"), soft_wrap=True)
-        table = Table.grid(padding=(0, 2))
-        table.add_column()
-        table.add_column(justify="right", no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, size in result.files.items():
-            table.add_row(Text(f"  {name}"), Text(size_text(size)), Text(_about(name, result)))
-        out.print(table)
+        out.print(make_grid(
+            (f"  {name}", Text(size_text(size), justify="right"), _about(name, result))
+            for name, size in result.files.items()
+        ))  # fmt: skip
 
 
 def _about(name: str, result: TrainResult) -> str:
@@ -58,16 +53,6 @@ def _verdict(result: TrainResult) -> str:
     )
 
 
-def size_text(size: int) -> str:
-    """``152 kB``, ``1.1 MB``."""
-    value = float(size)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} GB"
-
-
 def print_fold(result: FoldResult) -> None:
     """Sparsity and sizes."""
     out = console()
@@ -87,15 +72,16 @@ def print_export(result: ExportResult) -> None:
     """Inputs, outputs, checks and sizes."""
     out = console()
     ports = [("input", port) for port in result.inputs] + [("output", p) for p in result.outputs]
-    rows = [(kind, port.name, port.dtype.lower(), _shape(port)) for kind, port in ports]
-    out.print(_table("graph", ("", "name", "type", "shape"), rows))
+    rows = [(kind, port.name, port.dtype.lower(), shape_text(port.shape)) for kind, port in ports]
+    out.print(make_table(("", "name", "type", "shape"), rows, title="graph"))
     if result.parity:
         calls = [
             (p.inputs, str(p.batch), f"{p.absolute:.2g}", f"{p.relative:.2g}")
             for p in result.parity
         ]
-        columns = ("inputs", "batch", "largest difference", "relative")
-        out.print(_table("ONNX Runtime against PyTorch", columns, calls))
+        numbers = ("batch", "largest difference", "relative")
+        title = "ONNX Runtime against PyTorch"
+        out.print(make_table(("inputs", *numbers), calls, numbers=numbers, title=title))
     print_channels(result.channels)
     if result.sparse is not None:
         print_kernels(result.sparse)
@@ -154,24 +140,124 @@ def _size_table(sizes: Sequence[Size]) -> Table:
          _ratio(compressed, s.compressed))
         for s in sizes
     ]  # fmt: skip
-    return _table("sizes", ("", "raw", "smaller", "compressed", "smaller"), rows)
+    numbers = ("raw", "smaller", "compressed", "smaller")
+    return make_table(("", *numbers), rows, numbers=numbers, title="sizes")
 
 
 def _ratio(before: int, after: int) -> str:
     return f"{before / after:.2f}x" if after else ""
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    numbers = ("raw", "compressed", "smaller", "batch", "largest difference", "relative")
-    for name in columns:
-        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
+def print_kernels(result: SparseFile) -> None:
+    """The choice for each layer, what it is expected to gain, the comparison with PyTorch."""
+    out, report = console(), result.kernels
+    if report.rows:
+        out.print(_kernels_table(report))
+    for line in (_choice(report), _free_sizes(result), _parity(result)):
+        if line:
+            out.print(Text(line), soft_wrap=True)
 
 
-def _shape(port: Port) -> str:
-    # A free size has a name: spaces keep it apart from the sign between sizes.
-    join = "x" if all(isinstance(size, int) for size in port.shape) else " x "
-    return join.join(map(str, port.shape)) or "scalar"
+def _kernels_table(report: KernelReport) -> Table:
+    numbers = ("shape", "zeros", "sparse", "dense")
+    return make_table(
+        ("layer", "op", *numbers, "choice"), map(_cells, report.rows),
+        numbers=numbers, whole=numbers, title="kernels: expected µs for one sample on one thread",
+    )  # fmt: skip
+
+
+def _cells(row: KernelRow) -> tuple[str, ...]:
+    choice = "sparse" if row.is_sparse else "dense"
+    return (
+        row.name.removesuffix(".weight"),
+        row.op,
+        shape_text(row.shape),
+        "" if row.sparsity is None else f"{row.sparsity:.1%}",
+        _microseconds(row.sparse_us),
+        _microseconds(row.dense_us),
+        f"{choice}: {row.reason}" if row.reason else choice,
+    )
+
+
+def _microseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if value >= 9.95 else f"{value:.1f}"
+
+
+def _choice(report: KernelReport) -> str:
+    if not report.sparse:
+        return (
+            "no layer is expected to gain by a sparse kernel: the file has ONNX's own operators "
+            f"alone (constants of the cost model: {report.constants})"
+        )
+    before = sum(row.dense_us or 0.0 for row in report.rows)
+    chosen = (row.sparse_us if row.is_sparse else row.dense_us for row in report.rows)
+    after = sum(time or 0.0 for time in chosen)
+    return (
+        f"{report.sparse} of {len(report.rows)} layers get sparse kernels: {before / after:.1f} "
+        f"times as fast, as the cost model expects of these layers (constants: {report.constants})"
+    )
+
+
+def _free_sizes(result: SparseFile) -> str:
+    if not result.parity:
+        return "not compared with PyTorch"
+    if result.open_inputs:
+        return f"height and width of {', '.join(result.open_inputs)} are free in it"
+    return "the size of its inputs is that of the example"
+
+
+def _parity(result: SparseFile) -> str:
+    if not result.parity:
+        return ""
+    worst = max(row.relative for row in result.parity)
+    batches = ", ".join(str(size) for size in sorted({row.batch for row in result.parity}))
+    return (
+        f"ONNX Runtime with sparse kernels against PyTorch: {worst:.2g} relative at most, in "
+        f"{len(result.parity)} calls at batch {batches}"
+    )
+
+
+ROWS = 12
+"""Layers that are listed, those that lost most; --json has all."""
+
+
+def print_channels(report: ChannelReport | None) -> None:
+    """The layers that lost most, then the totals, then why constant channels stay."""
+    if report is None:
+        return
+    out = console()
+    changed = [layer for layer in report.layers if layer.changed]
+    if changed:
+        out.print(_layers_table(changed))
+    if len(changed) > ROWS:
+        more = f"... and {len(changed) - ROWS} more of {len(report.layers)} layers (--json has all)"
+        out.print(Text(more), soft_wrap=True)
+    before, after = report.channels
+    line = f"removed {before - after:,} of {before:,} channels"
+    line += f", {_share(report.parameters)} of the parameters"
+    line += f" and {_share(report.macs)} of the multiplications of a dense runtime"
+    out.print(Text(line), soft_wrap=True)
+    for reason, count in report.kept.items():
+        out.print(Text(f"{count:,} constant channels stay: {reason}"), soft_wrap=True)
+
+
+def _layers_table(layers: list[LayerChannels]) -> Table:
+    chosen = sorted(layers, key=lambda layer: layer.parameters[1] - layer.parameters[0])[:ROWS]
+    rows = [
+        (layer.name.removesuffix(".weight"), _pair(layer.inputs), _pair(layer.outputs),
+         f"-{_share(layer.parameters)}", f"-{_share(layer.macs)}")
+        for layer in layers if layer in chosen
+    ]  # fmt: skip
+    numbers = ("inputs", "outputs", "parameters", "MACs")
+    return make_table(("layer", *numbers), rows, numbers=numbers, title="dead channels")
+
+
+def _pair(sizes: tuple[int, int]) -> str:
+    before, after = sizes
+    return f"{before:,}" if before == after else f"{before:,} → {after:,}" if after else "gone"
+
+
+def _share(sizes: tuple[int, int]) -> str:
+    """How much of it is gone."""
+    before, after = sizes
+    return f"{(before - after) / before:.1%}" if before else "0.0%"

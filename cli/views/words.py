@@ -1,9 +1,9 @@
-"""Small pieces of text about a run, which the live panel, the plain lines and the summary share."""
+"""Numbers and small pieces of text that several views share."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -100,3 +100,24 @@ def spark(values: Collection[float]) -> str:
     low, high = min(values), max(values)
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BARS[round((value - low) * scale)] for value in values)
+
+
+def size_text(size: int) -> str:
+    """``152 kB``, ``1.1 MB``."""
+    value = float(size)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} GB"
+
+
+def three_digits(value: float) -> str:
+    """``0.0752``, ``28.3``, ``1,088``: three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
+
+
+def shape_text(shape: Sequence[object]) -> str:
+    """``64x3x7x7``; a free size has a name, and spaces keep it apart from the sign between."""
+    sign = "x" if all(isinstance(size, int) for size in shape) else " x "
+    return sign.join(map(str, shape)) or "scalar"

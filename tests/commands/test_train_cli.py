@@ -14,8 +14,8 @@ from rich.console import Console
 
 from st3fx.cli import main
 from st3fx.cli.views.display import LiveReport, PlainReport, make_report
-from st3fx.cli.views.outcome import print_summary, size_text
-from st3fx.cli.views.words import duration, meter, spark
+from st3fx.cli.views.outcome import print_summary
+from st3fx.cli.views.words import duration, meter, size_text, spark
 from st3fx.training.evaluate import Scores
 from st3fx.training.report import EvalRow, Outline, TrainResult, TrainRow
 from st3fx.training.settings import Settings

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from st3fx.cli.views.tables import island_line, print_plan, total_line
+from st3fx.cli.views.plan import island_line, print_plan, total_line
 from st3fx.plan.sites import IslandInfo, Layout, OpaqueModule, Site, SkippedSite, SparsityPlan
 
 LONG = "encoder.layers.encoder_layer_[11].self_attention.in_proj_weight"
