@@ -218,6 +218,7 @@ def test_a_weight_is_pruned_once_when_called_and_read(model: type[nn.Module], ve
     assert checked.sites == ["fc.weight"]
 
 
+@pytest.mark.slow
 def test_resnet_and_friends_of_torchvision() -> None:
     from torchvision import models
 

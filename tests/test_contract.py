@@ -146,6 +146,7 @@ def test_gradients_of_torch_func(kind: type[nn.Module], inputs: Any) -> None:
         require_same(parameter.grad, gradients[name], f"functional gradient of {name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fullgraph", [True, False])
 def test_compiled(fullgraph: bool) -> None:
     x = image()
@@ -158,6 +159,7 @@ def test_compiled(fullgraph: bool) -> None:
     require_same(model(x), st3fx.fold(compiled).eval()(x), "folded from the compiled")
 
 
+@pytest.mark.slow
 def test_fold_needs_no_st3fx_to_run(tmp_path: Path) -> None:
     x = image()
     model, _ = sparse(Net, x)

@@ -124,6 +124,7 @@ def test_averages_that_are_swapped_into_a_sharded_model() -> None:
     assert torch.equal(st3fx.fold(model, inplace=True)(x), found)
 
 
+@pytest.mark.slow
 def test_in_two_processes(tmp_path: Path) -> None:
     """All scenarios at once: the two processes are started only once."""
     command = [sys.executable, "-m", "tests.two_processes", str(tmp_path)]

@@ -144,7 +144,8 @@ def require_export(model: nn.Module, oracle: nn.Module, x: Tensor, *, branches: 
         try:
             result = st3fx.export_onnx(model.eval(), x, path)
         except St3fxError as error:
-            assert branches and "branches on the values of a tensor" in str(error)
+            if not branches or "branches on the values of a tensor" not in str(error):
+                raise
             assert not path.exists()
             return
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -155,6 +156,7 @@ def require_export(model: nn.Module, oracle: nn.Module, x: Tensor, *, branches: 
             np.testing.assert_allclose(found, oracle.eval()(batch), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(BATCHES))
 def test_random_models(part: int) -> None:
     outcomes: dict[str, int] = {}

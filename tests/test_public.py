@@ -47,10 +47,12 @@ def test_a_submodule_is_an_attribute_and_loads_nothing_else() -> None:
     assert _python(code) == "st3fx.errors False\n"
 
 
+@pytest.mark.slow
 def test_a_star_import_has_them_all() -> None:
     assert _python("from st3fx import *; print(convert.__module__)") == "st3fx.api\n"
 
 
+@pytest.mark.slow
 def test_the_operators_come_with_the_methods() -> None:
     code = "import torch, st3fx.methods; print(torch.ops.st3fx.soft_threshold.default)"
     assert _python(code) == "st3fx.soft_threshold.default\n"

@@ -55,6 +55,7 @@ def test_threads_are_bounded_by_the_machine(monkeypatch: pytest.MonkeyPatch) -> 
     assert not any("were asked for" in sentence for sentence in result.verdict)
 
 
+@pytest.mark.slow
 def test_a_spec_against_its_dense_counterpart() -> None:
     stages: list[str] = []
     settings = BenchSettings(iterations=20, warmup=0.0, batch_sizes=(2, 5), threads=(1, 2))
@@ -88,6 +89,7 @@ def test_a_spec_against_its_dense_counterpart() -> None:
     assert "loading folded (batch 5, threads 2)" in stages
 
 
+@pytest.mark.slow
 def test_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The dense graph has no zeros, the folded one has those of the model, inputs are the same."""
     seen: dict[str, tuple[dict[str, float], int]] = {}
@@ -111,6 +113,7 @@ def test_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert size == same == 4
 
 
+@pytest.mark.slow
 def test_onnx_files_are_compared_with_the_first() -> None:
     result = st3fx.benchmark("full.onnx", Path("zeros.onnx"), settings=QUICK)
     assert [row.name for row in result.rows] == ["full.onnx", "zeros.onnx"]
@@ -122,6 +125,7 @@ def test_onnx_files_are_compared_with_the_first() -> None:
     assert names == ["zeros.onnx", "full.onnx"]
 
 
+@pytest.mark.slow
 def test_one_file_with_zeros_gets_a_counterpart_and_one_without_stands_alone() -> None:
     rows = st3fx.benchmark("zeros.onnx", settings=QUICK).rows
     assert [row.name for row in rows] == ["dense", "zeros.onnx"]
@@ -172,6 +176,7 @@ def test_files_of_the_same_name(folder: Path) -> None:
     assert [row.name for row in rows] == ["full.onnx", "other/full.onnx", "full.onnx_2"]
 
 
+@pytest.mark.slow
 def test_a_model_in_memory() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
@@ -185,6 +190,7 @@ def test_a_model_in_memory() -> None:
     assert st3fx.Sparsifier(model).sparsity == 0.5  # it is left as it was
 
 
+@pytest.mark.slow
 def test_a_model_for_one_batch_size() -> None:
     example = torch.randn(1, 4)
     with pytest.raises(ExportError, match="--fixed-batch"):
@@ -196,6 +202,7 @@ def test_a_model_for_one_batch_size() -> None:
         st3fx.benchmark(OneSample(), example_inputs=example, settings=asked, fixed_batch=True)
 
 
+@pytest.mark.slow
 def test_pytorch_on_request() -> None:
     settings = BenchSettings(iterations=3, warmup=0.0, threads=(1,), torch=("eager",))
     result = st3fx.benchmark(Request("tiny.py", sparsity=0.75), settings=settings)

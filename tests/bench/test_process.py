@@ -35,6 +35,7 @@ def test_calls_are_timed_and_prints_do_not_mix_with_answers(tmp_path: Path) -> N
     assert process._process.returncode == 0
 
 
+@pytest.mark.slow
 def test_memory_counts_from_the_mark(tmp_path: Path) -> None:
     """What was taken before is no part of it; what was held then, and is the model, is."""
     with _process(fake("a", before=200, megabytes=50), tmp_path) as process:

@@ -70,6 +70,7 @@ def test_every_round_has_every_variant_in_an_order_of_its_own(tmp_path: Path) ->
     assert re.fullmatch(r"round 10, 100%: a .* ms, b .* ms, c .* ms .batch 5, threads 3.", said[-1])
 
 
+@pytest.mark.slow
 def test_the_order_follows_the_seed(tmp_path: Path) -> None:
     texts: list[str] = []
     said: list[str] = []

@@ -54,6 +54,7 @@ def _json(*args: str) -> dict[str, Any]:
     return data
 
 
+@pytest.mark.slow
 def test_a_table_sentences_and_the_command() -> None:
     found = _run("tiny.py", "--sparsity", "0.75", "-b", "1,4", *QUICK)
     assert found.exit_code == 0, found.output
@@ -72,6 +73,7 @@ def test_a_table_sentences_and_the_command() -> None:
     )
 
 
+@pytest.mark.slow
 def test_json_and_a_file(folder: Path) -> None:
     data = _json("tiny.py", "--sparsity", "0.75", "-x", "out.json")
     assert read_result("out.json").to_dict() == data
@@ -86,6 +88,7 @@ def test_json_and_a_file(folder: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_bundle_needs_zeros_or_a_word() -> None:
     assert CliRunner().invoke(main, ["convert", "tiny.py"]).exit_code == 0
     found = _run("tiny.st3fx", *QUICK)
@@ -101,6 +104,7 @@ def test_a_bundle_needs_zeros_or_a_word() -> None:
     assert _json("runs/mine/model.st3fx", "--allow-dense")["model"] == "mine"
 
 
+@pytest.mark.slow
 def test_shapes_as_deepsparse_writes_them() -> None:
     assert _json("rows.onnx", "-i", "[1, 7, 3]")["rows"][0]["batch"] == 1
     assert _json("rows.onnx", "--shapes", "4x7x3")["rows"][0]["batch"] == 4
@@ -164,6 +168,7 @@ HEARS_CTRL_C = (
 """A shell's background jobs, and what they start, do not hear it."""
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing(folder: Path) -> None:
     temporary = folder / "temporary"
     temporary.mkdir()

@@ -271,6 +271,7 @@ def _process(*args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_as_a_process(folder: Path) -> None:
     result = _process("convert", "model.py", "--json")
     assert (result.returncode, result.stderr) == (0, "")
@@ -325,6 +326,7 @@ def test_a_tied_projection_is_sparse_where_it_is_asked_for(folder: Path) -> None
     assert bool((folded.embed.weight != 0).all())
 
 
+@pytest.mark.slow
 def test_a_sequence_length_may_be_free_in_the_file(folder: Path) -> None:
     write(folder, "language.py", LANGUAGE)
     options = ("--sparsity", "0.5", "--free", "ids:1=sequence", "--json", "-o", "x.onnx")

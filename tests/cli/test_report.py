@@ -33,6 +33,7 @@ def report(*args: str) -> Result:
     return CliRunner().invoke(main, ["report", *args])
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_there_and_what_is_not(bundle: Path) -> None:
     result = report(str(bundle), "--png", "png")
     assert result.exit_code == 0, result.output

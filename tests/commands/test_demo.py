@@ -69,12 +69,14 @@ def _eval_rows(run: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row["kind"] == "eval"]
 
 
+@pytest.mark.slow
 def test_its_stages(done: tuple[DemoResult, Watch]) -> None:
     result, watch = done
     assert watch.stages == STAGES == list(watch.results)
     assert watch.results["bench"] is result.timed
 
 
+@pytest.mark.slow
 def test_what_it_tells_is_what_lies_there(done: tuple[DemoResult, Watch]) -> None:
     result, _ = done
     folder = DemoFolder(result.folder, "lenet_300_100")
@@ -103,6 +105,7 @@ def test_what_it_tells_is_what_lies_there(done: tuple[DemoResult, Watch]) -> Non
     assert not [name for name, missing in result.report.sections.items() if missing]
 
 
+@pytest.mark.slow
 def test_both_trainings_begin_with_the_same_weights(done: tuple[DemoResult, Watch]) -> None:
     settings = [(done[0].folder / name / "settings.toml").read_text() for name in
                 ("dense", "sparse")]  # fmt: skip
@@ -112,16 +115,18 @@ def test_both_trainings_begin_with_the_same_weights(done: tuple[DemoResult, Watc
     assert any("lenet_300_100.st3fx" in line for line in lines[0] & lines[1])
 
 
-@pytest.mark.parametrize(("run", "step"), [(0, 5), (1, 11)])
+@pytest.mark.slow
 def test_a_demo_that_was_stopped_ends_as_if_it_had_not(
-    done: tuple[DemoResult, Watch], run: int, step: int, tmp_path: Path
+    done: tuple[DemoResult, Watch], tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted):
-        run_demo(tmp_path / "demo", Watch(run, step), TINY)
+        run_demo(tmp_path / "demo", Watch(0, 5), TINY)
     with pytest.raises(TrainError, match="holds a demo: go on with it by --resume"):
         run_demo(tmp_path / "demo", Watch(), TINY)
     with pytest.raises(TrainError, match="seed = 0, which --resume cannot change to 1"):
         run_demo(tmp_path / "demo", Watch(), dataclasses.replace(TINY, seed=1), again=True)
+    with pytest.raises(Interrupted):
+        run_demo(tmp_path / "demo", Watch(1, 11), TINY, again=True)
     watch = Watch()
     result = run_demo(tmp_path / "demo", watch, TINY, again=True)
     assert watch.stages == STAGES[1:]
@@ -145,6 +150,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, *args: str) -> Result:
     return CliRunner().invoke(main, ["demo", *args])
 
 
+@pytest.mark.slow
 def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     result = _run(monkeypatch)
@@ -194,6 +200,7 @@ run_demo(sys.argv[1], Watch(), dataclasses.replace(TINY, epochs=1, bench_seconds
 """
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_a_demo_that_is_killed(tmp_path: Path) -> None:
     with family("-c", PARENT, str(tmp_path / "demo")) as (parent, worker):
         assert not ends(worker, seconds=1.0)

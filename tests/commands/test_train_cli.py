@@ -39,6 +39,7 @@ def _run(*args: str) -> Result:
 FAST = ("--epochs", "2", "--batch-size", "1000", "--log-interval", "3")
 
 
+@pytest.mark.slow
 def test_a_run_and_all_that_it_says(folder: Path) -> None:
     result = _run("net.py", *FAST)
     assert result.exit_code == 0, result.output
@@ -66,6 +67,7 @@ def test_a_run_and_all_that_it_says(folder: Path) -> None:
     assert all((folder / "runs" / "net" / name).exists() for name in shown)
 
 
+@pytest.mark.slow
 def test_json_is_all_there_is(folder: Path) -> None:
     write(folder, "net.py", NET + "\n    print('hello from the model')\n")
     result = _run("net.py", *FAST, "--json", "-o", "out")
@@ -178,6 +180,7 @@ def test_a_mistake_is_one_line_and_loses_nothing(folder: Path, args: str, messag
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_flag_that_contradicts_the_run(folder: Path) -> None:
     assert _run("net.py", *FAST, "-o", "out").exit_code == 0
     result = _run("--resume", "out", "--lr", "0.5")
@@ -190,6 +193,7 @@ def test_a_flag_that_contradicts_the_run(folder: Path) -> None:
     assert _run("net.py", *FAST, "-o", "out").exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_is_one_line(folder: Path) -> None:
     assert _run("net.py", *FAST, "-o", "out").exit_code == 0
     checkpoint = folder / "out" / "checkpoints" / "last.pt"
@@ -200,6 +204,7 @@ def test_a_broken_checkpoint_is_one_line(folder: Path) -> None:
     assert (folder / "out" / "checkpoints" / "best.pt").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         PlainReport,

@@ -83,6 +83,7 @@ def test_the_main_path() -> None:
     assert main_path.count() == "1,176 multiplications in a small model, as by hand"
 
 
+@pytest.mark.slow
 def test_a_run_and_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main_path.train() == "4 steps with Accelerate, to 90% sparsity"

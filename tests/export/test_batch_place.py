@@ -55,6 +55,7 @@ SEQUENCE = torch.randn(3, 2, 4)
 CALL = torch.randn(2, 3, 4), torch.randn(1, 2, 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduced", [False, True])
 def test_time_comes_first(tmp_path: Path, reduced: bool) -> None:
     model = TimeFirst()
@@ -67,6 +68,7 @@ def test_time_comes_first(tmp_path: Path, reduced: bool) -> None:
     assert_same(onnxruntime.InferenceSession(result.path), model, torch.randn(3, 7, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", [False, True])
 def test_a_state_has_the_batch_second(tmp_path: Path, kernels: bool) -> None:
     """The other input has it first, which its size says."""
@@ -78,6 +80,7 @@ def test_a_state_has_the_batch_second(tmp_path: Path, kernels: bool) -> None:
     assert_same(session, model, torch.randn(7, 3, 4), torch.randn(1, 7, 6))
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(
@@ -96,6 +99,7 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert port.shape == [3, "batch", 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "inputs"), [(TimeFirst(), SEQUENCE), (Stateful(), CALL)])
 def test_where_it_is_not_said_the_error_says_how(
     tmp_path: Path, model: nn.Module, inputs: Any

@@ -85,6 +85,7 @@ def _trained(folder: Path, sparsity: float = 0.9) -> Path:
     return st3fx.save_bundle(model, recipe, folder / "trained.st3fx")
 
 
+@pytest.mark.slow
 def test_folded_weights_load_into_the_users_class_without_st3fx(folder: Path) -> None:
     bundle = _trained(folder)
     result = _ok("fold", str(bundle))
@@ -119,6 +120,7 @@ def test_compact_weights(folder: Path) -> None:
     assert state["head.weight"] is state["embed.weight"]
 
 
+@pytest.mark.slow
 def test_export_of_a_trained_bundle(folder: Path) -> None:
     bundle = _trained(folder)
     result = _ok("export", str(bundle), "--batch-sizes", "1,3,5")
@@ -134,6 +136,7 @@ def test_export_of_a_trained_bundle(folder: Path) -> None:
     np.testing.assert_allclose(given, folded(ids).detach().numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_export_of_a_spec_that_is_pruned_now(folder: Path) -> None:
     args = ("export", "tiny.py", "--sparsity", "0.5", "--sparse-initializers", "--json")
     result = json.loads(_ok(*args, "-o", "t.onnx", "--no-verify", "--input", "4x3x9x9").stdout)

@@ -86,6 +86,7 @@ def _loaded(path: Path) -> nn.Module:
         return torch.export.load(path).module()
 
 
+@pytest.mark.slow
 def test_onnx_is_smaller_and_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
     converted, sparsifier = st3fx.convert(Net(), image(), verify=False)
@@ -108,6 +109,7 @@ def test_onnx_is_smaller_and_the_same(tmp_path: Path) -> None:
         np.testing.assert_allclose(given, wanted, atol=1e-6 * np.abs(wanted).max(), rtol=0)
 
 
+@pytest.mark.slow
 def test_a_model_is_left_as_it_was_and_a_converted_one_is_folded() -> None:
     converted, sparsifier = st3fx.convert(Net(), image(), verify=False)
     sparsifier.set_sparsity(0.9)
@@ -156,6 +158,7 @@ def test_random_numbers_are_no_difference() -> None:
     assert [tensor.shape for tensor in graph(torch.randn(5, 4))] == [(5, 3), (5,)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
@@ -184,6 +187,7 @@ def test_a_model_that_is_none() -> None:
         eliminate_dead_channels(torch.ones, X)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_fold_writes_a_program_that_needs_no_st3fx(folder: Path) -> None:
     code, text = _run("fold", "small.py", "--eliminate-dead-channels")
     assert code == 0, text
@@ -207,6 +211,7 @@ def test_fold_as_json(folder: Path) -> None:
     assert result["parameters"] == sum(p.numel() for p in _loaded(folder / "x.pt2").parameters())
 
 
+@pytest.mark.slow
 def test_export_from_the_command_line(folder: Path) -> None:
     code, text = _run("export", "small.py", "--eliminate-dead-channels")
     assert code == 0, text

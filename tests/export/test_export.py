@@ -60,6 +60,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, ExportResu
     return model, st3fx.export_onnx(model, image(), path)
 
 
+@pytest.mark.slow
 def test_any_batch_size_computes_what_the_folded_model_does(
     net: tuple[nn.Module, ExportResult],
 ) -> None:
@@ -116,6 +117,7 @@ def test_the_graph_is_clean(net: tuple[nn.Module, ExportResult]) -> None:
     assert 0 < after.compressed < after.raw
 
 
+@pytest.mark.slow
 def test_the_given_model_is_left_as_it_was(tmp_path: Path) -> None:
     model = nets.Restless().train()
     state, x = copy.deepcopy(model.state_dict()), X.clone()
@@ -131,6 +133,7 @@ def test_the_given_model_is_left_as_it_was(tmp_path: Path) -> None:
     np.testing.assert_allclose(_onnx(result.path, X)[0], wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_several_inputs_and_outputs_of_many_kinds(tmp_path: Path) -> None:
     model = nets.Several().eval()
     with torch.no_grad():
@@ -156,6 +159,7 @@ def test_several_inputs_and_outputs_of_many_kinds(tmp_path: Path) -> None:
     assert np.array_equal(given[1], wanted["best"].numpy())
 
 
+@pytest.mark.slow
 def test_batch_norm_stays_where_it_would_empty_a_weight(tmp_path: Path) -> None:
     model = _pruned(nets.ZeroGamma(), image(2), sparsity=0.5)
     result = st3fx.export_onnx(model, image(2), tmp_path / "m.onnx")
@@ -164,6 +168,7 @@ def test_batch_norm_stays_where_it_would_empty_a_weight(tmp_path: Path) -> None:
     assert result.zeros.sparsity == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*the outputs are the same for every input")
 def test_sparse_initializers_are_smaller_and_the_same(tmp_path: Path) -> None:
     layers = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64))
@@ -180,12 +185,14 @@ def test_sparse_initializers_are_smaller_and_the_same(tmp_path: Path) -> None:
     assert all(np.array_equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [17, 21])
 def test_the_opset_is_what_was_asked_for(tmp_path: Path, opset: int) -> None:
     result = st3fx.export_onnx(nets.Linear(), X, tmp_path / "m.onnx", opset=opset)
     assert result.opset == onnx.load(result.path).opset_import[0].version == opset
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_is_a_way_out(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     with pytest.raises(
@@ -199,6 +206,7 @@ def test_a_fixed_batch_is_a_way_out(tmp_path: Path) -> None:
     assert [(row.inputs, row.batch) for row in result.parity] == [("given", 2), ("random", 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -217,6 +225,7 @@ def test_a_model_of_one_sample(tmp_path: Path, model: nn.Module, message: str) -
     assert st3fx.export_onnx(model, X[:1], path, fixed_batch=True).parity[0].batch == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduced", [False, True])
 def test_what_a_forward_keeps_is_of_no_exporter(tmp_path: Path, reduced: bool) -> None:
     model = nets.Anchors().eval()
@@ -227,6 +236,7 @@ def test_what_a_forward_keeps_is_of_no_exporter(tmp_path: Path, reduced: bool) -
     assert folded(X).numpy(force=True).shape == (2, 4)
 
 
+@pytest.mark.slow
 def test_equal_layers_become_one(tmp_path: Path) -> None:
     model = nets.Twins()
     for name, buffer in model.named_buffers():
@@ -238,12 +248,14 @@ def test_equal_layers_become_one(tmp_path: Path) -> None:
     assert result.zeros.sparsity == pytest.approx(0.9, abs=0.01)
 
 
+@pytest.mark.slow
 def test_one_sample_is_example_enough(tmp_path: Path) -> None:
     result = st3fx.export_onnx(nets.Linear(), X[:1], tmp_path / "m.onnx", batch_sizes=(4,))
     assert result.inputs[0].shape == ("batch", 4)
     assert [row.batch for row in result.parity] == [1, 4]
 
 
+@pytest.mark.slow
 def test_samples_are_repeated_where_random_values_are_refused(tmp_path: Path) -> None:
     result = st3fx.export_onnx(nets.Table(), X, tmp_path / "m.onnx")
     assert [(row.inputs, row.batch) for row in result.parity] == [
@@ -251,6 +263,7 @@ def test_samples_are_repeated_where_random_values_are_refused(tmp_path: Path) ->
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -280,11 +293,13 @@ def test_what_cannot_be_exported_is_named(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_converted_model_is_folded_before_it_is_captured(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"Mixed cannot be exported: .* tests/nets\.py:\d+: if y"):
         st3fx.export_onnx(_pruned(Mixed(), sequence()), sequence(), tmp_path / "m.onnx")
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     model, path = nn.Linear(1000, 100), tmp_path / "m.onnx"
     path.write_bytes(b"what was there before")
@@ -327,6 +342,7 @@ def test_wrong_examples_are_refused_at_once(tmp_path: Path) -> None:
         st3fx.export_onnx("model", X, path)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_comparison_that_says_little_is_no_silent_success(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
     assert st3fx.export_onnx(model, X, tmp_path / "dense.onnx").says_little == ""

@@ -80,6 +80,7 @@ CHANGES = {
 """What is said -> what was changed in the file."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", CHANGES)
 def test_the_layer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: str) -> None:
     def wrong(graph: ir.Model, path: Path, **options: Any) -> int:
@@ -94,6 +95,7 @@ def test_the_layer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lay
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "options"),
     [

@@ -49,6 +49,7 @@ CALL = (TOKENS, torch.ones(2, 6, dtype=torch.int64))
 FREE = {"tokens": {1: "sequence"}, "mask": {1: "sequence"}}
 
 
+@pytest.mark.slow
 def test_a_sequence_of_any_length(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, sparsifier = st3fx.convert(Text(), CALL)
@@ -67,6 +68,7 @@ def test_a_sequence_of_any_length(tmp_path: Path) -> None:
         assert np.abs(given - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
+@pytest.mark.slow
 def test_it_is_fixed_unless_it_is_asked_for(tmp_path: Path) -> None:
     result = st3fx.export_onnx(Text(), CALL, tmp_path / "text.onnx")
     assert [port.shape for port in result.inputs] == [("batch", 6)] * 2
@@ -90,6 +92,7 @@ def test_mistakes(free: Any, message: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_model_of_one_length_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError):
         st3fx.export_onnx(

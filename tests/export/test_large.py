@@ -53,6 +53,7 @@ def output(path: Path, x: Tensor = X) -> Any:
     return session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"sparse_initializers": True}])
 def test_an_export_replaces_both_files_of_the_one_before(options: dict[str, Any]) -> None:
     for seed in range(2):
@@ -65,6 +66,7 @@ def test_an_export_replaces_both_files_of_the_one_before(options: dict[str, Any]
     assert Path("m.onnx.data").stat().st_size == stored
 
 
+@pytest.mark.slow
 def test_weights_that_nothing_names_any_more_go(monkeypatch: pytest.MonkeyPatch) -> None:
     export(net(0))
     monkeypatch.setattr("st3fx.export.write.ONE_FILE", 100_000)
@@ -77,6 +79,7 @@ def test_weights_that_nothing_names_any_more_go(monkeypatch: pytest.MonkeyPatch)
     assert Path("m.onnx.data").read_bytes() == b"somebody's"
 
 
+@pytest.mark.slow
 def test_with_sparse_kernels() -> None:
     for seed in range(2):
         model = net(seed)
@@ -95,6 +98,7 @@ def test_with_sparse_kernels() -> None:
     assert names() == ["m.onnx", "m.plain.onnx", "m.plain.onnx.data"]
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net(0)
     export(model)
@@ -105,6 +109,7 @@ def test_a_failure_leaves_what_was_there(monkeypatch: pytest.MonkeyPatch) -> Non
     assert {name: Path(name).read_bytes() for name in names()} == before
 
 
+@pytest.mark.slow
 def test_a_dense_counterpart_beside_one_of_that_name(tmp_path: Path) -> None:
     result = export(net(0))
     zeros = [name for name, p in net(0).named_parameters() if name.endswith("weight")]

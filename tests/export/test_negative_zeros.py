@@ -52,6 +52,7 @@ def program(tmp_path: Path) -> nn.Module:
     return torch.export.load(tmp_path / "m.pt2").module()
 
 
+@pytest.mark.slow
 def test_a_program_of_torch_export(tmp_path: Path, program: nn.Module) -> None:
     counted = st3fx.count_flops(program, X)
     assert counted.sparse_macs == st3fx.count_flops(net(), X).sparse_macs < counted.dense_macs / 3
@@ -86,6 +87,7 @@ def test_a_program_that_fold_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(program(X), model(X))
 
 
+@pytest.mark.slow
 def test_the_sparse_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("st3fx.export.sparse.load_calibration", lambda: SPARSE_WINS)
     result = st3fx.export_onnx(net(), X, tmp_path / "m.onnx", sparse_kernels=True)

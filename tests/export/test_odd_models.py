@@ -43,6 +43,7 @@ def captured(path: Path, *, batch: bool) -> nn.Module:
 X = torch.randn(2, 6, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 def test_a_module_of_torch_export(tmp_path: Path) -> None:
     module = captured(tmp_path / "m.pt2", batch=True)
     model, sparsifier = st3fx.convert(module, X)
@@ -56,6 +57,7 @@ def test_a_module_of_torch_export(tmp_path: Path) -> None:
     assert_same(result.path, folded, torch.randn(7, 6))
 
 
+@pytest.mark.slow
 def test_a_module_of_torch_export_for_one_batch(tmp_path: Path) -> None:
     module = captured(tmp_path / "m.pt2", batch=False)
     for reduced in (False, True):
@@ -78,6 +80,7 @@ class Named(nn.Module):
         return {"scale": weight @ self.weight * self.scale + output}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"eliminate_dead_channels": True, "opset": 13}],
@@ -99,6 +102,7 @@ def test_arguments_named_like_parameters(tmp_path: Path, options: dict[str, Any]
 IMAGES = torch.randn(2, 3, 6, 6).bfloat16()
 
 
+@pytest.mark.slow
 def test_convolutions_of_bfloat16(tmp_path: Path) -> None:
     model, path = nn.Sequential(nn.Conv2d(3, 4, 3)).bfloat16(), tmp_path / "m.onnx"
     with pytest.raises(ExportError, match=r"Conv.* few operators for bfloat16: export the model as "
@@ -110,6 +114,7 @@ def test_convolutions_of_bfloat16(tmp_path: Path) -> None:
         st3fx.export_onnx(model, IMAGES, path, opset=18)
 
 
+@pytest.mark.slow
 def test_inputs_of_bfloat16(tmp_path: Path) -> None:
     """A file that ONNX Runtime takes, but not from Python."""
     path = tmp_path / "m.onnx"
@@ -129,6 +134,7 @@ class Attention(nn.Module):
         return nn.functional.scaled_dot_product_attention(query, key, value, mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [None, "shared", "own"])
 @pytest.mark.parametrize("lead", [(), (3, 2)], ids=["3d", "5d"])
 def test_attention_of_any_dimensions(tmp_path: Path, lead: tuple[int, ...], mask: str) -> None:
@@ -141,6 +147,7 @@ def test_attention_of_any_dimensions(tmp_path: Path, lead: tuple[int, ...], mask
     assert_same(result.path, model, *call(7))
 
 
+@pytest.mark.slow
 def test_attention_without_a_batch(tmp_path: Path) -> None:
     model, x = Attention(), torch.randn(5, 4)
     result = st3fx.export_onnx(model, x, tmp_path / "m.onnx", fixed_batch=True)
@@ -169,6 +176,7 @@ class Branches(nn.Module):
         return torch.cond(x.sum() > 0, left, right, (x,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [None, 13, 17])
 def test_branches_of_torch_cond(tmp_path: Path, opset: int | None) -> None:
     model, x = Branches(), torch.rand(2, 3, 6, 6)
@@ -182,12 +190,14 @@ def test_branches_of_torch_cond(tmp_path: Path, opset: int | None) -> None:
         assert_same(result.path, model, sign * torch.rand(5, 3, 6, 6))
 
 
+@pytest.mark.slow
 def test_what_a_branch_cannot_have_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"aten\.scaled_dot_product_attention, at \S*:\d+: .*; "
                        "give its tensors four dimensions: batch, heads, "):  # fmt: skip
         st3fx.export_onnx(Branches(attention=True), torch.rand(2, 3, 6, 6), tmp_path / "m.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_is_named(tmp_path: Path) -> None:
     class Flex(nn.Module):

@@ -49,6 +49,7 @@ def sparse_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("st3fx.export.sparse.load_calibration", lambda: SPARSE_WINS)
 
 
+@pytest.mark.slow
 def test_what_rounding_explains_passes(tmp_path: Path) -> None:
     result = export(tmp_path / "m.onnx", gap=8e-3)
     assert result.sparse is not None
@@ -60,6 +61,7 @@ def test_what_rounding_explains_passes(tmp_path: Path) -> None:
         export(tmp_path / "n.onnx", gap=8e-3, tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_what_it_does_not_explain_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +79,7 @@ def test_what_it_does_not_explain_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_well_behaved_model_has_the_narrow_tolerance(tmp_path: Path) -> None:
     result = export(tmp_path / "m.onnx", gap=1.0)
     assert result.sparse is not None

@@ -84,6 +84,7 @@ def export(path: Path, model: nn.Module | None = None, **options: Any) -> Export
     return st3fx.export_onnx(model or net(), images, path, sparse_kernels=True, **options)
 
 
+@pytest.mark.slow
 def test_both_files_compute_the_same_at_any_size(tmp_path: Path) -> None:
     result = export(tmp_path / "model.onnx", batch_sizes=(1, 3, 5))
     sparse = result.sparse
@@ -112,6 +113,7 @@ def test_both_files_compute_the_same_at_any_size(tmp_path: Path) -> None:
             np.testing.assert_allclose(given, model(x).numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_session_without_the_library_says_how_to_get_it(tmp_path: Path) -> None:
     result = export(tmp_path / "model.onnx", verify=False)
     options = ort.SessionOptions()
@@ -127,6 +129,7 @@ def domains(path: Path) -> set[str]:
     return {node.domain for node in onnx.load(path).graph.node}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "plain"),
     [
@@ -149,6 +152,7 @@ def test_the_name_that_was_asked_for_has_what_was_asked_for(
     assert domains(tmp_path / asked) == {""}
 
 
+@pytest.mark.slow
 def test_the_result_as_json(tmp_path: Path) -> None:
     data = json.loads(json.dumps(export(tmp_path / "model.onnx").to_dict()))
     assert data["sparse"]["path"] == data["path"] == str(tmp_path / "model.onnx")
@@ -157,6 +161,7 @@ def test_the_result_as_json(tmp_path: Path) -> None:
     assert data["inputs"][0]["shape"] == ["batch", 3, 20, 20]  # of the plain file
 
 
+@pytest.mark.slow
 def test_a_size_that_is_built_in_stays(tmp_path: Path) -> None:
     result = export(tmp_path / "model.onnx", net(flat=True))
     assert result.sparse is not None
@@ -166,6 +171,7 @@ def test_a_size_that_is_built_in_stays(tmp_path: Path) -> None:
     assert [dim.dim_value for dim in shape.dim][1:] == [3, 20, 20]
 
 
+@pytest.mark.slow
 def test_not_compared_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the library is not needed either."""
     monkeypatch.setattr(native, "library_path", lambda: tmp_path / "none.so")
@@ -189,6 +195,7 @@ def test_without_the_library_the_plain_file_is_the_way_out(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_miss_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = compress
 
@@ -203,6 +210,7 @@ def test_a_miss_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_dead_channels_go_by_default(tmp_path: Path) -> None:
     model = net()
     with torch.no_grad():
@@ -211,6 +219,7 @@ def test_dead_channels_go_by_default(tmp_path: Path) -> None:
     assert export(tmp_path / "b.onnx", model, eliminate_dead_channels=False).channels is None
 
 
+@pytest.mark.slow
 def test_half_precision_has_no_sparse_kernels(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(20, 5)).half()
     result = st3fx.export_onnx(
@@ -230,6 +239,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_from_the_command_line(folder: Path) -> None:
     command = ["export", "net.py", "--sparsity", "0.8", "--sparse-kernels"]
     done = CliRunner().invoke(main, command)
@@ -259,6 +269,7 @@ def test_from_the_command_line(folder: Path) -> None:
     assert "other.plain.onnx exists" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_benchmark_has_the_row(folder: Path) -> None:
     command = ["bench", "net.py", "--sparsity", "0.8", "--iterations", "3", "-w", "0", "--json"]
     data = json.loads(CliRunner().invoke(main, command).stdout)
@@ -277,6 +288,7 @@ def test_a_benchmark_has_the_row(folder: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_benchmark_says_why_there_is_no_row(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def test_weights_that_are_kept_sparse(kind: str) -> None:
     assert (report.weights, report.weight_nonzeros, report.parameters) == (6, 2, 6)
 
 
+@pytest.mark.slow
 def test_masks_of_torch_prune_are_zeros_of_the_weight(tmp_path: Path) -> None:
     def net() -> nn.Module:
         torch.manual_seed(0)
@@ -159,6 +160,7 @@ class Merged(nn.Module):
         return F.linear(x, self.w + self.b @ self.a)
 
 
+@pytest.mark.slow
 def test_a_weight_that_is_a_product_of_weights_has_the_zeros_of_its_values(tmp_path: Path) -> None:
     model, x = Merged(), torch.randn(3, 6)
     report = st3fx.count_flops(model, x)
@@ -173,6 +175,7 @@ def test_a_weight_that_is_a_product_of_weights_has_the_zeros_of_its_values(tmp_p
     assert (found.dense_macs, found.sparse_macs) == (report.dense_macs, report.sparse_macs)
 
 
+@pytest.mark.slow
 def test_spectral_norm_and_weight_norm(tmp_path: Path) -> None:
     wraps: tuple[Callable[..., nn.Module], ...] = (
         parametrizations.spectral_norm, nn.utils.spectral_norm, parametrizations.weight_norm

@@ -117,6 +117,7 @@ def test_csv_on_stdout_and_in_a_file(folder: Path) -> None:
     assert _run("model.py", "--csv", "layers.csv", "--force").exit_code == 0
 
 
+@pytest.mark.slow
 def test_order_of_the_layers() -> None:
     def names(sort: str) -> list[str]:
         text = _run("torchvision:squeezenet1_1", "--input", "1x3x64x64", "--csv", "-", "--sort",
@@ -148,6 +149,7 @@ def test_the_table_names_everything() -> None:
     assert "conv2d" not in _run("model.onnx", "--no-layers").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 140])
 def test_the_table_fits_a_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from st3fx.commands.analyze import analyze

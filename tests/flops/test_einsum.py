@@ -132,6 +132,7 @@ def test_einsums_in_vmap_count_for_every_sample() -> None:
     assert st3fx.count_flops(mapped, torch.randn(7, 3)).sparse_macs == 7 * nonzeros
 
 
+@pytest.mark.slow
 def test_a_repeated_product_is_exported_as_often_as_it_runs(tmp_path: Path) -> None:
     class Repeated(nn.Module):
         def __init__(self) -> None:

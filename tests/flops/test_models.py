@@ -24,6 +24,7 @@ MODELS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
 def test_convolutions_of_models_equal_brute_force(name: str, tmp_path: Path) -> None:
@@ -46,6 +47,7 @@ def test_convolutions_of_models_equal_brute_force(name: str, tmp_path: Path) -> 
     assert 0.59 < report.weight_sparsity < 0.61
 
 
+@pytest.mark.slow
 def test_resnet50_on_both_levels(tmp_path: Path) -> None:
     model = prune(torchvision.models.resnet50(weights=None))
     x = torch.randn(1, 3, 224, 224)
@@ -63,6 +65,7 @@ def test_resnet50_on_both_levels(tmp_path: Path) -> None:
     assert (file.weights, file.parameters) == (25_502_912, 25_557_032 + 2 * 26_560)
 
 
+@pytest.mark.slow
 def test_an_exported_transformer_has_the_same_macs(tmp_path: Path) -> None:
     model = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
     prune(model)

@@ -18,6 +18,7 @@ def macs(report: FlopsReport) -> tuple[object, ...]:
             report.weight_nonzeros)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_all_routes_agree(seed: int, tmp_path: Path) -> None:
     model, x = random_model(seed)

@@ -178,6 +178,7 @@ def test_threads_may_share_a_model_of_one_island() -> None:
             assert torch.equal(output, expected)
 
 
+@pytest.mark.slow
 def test_classes_do_not_share_a_compilers_limit() -> None:
     for _ in range(torch._dynamo.config.recompile_limit + 2):
         kind = type("Own", (nn.Sequential,), {"forward": lambda self, x: self[0](x)})

@@ -140,6 +140,7 @@ def test_nothing_is_left_after_fold(make: Any, layers: list[str]) -> None:
 
 
 # The third branches on data, which is no single graph before the conversion either.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a graph", "an encoder layer"])
 def test_compiled_in_one_graph(name: str) -> None:
     torch._dynamo.reset()

@@ -332,6 +332,7 @@ def test_the_default_dtype_does_not_reach_thresholds(name: str) -> None:
 
 
 # opcheck itself looks at the gradients of what it computed.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("name", ["dst", "str", "feather", "gmp"])

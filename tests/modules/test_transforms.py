@@ -50,6 +50,7 @@ def test_second_derivatives_are_straight_through(method: Any, twice: Any) -> Non
     assert torch.equal(twice(lambda w: cube(effective(w)))(W), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [NO_MASK, MASK], ids=["free", "frozen"])
 @pytest.mark.parametrize("method", (STRAIGHT | LEARNED).values(), ids=STRAIGHT | LEARNED)
 def test_a_directional_derivative_is_that_of_the_gradient(method: Any, mask: Tensor) -> None:

@@ -24,6 +24,7 @@ def facts(source: Path) -> Facts:
     return gather(source, None, lambda stage: None)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_benchmark_fills_every_section(own: Path, tmp_path: Path) -> None:
     stages: list[str] = []
     result = write_report(own, pictures=tmp_path / "png", progress=stages.append)
@@ -122,6 +123,7 @@ def test_what_is_wrong_is_said_before_any_work(own: Path, tmp_path: Path) -> Non
     assert (own / "report.html").read_text() == "my own notes"
 
 
+@pytest.mark.slow
 def test_force_replaces_what_no_report_wrote(own: Path, tmp_path: Path) -> None:
     (own / "report.html").write_text("my own notes")
     pictures = tmp_path / "png"

@@ -104,6 +104,7 @@ def test_no_constant_is_negative() -> None:
     assert nonnegative(matrix, np.array([3.0, 5.0, 7.0])) == pytest.approx([1.0, 2.0])
 
 
+@pytest.mark.slow
 def test_a_calibration_is_kept(own_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few layers in a single round: what it takes to see that it runs."""
     kinds: dict[str, Probe] = {}

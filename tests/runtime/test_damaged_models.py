@@ -111,6 +111,7 @@ def test_truncated_files_never_crash(tmp_path: Path) -> None:
     assert refused > 40
 
 
+@pytest.mark.slow
 def test_flipped_bytes_never_crash(tmp_path: Path) -> None:
     model = bytearray(ops.small_conv().model())
     generator = np.random.default_rng(5)

@@ -22,7 +22,9 @@ MODELS = [
     "resnet50", "mobilenet_v2", "vgg16", "densenet121", "convnext_tiny", "efficientnet_b0",
     "regnet_y_400mf", "shufflenet_v2_x1_0",
 ]  # fmt: skip
-DENSITIES = [0.5, 0.2, 0.1, 0.02]
+DENSITIES = [(0.5, 0.1), (0.2, 0.02)]
+"""Layers take the two of a pair in turn."""
+
 LARGEST = 1 << 24
 """Weights of the largest layer that is tried; vgg16's first linear layer has six times as many."""
 
@@ -54,12 +56,13 @@ def dense(
     return torch.from_numpy(session.run(None, {"x": x})[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("density", DENSITIES)
-def test_convolutions(name: str, density: float) -> None:
+@pytest.mark.parametrize("densities", DENSITIES)
+def test_convolutions(name: str, densities: tuple[float, float]) -> None:
     generator = np.random.default_rng(0)
     for index, layer in enumerate(layers(name, torch.nn.Conv2d)):
-        weight = ops.sparse_weight(generator, tuple(layer.weight.shape), density)
+        weight = ops.sparse_weight(generator, tuple(layer.weight.shape), densities[index // 2 % 2])
         rows = len(weight)
         bias = generator.standard_normal(rows).astype(np.float32)
         side = 6 if layer.in_channels > 3 else 20
@@ -102,8 +105,9 @@ def test_depthwise_convolutions(name: str) -> None:
                 ops.assert_close(ops.plain(result, "blocked", channels), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("density", [d for pair in DENSITIES for d in pair])
 def test_linear_layers(name: str, density: float) -> None:
     generator = np.random.default_rng(1)
     for layer in layers(name, torch.nn.Linear):

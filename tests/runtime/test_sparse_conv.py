@@ -155,6 +155,7 @@ def random_case(seed: int) -> dict[str, Any]:
 CASES = int(os.environ.get("ST3FX_KERNEL_CASES", "200"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS)
 def test_random_configurations(isa: str) -> None:
     """Some hundred; ``ST3FX_KERNEL_CASES=5000`` tries more."""

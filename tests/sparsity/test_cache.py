@@ -342,6 +342,7 @@ def test_fused_optimizers_where_no_digest_tells_of_them(
         assert torch.equal(model(X), oracle(model, sparsifier)(X))
 
 
+@pytest.mark.slow
 def test_entries_die_with_their_model() -> None:
     gc.collect()
     model, sparsifier = warm()
@@ -367,6 +368,7 @@ def test_what_is_not_used_any_more_is_dropped() -> None:
     assert kept_by(model) == set()
 
 
+@pytest.mark.slow
 def test_a_compiled_model_follows() -> None:
     model, sparsifier = st3fx.convert(Twice(), X, verify=False)
     compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)

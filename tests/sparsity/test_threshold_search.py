@@ -161,6 +161,7 @@ def test_over_weights_that_drift_and_jump(seed: int) -> None:
             assert found == by_sorting(weights, scales, sparsity)
 
 
+@pytest.mark.slow
 def test_in_a_training_it_reads_the_weights_once_a_step() -> None:
     finder, generator = GlobalThreshold(), seeded(5)
     weights = [

@@ -36,6 +36,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_the_files_of_a_run(tmp_path: Path) -> None:
     one = settings(tmp_path, epochs=2)
     result = train_spec(one)
@@ -95,6 +96,7 @@ def test_logits_sparsity_and_threshold_come_back(tmp_path: Path) -> None:
     assert float(sparsifier.level) == float(its_sparsifier.level)
 
 
+@pytest.mark.slow
 def test_settings_that_the_weights_depend_on_stay(tmp_path: Path) -> None:
     one = settings(tmp_path, epochs=1)
     train_spec(one)
@@ -105,6 +107,7 @@ def test_settings_that_the_weights_depend_on_stay(tmp_path: Path) -> None:
     resumed(settings(tmp_path, epochs=1, checkpoint_every=7))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
     one = settings(tmp_path, epochs=1)
     train_spec(one)
@@ -130,6 +133,7 @@ class Code:
         return (os.mkdir, ("ran",))
 
 
+@pytest.mark.slow
 def test_what_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     good = settings(tmp_path, epochs=1)
@@ -157,6 +161,7 @@ def test_what_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         load_checkpoint(path)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     one = settings(tmp_path, checkpoint_every=2)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -220,6 +225,7 @@ def test_best_is_a_file_of_its_own(
     assert names(tmp_path) == ["best.pt", "last.pt"]
 
 
+@pytest.mark.slow
 def test_the_best_is_one_at_the_full_sparsity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +261,7 @@ def test_the_log_is_cut_back(tmp_path: Path) -> None:
         log.cut(size)
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_free(tmp_path: Path) -> None:
     one = settings(tmp_path, epochs=1)
     train_spec(one)

@@ -59,6 +59,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_train_one_model(tmp_path: Path, kind: str) -> None:
     no_norm = NET.replace("self.drop(", "(").replace("self.norm(", "(")

@@ -90,6 +90,7 @@ def test_statistics_are_plain_means_over_the_batches() -> None:
     torch.testing.assert_close(model[0].running_mean, means)
 
 
+@pytest.mark.slow
 def test_stale_statistics_are_not_what_is_scored(tmp_path: Path) -> None:
     """While thresholds rise, the running means lag behind; taken anew they do not."""
     losses, states = [], []
@@ -140,6 +141,7 @@ def test_latent_weights_are_averaged_then_thresholded() -> None:
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
 
 
+@pytest.mark.slow
 def test_the_average_is_what_is_scored_and_kept(tmp_path: Path) -> None:
     one = settings(tmp_path, model_ema=True, model_ema_decay=0.8, bn_recalibrate=0)
     report = Recorder()

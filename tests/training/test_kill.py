@@ -87,6 +87,7 @@ def alive(pid: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path: Path, server: Server) -> None:
     values = {"epochs": 5, "batch_size": 400, "checkpoint_every": 1}
     whole = settings(tmp_path, output_dir=str(tmp_path / "whole"), **values)
@@ -122,6 +123,7 @@ def test_killed_again_and_again(tmp_path: Path, server: Server) -> None:
     assert left == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves(tmp_path: Path, server: Server, number: int) -> None:
     values = {"epochs": 5, "batch_size": 400}

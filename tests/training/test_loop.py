@@ -42,6 +42,7 @@ PLAIN_NET = NET.replace("self.drop(", "(").replace("self.norm(", "(")
 """Without what makes a batch more than the sum of its samples."""
 
 
+@pytest.mark.slow
 def test_it_is_the_loop_that_a_user_would_write(tmp_path: Path) -> None:
     """The README's loop gives the same weights, bit for bit."""
     one = settings(tmp_path, epochs=2, weight_decay=1e-3, nesterov=True, warmup_epochs=1.0)
@@ -70,6 +71,7 @@ def test_it_is_the_loop_that_a_user_would_write(tmp_path: Path) -> None:
     require_equal(dict(model.state_dict()), dict(state(one)["model"]))
 
 
+@pytest.mark.slow
 def test_accumulated_steps_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     """Also the last step of an epoch, which has fewer batches: 8 are 3, 3 and 2."""
     write(tmp_path, "net.py", PLAIN_NET)
@@ -141,6 +143,7 @@ def test_rounding_is_no_miss() -> None:
     gauge.require_target(its, 0.1, 1)
 
 
+@pytest.mark.slow
 def test_a_budget_of_macs_is_met(tmp_path: Path) -> None:
     """The stem's 100 weights multiply 49 times each, the head's 1960 once."""
     one = settings(tmp_path, budget="macs", sparsity=0.6)
@@ -150,6 +153,7 @@ def test_a_budget_of_macs_is_met(tmp_path: Path) -> None:
     assert abs((100 * layers["stem.weight"] + 1960 * layers["head.weight"]) / 2060 - 0.6) > 0.05
 
 
+@pytest.mark.slow
 def test_mixed_precision_finds_weights_of_the_model_itself(tmp_path: Path) -> None:
     """Accelerate wraps the model's own forward, which is where these are held."""
     raw = "nn.Parameter(nn.Linear(10, 196).weight.detach())"
@@ -162,6 +166,7 @@ def test_mixed_precision_finds_weights_of_the_model_itself(tmp_path: Path) -> No
         folder_of(settings(tmp_path)).bundle).parameters())  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_empty_layer_is_named(tmp_path: Path) -> None:
     write(tmp_path, "net.py", NET.replace(
         "self.drop =", "nn.init.constant_(self.stem.weight, 1e-4); self.drop ="))  # fmt: skip
@@ -294,6 +299,7 @@ def test_more_classes_than_outputs(tmp_path: Path) -> None:
         train_spec(settings(tmp_path, spec=str(tmp_path / "net2.py")))
 
 
+@pytest.mark.slow
 def test_a_bundle_is_trained(tmp_path: Path) -> None:
     """From the bundle of a run: its schedule begins anew, with another sparsity if asked for."""
     one = settings(tmp_path, epochs=1)
@@ -317,6 +323,7 @@ def test_a_bundle_is_trained(tmp_path: Path) -> None:
     assert scores == result.scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_training_may_start_from_zeros(tmp_path: Path, keep: bool) -> None:
     start = settings(tmp_path, weights=str(tmp_path / "w.pt"), epochs=1, sparsity=0.3,
@@ -334,6 +341,7 @@ def test_a_training_may_start_from_zeros(tmp_path: Path, keep: bool) -> None:
                             keep_zeros=False))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_compiled_it_keeps_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
 
@@ -357,6 +365,7 @@ def test_compiled_it_keeps_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert rows(plain) == rows(one)
 
 
+@pytest.mark.slow
 def test_schedules_count_optimizer_steps(tmp_path: Path) -> None:
     one = settings(tmp_path, batch_size=400, grad_accum_steps=2, log_interval=1, ramp=(0.2, 0.8))
     report = Recorder()

@@ -44,6 +44,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @runs
 def test_goes_on_bit_for_bit(in_folder: Path, variant: dict[str, Any]) -> None:
     whole = settings(in_folder, **variant, output_dir="whole")
@@ -62,6 +63,7 @@ def test_goes_on_bit_for_bit(in_folder: Path, variant: dict[str, Any]) -> None:
     require_same_run(whole, parts)
 
 
+@pytest.mark.slow
 def test_each_step_can_be_the_last(in_folder: Path) -> None:
     """Stopped at every single step, in one run."""
     whole = settings(in_folder, output_dir="whole", epochs=2)
@@ -76,6 +78,7 @@ def test_each_step_can_be_the_last(in_folder: Path) -> None:
     require_same_run(whole, parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["fashion-mnist-mini", "loaders.py"])
 def test_stopped_while_it_evaluates(in_folder: Path, data: str) -> None:
     whole = settings(in_folder, output_dir="whole", eval_batch_size=100, data=data)
@@ -120,6 +123,7 @@ def test_asked_twice_it_stops_at_once(in_folder: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_finished_again(in_folder: Path) -> None:
     once = settings(in_folder, output_dir="once", epochs=1)
     first = train_spec(once)

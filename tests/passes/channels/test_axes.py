@@ -63,6 +63,7 @@ def test_height_and_width_of_a_pixel_shuffle_stay() -> None:
     assert sizes(model)[1] == {"pixel_shuffle needs all of them": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "reader"),
     [((-1, 1, 64), nn.Conv1d(1, 4, 3)), ((-1, 1, 8, 8), nn.Conv2d(1, 4, 3, padding=1))],
@@ -190,6 +191,7 @@ def test_a_rule_cannot_give_more_channels_than_indices(monkeypatch: pytest.Monke
         _with(monkeypatch, rule)
 
 
+@pytest.mark.slow
 def test_all_axes_of_all_operands_are_whole_until_a_rule_asks() -> None:
     model = emptied(nn.Conv2d(4, 8, 3))
     program = torch.export.export(model, (image(),), strict=False)

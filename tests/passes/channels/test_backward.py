@@ -34,6 +34,7 @@ def test_a_channel_of_the_input_stays() -> None:
     assert graph.state_dict()["weight"].shape == (8, 4, 1, 1)
 
 
+@pytest.mark.slow
 def test_outputs_keep_their_shape() -> None:
     found, kept = sizes(chain(conv(4, 8, empty=3), F.relu))
     assert found == {"0": 8}

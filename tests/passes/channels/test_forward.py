@@ -101,6 +101,7 @@ def test_batch_norm() -> None:
     assert sizes(chain(conv(4, 8, empty=3), norm, conv(8, 6)))[0]["0"] == 4
 
 
+@pytest.mark.slow
 def test_sums_need_constants_on_both_sides() -> None:
     left, right = conv(4, 8, empty=3), conv(4, 8, empty=2)
     found, kept = sizes(chain(Both(left, right, torch.add), conv(8, 6)))
@@ -160,6 +161,7 @@ def test_depthwise(bias: float, padding: int, left: int) -> None:
     assert kept == ({liveness.BORDER: 3} if left == 8 else {})
 
 
+@pytest.mark.slow
 def test_an_empty_depthwise_filter_takes_its_input_with_it() -> None:
     found, _ = sizes(chain(conv(4, 8), conv(8, 8, 3, groups=8, empty=3), conv(8, 6)))
     assert found == {"0": 5, "1": 5, "2": 6}

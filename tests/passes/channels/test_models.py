@@ -18,6 +18,7 @@ SINGLE = 1e-6
 """Largest difference over the largest output, in float32."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "share"),
     [
@@ -51,6 +52,7 @@ def _model(name: str) -> Any:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", [0.98, 0.99])
 def test_pruned_by_one_threshold(sparsity: float) -> None:
     torch.manual_seed(0)

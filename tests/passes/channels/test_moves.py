@@ -12,6 +12,7 @@ from tests.passes.channels.nets import Both, Function, concatenated, emptied, re
 from tests.passes.channels.test_forward import chain, conv, image, sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pool", "left"),
     [

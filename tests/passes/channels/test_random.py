@@ -31,6 +31,7 @@ FILES = int(os.environ.get("ST3FX_CHANNEL_FILES", "2"))
 CHUNK = 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, NETS, CHUNK))
 def test_random_networks(first: int) -> None:
     removed = 0
@@ -50,6 +51,7 @@ def test_random_axes(seed: int) -> None:
     assert report.parameters[1] <= report.parameters[0] + report.channels[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(FILES))
 def test_random_axes_in_a_file(seed: int, tmp_path: Path) -> None:
     model, x = random_program(seed)

@@ -31,6 +31,7 @@ def test_half_precision_keeps_its_denormals() -> None:
     assert not torch.signbit(cleaned[2])
 
 
+@pytest.mark.slow
 def test_at_sparsity_zero_fold_gives_the_weights_back() -> None:
     original = Net()
     converted, _ = st3fx.convert(original, image())

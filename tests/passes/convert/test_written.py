@@ -393,6 +393,7 @@ def test_other_writes_leave_the_weight_dense(layer: nn.Module, verify: bool) -> 
     require_same(losses(model), losses(converted), "losses")
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_left_out_stops_no_conversion() -> None:
     for make, x, _ in PROJECTIONS.values():
         first = nn.Conv1d(3, 3, 1) if x.dim() == 3 else nn.Linear(4, 4)

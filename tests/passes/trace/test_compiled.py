@@ -31,6 +31,7 @@ def converted(kind: type[nn.Module], *args: Tensor) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [OnBatch, OnLength, Keeps])
 def test_guards_on_sizes_compile_without_a_break(kind: type[nn.Module]) -> None:
     model = converted(kind, X)
@@ -49,6 +50,7 @@ def breaks(act: Any) -> list[str]:
     return sorted(reason.splitlines()[0] for reason in counters["graph_break"])
 
 
+@pytest.mark.slow
 @torch.no_grad()  # where a graph breaks, dynamo asks activations for gradients, with a warning
 def test_a_branch_on_data_breaks_as_it_does_in_the_original() -> None:
     original, model = Padding(), converted(Padding, TOKENS, GAP)

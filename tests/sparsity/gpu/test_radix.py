@@ -36,6 +36,7 @@ def weights(kind: str) -> list[Tensor]:
     return tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "ties", "zeros", "equal", "small"])
 def test_the_quantile_is_the_hosts(kind: str) -> None:
     tensors, scales = weights(kind), [1.0, 0.3, 0.7]
@@ -46,6 +47,7 @@ def test_the_quantile_is_the_hosts(kind: str) -> None:
         assert torch.equal(quantile([group], total, fraction), expected)
 
 
+@pytest.mark.slow
 def test_parts_in_several_processes_are_added_up() -> None:
     tensors = weights("ties")
     whole = alone(tensors, [1.0] * 3)
