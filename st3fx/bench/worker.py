@@ -1,32 +1,24 @@
-"""The process that a variant runs in: ``python -m st3fx.bench.worker PARENT``.
+"""The process that a variant runs in, as a child of the benchmark.
 
-It takes a job as one line of JSON and answers when the model has been called once. Then each line
+Its first order is a job, which is answered when the model has been called once. Then each order
 asks for calls: ``{"warm": seconds}`` or ``{"calls": n}`` is answered by their times, ``{}`` by the
-peak of the memory. It ends when its input does, and with the parent, whose process id it is given,
-in the middle of a call too.
-
-How much memory a model takes in the process that it runs in.
+peak of the memory that the model takes in this process.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import json
-import os
 import re
-import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from st3fx.bench.variant import Prepared, locate
-from st3fx.errors import St3fxError, describe
-from st3fx.processes import end_with_parent
+from st3fx.processes import serve
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
@@ -78,46 +70,28 @@ def _status(key: str) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def main() -> None:
-    """Serve one variant."""
-    end_with_parent(int(sys.argv[1]))
-    # Ctrl-C reaches the whole group: the parent decides what becomes of it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What the model's own code prints must not mix with the answers.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    serve(sys.stdin, answers)
+class Worker:
+    """Answers the orders for one variant, of which the first has to be its job."""
 
+    def __init__(self) -> None:
+        self._memory = Memory()
+        self._call: Callable[[], object] | None = None
 
-def serve(orders: TextIO, answers: TextIO) -> None:
-    """Answer line by line."""
-
-    def answer(**values: Any) -> None:
-        answers.write(json.dumps(values) + "\n")
-        answers.flush()
-
-    try:
-        _serve(orders, answer)
-    except Exception as error:  # noqa: BLE001 (whatever a model or runtime raises is told)
-        own = isinstance(error, St3fxError)
-        answer(error=str(error) if own else describe(error, limit=400), ours=own)
-
-
-def _serve(orders: TextIO, answer: Callable[..., None]) -> None:
-    memory = Memory()
-    prepared, seconds = load(json.loads(orders.readline()), memory)
-    answer(runtime=prepared.runtime, provider=prepared.provider, load_seconds=seconds)
-    # A collection in the middle of a call is no part of the model.
-    gc.collect()
-    gc.disable()
-    for line in orders:
-        order = json.loads(line)
+    def __call__(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Load, call, or tell of the memory."""
+        if self._call is None:
+            prepared, seconds = load(order, self._memory)
+            self._call = prepared.call
+            # A collection in the middle of a call is no part of the model.
+            gc.collect()
+            gc.disable()
+            return {"runtime": prepared.runtime, "provider": prepared.provider,
+                    "load_seconds": seconds}  # fmt: skip
         if "warm" in order:
-            answer(seconds=warm(prepared.call, order["warm"]))
-        elif "calls" in order:
-            answer(seconds=timed(prepared.call, order["calls"]))
-        else:
-            answer(peak=memory.peak())
+            return {"seconds": warm(self._call, order["warm"])}
+        if "calls" in order:
+            return {"seconds": timed(self._call, order["calls"])}
+        return {"peak": self._memory.peak()}
 
 
 def load(job: dict[str, Any], memory: Memory) -> tuple[Prepared, float]:
@@ -161,4 +135,4 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Worker())

@@ -5,20 +5,13 @@ The table of probes, in the order of the report.
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from st3fx.doctor.probe import Diagnosis, Finding, Probe
+from st3fx.processes import Child, ChildDiedError
 from st3fx.version import VERSION
 
 MACHINE, MAIN, FASTER, MORE = "machine", "main path", "faster", "more"
@@ -67,7 +60,6 @@ PROBES: tuple[Probe, ...] = (
 )  # fmt: skip
 
 
-_ROOT = Path(__file__).parent.parent.parent
 SLOW = 100.0
 """Probes with a limit above this run beside the others."""
 
@@ -109,58 +101,18 @@ def _lane(
 
 def _one_process(probes: Sequence[Probe], progress: Callable[[str], None]) -> Iterator[Finding]:
     """Findings of one child process, in order; the last one may be of its death."""
-    with tempfile.TemporaryFile() as errors:
-        process = _start([probe.target for probe in probes], errors)
-        try:
-            yield from _read(process, probes, progress, errors)
-        finally:
-            process.kill()
-            process.communicate()
-
-
-def _read(
-    process: subprocess.Popen[str],
-    probes: Sequence[Probe],
-    progress: Callable[[str], None],
-    errors: IO[bytes],
-) -> Iterator[Finding]:
-    assert process.stdout is not None
-    for probe in probes:
-        progress(probe.name)
-        late = threading.Event()
-
-        def end(late: threading.Event = late) -> None:
-            late.set()
-            process.kill()
-
-        began = time.perf_counter()
-        timer = threading.Timer(probe.limit, end)
-        timer.start()
-        try:
-            process.stdout.readline()  # that it begins
-            line = process.stdout.readline()
-        finally:
-            timer.cancel()
-        if not line:
-            seconds = round(time.perf_counter() - began, 3)
-            reason = _death(process.wait(), errors)
-            if late.is_set():
-                reason = f"it did not end within {probe.limit:g} s"
-            yield _finding(probe, {"status": "failed", "detail": reason, "seconds": seconds})
-            return
-        yield _finding(probe, json.loads(line))
-
-
-def _start(targets: Sequence[str], errors: IO[bytes]) -> subprocess.Popen[str]:
-    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-    return subprocess.Popen(
-        [sys.executable, "-m", "st3fx.doctor.worker", str(os.getpid()), *targets],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+    with Child("st3fx.doctor.worker") as child:
+        for probe in probes:
+            progress(probe.name)
+            began = time.perf_counter()
+            try:
+                yield _finding(probe, child.ask(probe.target, probe.limit))
+            except ChildDiedError as death:
+                seconds = round(time.perf_counter() - began, 3)
+                said = {"status": "failed", "detail": str(death), "seconds": seconds}
+                yield _finding(probe, said)
+                return
+        child.kill()  # what a probe left running is nobody's business
 
 
 def _finding(probe: Probe, said: dict[str, Any]) -> Finding:
@@ -177,18 +129,6 @@ def _finding(probe: Probe, said: dict[str, Any]) -> Finding:
         advice="" if ok else advice,
         seconds=said["seconds"],
     )
-
-
-def _death(code: int, errors: IO[bytes]) -> str:
-    """Why a process ended, with the last line that it said."""
-    try:
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-    except ValueError:
-        how = f"by signal {-code}"
-    errors.seek(0)
-    lines = errors.read().decode(errors="replace").strip().splitlines()
-    last = f": {lines[-1].strip()[:200]}" if lines else ""
-    return f"its process ended {how}{last}"
 
 
 def _silent(name: str) -> None:

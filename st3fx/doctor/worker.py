@@ -1,23 +1,15 @@
-"""The child process of the doctor: runs probes and tells of each on stdout, as a line of JSON.
-
-A line with ``probe`` alone says that it begins; a second one has what came of it. It ends with its
-parent, whose process id is the first argument.
-"""
+"""The child process of the doctor: its orders are the targets of probes, which it runs in turn."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import json
-import os
-import sys
 import time
 import warnings
-from typing import Any, TextIO
+from typing import Any
 
 from st3fx.doctor.probe import AbsentError
 from st3fx.errors import describe
-from st3fx.processes import end_with_parent
+from st3fx.processes import serve
 
 
 def outcome(target: str) -> dict[str, Any]:
@@ -37,25 +29,6 @@ def outcome(target: str) -> dict[str, Any]:
     return {"status": status, "detail": detail, "advice": advice, "seconds": seconds}
 
 
-def main() -> None:
-    """Run the probes that are named as arguments, after the parent's process id."""
-    end_with_parent(int(sys.argv[1]))
-    warnings.simplefilter("ignore")
-    with _own_stdout() as out:
-        for target in sys.argv[2:]:
-            print(json.dumps({"probe": target}), file=out, flush=True)
-            print(json.dumps({"probe": target, **outcome(target)}), file=out, flush=True)
-
-
-@contextlib.contextmanager
-def _own_stdout() -> Any:
-    """Stdout for the protocol alone: what else is printed, by C code too, goes to stderr."""
-    sys.stdout.flush()
-    out: TextIO
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
-        os.dup2(2, 1)
-        yield out
-
-
 if __name__ == "__main__":
-    main()
+    warnings.simplefilter("ignore")
+    serve(outcome)
