@@ -32,6 +32,7 @@ from st3fx.passes.convert.products import Running
 from st3fx.passes.convert.tracker import Tracker
 from st3fx.passes.convert.written import ELSEWHERE, Kept, Moves
 from st3fx.plan.example import Example
+from st3fx.provenance import names_kept
 from st3fx.tensors import is_dense
 
 Outputs: TypeAlias = dict[TrialRun, Any]
@@ -107,9 +108,7 @@ def _watched_calls(
     model: nn.Module, observation: Observation, run: TrialRun, running: Running, moves: Moves
 ) -> Iterator[None]:
     """Keep what is under way, and note how each module is called and what it moves."""
-    names = {id(module): name for name, module in model.named_modules()}
-    stack = running.modules
-    original, plain_linear = nn.Module.__call__, F.linear
+    plain_linear = F.linear
 
     def linear(*args: Any, **kwargs: Any) -> Any:
         running.linear += 1
@@ -118,25 +117,17 @@ def _watched_calls(
         finally:
             running.linear -= 1
 
-    def watch(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        name = names.get(id(module), stack[-1])
-        if id(module) in names:
-            _note_call(observation, name, module, run, args, kwargs)
+    def enter(module: nn.Module, name: str, args: Any, kwargs: Any) -> None:
+        _note_call(observation, name, module, run, args, kwargs)
         moves.look(module, ELSEWHERE)
-        stack.append(name)
-        try:
-            return original(module, *args, **kwargs)
-        finally:
-            stack.pop()
-            moves.look(module, name)
 
-    nn.Module.__call__ = watch  # type: ignore[method-assign]
-    F.linear = linear
     try:
-        yield
+        with (
+            names_kept(model, running.modules, enter, moves.look),
+            replaced(F, {"linear": linear}),
+        ):
+            yield
     finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]
-        F.linear = plain_linear
         moves.look_at_all()
         observation.add_written(moves.written)
 

@@ -7,15 +7,14 @@ new object over the same values.
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from st3fx.passes.convert.observation import Multiplication
+from st3fx.provenance import Marks, storage_of
 
 
 @dataclass
@@ -94,9 +93,8 @@ class Origins:
 
     def __init__(self, model: nn.Module) -> None:
         """Of a model's parameters and buffers."""
-        self._parameters: dict[int, Origin] = {}
         self._memory: dict[int, list[_Place]] = {}
-        self._marks: dict[int, tuple[Any, Origin]] = {}
+        self._marks = Marks[Origin](of_memory=True)
         for name, parameter in model.named_parameters():
             self.place(name, parameter)
         for buffer in model.buffers():
@@ -105,7 +103,7 @@ class Origins:
     def place(self, name: str, parameter: Tensor) -> None:
         """A parameter lies where it lies now."""
         origin = Origin(frozenset([name]), base=parameter)
-        self._parameters[id(parameter)] = origin
+        self._marks.own(parameter, origin)
         storage = storage_of(parameter)
         if storage is not None:
             place = _Place(*_extent(parameter), origin, StorageWeakRef(storage))
@@ -113,59 +111,36 @@ class Origins:
 
     def of(self, tensor: Tensor) -> Origin | None:
         """A tensor's origin, ``None`` for what was made of nothing known (noise, positions)."""
-        found = self._parameters.get(id(tensor))
-        if found is not None:
-            return found
-        storage = storage_of(tensor)
-        if storage is not None and storage._cdata in self._memory:
-            found = self._of_memory(storage._cdata, tensor)
-            if found is not None:
-                return found
-        entry = self._marks.get(id(tensor) if storage is None else storage._cdata)
-        if entry is None:
-            return None
-        weak, origin = entry
-        alive = weak() is tensor if storage is None else not weak.expired()
-        return origin if alive else None
+        found = self._of_parameter(tensor)
+        return self._marks.of(tensor) if found is None else found
 
     def in_memory(self, tensor: Tensor) -> frozenset[str]:
         """The parameters in whose memory a tensor lies, as a whole or in part."""
-        origin = self._parameters.get(id(tensor))
-        storage = storage_of(tensor)
-        if origin is None and storage is not None and storage._cdata in self._memory:
-            origin = self._of_memory(storage._cdata, tensor)
+        origin = self._of_parameter(tensor)
         return frozenset() if origin is None else origin.parameters
 
-    def _of_memory(self, key: int, tensor: Tensor) -> Origin | None:
-        """That of the parameter that a tensor lies in; of all, if it spans several."""
+    def _of_parameter(self, tensor: Tensor) -> Origin | None:
+        """That of the parameter that a tensor is or lies in; of all, if it spans several."""
+        found = self._marks.owned(tensor)
+        if found is not None:
+            return found
+        storage = storage_of(tensor)
+        if storage is None or storage._cdata not in self._memory:
+            return None
         begin, end = _extent(tensor)
-        places = [place for place in self._memory[key] if not place.memory.expired()]
-        found = [place.origin for place in places if place.begin < end and begin < place.end]
-        if len(found) < 2:
-            return found[0] if found else None
-        return Origin(frozenset[str]().union(*(o.parameters for o in found)), computed=True)
+        places = [place for place in self._memory[storage._cdata] if not place.memory.expired()]
+        all_of_them = [place.origin for place in places if place.begin < end and begin < place.end]
+        if len(all_of_them) < 2:
+            return all_of_them[0] if all_of_them else None
+        return Origin(frozenset[str]().union(*(o.parameters for o in all_of_them)), computed=True)
 
     def mark(self, tensor: Tensor, origin: Origin) -> None:
         """Say where a new tensor, or one that was written to, comes from."""
-        if id(tensor) in self._parameters:
-            return
         if origin.parameters and origin.base is None:
             origin = dataclasses.replace(origin, base=tensor)
         storage = storage_of(tensor)
-        if storage is None:
-            self._marks[id(tensor)] = (weakref.ref(tensor), origin)
-        elif storage._cdata not in self._memory:
-            self._marks[storage._cdata] = (StorageWeakRef(storage), origin)
-
-
-def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
-    """The memory of a strided tensor, ``None`` for any other (sparse, nested, wrapped)."""
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        return None
-    try:
-        return tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):  # a wrapper of another library
-        return None
+        if storage is None or storage._cdata not in self._memory:
+            self._marks.put(tensor, origin)
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from st3fx.modules.same import tensors_in
-from st3fx.passes.convert.origins import Origin, storage_of
+from st3fx.passes.convert.origins import Origin
 from st3fx.plan.sites import Layout
+from st3fx.provenance import MOVING, storage_of
 from st3fx.tensors import is_dense
 
 ATEN_MULTIPLY: dict[str, tuple[int, ...]] = {
@@ -91,8 +92,7 @@ FX_LOOKUPS = frozenset({F.embedding, F.embedding_bag, torch.embedding, torch.emb
 ATEN_LAYOUT = frozenset(
     f"aten::{name}"
     for name in (
-        "clone", "_to_copy", "to", "contiguous", "detach", "alias", "lift_fresh", "_unsafe_view",
-        "_reshape_alias", "reshape", "_reshape_copy", "cat", "_conj", "mkldnn_reorder",
+        *MOVING, "to", "detach", "alias", "lift_fresh", "cat", "_conj", "mkldnn_reorder",
     )
 )  # fmt: skip
 """Operators beside views that only move a parameter's values."""

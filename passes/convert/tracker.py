@@ -29,8 +29,8 @@ from st3fx.passes.convert.products import (
     describe,
     is_weight,
 )
-from st3fx.passes.convert.written import written_by
 from st3fx.plan.example import Example
+from st3fx.provenance import written_by
 from st3fx.tensors import is_dense
 
 AS_INPUT = "the product with another weight, as its input"

@@ -13,22 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
-from st3fx.passes.convert.origins import storage_of
+from st3fx.provenance import storage_of
 from st3fx.sparsity.digest import Digest, digests
 from st3fx.tensors import Saved, is_dense
-
-
-def written_by(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors that an ATen operator writes to."""
-    if not func._schema.is_mutable:
-        return []
-    found: list[Any] = []
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = args[position] if position < len(args) else kwargs.get(argument.name)
-            found += given if isinstance(given, list | tuple) else [given]
-    return [tensor for tensor in found if isinstance(tensor, Tensor)]
-
 
 ELSEWHERE = "?"
 """Stands for a writer that is no module's own forward: a hook, a library, a module above."""

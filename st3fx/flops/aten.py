@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -23,27 +22,7 @@ from st3fx.flops.collect import Collector
 from st3fx.flops.observer import MATRICES, Observer, Step
 from st3fx.modules.state import preserved, to_eval
 from st3fx.plan.example import Example
-
-
-@contextlib.contextmanager
-def module_stack(model: nn.Module) -> Iterator[list[str]]:
-    """Keep the full names of the modules that are running, the innermost last."""
-    names = {id(module): name for name, module in model.named_modules()}
-    stack = [""]
-
-    def enter(module: nn.Module, args: Any) -> None:
-        stack.append(names.get(id(module), stack[-1]))
-
-    def leave(module: nn.Module, args: Any, out: Any) -> None:
-        stack.pop()
-
-    before = register_module_forward_pre_hook(enter)
-    after = register_module_forward_hook(leave, always_call=True)
-    try:
-        yield stack
-    finally:
-        before.remove()
-        after.remove()
+from st3fx.provenance import names_kept
 
 
 @contextlib.contextmanager
@@ -171,14 +150,14 @@ def _run(model: nn.Module, example: Example, fake: FakeTensorMode | None) -> lis
         call = pytree.tree_map_only(Tensor, _plain, (example.args, example.kwargs))
         if fake is not None:
             call = pytree.tree_map_only(Tensor, fake.from_tensor, call)
-        with module_stack(model) as stack:
-            observer = Observer(model, stack, fake)
-            for leaf in pytree.tree_leaves(call):
-                if isinstance(leaf, Tensor):
-                    observer.constants.activate(leaf)
-            with observer, Einsums(observer):
-                model(*call[0], **call[1])
-            observer.constants.settle()
+        stack = [""]
+        observer = Observer(model, stack, fake)
+        for leaf in pytree.tree_leaves(call):
+            if isinstance(leaf, Tensor):
+                observer.constants.activate(leaf)
+        with names_kept(model, stack), observer, Einsums(observer):
+            model(*call[0], **call[1])
+        observer.constants.settle()
     return observer.steps
 
 

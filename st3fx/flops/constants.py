@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from st3fx.flops.operand import Constant, Operand, Weight, Window
+from st3fx.provenance import Marks
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,9 @@ class Constants:
     """Keeps apart activations and constants while a model runs."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._marks: dict[int, tuple[weakref.ref[Tensor], _Mark]] = {}
+        self._marks = Marks[_Mark](of_memory=False)  # of a padded tensor's views, each has its own
+        self._overwritten = Marks[bool](of_memory=True)
         self._known: dict[tuple[object, ...], Constant] = {}
-        self._owned: dict[int, _Mark] = {}
-        self._written: dict[int, object] = {}
         self._changed: dict[int, object] = {}
         self._kept: list[Tensor] = []  # of which no other gets the address
         buffers = dict(model.named_buffers())
@@ -52,7 +51,7 @@ class Constants:
 
     def _own(self, name: str, tensor: Tensor, *, parameter: bool = True) -> None:
         weight = Weight(name, dense(tensor), parameter=parameter)
-        self._owned[id(tensor)] = _Mark((weight,), weight.tensor)
+        self._marks.own(tensor, _Mark((weight,), weight.tensor))
 
     def activate(
         self, tensor: Tensor, window: Window | None = None, made_of: Sequence[Tensor] = ()
@@ -65,21 +64,18 @@ class Constants:
             made_of: What it was computed from where nothing of that depends on the input.
         """
         weights = self._weights(made_of)
-        mark = _Mark(weights, tensor if weights else None, window, active=True)
-        self._marks[id(tensor)] = (weakref.ref(tensor), mark)
+        base = tensor if weights else None
+        self._marks.put(tensor, _Mark(weights, base, window, active=True))
 
     def fix(self, tensor: Tensor) -> None:
         """Note that what layers made of constants is a weight after all."""
-        mark = self._mark(tensor)
+        mark = self._marks.of(tensor)
         if mark is not None and mark.active and mark.weights:
-            fixed = _Mark(mark.weights, tensor)
-            self._marks[id(tensor)] = (weakref.ref(tensor), fixed)
+            self._marks.put(tensor, _Mark(mark.weights, tensor))
 
     def overwrite(self, tensor: Tensor) -> None:
         """Note that a tensor which was constant was given values that depend on the input."""
-        if tensor.layout == torch.strided:
-            storage = tensor.untyped_storage()
-            self._written[storage._cdata] = storage  # kept, so that no other gets its address
+        self._overwritten.put(tensor, True)
         self.activate(tensor)
 
     def change(self, tensor: Tensor) -> None:
@@ -97,42 +93,28 @@ class Constants:
         for key in [key for key in self._known if key[0] in storages]:
             self._known.pop(key).keep()
 
-    def _mark(self, tensor: Tensor) -> _Mark | None:
-        owned = self._owned.get(id(tensor))
-        if owned is not None:
-            return owned
-        entry = self._marks.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
-
     def is_activation(self, tensor: Tensor) -> bool:
         """Whether a tensor counts as an activation."""
-        mark = self._mark(tensor)
-        return (mark is not None and mark.active) or self._is_written(tensor)
+        mark = self._marks.of(tensor)
+        return (mark is not None and mark.active) or bool(self._overwritten.of(tensor))
 
     def is_dependent(self, tensor: Tensor) -> bool:
         """Whether a tensor depends on the model's input."""
-        mark = self._mark(tensor)
-        return (mark is not None and not mark.weights) or self._is_written(tensor)
-
-    def _is_written(self, tensor: Tensor) -> bool:
-        return (
-            bool(self._written)
-            and tensor.layout == torch.strided
-            and tensor.untyped_storage()._cdata in self._written
-        )
+        mark = self._marks.of(tensor)
+        return (mark is not None and not mark.weights) or bool(self._overwritten.of(tensor))
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Whether a tensor is made of parameters or buffers of the model."""
-        mark = self._mark(tensor)
+        mark = self._marks.of(tensor)
         return mark is not None and bool(mark.weights) and not mark.active
 
     def window(self, tensor: Tensor) -> Window | None:
         """Where an activation has real values, if it was padded."""
-        mark = self._mark(tensor)
+        mark = self._marks.of(tensor)
         return None if mark is None else mark.window
 
     def _weights(self, sources: Sequence[Tensor]) -> tuple[Weight, ...]:
-        marks = [mark for source in sources if (mark := self._mark(source)) is not None]
+        marks = [mark for source in sources if (mark := self._marks.of(source)) is not None]
         return tuple({id(w): w for mark in marks for w in mark.weights}.values())
 
     def derive(self, out: Tensor, sources: Sequence[Tensor], *, layout: bool) -> None:
@@ -143,11 +125,11 @@ class Constants:
             sources: The tensors that it was given.
             layout: Whether it only moved values.
         """
-        marks = [mark for source in sources if (mark := self._mark(source)) is not None]
+        marks = [mark for source in sources if (mark := self._marks.of(source)) is not None]
         weights = self._weights(sources)
-        if weights and id(out) not in self._owned:
+        if weights:
             base = marks[0].base if layout and len(marks) == 1 else out
-            self._marks[id(out)] = (weakref.ref(out), _Mark(weights, base))
+            self._marks.put(out, _Mark(weights, base))
 
     def operand(self, tensor: Tensor, *, is_weight: bool = False) -> Operand:
         """A tensor as the rules see it.
@@ -167,7 +149,7 @@ class Constants:
     def _constant(self, tensor: Tensor) -> Constant:
         key = _place(tensor)
         if key not in self._known:
-            mark = self._mark(tensor)
+            mark = self._marks.of(tensor)
             if tensor.layout != torch.strided:
                 self._kept.append(tensor)
             self._known[key] = Constant(dense(tensor), _weight(mark, tensor), tensor.itemsize)

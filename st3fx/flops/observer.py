@@ -23,6 +23,7 @@ from st3fx.flops.aten_rules import FREE, AtenCall
 from st3fx.flops.constants import Constants
 from st3fx.flops.einsum import contracts
 from st3fx.flops.operand import Window
+from st3fx.provenance import MOVING, written_by
 
 
 def kernel_of(func: HigherOrderOperator) -> Callable[..., Any] | None:
@@ -46,12 +47,6 @@ def _scan(combine: Any, init: Any, xs: Any, additional_inputs: Any, **_: Any) ->
 _KERNELS: Final[dict[str, Callable[..., Any]]] = {"cond": _cond, "scan": _scan}
 """What torch's own kernels do, which refuse to run while a mode observes."""
 
-
-_MOVES = frozenset(
-    ("clone", "_to_copy", "contiguous", "_unsafe_view", "_reshape_alias", "reshape",
-     "_reshape_copy")
-)  # fmt: skip
-"""Operators beside views that give the values of one tensor back."""
 
 _KEEP_WINDOW = frozenset(("alias", "clone", "contiguous", "detach", "_to_copy"))
 
@@ -171,7 +166,8 @@ class Observer(TorchDispatchMode):
         """Run an operator, note it, and what its outputs are made of."""
         tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         active = any(self.constants.is_activation(tensor) for tensor in tensors)
-        written = self._written(func, args)
+        given = written_by(func, args, kwargs)
+        written = [tensor for tensor in given if not self.constants.is_activation(tensor)]
         noted = active or self._multiplies_weight(func, tensors)
         # Before it runs: an operator in place would change what the operands say.
         named = self._named(func, args, kwargs, tensors) if noted and not self._hidden else {}
@@ -184,7 +180,7 @@ class Observer(TorchDispatchMode):
         if noted:
             self._note(func, named, args, results, tensors)
         else:
-            layout = func.is_view or _name(func) in _MOVES
+            layout = func.is_view or _name(func) in MOVING
             for tensor in results:
                 self.constants.derive(tensor, tensors, layout=layout)
         return out
@@ -234,16 +230,6 @@ class Observer(TorchDispatchMode):
             raise NeedsValuesError
         with self._fake:
             return func(*args, **kwargs)
-
-    def _written(self, func: Any, args: tuple[Any, ...]) -> list[Tensor]:
-        """Constants that an operator writes into."""
-        return [
-            value
-            for argument, value in zip(func._schema.arguments, args, strict=False)
-            if argument.is_write
-            and isinstance(value, Tensor)
-            and not self.constants.is_activation(value)
-        ]
 
     def _multiplies_weight(self, func: Any, tensors: list[Tensor]) -> bool:
         return _name(func) in _PRODUCTS and any(map(self.constants.is_weight, tensors))
