@@ -31,6 +31,9 @@ PACKAGES = (
 A module imports from its own package and from those before it, for types too.
 """
 
+DOORS = ("passes.trace",)
+"""Packages of which others import no module, but what the package itself names."""
+
 CORE = PACKAGES[: PACKAGES.index("passes")]
 
 ONLY_IN = {
@@ -97,6 +100,8 @@ def violations(sources: dict[str, str]) -> list[str]:
             if top == "st3fx":
                 if PACKAGES.index(package(target)) > PACKAGES.index(own):
                     found.append(f"{module} imports {target}, which is above it")
+                elif own != package(target) in DOORS and target != f"st3fx.{package(target)}":
+                    found.append(f"{module} imports {target}, which is behind a door")
             elif own not in ONLY_IN.get(top, {own}):
                 found.append(f"{module} imports {top}")
             elif own in CORE and top not in CORE_MAY_USE:
@@ -177,6 +182,11 @@ def test_files_and_functions_keep_to_a_size() -> None:
         ("st3fx.methods.st3", "from st3fx import convert", "imports st3fx, which is"),
         ("st3fx.passes.trace.x", "from st3fx.passes.convert import y", "passes.convert, which is"),
         ("st3fx.passes.trace.x", "import onnx.helper", "imports onnx"),
+        (
+            "st3fx.passes.convert.x",
+            "import st3fx.passes.trace.reads",
+            "reads, which is behind a door",
+        ),
         ("st3fx.files.bundle", "from st3fx.api import fold", "imports st3fx.api, which is above"),
         ("st3fx.files.bundle", "import rich", "imports rich"),
         ("st3fx.api", "from st3fx.cli import main", "imports st3fx.cli, which is above it"),

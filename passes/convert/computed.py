@@ -31,8 +31,7 @@ from st3fx.modules.names import owner, plain_layer
 from st3fx.modules.state import preserved
 from st3fx.passes.convert.observation import Observation
 from st3fx.passes.convert.products import FX_WEIGHT, convolution_layout
-from st3fx.passes.trace.trace import Capture, trace
-from st3fx.passes.trace.writes import writes_in
+from st3fx.passes.trace import Capture, capture, writes_in
 from st3fx.plan.sites import Layout, Site
 from st3fx.tensors import Saved
 
@@ -148,7 +147,7 @@ def computed_weights(
                 captures[mode] = _traced(holder, module, spec)
     if not captures:
         raise TraceError("in a forward whose calls were not seen")
-    uses = [_only_use(capture.graph) for capture in captures.values()]
+    uses = [_only_use(traced.graph) for traced in captures.values()]
     graph, (consumer, op, weight) = next(iter(captures.values())).graph, uses[0]
     compute = _extract(graph, weight)
     with preserved(module), torch.no_grad():
@@ -158,8 +157,8 @@ def computed_weights(
     except TraceError as error:
         raise TraceError(f"before it multiplies: {error}") from error
     site = _site(model, holder, op, value, sources(weight))
-    for capture, (_, _, used) in zip(captures.values(), uses, strict=True):
-        require_projection(module, capture.graph, _closure(used), compute)
+    for traced, (_, _, used) in zip(captures.values(), uses, strict=True):
+        require_projection(module, traced.graph, _closure(used), compute)
     return [ComputedWeight(site, captures, compute)]
 
 
@@ -186,7 +185,7 @@ def _only_use(graph: fx.Graph) -> tuple[fx.Node, str, fx.Node]:
 
 def _traced(holder: str, module: nn.Module, spec: CallSpec) -> Capture:
     try:
-        return trace(holder, module, spec, {holder})
+        return capture(holder, module, spec, {holder})
     except TraceError as error:
         raise TraceError(f"in a forward that cannot be traced: {error}") from error
 
@@ -204,9 +203,9 @@ def _check_plain(module: nn.Module, graph: fx.Graph, consumer: fx.Node, weight: 
         raise TraceError(f"{type(module).__name__} does more than a {type(plain).__name__}")
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     spec = CallSpec(plain, tuple(torch.empty(0) for _ in inputs), {})
-    reference = trace("", plain, spec, {""}).graph
-    twin = next(node for node in reference.nodes if weight_argument(node) is not None)
-    if _signature(consumer) != _signature(twin):
+    reference = capture("", plain, spec, {""}).graph
+    expected = next(node for node in reference.nodes if weight_argument(node) is not None)
+    if _signature(consumer) != _signature(expected):
         raise TraceError(
             f"{type(module).__name__} calls its {consumer.name} differently from a "
             f"{type(plain).__name__}"

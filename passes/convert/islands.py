@@ -16,9 +16,7 @@ from st3fx.modules.names import is_below
 from st3fx.modules.state import settled
 from st3fx.passes.convert.discover import Discovery
 from st3fx.passes.convert.observation import Observation, Seen
-from st3fx.passes.trace.ambient import source_line
-from st3fx.passes.trace.trace import Capture, trace
-from st3fx.passes.trace.writes import writes_in
+from st3fx.passes.trace import Capture, capture, source_line, writes_in
 from st3fx.plan.sites import OpaqueModule
 
 MAX_GRAPHS = 8
@@ -83,12 +81,12 @@ class _Builder:
         for seen in self.observation.calls.get(name, ())[:MAX_GRAPHS]:
             if any(mode == "both" and seen.spec == known.spec for mode, known in captures):
                 continue
-            capture = self._trace(name, module, seen)
-            self._check_leaves(name, capture)
-            self._check_writes(name, capture)
-            reads_mode = any(guard.attribute == "training" for guard in capture.guards)
+            found = self._trace(name, module, seen)
+            self._check_leaves(name, found)
+            self._check_writes(name, found)
+            reads_mode = any(guard.attribute == "training" for guard in found.guards)
             mode = "both" if not reads_mode else "train" if seen.training else "eval"
-            captures.append((mode, capture))
+            captures.append((mode, found))
         return captures
 
     def _trace(self, name: str, module: nn.Module, seen: Seen) -> Capture:
@@ -97,7 +95,7 @@ class _Builder:
             for child, _ in below:
                 child.training = self.flags[seen.training][child]
             with settled(self.observation.left[seen.run]):
-                return trace(name, module, seen.spec, self.sites_in)
+                return capture(name, module, seen.spec, self.sites_in)
         finally:
             for child, flag in below:
                 child.training = flag

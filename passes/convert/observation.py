@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from st3fx.graphs.calls import CallSpec
-from st3fx.modules.state import Left
+from st3fx.modules.state import LeftBehind
 from st3fx.plan.sites import Layout
 
 
@@ -81,7 +81,7 @@ class Observation:
     unseen: set[str] = field(default_factory=set)
     calls: dict[str, list[Seen]] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
-    left: dict[TrialRun, list[Left]] = field(default_factory=dict)
+    left: dict[TrialRun, list[LeftBehind]] = field(default_factory=dict)
     written: dict[str, set[str]] = field(default_factory=dict)
 
     def add_written(self, written: Mapping[str, set[str]]) -> None:

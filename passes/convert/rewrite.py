@@ -22,7 +22,7 @@ from st3fx.passes.convert.computed import computed_nodes, sources
 from st3fx.passes.convert.discover import Discovery
 from st3fx.passes.convert.islands import Archipelago
 from st3fx.passes.convert.products import FX_LOOKUPS
-from st3fx.passes.trace.trace import HANDED, Capture
+from st3fx.passes.trace import HANDED, Capture
 from st3fx.plan.sites import Site
 from st3fx.sparsifier.bound import COMPUTE
 from st3fx.sparsifier.run import Run

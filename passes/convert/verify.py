@@ -36,7 +36,7 @@ from st3fx.modules.converted import leave
 from st3fx.modules.copying import copied
 from st3fx.modules.marks import PREFIX, is_entered
 from st3fx.modules.state import (
-    Left,
+    LeftBehind,
     deterministic,
     preserved,
     preserved_rng,
@@ -75,7 +75,7 @@ class Subject:
     model: nn.Module
     example: Example
     forwards: Sequence[SparseForward]
-    left: Mapping[bool, Sequence[Left]]
+    left: Mapping[bool, Sequence[LeftBehind]]
     written: Mapping[str, Tensor] = field(default_factory=dict)
 
     @contextlib.contextmanager

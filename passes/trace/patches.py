@@ -96,7 +96,7 @@ def patched(tracer: Any) -> Iterator[None]:
     """All of them, for one trace.
 
     Args:
-        tracer: An :class:`st3fx.passes.trace.trace.IslandTracer`.
+        tracer: An ``IslandTracer``.
     """
     functions = {name: _factory(tracer, getattr(torch, name)) for name in FACTORIES}
     functions |= {name: of_proxies(tracer, getattr(torch, name)) for name in _OF_DTYPES}
@@ -111,7 +111,7 @@ def patched(tracer: Any) -> Iterator[None]:
         replaced(torch.backends.mha, fast),
         replaced(functional, {"_none_or_dtype": _none_or_dtype(functional._none_or_dtype)}),
         replaced(nn.Module, {"_named_members": _members(tracer), "get_parameter": _get(tracer)}),
-        replaced(nn.RNNBase, rnn.quiet_update(lambda: tracer.asked.answers)),
+        replaced(nn.RNNBase, rnn.quiet_update(lambda: tracer.questions.answers)),
         replaced(builtins, {"isinstance": _isinstance(tracer)}),
     ):
         yield
@@ -129,7 +129,7 @@ def _isinstance(tracer: Any) -> Callable[..., Any]:
             asker = sys._getframe(1).f_globals.get("__name__", "")
             if not _KNOW_PROXIES.match(asker):
                 kinds = kinds.__args__ if type(kinds) is types.UnionType else kinds
-                return _is_kind(tracer.asked.class_of(value.node), kinds)
+                return _is_kind(tracer.questions.class_of(value.node), kinds)
         return ask(value, kinds)
 
     return answer
@@ -147,7 +147,7 @@ def _is_tensor(tracer: Any) -> Callable[[Any], bool]:
 
     def is_tensor(value: Any) -> bool:
         if issubclass(type(value), fx.Proxy):
-            return issubclass(tracer.asked.class_of(value.node), Tensor)
+            return issubclass(tracer.questions.class_of(value.node), Tensor)
         return original(value)
 
     return is_tensor
@@ -174,7 +174,7 @@ def _none_or_dtype(original: Callable[..., Any]) -> Callable[..., Any]:
 def _factory(tracer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def make(*args: Any, **kwargs: Any) -> Any:
-        if not tracer.asked.answers:
+        if not tracer.questions.answers:
             return original(*args, **kwargs)
         return tracer.create_proxy("call_function", original, args, kwargs)
 
@@ -192,8 +192,8 @@ def _asking(tracer: Any, owner: Any, names: Iterable[str]) -> dict[str, Callable
             found = original(*args)
             caller = sys._getframe(1).f_globals.get("__name__", "")
             is_told = tracer.regions.decides(name, args)
-            if tracer.asked.answers and not is_told and not _KNOW_PROXIES.match(caller):
-                tracer.asked.environment(owner, name, args, found)
+            if tracer.questions.answers and not is_told and not _KNOW_PROXIES.match(caller):
+                tracer.questions.environment(owner, name, args, found)
             return found
 
         return answer
@@ -207,7 +207,7 @@ def _members(tracer: Any) -> Callable[..., Any]:
 
     def named_members(module: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
         for name, tensor in original(module, *args, **kwargs):
-            proxy = tracer.named_proxy(tensor, handed=True) if tracer.asked.answers else None
+            proxy = tracer.named_proxy(tensor, handed=True) if tracer.questions.answers else None
             yield name, tensor if proxy is None else proxy
 
     return named_members
@@ -218,9 +218,9 @@ def _get(tracer: Any) -> Callable[..., Any]:
     original = nn.Module.get_parameter
 
     def get_parameter(module: nn.Module, target: str) -> Any:
-        if not tracer.asked.answers:
+        if not tracer.questions.answers:
             return original(module, target)
-        with tracer.asked.silent():
+        with tracer.questions.silent():
             found = original(module, target)
         return tracer.named_proxy(found, handed=True)
 

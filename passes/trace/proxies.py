@@ -33,27 +33,27 @@ class Asking:
 
     def __int__(self) -> int:
         """The number, as a guard."""
-        return int(self.tracer.asked.ask(self.node, "int"))
+        return int(self.tracer.questions.ask(self.node, "int"))
 
     def __float__(self) -> float:
         """The number, as a guard."""
-        return float(self.tracer.asked.ask(self.node, "float"))
+        return float(self.tracer.questions.ask(self.node, "float"))
 
     def __index__(self) -> int:
         """The number, as a guard."""
-        return int(self.tracer.asked.ask(self.node, "index"))
+        return int(self.tracer.questions.ask(self.node, "index"))
 
     def __len__(self) -> int:
         """The length, as a guard."""
-        return int(self.tracer.asked.ask(self.node, "length"))
+        return int(self.tracer.questions.ask(self.node, "length"))
 
     def __hash__(self) -> int:
         """A value's, as a guard; anything else is told apart by identity."""
-        return int(self.tracer.asked.hash_of(self))
+        return int(self.tracer.questions.hash_of(self))
 
     def __str__(self) -> str:
         """A word for a device, a dtype or a number, as a guard; else the node's name."""
-        return str(self.tracer.asked.text_of(self))
+        return str(self.tracer.questions.text_of(self))
 
     def __iadd__(self, other: Any) -> Any:
         """In place, as the model does it: ``y += x`` of torch.fx would be a new tensor."""
@@ -96,7 +96,7 @@ class Asking:
         if name in _GRADIENTS:
             raise TraceError(f"reads {name}")
         if not hasattr(Tensor, name):
-            self.tracer.asked.require_attribute(self.node, name)
+            self.tracer.questions.require_attribute(self.node, name)
         return self.tracer.unless_none(AttributeProxy(self, name))  # type: ignore[arg-type]
 
 
@@ -114,7 +114,7 @@ class AttributeProxy(Asking, fx.proxy.Attribute):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A method's call; the contents of a mapping are listed."""
         if self.attr in ("items", "values", "keys") and not args:
-            names = self.tracer.asked.keys(self.root.node)
+            names = self.tracer.questions.keys(self.root.node)
             if names is not None:
                 return _listed(self.attr, self.root, names)
         return fx.proxy.Attribute.__call__(self, *args, **kwargs)

@@ -29,7 +29,7 @@ _ISINSTANCE = builtins.isinstance
 _WANTS = {"bool": "branches on", "length": "asks for the length of", "kind": "asks for the type of"}
 
 
-class Asked:
+class Questions:
     """Values of one trace's nodes, on demand.
 
     Attributes:
@@ -237,20 +237,20 @@ class Mark(NamedTuple):
     sizes: list[int]
 
 
-def mark(graph: fx.Graph, asked: Asked, tables: Tables) -> Mark:
+def mark(graph: fx.Graph, questions: Questions, tables: Tables) -> Mark:
     """Where a trace is now."""
     last = next(iter(reversed(graph.nodes)), None)
-    return Mark(last, asked.mark(), [len(table) for table in tables])
+    return Mark(last, questions.mark(), [len(table) for table in tables])
 
 
-def undo(graph: fx.Graph, asked: Asked, tables: Tables, before: Mark) -> None:
+def undo(graph: fx.Graph, questions: Questions, tables: Tables, before: Mark) -> None:
     """Back to a mark: nodes, answers and entries since then are dropped."""
-    asked.undo(before.answers)
+    questions.undo(before.answers)
     for table, size in zip(tables, before.sizes, strict=True):
         while len(table) > size:
             table.popitem()
     for node in reversed(graph.nodes):
         if node is before.last:
             break
-        asked.erase(node)
+        questions.erase(node)
         graph.erase_node(node)

@@ -20,7 +20,7 @@ from st3fx.modules import rnn
 from st3fx.modules.same import frozen, is_value, meta_of
 from st3fx.modules.state import INTERNAL
 from st3fx.passes.trace.ambient import place
-from st3fx.passes.trace.questions import Asked
+from st3fx.passes.trace.questions import Questions
 from st3fx.passes.trace.taken import FOREIGN, Taken
 
 _INTERNAL = INTERNAL - {"training"}
@@ -35,20 +35,20 @@ class Reads:
     """
 
     def __init__(
-        self, root: nn.Module, asked: Asked, named: Callable[[Tensor], fx.Proxy | None]
+        self, root: nn.Module, questions: Questions, named: Callable[[Tensor], fx.Proxy | None]
     ) -> None:
         """Prepare; :meth:`watched` records.
 
         Args:
             root: Its modules are watched.
-            asked: Takes what is read of other objects.
+            questions: Takes what is read of other objects.
             named: Gives the proxy of one of the module's tensors.
         """
         self.guards: dict[tuple[int, str], Guard] = {}
         self._before = {id(module): dict(module.__dict__) for module in root.modules()}
         self._stored: dict[tuple[int, str], nn.Module] = {}
         self._root, self._named = root, named
-        self._asked = asked
+        self._questions = questions
         self._objects: dict[int, tuple[Any, dict[str, Any]]] = {}
         self._classes: dict[type, Any] = {}
         self.taken = Taken(self._adopt)
@@ -89,7 +89,7 @@ class Reads:
 
     def _noting(self, store: Any) -> Any:
         def note(module: nn.Module, name: str, value: Any) -> None:
-            if self._asked.answers and name in self._before.get(id(module), ()):
+            if self._questions.answers and name in self._before.get(id(module), ()):
                 self._stored[id(module), name] = module
             store(module, name, value)
 
@@ -107,7 +107,7 @@ class Reads:
         before = self._before
 
         def record(module: nn.Module, name: str) -> Any:
-            if name not in _INTERNAL and id(module) in before and self._asked.answers:
+            if name not in _INTERNAL and id(module) in before and self._questions.answers:
                 if name not in object.__getattribute__(module, "__dict__"):
                     self._note_class(module, name)
                     return object.__getattribute__(module, name)
@@ -129,14 +129,14 @@ class Reads:
 
     def _guard(self, module: nn.Module, name: str, value: Any) -> None:
         if (id(module), name) not in self.guards:
-            with self._asked.silent():
+            with self._questions.silent():
                 self.guards[id(module), name] = Guard(module, name, frozen(value, meta_of))
             self._adopt(value)
 
     def _note_class(self, module: nn.Module, name: str) -> None:
         """An attribute that the module itself has not got, before its class is asked."""
         if hasattr(type(module), name):
-            with self._asked.silent():
+            with self._questions.silent():
                 self.taken.note(module, name)
                 self._adopt(getattr(type(module), name))
 
@@ -176,7 +176,7 @@ class Reads:
 
         def record(thing: Any, name: str) -> Any:
             value = original(thing, name)
-            if self._asked.answers and not name.startswith("__") and id(thing) in self._objects:
+            if self._questions.answers and not name.startswith("__") and id(thing) in self._objects:
                 self._note(thing, name, value)
             return value
 
@@ -184,7 +184,7 @@ class Reads:
         self._classes[kind] = own
 
     def _note(self, thing: Any, name: str, value: Any) -> None:
-        facts = self._asked.facts
+        facts = self._questions.facts
         if (id(thing), name) not in facts and _is_data(value):
             facts[id(thing), name] = Fact(thing, name, None, frozen(value), place())
         else:

@@ -16,7 +16,7 @@ from torch import fx
 from st3fx.errors import TraceError
 from st3fx.graphs import regions
 from st3fx.passes.trace.ambient import ambient_state
-from st3fx.passes.trace.questions import Asked
+from st3fx.passes.trace.questions import Questions
 
 _OF_GRADIENTS: tuple[type[Any], ...] = (
     torch.no_grad,
@@ -42,14 +42,14 @@ class _Open(NamedTuple):
 class Regions:
     """The regions of one trace."""
 
-    def __init__(self, asked: Asked, create: Callable[..., fx.Proxy]) -> None:
+    def __init__(self, questions: Questions, create: Callable[..., fx.Proxy]) -> None:
         """Outside of all.
 
         Args:
-            asked: Values are computed under the context that their nodes run under.
+            questions: Values are computed under the context that their nodes run under.
             create: Makes a node.
         """
-        self._asked, self._create = asked, create
+        self._questions, self._create = questions, create
         self._open: list[_Open] = []
         self._ambient = ambient_state()
 
@@ -89,7 +89,7 @@ class Regions:
         for kind, enter, leave in saved:
             kind.__enter__ = self._entering(enter, leave)
             kind.__exit__ = self._leaving(leave)
-        inference.__enter__ = _refusing(self._asked, refused)
+        inference.__enter__ = _refusing(self._questions, refused)
         autocast.__init__ = _by_name(make)
         try:
             yield
@@ -117,11 +117,11 @@ class Regions:
         self, enter: Callable[[Any], Any], leave: Callable[..., Any]
     ) -> Callable[[Any], Any]:
         def entered(context: Any) -> Any:
-            if not self._asked.answers:
+            if not self._questions.answers:
                 return enter(context)
             if isinstance(context, torch.set_grad_enabled):
                 torch._C._set_grad_enabled(context.prev)  # it switches when it is made
-            self._asked.catch_up()
+            self._questions.catch_up()
             node = self._create("call_function", *_entry(context), {})
             found = enter(context)
             self._open.append(_Open(context, node, leave))
@@ -132,7 +132,7 @@ class Regions:
 
     def _leaving(self, leave: Callable[..., Any]) -> Callable[..., Any]:
         def left(context: Any, *error: Any) -> Any:
-            if not self._asked.answers:
+            if not self._questions.answers:
                 return leave(context, *error)
             try:
                 self._close(context)
@@ -147,7 +147,7 @@ class Regions:
         if not self._open or self._open[-1].context is not context:
             self._open = [entry for entry in self._open if entry.context is not context]
             raise TraceError(f"leaves a {type(context).__name__} that it has not entered last")
-        self._asked.catch_up()
+        self._questions.catch_up()
         node = self._open.pop().node
         if isinstance(context, _OF_GRADIENTS):
             self._create("call_function", regions.leave_grad, (node,), {})
@@ -182,9 +182,9 @@ def _by_name(make: Callable[..., None]) -> Callable[..., None]:
     return made
 
 
-def _refusing(asked: Asked, enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _refusing(questions: Questions, enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def refuse(context: Any) -> Any:
-        if asked.answers:
+        if questions.answers:
             raise TraceError(f"enters {type(context).__name__}")
         return enter(context)
 

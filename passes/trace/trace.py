@@ -13,10 +13,6 @@ Beyond ``torch.fx.Tracer``:
 * Fail closed: a branch on the data of activations, checkpointing, other attributes that a forward
   writes, numbers drawn in Python or buffers read while tracing are refused, because a graph would
   lose them silently.
-
-One traced forward.
-
-A tracer whose proxies answer where Python needs a value.
 """
 
 from __future__ import annotations
@@ -55,7 +51,7 @@ from st3fx.passes.trace.outputs import (
 )
 from st3fx.passes.trace.patches import patched
 from st3fx.passes.trace.proxies import AttributeProxy, ValueProxy, iterated
-from st3fx.passes.trace.questions import Asked, mark, undo
+from st3fx.passes.trace.questions import Questions, mark, undo
 from st3fx.passes.trace.reads import Reads
 from st3fx.passes.trace.regions import Regions
 from st3fx.passes.trace.writes import Writes
@@ -94,10 +90,10 @@ class AnsweringTracer(fx.Tracer):
     """What ``torch.fx.Tracer`` asks of a tracer about its proxies.
 
     Attributes:
-        asked: Knows the values, and keeps each answer as a guard.
+        questions: Knows the values, and keeps each answer as a guard.
     """
 
-    asked: Asked
+    questions: Questions
 
     def proxy(self, node: fx.Node) -> ValueProxy:
         """Stands for a node's value."""
@@ -109,30 +105,30 @@ class AnsweringTracer(fx.Tracer):
         node = proxy.node
         if node.op == "call_function" and node.target is operator.getitem:
             root = node.args[0]
-            if isinstance(root, fx.Node) and self.asked.is_none(root, node):
+            if isinstance(root, fx.Node) and self.questions.is_none(root, node):
                 return None
         return proxy
 
     def unless_none(self, proxy: AttributeProxy) -> Any:
         """An attribute, or ``None`` itself where a module gave that."""
         root = proxy.root.node
-        if self.asked.is_container(root) and self.asked.is_none(root, proxy.node):
+        if self.questions.is_container(root) and self.questions.is_none(root, proxy.node):
             return None
         return proxy
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """The items of a value, as proxies."""
-        keys = self.asked.keys(obj.node)
-        length = len(keys) if keys is not None else self.asked.ask(obj.node, "length")
-        return iterated(obj, self.asked.value(obj.node), length)
+        keys = self.questions.keys(obj.node)
+        length = len(keys) if keys is not None else self.questions.ask(obj.node, "length")
+        return iterated(obj, self.questions.value(obj.node), length)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """The truth of a value that is not a tensor's data."""
-        return bool(self.asked.ask(obj.node, "bool"))
+        return bool(self.questions.ask(obj.node, "bool"))
 
     def keys(self, obj: fx.Proxy) -> Any:
         """The keys of a mapping."""
-        found = self.asked.keys(obj.node)
+        found = self.questions.keys(obj.node)
         return super().keys(obj) if found is None else found
 
 
@@ -158,9 +154,9 @@ class IslandTracer(AnsweringTracer):
         self._tensor_names, self._contained = tensor_names(root), contained_tensors(root)
         self._module_names = {id(module): path for path, module in root.named_modules()}
         self._attribute_nodes: dict[tuple[str, fx.Node | None, int, bool], fx.Proxy] = {}
-        self.asked = Asked(root, spec)
-        self.regions = Regions(self.asked, self.create_proxy)
-        self._reads = Reads(root, self.asked, self.named_proxy)
+        self.questions = Questions(root, spec)
+        self.regions = Regions(self.questions, self.create_proxy)
+        self._reads = Reads(root, self.questions, self.named_proxy)
         self._returning = False
 
     def run(self, root: nn.Module) -> Capture:
@@ -197,8 +193,8 @@ class IslandTracer(AnsweringTracer):
             self.capture.stores = list(stored)
 
     def _finish(self, graph: fx.Graph) -> None:
-        self.capture.spec = self.capture.spec.guarded(self.asked.guards(graph))
-        self.asked.drop_unused(graph)
+        self.capture.spec = self.capture.spec.guarded(self.questions.guards(graph))
+        self.questions.drop_unused(graph)
         graph.lint()
         self.capture.graph = graph
         for path in self.capture.inlined:
@@ -213,7 +209,7 @@ class IslandTracer(AnsweringTracer):
     ) -> tuple[Any, list[Any]]:
         """One placeholder per tensor of the call; everything else as it was in the call."""
         spec = self.capture.spec
-        self.asked.follow(self.graph)
+        self.questions.follow(self.graph)
         proxies = [self._argument(name) for name in spec.names()]
         root = self.root
 
@@ -273,7 +269,7 @@ class IslandTracer(AnsweringTracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers as one ``get_attr`` node each."""
-        if not self.asked.answers:
+        if not self.questions.answers:
             return attr_val
         name = self._tensor_names.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
         return attr_val if name is None else self._attribute(name)
@@ -286,7 +282,7 @@ class IslandTracer(AnsweringTracer):
         kwargs: dict[str, Any],
     ) -> Any:
         """Trace through a submodule that has sites; where that fails, keep it as a call."""
-        if not self.asked.answers:
+        if not self.questions.answers:
             return forward(*args, **kwargs)
         name = self._module_names.get(id(m))
         if name is None:
@@ -296,11 +292,11 @@ class IslandTracer(AnsweringTracer):
         if self._full_name(name) not in self._sites_in:
             require_idle_recorders(name, m)
             called = super().call_module(m, forward, args, kwargs)
-            self.asked.note_call(called.node, m)
+            self.questions.note_call(called.node, m)
             return called
         reason = None if isinstance(self.root, OWN_KERNELS) else reason_to_call(m)
         if reason is None:
-            before = mark(self.graph, self.asked, self._growing())
+            before = mark(self.graph, self.questions, self._growing())
             depth = self.regions.depth
             try:
                 self.capture.inlined[name] = None
@@ -308,12 +304,12 @@ class IslandTracer(AnsweringTracer):
             except Exception as error:  # noqa: BLE001 - whatever a user's forward raises on proxies
                 reason = reason_of(error)
                 self.regions.unwind(depth)
-                undo(self.graph, self.asked, self._growing(), before)
+                undo(self.graph, self.questions, self._growing(), before)
                 self._stores.undo(name)
         require_idle_recorders(name, m)
         self.capture.leaves.setdefault(name, reason)
         called = self.create_proxy("call_module", name, args, kwargs)
-        self.asked.note_call(called.node, m)
+        self.questions.note_call(called.node, m)
         return called
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -333,7 +329,7 @@ class IslandTracer(AnsweringTracer):
         return self._contained_proxy(tensor)
 
     def _contained_proxy(self, tensor: Tensor) -> fx.Proxy | None:
-        if id(tensor) not in self._contained or not self.asked.answers:
+        if id(tensor) not in self._contained or not self.questions.answers:
             return None
         holder, index = self._contained[id(tensor)]
         item: fx.Proxy = self.create_proxy(
@@ -369,7 +365,7 @@ class IslandTracer(AnsweringTracer):
         )
 
 
-def trace(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> Capture:
+def capture(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> Capture:
     """Capture ``root.forward`` in its present mode for calls like ``spec``.
 
     Args:

@@ -231,7 +231,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 buffer.restore()
 
 
-class Left(NamedTuple):
+class LeftBehind(NamedTuple):
     """An attribute that a forward has set; ``holder`` is the dict of the module that it lies in."""
 
     holder: dict[str, Any]
@@ -240,7 +240,7 @@ class Left(NamedTuple):
 
 
 @contextlib.contextmanager
-def noted(model: nn.Module) -> Iterator[list[Left]]:
+def noted(model: nn.Module) -> Iterator[list[LeftBehind]]:
     """Note what is set inside: numbers, words, tensors without history, lists of these.
 
     Hooks that record outputs are noted too; activations with a history are not: every call makes
@@ -251,7 +251,7 @@ def noted(model: nn.Module) -> Iterator[list[Left]]:
     before = {
         module: {key: dict(module.__dict__[key]) for key in _ENTERED} for module in model.modules()
     }
-    left: list[Left] = []
+    left: list[LeftBehind] = []
     yield left
     modules = dict(model.named_modules(remove_duplicate=False))  # a ScriptModule refuses paths
     for name in attributes.changes():
@@ -267,7 +267,7 @@ def noted(model: nn.Module) -> Iterator[list[Left]]:
                 left.clear()
                 return
             if all(map(_has_no_history, leaves)):
-                left.append(Left(holder, changed, frozen(holder[changed])))
+                left.append(LeftBehind(holder, changed, frozen(holder[changed])))
 
 
 _ENTERED = ("_buffers", "_forward_hooks")
@@ -285,7 +285,7 @@ def _has_no_history(value: Any) -> bool:
 
 
 @contextlib.contextmanager
-def settled(left: Sequence[Left]) -> Iterator[None]:
+def settled(left: Sequence[LeftBehind]) -> Iterator[None]:
     """Attributes as they were left, inside."""
     saved = [(holder, name, holder.get(name, _MISSING)) for holder, name, _ in left]
     for holder, name, value in left:

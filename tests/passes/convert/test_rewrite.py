@@ -12,7 +12,7 @@ import st3fx
 from st3fx.graphs.calls import CallSpec
 from st3fx.modules.marks import state_name
 from st3fx.passes.convert.rewrite import SiteUses, copy_graph, insert_op
-from st3fx.passes.trace.trace import trace
+from st3fx.passes.trace import capture
 from st3fx.plan.sites import Layout, Site
 from tests.nets import Net, image
 from tests.parity import check
@@ -41,7 +41,7 @@ def site(name: str) -> Site:
 
 def captured(model: nn.Module) -> fx.Graph:
     everywhere = {name for name, _ in model.named_modules()}
-    return trace("", model, CallSpec(model, (X,), {}), everywhere).graph
+    return capture("", model, CallSpec(model, (X,), {}), everywhere).graph
 
 
 def operators(graph: fx.Graph) -> list[fx.Node]:

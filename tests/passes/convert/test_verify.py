@@ -15,7 +15,7 @@ from st3fx.errors import VerificationError
 from st3fx.passes.convert import islands as islands_module
 from st3fx.passes.convert import rewrite as rewrite_module
 from st3fx.passes.convert.equality import Difference, digest, equal, first_difference
-from st3fx.passes.trace.trace import trace
+from st3fx.passes.trace import capture
 from tests.nets import Net, image
 from tests.parity import check
 
@@ -26,12 +26,12 @@ def spoil_captures(monkeypatch: pytest.MonkeyPatch, spoil: Spoil, *names: str) -
     """Let traces of the named modules give a graph that computes something else."""
 
     def spoiled(name: str, *args: Any) -> Any:
-        capture = trace(name, *args)
+        found = capture(name, *args)
         if name in names:
-            spoil(capture.graph)
-        return capture
+            spoil(found.graph)
+        return found
 
-    monkeypatch.setattr(islands_module, "trace", spoiled)
+    monkeypatch.setattr(islands_module, "capture", spoiled)
 
 
 def scale_output(graph: fx.Graph) -> None:

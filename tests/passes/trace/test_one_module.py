@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import st3fx
 from st3fx.errors import TraceError
 from st3fx.graphs.calls import CallSpec
-from st3fx.passes.trace.trace import trace
+from st3fx.passes.trace import capture
 from tests.parity import require_plain, require_same
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(5))
@@ -29,7 +29,9 @@ class Two(nn.Module):
 
 
 def captured(model: nn.Module, *args: Any) -> Any:
-    return trace("", model, CallSpec(model, args, {}), {name for name, _ in model.named_modules()})
+    return capture(
+        "", model, CallSpec(model, args, {}), {name for name, _ in model.named_modules()}
+    )
 
 
 def test_a_trace_leaves_the_module_as_it_was() -> None:

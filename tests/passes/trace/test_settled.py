@@ -170,16 +170,16 @@ def test_a_tensor_in_an_attribute_is_read_at_each_call() -> None:
 def test_graphs_are_verified_as_of_the_second_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the first call they do not run, and nothing wrong in them would be seen."""
     from st3fx.passes.convert import islands
-    from st3fx.passes.trace.trace import trace
+    from st3fx.passes.trace import capture
 
     def spoiled(*args: Any) -> Any:
-        capture = trace(*args)
-        output = next(node for node in capture.graph.nodes if node.op == "output")
-        with capture.graph.inserting_before(output):
-            output.args = (capture.graph.call_function(torch.mul, (output.args[0], 2.0)),)
-        return capture
+        found = capture(*args)
+        output = next(node for node in found.graph.nodes if node.op == "output")
+        with found.graph.inserting_before(output):
+            output.args = (found.graph.call_function(torch.mul, (output.args[0], 2.0)),)
+        return found
 
-    monkeypatch.setattr(islands, "trace", spoiled)
+    monkeypatch.setattr(islands, "capture", spoiled)
     _, sparsifier = st3fx.convert(Window(), X)
     assert "did not compute" in sparsifier.plan.opaque[0].reason
 
