@@ -27,11 +27,12 @@ from st3fx.graphs.calls import CallSpec
 from st3fx.graphs.graph import CompiledGraph
 from st3fx.graphs.in_place import private
 from st3fx.modules.hooks import has_hooks
-from st3fx.modules.names import owner, plain_layer
+from st3fx.modules.layers import plain_layer
 from st3fx.modules.state import preserved
 from st3fx.passes.convert.observation import Observation
 from st3fx.passes.convert.products import FX_WEIGHT, convolution_layout
 from st3fx.passes.trace import Capture, capture, writes_in
+from st3fx.plan.names import owner
 from st3fx.plan.sites import Layout, Site
 from st3fx.tensors import Saved
 

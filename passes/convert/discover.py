@@ -38,10 +38,11 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from st3fx.errors import PlanError, TraceError
-from st3fx.modules.names import ancestors, idle, is_below, owner, submodule
+from st3fx.modules.layers import idle
 from st3fx.passes.convert.computed import ComputedWeight, computed_weights
 from st3fx.passes.convert.observation import Multiplication, Observation
 from st3fx.passes.convert.products import LOOKUPS
+from st3fx.plan.names import ancestors, is_below, owner, submodule
 from st3fx.plan.selection import Selection
 from st3fx.plan.sites import Layout, Site, SkippedSite
 from st3fx.tensors import is_dense

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from st3fx.errors import FoldError
 from st3fx.modules.converted import leave
+from st3fx.modules.layers import plain_layer
 from st3fx.modules.marks import (
     ENDED,
     FORWARD,
@@ -23,7 +24,6 @@ from st3fx.modules.marks import (
     is_entered,
     plain_class,
 )
-from st3fx.modules.names import plain_layer
 from st3fx.modules.saving import unwatch_loading
 from st3fx.modules.unloaded import unwatch as unwatch_values
 from st3fx.sparsifier.bound import COMPUTE, Bound, is_present, marks

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from st3fx.errors import TraceError
-from st3fx.modules.names import is_below
 from st3fx.modules.state import settled
 from st3fx.passes.convert.discover import Discovery
 from st3fx.passes.convert.observation import Observation, Seen
 from st3fx.passes.trace import Capture, capture, source_line, writes_in
+from st3fx.plan.names import is_below
 from st3fx.plan.sites import OpaqueModule
 
 MAX_GRAPHS = 8

@@ -17,12 +17,12 @@ from st3fx.methods.base import Method
 from st3fx.modules import rnn
 from st3fx.modules.converted import enter
 from st3fx.modules.marks import RUN, SITES, Sparse, homes, put_state, state_name
-from st3fx.modules.names import ancestors, is_below, owner, relative
 from st3fx.passes.convert.computed import computed_nodes, sources
 from st3fx.passes.convert.discover import Discovery
 from st3fx.passes.convert.islands import Archipelago
 from st3fx.passes.convert.products import FX_LOOKUPS
 from st3fx.passes.trace import HANDED, Capture
+from st3fx.plan.names import ancestors, is_below, owner, relative
 from st3fx.plan.sites import Site
 from st3fx.sparsifier.bound import COMPUTE
 from st3fx.sparsifier.run import Run

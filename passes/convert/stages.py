@@ -19,8 +19,8 @@ from st3fx.graphs.forward import SparseForward
 from st3fx.methods.base import Method
 from st3fx.modules import rnn
 from st3fx.modules.hooks import has_backward_hooks
+from st3fx.modules.layers import IDLE
 from st3fx.modules.marks import homes, state_name
-from st3fx.modules.names import IDLE, is_below, owner
 from st3fx.modules.state import single_thread
 from st3fx.modules.strangers import Stranger
 from st3fx.passes.convert.discover import Discovery, nothing_to_do
@@ -34,6 +34,7 @@ from st3fx.passes.convert.rewrite import Rewriter
 from st3fx.passes.convert.verify import Subject, differs
 from st3fx.passes.convert.written import Kept
 from st3fx.plan.example import Example
+from st3fx.plan.names import is_below, owner
 from st3fx.plan.selection import Selection
 from st3fx.plan.sites import IslandInfo, SparsityPlan
 from st3fx.sparsifier.bound import bound_sites

@@ -24,8 +24,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from st3fx.modules.hooks import records_outputs
-from st3fx.modules.names import is_below
 from st3fx.modules.same import frozen, is_value
+from st3fx.plan.names import is_below
 from st3fx.tensors import Saved
 
 

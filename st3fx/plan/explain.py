@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from st3fx.errors import PlanError
+from st3fx.plan.names import is_below
 from st3fx.plan.sites import IslandInfo, OpaqueModule, Site, SkippedSite, SparsityPlan
 
 ROOT = "(the model)"
@@ -122,8 +123,8 @@ def _opaque_facts(item: OpaqueModule) -> Iterator[tuple[str, str]]:
 
 
 def _module(plan: SparsityPlan, name: str) -> Explanation:
-    below = [s for s in plan.sites if any(_is_below(n, name) for n in (s.name, *s.holders))]
-    dense = [item for item in plan.skipped if _is_below(item.name, name)]
+    below = [s for s in plan.sites if any(is_below(n, name) for n in (s.name, *s.holders))]
+    dense = [item for item in plan.skipped if is_below(item.name, name)]
     island, opaque = _where(plan, name)
     if not below and not dense and name not in {item.name for item in plan.opaque}:
         raise PlanError(_unknown(plan, name))
@@ -143,10 +144,6 @@ def _module(plan: SparsityPlan, name: str) -> Explanation:
     else:
         verdict = f"is part of the graph of {island.name or ROOT}"
     return Explanation(name or ROOT, verdict, tuple(facts))
-
-
-def _is_below(name: str, module: str) -> bool:
-    return not module or name == module or name.startswith(module + ".")
 
 
 def _listed(names: list[str]) -> list[str]:

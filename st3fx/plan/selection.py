@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -11,6 +10,7 @@ from typing import TypeAlias
 from torch import Tensor, nn
 
 from st3fx.errors import PlanError
+from st3fx.plan.names import is_below, owner, submodule
 from st3fx.plan.sites import Layout, Site
 
 
@@ -29,7 +29,7 @@ class Part:
     def matches(self, site: Site) -> bool:
         """Whether a site's parameter lies in it, or is multiplied with in it."""
         own = {site.name, *site.aliases, *site.holders}
-        return any(_is_below(name, part) for name in own for part in self.names)
+        return any(is_below(name, part) for name in own for part in self.names)
 
 
 Selector: TypeAlias = str | type[nn.Module] | nn.Module | Tensor | Part | Callable[[Site], bool]
@@ -113,7 +113,7 @@ class Selection:
             PlanError: If a glob, a type or a part matches no weight: most likely a misspelling.
         """
         apart = apart or {}
-        weights = [*sites, *(Site(n, (n,), (), "", Layout(), (_owner(n),)) for n in dense)]
+        weights = [*sites, *(Site(n, (n,), (), "", Layout(), (owner(n),)) for n in dense)]
         for selector in (*self.include, *self.exclude):
             literal = isinstance(selector, str | type | Part)
             if literal and not any(_matches(selector, weight, model) for weight in weights):
@@ -180,25 +180,12 @@ def _named(selector: Selector, model: nn.Module | None) -> Selector:
     return Part(names, f"{label} {names[0]}".rstrip())
 
 
-def _submodule(model: nn.Module, name: str) -> object:
-    """Like ``get_submodule``, which a ScriptModule refuses."""
-    return functools.reduce(getattr, filter(None, name.split(".")), model)
-
-
-def _owner(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-def _is_below(name: str, part: str) -> bool:
-    return not part or name == part or name.startswith(part + ".")
-
-
 def _matches(selector: Selector, site: Site, model: nn.Module) -> bool:
     if isinstance(selector, str):
         return any(fnmatch.fnmatchcase(name, selector) for name in (site.name, *site.aliases))
     if isinstance(selector, type):
-        owners = {_owner(site.name), *site.holders}
-        return any(isinstance(_submodule(model, name), selector) for name in owners)
+        owners = {owner(site.name), *site.holders}
+        return any(isinstance(submodule(model, name), selector) for name in owners)
     if isinstance(selector, Part):
         return selector.matches(site)
     return bool(selector(site))  # type: ignore[operator]

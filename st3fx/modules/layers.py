@@ -1,9 +1,4 @@
-"""Full names: which module is below which, and which module one means.
-
-The plain torch.nn layer that a module with a computed weight is a kind of.
-
-Layers of torch.nn whose weights multiply, and those of them that the example does not reach.
-"""
+"""Layers of torch.nn: those whose weights multiply, and the plain one that a layer is a kind of."""
 
 from __future__ import annotations
 
@@ -12,37 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from st3fx.errors import TraceError
+from st3fx.plan.names import owner
 from st3fx.plan.sites import SkippedSite
-
-
-def is_below(name: str, ancestor: str) -> bool:
-    """Whether ``name`` is ``ancestor`` or inside it; the empty name is the model."""
-    return not ancestor or name == ancestor or name.startswith(ancestor + ".")
-
-
-def relative(name: str, ancestor: str) -> str:
-    """``name`` as seen from ``ancestor``, which it is below."""
-    return name[len(ancestor) :].removeprefix(".") if ancestor else name
-
-
-def owner(name: str) -> str:
-    """Full name of the module that has the parameter ``name``."""
-    return name.rpartition(".")[0]
-
-
-def ancestors(name: str) -> set[str]:
-    """``name`` and every module above it."""
-    parts = name.split(".") if name else []
-    return {".".join(parts[:count]) for count in range(len(parts) + 1)}
-
-
-def submodule(model: nn.Module, name: str) -> nn.Module:
-    """Like ``get_submodule``, which a ScriptModule refuses."""
-    found: nn.Module = model
-    for part in name.split(".") if name else ():
-        found = getattr(found, part)
-    return found
-
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
 
