@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from st3fx.flops import aten
 from st3fx.flops.collect import Collector
 from st3fx.flops.report import Convention, FlopsReport
 from st3fx.passes.convert.fold import is_converted
-from st3fx.plan.example import Example
+from st3fx.plan.example import Example, batch_in
 
 WEIGHT_FILES = (".safetensors", ".st3w", ".pt", ".pth", ".bin", ".ckpt")
 """Suffixes of files that hold weights and no graph."""
@@ -187,19 +186,13 @@ def _sizes(texts: Sequence[str]) -> list[tuple[int, ...]]:
 
 def _resized(example: Example, batch: int | None) -> Example:
     """The call with so many samples, where its tensors have a common first dimension."""
-    leaves, spec = pytree.tree_flatten((example.args, example.kwargs))
-    sizes = collections.Counter(
-        leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 0
-    )
-    if batch is None or not sizes:
+    leaves = pytree.tree_leaves((example.args, example.kwargs))
+    old = batch_in(leaf for leaf in leaves if isinstance(leaf, Tensor))
+    if batch is None or not old:
         return example
-    old = sizes.most_common(1)[0][0]
-    chosen = torch.arange(batch) % max(old, 1)
-    resized = [
-        leaf[chosen.to(leaf.device)]
-        if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == old > 0
-        else leaf
-        for leaf in leaves
-    ]
-    args, kwargs = pytree.tree_unflatten(resized, spec)
-    return Example(args, kwargs)
+    chosen = torch.arange(batch) % old
+    return example.changed(
+        lambda tensor: (
+            tensor[chosen.to(tensor.device)] if tensor.dim() and tensor.shape[0] == old else tensor
+        )
+    )

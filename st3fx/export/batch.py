@@ -5,7 +5,6 @@ The batch dimension: which tensors have it, and the same call with another batch
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from st3fx.errors import ExportError
+from st3fx.plan.example import batch_in
 
 Dim = int | bool | None
 """Which dimension of a tensor is the batch: ``True`` says 0, ``None`` and ``False`` say none."""
@@ -20,10 +20,7 @@ Dim = int | bool | None
 
 def batched(tensors: Sequence[Tensor]) -> tuple[bool, ...]:
     """Which tensors have the batch as dimension 0: all whose size there is the most common one."""
-    sizes = collections.Counter(tensor.shape[0] for tensor in tensors if tensor.dim())
-    if not sizes:
-        return (False,) * len(tensors)
-    batch = sizes.most_common(1)[0][0]
+    batch = batch_in(tensors)
     return tuple(tensor.dim() > 0 and tensor.shape[0] == batch for tensor in tensors)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import operator
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,10 +152,9 @@ class Example:
         leaves, spec = pytree.tree_flatten(
             (self.args, self.kwargs), is_leaf=lambda leaf: isinstance(leaf, PackedSequence)
         )
-        sizes = collections.Counter(leaf.shape[0] for leaf in leaves if _has_rows(leaf))
-        if not sizes or any(isinstance(leaf, PackedSequence) for leaf in leaves):
+        batch = batch_in(filter(_has_rows, leaves))
+        if batch is None or any(isinstance(leaf, PackedSequence) for leaf in leaves):
             return None
-        batch = sizes.most_common(1)[0][0]
         grown = {  # one that is given twice stays one
             id(leaf): torch.cat([leaf, leaf[:1]])
             if _has_rows(leaf) and leaf.shape[0] == batch > 0
@@ -164,6 +163,12 @@ class Example:
         }
         args, kwargs = pytree.tree_unflatten([grown[id(leaf)] for leaf in leaves], spec)
         return dataclasses.replace(self, args=args, kwargs=kwargs)
+
+
+def batch_in(tensors: Iterable[Tensor]) -> int | None:
+    """How many samples a call has: the most common size of dimension 0; ``None`` if none has it."""
+    sizes = collections.Counter(tensor.shape[0] for tensor in tensors if tensor.dim())
+    return sizes.most_common(1)[0][0] if sizes else None
 
 
 def examples_of(
