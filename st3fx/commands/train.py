@@ -27,9 +27,10 @@ from st3fx.files.atomic import replace_file
 from st3fx.files.bundle import MANIFEST, read_bundle
 from st3fx.files.manifest import Recipe
 from st3fx.loading.spec import parse_spec
+from st3fx.report.facts import TrainingFacts
+from st3fx.report.png import run_picture
 from st3fx.sparsifier.run import run_of
 from st3fx.training.batches import Batches
-from st3fx.training.curves import draw_curves
 from st3fx.training.finish import finish
 from st3fx.training.folder import RunFolder
 from st3fx.training.loop import train
@@ -39,6 +40,7 @@ from st3fx.training.report import Reporter, Silent, TrainResult
 from st3fx.training.saving import restore
 from st3fx.training.session import Session, make_session, outline, start_trackers, stop_trackers
 from st3fx.training.settings import Settings
+from st3fx.version import VERSION
 
 _OF_THE_CONVERSION = (
     "weights", "inputs", "include", "exclude", "skip_depthwise", "skip_first", "skip_last",
@@ -291,9 +293,12 @@ def _write(run: Prepared, result: TrainResult, model: nn.Module) -> TrainResult:
     # Copies: safetensors refuses tied tensors, and the reader wants every key.
     folded = {key: value.clone().contiguous() for key, value in fold(model).state_dict().items()}
     content = safetensors_bytes(folded)
+    sizes = {site.name: site.numel for site in session.sparsifier.plan.sites}
+    facts = TrainingFacts(session.settings, tuple(session.log.rows()))
+    picture = run_picture(result, facts, sizes, f"st3fx train {VERSION}")
     try:
         replace_file(folder.folded, lambda file: file.write(content))
-        draw_curves(session.log.rows(), result, folder.curves)
+        replace_file(folder.curves, lambda file: file.write(picture))
     except OSError as error:
         raise TrainError(f"cannot write {folder.path}: {error.strerror or error}") from error
     files = (folder.bundle, folder.folded, folder.curves, folder.last, folder.best)

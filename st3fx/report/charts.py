@@ -14,7 +14,7 @@ from st3fx.bench.result import BenchResult, BenchRow
 from st3fx.flops.report import FlopsReport, LayerFlops
 from st3fx.report import markup
 from st3fx.report.chart import Axis, Bar, BarChart, Histogram, LineChart, Series
-from st3fx.report.facts import Layer, TrainingFacts
+from st3fx.report.facts import TrainingFacts
 from st3fx.report.histogram import Spread
 from st3fx.report.markup import Column, Markup, plain_table
 
@@ -191,16 +191,18 @@ def _series(
     return Series(name, tuple(thinned), unit=" %" if percent else "", **style)
 
 
-def sparsity_chart(layers: Sequence[Layer], overall: float) -> BarChart:
-    """Zeros of each layer, or block where there are many."""
-    by_name = {layer.site.name: layer for layer in layers}
+def sparsity_chart(layers: Mapping[str, tuple[int, int]], overall: float) -> BarChart:
+    """Zeros of each layer, or block where there are many.
+
+    Args:
+        layers: Site -> weights that are zero, and all.
+        overall: Share of zeros in all sites.
+    """
     bars = []
-    for name, inner in grouped(list(by_name)).items():
-        members = [by_name[one] for one in inner]
-        weights = sum(layer.site.numel for layer in members)
-        nonzeros = sum(layer.nonzeros for layer in members)
-        share = 1 - nonzeros / weights
-        tip = f"{_title(name, inner)}\n{weights - nonzeros:,} of {weights:,} weights are zero"
+    for name, inner in grouped(list(layers)).items():
+        zeros, weights = (sum(sizes) for sizes in zip(*(layers[one] for one in inner), strict=True))
+        share = zeros / weights
+        tip = f"{_title(name, inner)}\n{zeros:,} of {weights:,} weights are zero"
         bars.append(Bar(name, 100 * share, markup.percent(share), tip))
     return BarChart(
         key="layer-sparsity",

@@ -118,6 +118,12 @@ class ModelFacts:
         return sum(layer.nonzeros for layer in self.layers)
 
     @property
+    def zeros(self) -> dict[str, tuple[int, int]]:
+        """Site -> weights that are zero, and all."""
+        return {layer.site.name: (layer.site.numel - layer.nonzeros, layer.site.numel)
+                for layer in self.layers}  # fmt: skip
+
+    @property
     def sparsity(self) -> float:
         """Share of zeros among the sites' weights."""
         return 1 - self.nonzeros / self.plan.numel if self.plan.numel else 0.0

@@ -107,7 +107,7 @@ def zeros(facts: Facts) -> Section:
     )
     if not pruned:
         lead = f"Nothing is pruned yet: the {model.plan.numel:,} weights of the sites are dense."
-    charts = (sparsity_chart(model.layers, model.sparsity), weights_chart(model.spread))
+    charts = (sparsity_chart(model.zeros, model.sparsity), weights_chart(model.spread))
     return Section("zeros", title, lead, charts, _remarks(model), _skipped(model))
 
 

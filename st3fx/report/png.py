@@ -1,9 +1,9 @@
-"""The same charts as PNG, drawn by matplotlib."""
+"""The charts as PNG, drawn by matplotlib: one each, and several of a run in one."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from st3fx.report.chart import (
@@ -16,11 +16,15 @@ from st3fx.report.chart import (
     make_scale,
     tick_text,
 )
+from st3fx.report.charts import sparsity_chart, training_charts
+from st3fx.report.facts import TrainingFacts
 from st3fx.report.markup import short_name
+from st3fx.training.report import TrainResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import XAxis, YAxis
+    from matplotlib.figure import Figure
 
 COLORS = {"main": "#0b6fae", "quiet": "#9aa9b5", "goal": "#b8500a", "pruned": "#c9d1d7"}
 """As the page has them in its light scheme."""
@@ -39,13 +43,57 @@ def to_png(chart: Chart, software: str) -> bytes:
         chart: Which.
         software: What the file says that it was made by.
     """
+    figure = _figure(*_size(chart))
+    _draw(chart, figure.add_subplot())
+    return _bytes(figure, software)
+
+
+def run_picture(
+    result: TrainResult, run: TrainingFacts, sizes: Mapping[str, int], software: str
+) -> bytes:
+    """The picture that a training leaves beside its run: its course, and the zeros of each layer.
+
+    Args:
+        result: Of the run.
+        run: Its settings and its log.
+        sizes: Site -> weights.
+        software: What the file says that it was made by.
+    """
+    course = {chart.key: chart for chart in training_charts(run)}
+    counts = {name: (round(share * sizes[name]), sizes[name])
+              for name, share in result.layers.items()}  # fmt: skip
+    layers = sparsity_chart(counts, result.sparsity)
+    figure = _figure(13.0, max(8.4, _size(layers)[1]))
+    grid = figure.add_gridspec(3, 2)
+    for place, key in enumerate(("loss", "accuracy", "sparsity")):
+        if key in course:
+            _draw(course[key], figure.add_subplot(grid[place, 0]))
+    _draw(layers, figure.add_subplot(grid[:, 1]))
+    title = f"{result.name}: {100 * result.scores.top1:.1f} % top-1 at "
+    title += f"{100 * result.sparsity:.1f} % sparsity"
+    if result.best is not None and result.best[0] > result.scores.top1:
+        title += f", best {100 * result.best[0]:.1f} % after epoch {result.best[1]}"
+    figure.suptitle(title, fontsize=14, fontweight="bold", parse_math=False)
+    return _bytes(figure, software)
+
+
+def _figure(width: float, height: float) -> Figure:
     # Not pyplot, which would look for a screen and keep every figure.
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 (takes a second)
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    figure = Figure(figsize=_size(chart), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    return figure
+
+
+def _bytes(figure: Figure, software: str) -> bytes:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=_DPI, metadata={"Software": software})
+    return picture.getvalue()
+
+
+def _draw(chart: Chart, axes: Axes) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(colors=_SOFT, labelsize=9, length=0)
     draw: dict[type, Callable[[Any, Axes], None]] = {
@@ -59,9 +107,6 @@ def to_png(chart: Chart, software: str) -> bytes:
         axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0),
                     ncols=len(handles), borderaxespad=0.1)  # fmt: skip
         axes.set_title(chart.title, loc="left", fontsize=12, fontweight="bold", pad=26)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=_DPI, metadata={"Software": software})
-    return picture.getvalue()
 
 
 def _size(chart: Chart) -> tuple[float, float]:
@@ -75,8 +120,9 @@ def _lines(chart: LineChart, axes: Axes) -> None:
     for series in chart.series:
         axes.plot(
             *zip(*series.points, strict=True), color=COLORS[series.role], label=series.name,
-            marker="o" if series.dots else None, markersize=5,
+            marker="o" if series.dots or len(series.points) == 1 else None, markersize=5,
             linewidth=_WIDTHS[series.role], alpha=0.4 if series.role == "goal" else 1,
+            clip_on=False,
         )  # fmt: skip
     if chart.y.log:
         axes.set_yscale("log")
@@ -95,8 +141,13 @@ def _bars(chart: BarChart, axes: Axes) -> None:
         end = max(bar.value, bar.whole or 0, *(bar.spread or (0,)))
         if bar.spread is not None:
             axes.plot(bar.spread, (place, place), color=_INK, linewidth=1.2)
-        axes.annotate(bar.text, (end, place), xytext=(4, 0), textcoords="offset points",
-                      va="center", fontsize=8, color=_INK)  # fmt: skip
+        # Bars up to the end of the axis leave no room beside them.
+        inside = chart.x.high is not None and bar.value > 0.15 * chart.x.high
+        axes.annotate(
+            bar.text, (bar.value if inside else end, place), va="center", fontsize=8,
+            xytext=(-4 if inside else 4, 0), textcoords="offset points",
+            ha="right" if inside else "left", color="white" if inside else _INK,
+        )  # fmt: skip
     if chart.line is not None:
         axes.axvline(chart.line[0], color=COLORS["goal"], linestyle="--", label=chart.line[1])
     for name, style in zip(

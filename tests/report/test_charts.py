@@ -17,9 +17,10 @@ from st3fx.report.charts import (
     weights_chart,
 )
 from st3fx.report.facts import ModelFacts, TrainingFacts
-from st3fx.report.png import to_png
+from st3fx.report.png import run_picture, to_png
 from st3fx.report.svg import draw
-from st3fx.training.report import EvalRow, TrainRow
+from st3fx.training.evaluate import Scores
+from st3fx.training.report import EvalRow, TrainResult, TrainRow
 from st3fx.training.settings import Settings
 from tests.report.conftest import bench_result
 from tests.report.made import block_names, made_facts
@@ -81,7 +82,7 @@ def model(count: int) -> ModelFacts:
 
 def test_bars_are_layers_or_blocks_and_sum_up() -> None:
     few, many = model(6), model(500)
-    chart = sparsity_chart(few.layers, few.sparsity)
+    chart = sparsity_chart(few.zeros, few.sparsity)
     assert [bar.label for bar in chart.bars] == block_names(6)
     assert chart.bars[0].value == pytest.approx(100 * (1 - 100 / 576))
     assert chart.line == (100 * few.sparsity, "all sites")
@@ -118,7 +119,7 @@ def all_charts() -> list[Chart]:
     facts = model(6)
     curves = run(step(5), evaluation(1), step(15, loss=0.05), evaluation(2))
     return [
-        *curves.values(), sparsity_chart(facts.layers, facts.sparsity),
+        *curves.values(), sparsity_chart(facts.zeros, facts.sparsity),
         macs_chart(facts.flops["exact"]), weights_chart(facts.spread),
         latency_chart(bench_result()),
     ]  # fmt: skip
@@ -142,3 +143,16 @@ def test_pictures_are_png_and_the_same_each_time(chart: Chart) -> None:
     assert picture.startswith(b"\x89PNG")
     assert b"st3fx report 1" in picture[:512]
     assert picture == to_png(chart, "st3fx report 1")
+
+
+@pytest.mark.parametrize("rows", [(), (step(5), evaluation(1), step(15), evaluation(2))])
+def test_the_picture_of_a_run_is_png_whatever_its_log_has(rows: tuple[dict[str, Any], ...]) -> None:
+    names = block_names(100)
+    result = TrainResult(
+        "costs$5$", None, 20, 1.0, Scores(1.0, 0.6, None, 9), (0.7, 1), None, 0.5, 0.5,
+        dict.fromkeys(names, 0.5), (),
+    )  # fmt: skip
+    facts = TrainingFacts(Settings(spec="m.py"), rows)
+    picture = run_picture(result, facts, dict.fromkeys(names, 10), "st3fx train 1")
+    assert picture.startswith(b"\x89PNG")
+    assert picture == run_picture(result, facts, dict.fromkeys(names, 10), "st3fx train 1")
