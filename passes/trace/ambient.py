@@ -25,12 +25,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from st3fx import graphs, modules, sparsity
 from st3fx.errors import TraceError
 from st3fx.modules import rnn
 from st3fx.modules.hooks import has_hooks, has_other_hooks, is_recording
 from st3fx.modules.same import tensors_in
 from st3fx.modules.state import INTERNAL
+from st3fx.whose import TORCH, is_compilers, is_torchs
 
 _INTERNAL = INTERNAL.union(rnn.LISTS)
 
@@ -88,19 +88,7 @@ def other_function_modes() -> int:
     return sum(not isinstance(mode, ProxiesForTensors) for mode in modes)
 
 
-_TORCH = str(Path(torch.__file__).parent)
-_OURS = (
-    str(Path(__file__).parents[1]),
-    *(str(Path(str(package.__file__)).parent) for package in (graphs, modules, sparsity)),
-)
-_TRACERS = (str(Path(_TORCH) / "fx"), *_OURS)
-
-
-def is_ours(file: str) -> bool:
-    """Whether a file is torch's or ours, and not the model's code."""
-    return file.startswith((_TORCH, *_OURS))
-
-
+_FX = str(Path(TORCH) / "fx")
 _BEGIN = str(Path(__file__).parent / "trace.py")
 _LAYERS = str(Path("torch") / "nn")
 _STDLIB = str(Path(contextlib.__file__).parent / "contextlib.py")
@@ -142,11 +130,15 @@ def reason_of(error: BaseException) -> str:
     return f"{message} at {Path(place.filename).name}:{place.lineno}" if place else message
 
 
+def _is_models(file: str) -> bool:
+    return not (is_torchs(file) or is_compilers(file))
+
+
 def place() -> str:
     """File and line of the model's code that is running; of torch's, where the model is torch's."""
     frame: types.FrameType | None = sys._getframe(1)
     layer = None
-    while frame is not None and is_ours(frame.f_code.co_filename):
+    while frame is not None and not _is_models(frame.f_code.co_filename):
         if frame.f_code.co_filename == _BEGIN and frame.f_code.co_name == "run":
             frame = layer  # the trace begins here: there is no other code
             break
@@ -169,9 +161,9 @@ def _place_of(error: BaseException) -> traceback.FrameSummary | None:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((*_TRACERS, _STDLIB))
+        if not frame.filename.startswith((_FX, _STDLIB)) and not is_compilers(frame.filename)
     ]
-    own = [frame for frame in frames if not frame.filename.startswith(_TORCH)]
+    own = [frame for frame in frames if not is_torchs(frame.filename)]
     layers = [frame for frame in frames if not frame.filename.endswith("nn/modules/module.py")]
     places = own or layers
     return places[-1] if places else None

@@ -17,13 +17,13 @@ from torch import Tensor, fx, nn
 
 from st3fx.graphs.definitions import Definitions, Names
 from st3fx.modules.same import is_value
+from st3fx.whose import is_installed
 
 FOREIGN = ("torch", "builtins", "numpy", "collections", "functools", "st3fx")
 """Packages whose objects are no settings of a user."""
 _OF_MODULE = frozenset(dir(nn.Module))
 _FEW = 64
 """Items of a container that are compared at each call; a larger one counts as the object it is."""
-_INSTALLED = ("site-packages", "dist-packages")
 
 
 class Taken:
@@ -97,7 +97,8 @@ class Taken:
                 self._settings_of(value, names)
             else:
                 self._adopt(value)
-                if any(map(_is_of_user, _functions(value))):
+                functions = _functions(value)
+                if not all(is_installed(f.__code__.co_filename) for f in functions):
                     self._follow(value)
 
     def _settings_of(self, kind: type, names: frozenset[str]) -> None:
@@ -154,11 +155,6 @@ def _home(value: Any) -> str:
 def _is_foreign(module: str | None) -> bool:
     package = (module or "").partition(".")[0]
     return package in FOREIGN or package in sys.stdlib_module_names - {"__main__"}
-
-
-def _is_of_user(function: types.FunctionType) -> bool:
-    """Whether a function is no installed library's."""
-    return not any(place in function.__code__.co_filename for place in _INSTALLED)
 
 
 def _is_plain(value: Any) -> bool:

@@ -12,7 +12,6 @@ import io
 import logging
 import re
 import sys
-import sysconfig
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from st3fx.export.batch import BATCH, Dim, Names, batch_size, dimension, repeate
 from st3fx.export.call import Flat
 from st3fx.export.settings import EXPORTERS
 from st3fx.modules.state import preserved
+from st3fx.whose import is_users
 
 _LOGGERS = ("torch", "torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript",
             "onnx_ir")  # fmt: skip
@@ -80,9 +80,7 @@ class _Muted(io.TextIOBase):
         return self._stream.fileno()
 
 
-_PACKAGE = str(Path(__file__).parent.parent)
-_TORCH = str(Path(torch.__file__).parent)
-_STANDARD = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
+_TRANSLATORS = ("onnxscript", "onnx_ir", "onnx")
 
 _FIXED = re.compile(
     r"conflicts between user-specified ranges|[Cc]onstraints violated|You marked .{0,80} as dynamic"
@@ -158,7 +156,7 @@ def _from_text(text: str) -> tuple[str, int, str] | None:
     """The innermost line of a printed stack that is not torch's or ours."""
     found = None
     for match in re.finditer(r'File "([^"]+)", line (\d+)[^\n]*\n?([^\n]*)', text):
-        if _is_users(match[1]):
+        if is_users(match[1], _TRANSLATORS):
             code = match[3].strip()
             found = match[1], int(match[2]), "" if code.startswith("File ") else code
     return found
@@ -170,7 +168,7 @@ def _from_frames(error: BaseException) -> tuple[str, int, str] | None:
     found = None
     for frame, line in _frames(error):
         file = frame.f_code.co_filename
-        if _is_users(file):
+        if is_users(file, _TRANSLATORS):
             found = file, line, linecache.getline(file, line).strip()
     return found
 
@@ -207,15 +205,6 @@ def _root(error: BaseException) -> BaseException:
     while item.__cause__ is not None:
         item = item.__cause__
     return item
-
-
-def _is_users(file: str) -> bool:
-    if file.startswith(("<", _PACKAGE, _TORCH)):
-        return False
-    packages = ("/onnxscript/", "/onnx_ir/", "/onnx/")
-    if "site-packages" in file:
-        return not any(name in file for name in packages)
-    return not any(file.startswith(folder) for folder in _STANDARD)
 
 
 def _short(file: str) -> str:
