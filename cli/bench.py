@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 
 from st3fx.cli.completion import Spec
 from st3fx.cli.options import json_option, prune_options
+from st3fx.cli.output import show
 from st3fx.cli.views.bench import print_bench, print_calibration
 from st3fx.cli.views.progress import Progress
 
@@ -153,10 +153,7 @@ def bench(
         result = benchmark(*requests, settings=settings, fixed_batch=fixed_batch, progress=report)
     if path is not None:
         result.write(path)
-    if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=1))
-    else:
-        print_bench(result)
+    show(result, print_bench, as_json=as_json)
 
 
 def _calibrate(models: tuple[str, ...], *, as_json: bool) -> None:
@@ -166,10 +163,7 @@ def _calibrate(models: tuple[str, ...], *, as_json: bool) -> None:
         raise click.UsageError("--calibrate measures this machine and takes no MODEL.")
     with Progress(refresh=2) as report:
         result = calibrate(progress=report)
-    if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=1))
-    else:
-        print_calibration(result)
+    show(result, print_calibration, as_json=as_json)
 
 
 def _target(text: str, *, force: bool) -> Path:

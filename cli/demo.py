@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import shlex
 import sys
@@ -13,6 +11,7 @@ import click
 
 from st3fx.cli.completion import FOLDER
 from st3fx.cli.options import json_option
+from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.demo import DemoView, print_demo
 
 if TYPE_CHECKING:
@@ -50,14 +49,9 @@ def demo(*, output_dir: str, seed: int, resume: bool, force: bool, as_json: bool
     # by spinning they take the cores from one another where something else runs too: ten times as
     # slow as with this, whatever else the machine does.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # What is printed while it runs must not mix with the result.
-    quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    with quiet:
+    with stdout_for(as_json=as_json):
         result = _run(output_dir, seed, again=resume, force=force)
-    if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=1))
-    else:
-        print_demo(result)
+    show(result, print_demo, as_json=as_json)
 
 
 def _run(folder: str, seed: int, *, again: bool, force: bool) -> DemoResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import click
 from rich.text import Text
 
 from st3fx.cli.options import json_option
+from st3fx.cli.output import show
 from st3fx.cli.views.progress import Progress
 from st3fx.cli.views.tables import console, make_grid
 
@@ -39,10 +39,7 @@ def doctor(*, as_json: bool) -> None:
 
     with Progress() as report:
         diagnosis = diagnose(progress=report)
-    if as_json:
-        click.echo(json.dumps(diagnosis.to_dict(), indent=1))
-    else:
-        print_diagnosis(diagnosis)
+    show(diagnosis, print_diagnosis, as_json=as_json)
     if not diagnosis.works:
         sys.exit(BROKEN)
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from st3fx.cli.completion import ONNX
 from st3fx.cli.options import json_option, model_options, prune_options
+from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.outcome import print_export
 from st3fx.cli.views.progress import Progress
 
@@ -133,8 +131,7 @@ def export(
     # Now rather than after minutes of work.
     name = output or request.name + (SUFFIX if sparse_kernels else ".onnx")
     target = check_target(name, force=force, sparse=sparse_kernels)
-    quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    with quiet, Progress() as report:
+    with stdout_for(as_json=as_json), Progress() as report:
         result = export_spec(
             request,
             target,
@@ -150,7 +147,4 @@ def export(
             sparse_kernels=sparse_kernels,
             seed=request.seed,
         )
-    if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=1))
-    else:
-        print_export(result)
+    show(result, print_export, as_json=as_json)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import sys
 from typing import Any
 
 import click
 
 from st3fx.cli.completion import WEIGHTS
 from st3fx.cli.options import json_option, model_options, prune_options
+from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.outcome import print_fold
 from st3fx.cli.views.progress import Progress
 
@@ -71,13 +69,9 @@ def fold(
     suffix = export.SUFFIX if eliminate_dead_channels else suffix
     # Now rather than after minutes of work.
     target = check_target(output or f"{request.name}{suffix}", force=force)
-    quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    with quiet, Progress() as report:
+    with stdout_for(as_json=as_json), Progress() as report:
         if eliminate_dead_channels:
             result = export.fold_reduced(request, target, progress=report)
         else:
             result = fold_spec(request, target, compact=compact, progress=report)
-    if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=1))
-    else:
-        print_fold(result)
+    show(result, print_fold, as_json=as_json)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +9,7 @@ from rich.text import Text
 
 from st3fx.cli.completion import FOLDER
 from st3fx.cli.options import json_option
+from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.progress import Progress
 from st3fx.cli.views.tables import console, make_grid
 from st3fx.cli.views.words import size_text
@@ -58,16 +56,11 @@ def report(
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
     from st3fx.commands.report import write_report
 
-    # A model's own file may print: with --json that must not mix with the result.
-    quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    with quiet, Progress() as progress:
+    with stdout_for(as_json=as_json), Progress() as progress:
         result = write_report(
             run, output, bench=bench, pictures=pictures, force=force, progress=progress
         )
-    if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=1))
-    else:
-        print_result(result)
+    show(result, print_result, as_json=as_json)
 
 
 def print_result(result: ReportResult) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from st3fx.bench.variant import Array, Mark, Prepared
 from st3fx.commands.models import Request, folded
@@ -37,7 +36,7 @@ def prepare(
     model = to_eval(built.model)
     call = Call.of(model, Example.of(built.example))
     args, kwargs = call.arguments([torch.from_numpy(array) for array in inputs])
-    state = {tensor.data_ptr(): tensor.nbytes for tensor in _tensors(model)}
+    state = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
     del built
     mark(sum(state.values()))
     run = torch.compile(model) if mode == "compile" else model
@@ -47,7 +46,3 @@ def prepare(
         return run(*args, **kwargs)
 
     return Prepared(once, f"torch {torch.__version__}")
-
-
-def _tensors(model: nn.Module) -> list[torch.Tensor]:
-    return [*model.parameters(), *model.buffers()]

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 def silent(stage: str) -> None:
-    """No display."""
+    """Tell nobody."""

@@ -1,4 +1,8 @@
-"""Data for training: loaders whose every sample depends on seed, epoch and index alone."""
+"""Data for training: loaders whose every sample depends on seed, epoch and index alone.
+
+``table`` has the names that ``--data`` takes, ``base`` what each of them gives; the others read one
+kind of data each. It may import torch and files, and no model; start at ``make_data``.
+"""
 
 from __future__ import annotations
 

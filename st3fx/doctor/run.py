@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from st3fx.commands.progress import silent
 from st3fx.doctor.probe import Diagnosis, Finding, Probe
 from st3fx.processes import Child, ChildDiedError
 from st3fx.version import VERSION
@@ -77,7 +78,7 @@ def diagnose(
         One finding for each probe; no probe raises.
     """
     began = time.perf_counter()
-    report = progress or _silent
+    report = progress or silent
     lanes = [[p for p in probes if p.limit <= SLOW], [p for p in probes if p.limit > SLOW]]
     with ThreadPoolExecutor(len(lanes)) as pool:
         found = list(pool.map(lambda lane: dict(_lane(lane, report)), lanes))
@@ -129,7 +130,3 @@ def _finding(probe: Probe, said: dict[str, Any]) -> Finding:
         advice="" if ok else advice,
         seconds=said["seconds"],
     )
-
-
-def _silent(name: str) -> None:
-    """No progress display."""

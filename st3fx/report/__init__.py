@@ -1,1 +1,7 @@
-"""The report of a run: facts about it, charts from them, a page and pictures from these."""
+"""The report of a run: what was measured becomes charts, a page and pictures.
+
+Facts (``facts``) are plain data, and charts of them (``charts``, ``flow``) too: ``chart`` says what
+one can hold. Two renderers draw the same charts, ``svg`` for the page and ``png`` for pictures and
+beside a run. The page (``page``) is told in sections, of the model (``model_sections``) and of the
+run (``run_sections``). It may import every engine; start at ``page.STORY``.
+"""
