@@ -1,4 +1,4 @@
-"""What was observed of a model: which of its parameters do what when it runs."""
+"""What was observed of a model: what each of its parameters does when it runs."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Origin:
 
 ACTIVATION = Origin()
 CONSTANT = Origin(computed=True)
-"""Of buffers, and of what is computed from them alone."""
+"""The origin of buffers, and of what is computed from them alone."""
 
 
 class _Place(NamedTuple):
@@ -92,7 +92,7 @@ class Origins:
     """The origins of all tensors of one run."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Of a model's parameters and buffers."""
+        """Begin with a model's parameters and buffers."""
         self._memory: dict[int, list[_Place]] = {}
         self._marks = Marks[Origin](of_memory=True)
         for name, parameter in model.named_parameters():
@@ -129,10 +129,10 @@ class Origins:
             return None
         begin, end = _extent(tensor)
         places = [place for place in self._memory[storage._cdata] if not place.memory.expired()]
-        all_of_them = [place.origin for place in places if place.begin < end and begin < place.end]
-        if len(all_of_them) < 2:
-            return all_of_them[0] if all_of_them else None
-        return Origin(frozenset[str]().union(*(o.parameters for o in all_of_them)), computed=True)
+        origins = [place.origin for place in places if place.begin < end and begin < place.end]
+        if len(origins) < 2:
+            return origins[0] if origins else None
+        return Origin(frozenset[str]().union(*(o.parameters for o in origins)), computed=True)
 
     def mark(self, tensor: Tensor, origin: Origin) -> None:
         """Say where a new tensor, or one that was written to, comes from."""

@@ -1,8 +1,8 @@
-"""Operators that multiply with a weight, looked at one by one: layout, groups, multiplications.
+"""Operators that multiply with a weight: their tables, and what one of them does with it.
 
-Tables of the operators that multiply with a weight, at the ATen and at the fx level.
-
-Each table gives the position of the weight; what is in no table is no multiplication.
+There is a table for the ATen level and one for the fx level. Each gives the position of the weight;
+what is in no table is no multiplication. Of a multiplication that was seen, ``describe`` gives the
+layout and the groups, and ``count_macs`` the number of multiplications.
 """
 
 from __future__ import annotations
@@ -81,13 +81,13 @@ CONVOLUTIONS = frozenset(name for name in ATEN_MULTIPLY if "conv" in name)
 """Operators that slide a weight over images or series."""
 
 VECTOR_PRODUCTS = frozenset({"aten::mv", "aten::addmv", "aten::dot"})
-"""With weights and buffers alone these compute a weight (spectral norm), and are no layer."""
+"""Of weights and buffers alone these compute a weight (spectral norm), and are no layer."""
 
 LOOKUPS = frozenset({"embedding", "_embedding_bag", "_embedding_bag_forward_only"})
 """ATen operators that read rows of a table: of a tied embedding, beside the projection."""
 
 FX_LOOKUPS = frozenset({F.embedding, F.embedding_bag, torch.embedding, torch.embedding_bag})
-"""The same at the fx level."""
+"""Functions that do so in an fx graph."""
 
 ATEN_LAYOUT = frozenset(
     f"aten::{name}"
@@ -98,7 +98,7 @@ ATEN_LAYOUT = frozenset(
 """Operators beside views that only move a parameter's values."""
 
 LOOKING_UP = frozenset(f"aten::{name}" for name in LOOKUPS)
-"""With their full names."""
+"""The full names of the same."""
 
 SELECTING = frozenset({"aten::index", "aten::index_select"})
 """Operators that take parts of a tensor, by data: of an expert's weights, or rows of a table."""
@@ -205,7 +205,7 @@ class Operation:
     def of(
         cls, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, running: Running
     ) -> Operation:
-        """From what a dispatch mode is given."""
+        """Make one from what a dispatch mode is given."""
         name: str = func._schema.name
         if func._schema.is_mutable and name.removesuffix("_") in ATEN_MULTIPLY:
             name = name.removesuffix("_")  # ``addmm_`` is a product as ``addmm`` is

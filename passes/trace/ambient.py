@@ -1,11 +1,9 @@
-"""Submodules that stay calls in the graph of the module above, and why.
+"""What a trace must look after because no graph shows it: surroundings, containers, real tensors.
 
-Tensors in lists and dicts that lie in a module's attributes: tables by device, anchors by level.
-
-Code takes them out of the container and computes with them as they are; in a graph each is an item
-of the attribute.
-
-What a graph would lose (contexts, work on real tensors), and what stopped a trace.
+Gradients, autocast and modes change what operators do and stand in no graph. Tensors in lists and
+dicts of a module (tables by device, anchors by level) are items of an attribute in a graph. Work on
+real tensors would freeze into it and is refused. Submodules of some kinds stay calls. What stopped
+a trace is told with the line of the model's code.
 """
 
 from __future__ import annotations
@@ -83,7 +81,7 @@ class ProxiesForTensors(TorchFunctionMode):
 
 
 def other_function_modes() -> int:
-    """How many modes of others would see a call of a torch function."""
+    """Count the modes of others that would see a call of a torch function."""
     modes = torch.overrides._get_current_function_mode_stack()
     return sum(not isinstance(mode, ProxiesForTensors) for mode in modes)
 

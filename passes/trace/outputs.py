@@ -1,6 +1,7 @@
-"""What a forward sets in its modules' attributes, and what its graph has to give for that.
+"""What a graph gives back: a forward's output, and what it sets in its modules' attributes.
 
-Outputs that are more than tuples, lists and dicts: how a node builds them again.
+A graph's own outputs are tuples, lists and dicts of values. Objects of other classes (an
+``OrderedDict``, a dataclass, a cache of keys and values) are built again by a node.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Recipe = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 def record_fields(value: Any) -> Recipe | None:
-    """How to make an ``OrderedDict`` or an instance of a dataclass; ``None`` for all else.
+    """Say how to make an ``OrderedDict`` or an instance of a dataclass; ``None`` for all else.
 
     Raises:
         TraceError: If a dataclass holds more than its fields, or cannot be found by name.
@@ -48,7 +49,7 @@ def record_fields(value: Any) -> Recipe | None:
 
 
 def object_state(value: Any) -> Recipe | None:
-    """How to make an object again that a forward has filled, as a cache of keys and values.
+    """Say how to make an object again that a forward has filled, as a cache of keys and values.
 
     Only for what a forward returns: what is called with such an object may change it.
     """
@@ -61,7 +62,7 @@ def object_state(value: Any) -> Recipe | None:
 
 
 def class_reference(kind: type) -> Recipe:
-    """How to find a class again."""
+    """Say how to find a class again."""
     return find_class, (kind.__module__, kind.__qualname__), {}
 
 
@@ -86,7 +87,7 @@ class Stores:
     """Attributes of all modules of one traced module."""
 
     def __init__(self, root: nn.Module) -> None:
-        """As they are before the trace."""
+        """Keep them as they are before the trace."""
         self._root = root
         self._attributes = Attributes(root)
         self._stored: dict[str, Any] = {}

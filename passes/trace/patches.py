@@ -1,9 +1,8 @@
 """What a model's code sees while it is traced: functions that answer for proxies.
 
 Each is put in place for one trace and taken away after it. While values are computed (``answers``
-is false) they do what they always do.
-
-Packed sequences in a trace: how many rows they have depends on the data of the lengths.
+is false) they do what they always do. Packed sequences are nodes: how many rows they have depends
+on the data of the lengths.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Asking:
         return str(self.tracer.questions.text_of(self))
 
     def __iadd__(self, other: Any) -> Any:
-        """In place, as the model does it: ``y += x`` of torch.fx would be a new tensor."""
+        """Add in place, as the model does: ``y += x`` of torch.fx would be a new tensor."""
         return self._in_place(in_place.iadd, other)
 
     def __isub__(self, other: Any) -> Any:

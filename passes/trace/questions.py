@@ -1,9 +1,8 @@
 """What a trace asks of the values that its proxies stand for, and the guards that come of it.
 
 Values are computed when the first question comes, for all nodes up to then in their order; a
-forward that asks nothing costs nothing.
-
-Take back what the trace of a submodule has added, when it fails.
+forward that asks nothing costs nothing. What the trace of a submodule has added is taken back when
+it fails.
 """
 
 from __future__ import annotations
@@ -182,7 +181,7 @@ class Questions:
     # --- the result ---
 
     def mark(self) -> int:
-        """How many answers there are."""
+        """Count the answers so far."""
         return len(self._answers)
 
     def undo(self, mark: int) -> None:
@@ -230,7 +229,7 @@ Tables = tuple[dict[Any, Any], ...]
 
 
 class Mark(NamedTuple):
-    """How far a trace was."""
+    """Says how far a trace was."""
 
     last: fx.Node | None
     answers: int

@@ -103,7 +103,7 @@ class Regions:
 
     @property
     def depth(self) -> int:
-        """How many regions the code is inside of."""
+        """Count the regions that the code is inside of."""
         return len(self._open)
 
     def unwind(self, depth: int) -> None:

@@ -31,7 +31,7 @@ class Writes:
     """
 
     def __init__(self, parameters: dict[str, Tensor], create: Callable[..., fx.Proxy]) -> None:
-        """None yet.
+        """Begin without any.
 
         Args:
             parameters: Those of the traced module, by name.
@@ -48,7 +48,7 @@ class Writes:
                 self.nodes[node] = str(source.target)
 
     def count(self, name: str) -> int:
-        """How often a parameter was written to."""
+        """Count the writes to a parameter."""
         return sum(written == name for written in self.nodes.values())
 
     def current(self, name: str, parameter: fx.Proxy) -> fx.Proxy:

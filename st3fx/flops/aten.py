@@ -1,6 +1,6 @@
-"""Count on what a model runs: one forward, observed operator by operator, then the rules.
+"""Counts on what a model runs: one forward is observed operator by operator, and rules count.
 
-How a model runs for a count: which module, einsums whole, nothing fused.
+For a count modules run as plain code: nothing is fused or compiled, and einsums are seen whole.
 """
 
 from __future__ import annotations

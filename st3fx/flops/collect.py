@@ -1,4 +1,4 @@
-"""Adds up what the rules give, by one convention, into a report."""
+"""The collector adds up what the rules give, by one convention, into the rows of a report."""
 
 from __future__ import annotations
 

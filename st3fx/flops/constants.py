@@ -1,4 +1,8 @@
-"""Which tensors of a forward are made of weights alone, and which depend on its input."""
+"""Which tensors of a forward are made of weights alone, and which depend on its input.
+
+Of the observer's work this is the part that knows no operator: what a tensor is made of, where a
+padded one has real values, and what was written over.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The dispatch-level observer: notes every operator that works on activations.
+"""The observer notes every operator that works on activations while a forward runs.
 
-Operators that call functions (``cond``, ``scan``, ``flex_attention``), as plain Python.
+It is a dispatch mode. Operators that call functions (``cond``, ``scan``, ``flex_attention``) it
+runs as plain Python.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Tensors as the rules see them: a shape, and values where they are constant.
+"""What rules are given and what they give back.
 
-What rules give back: MACs of a product, or operations of anything else.
+They see a tensor as an :class:`Operand`, a shape with values where it is constant, and give the
+MACs of a product, or the operations of anything else.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Weight:
     """A named tensor of a model, as one row of the report shows it."""
 
     def __init__(self, name: str, tensor: Tensor, *, parameter: bool = True) -> None:
-        """Of what is in the model.
+        """Name what is in the model.
 
         Args:
             name: Full name; empty where the model gives it none.
@@ -92,12 +93,12 @@ class Weight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole tensor."""
+        """The sizes of the whole tensor."""
         return tuple(self.tensor.shape)
 
     @cached_property
     def nonzeros(self) -> int:
-        """How many of its scalars are not zero."""
+        """The number of its scalars that are not zero."""
         return int(torch.count_nonzero(self.tensor))
 
 
@@ -133,7 +134,7 @@ class Constant:
 
     @cached_property
     def nonzeros(self) -> int:
-        """How many scalars are not zero."""
+        """The number of scalars that are not zero."""
         if self.tensor is self.weight.tensor:
             return self.weight.nonzeros
         return int(torch.count_nonzero(self.__dict__.get("mask", self.tensor)))
