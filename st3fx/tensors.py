@@ -25,6 +25,14 @@ def is_dense(tensor: Tensor) -> bool:
     return tensor.layout is torch.strided and not tensor.is_nested
 
 
+def in_memory_order(tensor: Tensor) -> Tensor:
+    """``tensor`` with its dimensions in the order of its memory: contiguous, if it is dense."""
+    if tensor.is_contiguous():
+        return tensor
+    strides = tensor.stride()
+    return tensor.permute(sorted(range(tensor.dim()), key=lambda dim: -strides[dim]))
+
+
 def parts(tensor: Tensor) -> list[Tensor]:
     """The dense tensors that a tensor is made of, in its own memory; itself if it is dense."""
     tensor = tensor.detach()

@@ -37,7 +37,7 @@ from st3fx.sparsity.formula import (
     soft,
     zero_up_to_,
 )
-from st3fx.sparsity.granularity import SCHEMA, magnitudes
+from st3fx.sparsity.granularity import SCHEMA, Grouping, in_memory, magnitudes
 
 _RHO_EPS = 1e-6
 _SCALE_EPS = 0.01
@@ -122,25 +122,27 @@ def _fits(job: Job) -> bool:
     _, weight, threshold, _, (channel_dims, groups, _, *grouping) = job.inputs
     tensors = (weight, threshold, job.out)
     return (
-        not grouping
-        and all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 for t in tensors)
+        all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 for t in tensors)
         and weight.device == job.out.device == threshold.device
         and weight.stride() == job.out.stride()
         and has_dense_channels(weight, Layout(tuple(channel_dims), groups))
+        and (not grouping or in_memory(weight, Grouping(*grouping)) is not None)
     )
 
 
 def _on_cpu(jobs: Sequence[Job]) -> None:
     smallest, active = smallest_threshold(torch.float32), []
     for job in jobs:
-        _, weight, threshold, _, (_, _, rescale, *_) = job.inputs
+        _, weight, threshold, _, (_, _, rescale, *grouping) = job.inputs
         level = threshold.item()
         if level < 0:
             job.out.copy_(weight)
             continue
         rows, addresses = len(weight), (weight.data_ptr(), job.out.data_ptr())
         length, bound = weight.numel() // rows, max(level, smallest)
-        active.append(latent.Channels(*addresses, rows, length, bound, rescale))
+        memory = in_memory(weight, Grouping(*grouping)) if grouping else None
+        own = memory or latent.Groups()
+        active.append(latent.Channels(*addresses, rows, length, bound, rescale, own))
     if active:
         latent.soft_threshold(active)
 

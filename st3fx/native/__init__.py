@@ -19,7 +19,7 @@ from pathlib import Path
 
 from st3fx.errors import NativeError
 
-ABI = 2
+ABI = 3
 """What ``st3fx_abi_version()`` of a fitting library gives."""
 
 ISAS = ("avx512", "avx2", "neon", "baseline", "scalar")

@@ -27,6 +27,27 @@ class Scored(NamedTuple):
     scale: float
 
 
+class Groups(NamedTuple):
+    """How the groups of a weight lie in memory, see :mod:`st3fx.sparsity.granularity`.
+
+    Attributes:
+        extent: Weights of a row of groups.
+        inner: How many floats lie from one weight of a group to the next.
+        size: Weights of a group, 64 at most; 0 for single weights. A row's last may be shorter.
+        kept: How many of a group are never pruned; −1 for groups of any size, each in one piece of
+            memory.
+    """
+
+    extent: int = 0
+    inner: int = 0
+    size: int = 0
+    kept: int = 0
+
+
+LONGEST = 64
+"""Weights of the largest group that may lie in any way."""
+
+
 class Channels(NamedTuple):
     """Latent and effective fp32 weights of one site: channels one after another in memory."""
 
@@ -36,14 +57,38 @@ class Channels(NamedTuple):
     length: int
     threshold: float
     rescale: bool
+    groups: Groups = Groups()
+
+
+class Measured(NamedTuple):
+    """fp32 weights of one site in one piece of memory, and room for magnitudes.
+
+    Attributes:
+        weight: Address of the weights: rows, one after another, of groups.
+        out: Address of one float for each group; with ``spread`` for each weight.
+        rows: How many rows.
+        groups: The groups of a row.
+        spread: Whether each weight gets its group's magnitude.
+    """
+
+    weight: int
+    out: int
+    rows: int
+    groups: Groups
+    spread: bool
 
 
 _SCORED = np.dtype([("weights", "u8"), ("size", "i8"), ("scale", "f4")], align=True)
+_GROUPS = np.dtype([("extent", "i8"), ("inner", "i8"), ("size", "i4"), ("kept", "i4")], align=True)
 _CHANNELS = np.dtype(
     [("weight", "u8"), ("out", "u8"), ("channels", "i8"), ("length", "i8"), ("threshold", "f4"),
-     ("rescale", "i4")],
+     ("rescale", "i4"), ("groups", _GROUPS)],
     align=True,
 )  # fmt: skip
+_MEASURED = np.dtype(
+    [("weight", "u8"), ("out", "u8"), ("rows", "i8"), ("groups", _GROUPS), ("spread", "i4")],
+    align=True,
+)
 _BYTES = np.dtype([("data", "u8"), ("size", "i8")])
 _TALLY = np.dtype([("below", "i8"), ("inside", "i8"), ("largest", "f4")], align=True)
 
@@ -64,6 +109,8 @@ def _library() -> ctypes.CDLL | None:
     library.st3fx_count.restype = size
     library.st3fx_soft_threshold.argtypes = (pointer, size, pointer, threads)
     library.st3fx_soft_threshold.restype = None
+    library.st3fx_measure.argtypes = (pointer, size, pointer, threads)
+    library.st3fx_measure.restype = None
     library.st3fx_digest.argtypes = (pointer, size, pointer, pointer, threads)
     library.st3fx_digest.restype = None
     return library
@@ -121,6 +168,14 @@ def soft_threshold(sites: Sequence[Channels]) -> None:
     assert library is not None
     table = np.array(sites, _CHANNELS)
     library.st3fx_soft_threshold(table.ctypes.data, len(table), *_threads())
+
+
+def measure(sites: Sequence[Measured]) -> None:
+    """Write the magnitudes of all sites' groups."""
+    library = _library()
+    assert library is not None
+    table = np.array(sites, _MEASURED)
+    library.st3fx_measure(table.ctypes.data, len(table), *_threads())
 
 
 def digest(ranges: Sequence[tuple[int, int]]) -> list[int]:

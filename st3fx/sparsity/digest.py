@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from st3fx.native import latent
-from st3fx.sparsity.formula import in_memory_order
+from st3fx.tensors import in_memory_order
 
 Digest: TypeAlias = tuple[int, ...]
 """Equal for equal values, of one shape and dtype; empty where there is none."""

@@ -125,14 +125,6 @@ def active_bound(threshold: Tensor, smallest: float) -> Tensor:
     return torch.where(threshold < 0, threshold, threshold.clamp_min(smallest))
 
 
-def in_memory_order(tensor: Tensor) -> Tensor:
-    """``tensor`` with its dimensions in the order of its memory: contiguous, if it is dense."""
-    if tensor.is_contiguous():
-        return tensor
-    strides = tensor.stride()
-    return tensor.permute(sorted(range(tensor.dim()), key=lambda dim: -strides[dim]))
-
-
 def has_dense_channels(weight: Tensor, layout: Layout) -> bool:
     """Whether output channels are the first dimension, one after another in memory, each dense."""
     if layout != Layout((0,)) or weight.numel() == 0:

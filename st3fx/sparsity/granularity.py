@@ -28,16 +28,15 @@ import torch
 from torch import Tensor
 
 from st3fx.errors import MethodError
+from st3fx.native import latent
 from st3fx.plan.sites import Site
+from st3fx.tensors import in_memory_order
 
 SCHEMA = "int[] group_dims=[], int group_kept=0, int group_size=0, int group_view=0"
 """Of a :class:`Grouping` in an operator's schema; single weights have the defaults.
 
 The last is never 0 for groups: torch takes arguments away that equal their defaults.
 """
-
-LONGEST = 64
-"""Groups up to this size are summed in order, with the same bits on every device."""
 
 
 class Grouping(NamedTuple):
@@ -58,10 +57,14 @@ class Grouping(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Groups of one size: a view of the weight, and the dimensions of it that are the group's."""
+    """Groups of one size: a view of the weight, and the dimensions of it that are the group's.
+
+    Those of whole channels, or of more weights than the kernels take in any order, are long.
+    """
 
     view: Tensor
     dims: tuple[int, ...]
+    is_long: bool
 
     @property
     def size(self) -> int:
@@ -74,24 +77,27 @@ def parts(tensor: Tensor, grouping: Grouping) -> list[Part]:
     dims, _, size, groups = grouping
     view = tensor.unflatten(0, (groups, -1)) if groups > 1 else tensor
     if size == 0:
-        return [Part(view, tuple(dims))]
+        return [Part(view, tuple(dims), is_long=True)]
     (dim,) = dims
     extent = view.shape[dim]
-    whole = extent - extent % size
+    whole, is_long = extent - extent % size, size > latent.LONGEST
     found = []
     if whole:
-        found.append(Part(view.narrow(dim, 0, whole).unflatten(dim, (-1, size)), (dim + 1,)))
+        found.append(
+            Part(view.narrow(dim, 0, whole).unflatten(dim, (-1, size)), (dim + 1,), is_long)
+        )
     if whole < extent:
         rest = view.narrow(dim, whole, extent - whole).unsqueeze(dim)
-        found.append(Part(rest, (dim + 1,)))
+        found.append(Part(rest, (dim + 1,), is_long))
     return found
 
 
 def _root_mean_square(part: Part, pruned: Tensor | None = None, among: int = 0) -> Tensor:
     """One value for each group, its dimensions kept; of those that are ``pruned``, if given."""
-    if pruned is None and (len(part.dims) > 1 or part.size > LONGEST):
-        norm: Tensor = torch.linalg.vector_norm(part.view, dim=part.dims, keepdim=True)
-        return norm.div_(math.sqrt(part.size))
+    if part.is_long:  # in double precision the order of the sum hardly ever matters
+        norm = torch.linalg.vector_norm(part.view, dim=part.dims, keepdim=True, dtype=torch.float64)
+        return (norm * norm).div_(part.size).sqrt_().to(part.view.dtype)
+    # In order, with the same bits on every device.
     squares = part.view * part.view
     if pruned is not None:
         squares.masked_fill_(~pruned, 0.0)
@@ -100,7 +106,9 @@ def _root_mean_square(part: Part, pruned: Tensor | None = None, among: int = 0) 
     total = first.clone()
     for other in others:
         total += other
-    return total.div_(among or part.size).sqrt_().unsqueeze_(dim)
+    # In fp32 torch's square root is not rounded correctly everywhere (MKL's is not); this one is.
+    root = total.div_(among or part.size).double().sqrt_()
+    return root.to(total.dtype).unsqueeze_(dim)
 
 
 def _smallest(part: Part, count: int) -> Tensor:
@@ -143,9 +151,43 @@ def magnitudes(weight: Tensor, *grouping: Any) -> Tensor:
         return weight.abs()
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     groups, result = Grouping(*grouping), torch.empty_like(weight)
+    memory = in_memory(weight, groups)
+    if memory is not None and weight.stride() == result.stride():
+        _measure(weight, result, memory, spread=True)
+        return result
     for part, place in zip(parts(weight.detach(), groups), parts(result, groups), strict=True):
         place.view.copy_(_magnitude(part, groups.kept))
     return result
+
+
+def in_memory(weight: Tensor, grouping: Grouping) -> latent.Groups | None:
+    """How groups lie in memory, for the kernel library; ``None`` where it does not fit."""
+    dims, kept, size, view = grouping
+    if (
+        type(weight) not in (Tensor, torch.nn.Parameter)
+        or weight.device.type != "cpu"
+        or weight.dtype != torch.float32
+        or view > 1
+        or size > latent.LONGEST
+        or not weight.numel()
+        or not in_memory_order(weight).is_contiguous()
+        or not latent.available()
+    ):
+        return None
+    if size == 0:
+        length = weight.numel() // len(weight)
+        if tuple(dims) != tuple(range(1, weight.dim())) or weight.stride(0) != length:
+            return None
+        return latent.Groups(length, 1, length, -1)
+    if weight.shape[dims[0]] < 2:  # its stride says nothing
+        return None
+    return latent.Groups(weight.shape[dims[0]], weight.stride(dims[0]), size, kept)
+
+
+def _measure(weight: Tensor, out: Tensor, groups: latent.Groups, *, spread: bool) -> None:
+    rows = weight.numel() // (groups.extent * groups.inner)
+    own = latent.Measured(weight.data_ptr(), out.data_ptr(), rows, groups, spread)
+    latent.measure([own])
 
 
 def group_means(tensor: Tensor, *grouping: Any) -> Tensor:
@@ -198,6 +240,17 @@ def scores(weight: Tensor, shape: Sequence[int], grouping: Grouping) -> list[Sco
         grouping: The groups.
     """
     kept, found = grouping.kept, []
+    memory = in_memory(weight, grouping)
+    if memory is not None and weight.shape == tuple(shape):
+        blocks = -(-memory.extent // memory.size)
+        rows = weight.numel() // (memory.extent * memory.inner)
+        values = torch.empty(rows, blocks, memory.inner)
+        _measure(weight, values, memory, spread=False)
+        whole, rest = divmod(memory.extent, memory.size)
+        for size, own in ((memory.size, values[:, :whole]), (rest, values[:, whole:])):
+            if own.numel() and size > kept:
+                found.append(Scores(own, own.numel(), size - kept))
+        return found
     here = {part.size: part for part in parts(weight.detach().float(), grouping)}
     for part in parts(torch.empty(tuple(shape), device="meta"), grouping):
         gone = part.size - kept

@@ -5,7 +5,7 @@
 #define ST3FX_EXPORT extern "C" __attribute__((visibility("default")))
 
 /// Raised with every change of the exported functions, or of an operator's meaning.
-ST3FX_EXPORT int st3fx_abi_version() { return 2; }
+ST3FX_EXPORT int st3fx_abi_version() { return 3; }
 
 /// The name of the instruction set that kernels created from now on use.
 ST3FX_EXPORT const char* st3fx_isa() { return st3fx::name_of(st3fx::current_isa()); }

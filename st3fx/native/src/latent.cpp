@@ -57,6 +57,14 @@ struct Scored {
   float scale;
 };
 
+/// How the groups of a weight lie: `size` of `extent` weights that are `inner` floats apart, the last
+/// group perhaps shorter; `kept` of them are not pruned together with the others. No `size`: none.
+/// Below 0 `kept` says that groups are long, each in one piece of memory.
+struct Groups {
+  int64_t extent, inner;
+  int32_t size, kept;
+};
+
 /// One site's latent and effective weights: `channels` times `length` floats in one piece.
 struct Channels {
   const float* weight;
@@ -64,7 +72,33 @@ struct Channels {
   int64_t channels, length;
   float threshold;
   int32_t rescale;
+  Groups groups;
 };
+
+/// The weights of one site, `rows` times `extent` times `inner` floats in one piece, and room for
+/// the magnitudes of their groups, in this order; or, `spread`, of each weight.
+struct Measured {
+  const float* weight;
+  float* out;
+  int64_t rows;
+  Groups groups;
+  int32_t spread;
+};
+
+namespace {
+
+/// Measures one row of groups, the short one at its end with them.
+void measure_row(const Kernels& run, const float* weight, const Groups& groups, bool spread,
+                 float* out) {
+  const auto [extent, inner, size, kept] = groups;
+  const int64_t whole = extent / size, rest = extent % size;
+  run.measure(weight, whole, inner, size, kept, spread, out);
+  if (rest)
+    run.measure(weight + whole * size * inner, 1, inner, static_cast<int>(rest), kept, spread,
+                out + whole * inner * (spread ? size : 1));
+}
+
+}  // namespace
 
 struct Bytes {
   const uint8_t* data;
@@ -119,9 +153,51 @@ ST3FX_EXPORT void st3fx_soft_threshold(const Channels* sites, int64_t count, Par
   for_each(tasks.size(), parallel, threads, [&](int64_t i) {
     const Task& task = tasks[i];
     const Channels& site = sites[task.site];
-    for (int64_t k = task.first; k < task.first + task.size; k++)
-      run.soften(site.weight + k * site.length, site.length, site.threshold, site.rescale,
-                 site.out + k * site.length);
+    thread_local std::vector<float> deciding;
+    for (int64_t k = task.first; k < task.first + task.size; k++) {
+      const float* weight = site.weight + k * site.length;
+      float* out = site.out + k * site.length;
+      if (site.groups.size) {
+        deciding.resize(site.length);
+        const int64_t row = site.groups.extent * site.groups.inner;
+        for (int64_t i = 0; i < site.length; i += row)
+          measure_row(run, weight + i, site.groups, true, deciding.data() + i);
+        run.soften_groups(weight, deciding.data(), site.length, site.threshold, site.rescale, out);
+      } else {
+        run.soften(weight, site.length, site.threshold, site.rescale, out);
+      }
+    }
+  });
+}
+
+/// Computes the magnitudes of the groups of all sites.
+ST3FX_EXPORT void st3fx_measure(const Measured* sites, int64_t count, Parallel parallel,
+                                unsigned threads) {
+  const Kernels& run = kernels();
+  // A task is some whole rows; a row that is long is cut between two groups.
+  const auto step = [&](int64_t site) {
+    const Groups& groups = sites[site].groups;
+    return std::max<int64_t>(1, kPiece / (groups.size * groups.inner));
+  };
+  const auto blocks_of = [&](int64_t site) {
+    return (sites[site].groups.extent + sites[site].groups.size - 1) / sites[site].groups.size;
+  };
+  const auto tasks = tasks_of(
+      count, [&](int64_t site) { return sites[site].rows * blocks_of(site); }, step);
+  for_each(tasks.size(), parallel, threads, [&](int64_t i) {
+    const Task& task = tasks[i];
+    const Measured& site = sites[task.site];
+    const Groups& groups = site.groups;
+    const int64_t blocks = blocks_of(task.site), row = groups.extent * groups.inner;
+    for (int64_t at = task.first, end = task.first + task.size; at < end;) {
+      const int64_t block = at % blocks, number = std::min(blocks - block, end - at);
+      Groups piece = groups;
+      piece.extent = std::min(number * groups.size, groups.extent - block * groups.size);
+      const int64_t start = at / blocks * row + block * groups.size * groups.inner;
+      measure_row(run, site.weight + start, piece, site.spread,
+                  site.out + (site.spread ? start : at * groups.inner));
+      at += number;
+    }
   });
 }
 

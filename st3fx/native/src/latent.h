@@ -33,6 +33,17 @@ struct Kernels {
   /// One output channel's effective weight by ST-3's formula (st3fx/methods/st3.py).
   void (*soften)(const float* weight, int64_t size, float threshold, bool rescale, float* out);
 
+  /// The magnitudes of `blocks` groups, one after another, of `size` weights each that lie `inner`
+  /// floats apart, `inner` groups side by side (st3fx/sparsity/granularity.py): one for each group,
+  /// or, `spread`, one for each weight. Of `kept` above 0 the group is the `size - kept` smallest,
+  /// and the others' magnitude is the largest number. Below 0 groups are long, each in one piece.
+  void (*measure)(const float* weight, int64_t blocks, int64_t inner, int size, int kept,
+                  bool spread, float* out);
+
+  /// As `soften`, of weights whose groups have the magnitudes `deciding`.
+  void (*soften_groups)(const float* weight, const float* deciding, int64_t size, float threshold,
+                        bool rescale, float* out);
+
   /// A hash of bytes.
   uint64_t (*digest)(const uint8_t* bytes, int64_t size);
 };

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from st3fx.errors import StateError
 from st3fx.native import latent
-from st3fx.sparsity.formula import in_memory_order
 from st3fx.sparsity.shards import Spread
+from st3fx.tensors import in_memory_order
 
 TINY = float(np.finfo(np.float32).tiny)
 LARGEST = float(np.finfo(np.float32).max)
@@ -75,7 +75,8 @@ class Source:
 
     def flat(self) -> Tensor:
         """The weight as a vector in any order, without a copy where its memory is dense."""
-        return in_memory_order(self.weight.detach()).reshape(-1)
+        # A column of a larger tensor gives a vector with gaps, of which an address says nothing.
+        return in_memory_order(self.weight.detach()).reshape(-1).contiguous()
 
     def scores(self, part: Tensor) -> Tensor:
         """Scores of a part of :meth:`flat`."""

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from st3fx.errors import StateError
 from st3fx.sparsity import gpu
-from st3fx.sparsity.formula import in_memory_order
 from st3fx.sparsity.granularity import Grouping, scores
 from st3fx.sparsity.shards import is_cut, local, spread_of
 from st3fx.sparsity.threshold import scan
 from st3fx.sparsity.threshold.scan import NONE, Band, ScoredSite, Source, count_band, smallest_above
+from st3fx.tensors import in_memory_order
 
 SAMPLE = 1 << 16
 """Scores in a sample."""
