@@ -22,7 +22,7 @@ from tests.passes.channels.programs import agree, agree_in_a_file, random_progra
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The tensor attribute.*assigned during export",
     "ignore:.*the outputs are the same for every input",  # where all filters of a layer are empty
-    "ignore:var..: degrees of freedom",  # torch, of normalised single values
+    "ignore:var... degrees of freedom",  # torch, of normalised single values
     "ignore:input's size at dim=",  # torch, of instance norms that take the batch for channels
 )
 
