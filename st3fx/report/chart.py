@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,7 @@ class LineChart:
         series: Lines; the last is on top.
     """
 
+    place: ClassVar[str] = ""
     key: str
     title: str
     alt: str
@@ -207,6 +208,7 @@ class BarChart:
         legend: What bar and outline stand for; empty where there is no outline.
     """
 
+    place: ClassVar[str] = "tall"
     key: str
     title: str
     alt: str
@@ -232,6 +234,7 @@ class Histogram:
         line_name: What is said of them.
     """
 
+    place: ClassVar[str] = ""
     key: str
     title: str
     alt: str
@@ -277,6 +280,7 @@ class FlowChart:
         lanes: How many lanes there are.
     """
 
+    place: ClassVar[str] = "wide"
     key: str
     title: str
     alt: str

@@ -16,7 +16,7 @@ from st3fx.report import markup
 from st3fx.report.chart import Axis, Bar, BarChart, Histogram, LineChart, Series
 from st3fx.report.facts import TrainingFacts
 from st3fx.report.histogram import Spread
-from st3fx.report.markup import Column, Markup, plain_table
+from st3fx.report.section import Column, Table
 
 MOST = 60
 """Rows of a chart that can still be read."""
@@ -65,7 +65,7 @@ def latency_chart(bench: BenchResult) -> BarChart:
     )
 
 
-def latency_table(bench: BenchResult) -> Markup:
+def latency_table(bench: BenchResult) -> Table:
     """A line for each variant."""
     columns = [
         Column("variant"), Column("runtime"), Column("batch", number=True),
@@ -82,7 +82,7 @@ def latency_table(bench: BenchResult) -> Markup:
         )
         for row in bench.rows
     ]  # fmt: skip
-    return plain_table(columns, rows)
+    return Table(columns, rows)
 
 
 def best(bench: BenchResult) -> tuple[BenchRow, BenchRow] | None:

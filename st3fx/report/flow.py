@@ -14,10 +14,11 @@ import heapq
 from collections.abc import Mapping
 
 import networkx as nx
+from markupsafe import Markup
 
 from st3fx.report import markup
 from st3fx.report.chart import FlowChart, FlowRow
-from st3fx.report.markup import EMPTY, Markup, listed, shape, tag
+from st3fx.report.markup import EMPTY, listed, shape, tag
 
 
 def flow_chart(graph: nx.DiGraph, sparsity: Mapping[str, float]) -> FlowChart:

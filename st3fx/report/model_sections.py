@@ -5,15 +5,17 @@ The table of sites.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from markupsafe import Markup
 
 from st3fx.flops.report import FlopsReport, LayerFlops
 from st3fx.report import markup
 from st3fx.report.charts import macs_chart, sparsity_chart, weights_chart
 from st3fx.report.facts import Facts, Layer, ModelFacts
 from st3fx.report.flow import flow_chart
-from st3fx.report.markup import EMPTY, Cell, Column, Markup, join, plain_table, sortable_table, tag
-from st3fx.report.section import Section, facts_list
+from st3fx.report.markup import join, tag
+from st3fx.report.section import Block, Cell, Column, Items, Note, Section, Table, Terms
 from st3fx.report.svg import draw_small
 
 _COLUMNS = (
@@ -27,7 +29,7 @@ _DEAD = (Column("dead out", number=True), Column("dead in", number=True))
 """Shown where there are any."""
 
 
-def site_table(layers: Sequence[Layer], macs: int) -> Markup:
+def site_table(layers: Sequence[Layer], macs: int) -> Table:
     """A line for each site.
 
     Args:
@@ -38,7 +40,7 @@ def site_table(layers: Sequence[Layer], macs: int) -> Markup:
     dead = any(row.dead_outputs or row.dead_inputs for row in counted)
     columns = _COLUMNS + _DEAD if dead else _COLUMNS
     rows = [_row(index, layer, macs)[: len(columns)] for index, layer in enumerate(layers, start=1)]
-    return sortable_table(columns, rows, "sites")
+    return Table(columns, rows, "sites")
 
 
 def _row(index: int, layer: Layer, macs: int) -> list[Cell]:
@@ -134,7 +136,7 @@ def compute(facts: Facts) -> Section:
         )
     else:
         lead += "."
-    return Section("compute", title, lead, (macs_chart(exact),), _tables(model))
+    return Section("compute", title, lead, (macs_chart(exact),), tuple(_tables(model)))
 
 
 def sites(facts: Facts) -> Section:
@@ -144,7 +146,7 @@ def sites(facts: Facts) -> Section:
         return Section("sites", "Every site", missing=no_model(facts))
     macs = model.flops["exact"].sparse_macs if model.flops else 0
     lead = "A head sorts the table, a second time the other way round."
-    return Section("sites", "Every site", lead, rest=site_table(model.layers, macs))
+    return Section("sites", "Every site", lead, rest=(site_table(model.layers, macs),))
 
 
 def dataflow(facts: Facts) -> Section:
@@ -160,12 +162,12 @@ def dataflow(facts: Facts) -> Section:
     )
     outside = [row.name for row in chart.rows if row.kind == "site" and row.name not in
                {name for edge in model.flow.edges for name in edge}]  # fmt: skip
-    note = EMPTY
+    notes: tuple[Block, ...] = ()
     if outside:
         are = "site is" if len(outside) == 1 else "sites are"
-        note = tag("p", f"{len(outside)} {are} in modules that keep their own forward and stand "
-                   f"alone: {markup.listed(outside)}.", class_="note")  # fmt: skip
-    return Section("dataflow", title, lead, (chart,), rest=note)
+        notes = (Note(f"{len(outside)} {are} in modules that keep their own forward and stand "
+                      f"alone: {markup.listed(outside)}."),)  # fmt: skip
+    return Section("dataflow", title, lead, (chart,), rest=notes)
 
 
 def no_model(facts: Facts) -> str:
@@ -176,7 +178,7 @@ def no_model(facts: Facts) -> str:
     )
 
 
-def _remarks(model: ModelFacts) -> Markup:
+def _remarks(model: ModelFacts) -> tuple[Block, ...]:
     """What a reader should know about single layers, one line each."""
     lines = [f"{layer.site.name} has no weight left" for layer in model.layers
              if not layer.nonzeros]  # fmt: skip
@@ -191,21 +193,20 @@ def _remarks(model: ModelFacts) -> Markup:
     if model.spread.beyond:
         weights = markup.plural(model.spread.beyond, "latent weight")
         lines.append(f"the histogram leaves out {weights} beyond its ends")
-    items = (tag("li", line) for line in lines)
-    return tag("ul", *items, class_="note") if lines else EMPTY
+    return (Items(lines),) if lines else ()
 
 
-def _skipped(model: ModelFacts) -> Markup:
+def _skipped(model: ModelFacts) -> tuple[Block, ...]:
     if not model.plan.skipped:
-        return EMPTY
+        return ()
     columns = [Column("stays dense"), Column("op"), Column("shape"),
                Column("weights", number=True), Column("why")]  # fmt: skip
     rows = [(s.name, s.op, markup.shape(s.shape), f"{s.numel:,}", s.reason)
             for s in model.plan.skipped]  # fmt: skip
-    return plain_table(columns, rows)
+    return (Table(columns, rows),)
 
 
-def _tables(model: ModelFacts) -> Markup:
+def _tables(model: ModelFacts) -> Iterator[Block]:
     columns = [Column("convention"), Column("dense MACs", number=True),
                Column("MACs left", number=True), Column("share", number=True)]  # fmt: skip
     rows = [
@@ -213,24 +214,19 @@ def _tables(model: ModelFacts) -> Markup:
          markup.percent(r.sparse_macs / r.dense_macs) if r.dense_macs else "–")
         for name, r in model.flops.items()
     ]  # fmt: skip
-    terms = facts_list([(name, CONVENTIONS[name]) for name in model.flops], "terms")
-    return join([plain_table(columns, rows), terms, _others(model.flops["exact"]),
-                 _unknown(list(model.flops.values()))])  # fmt: skip
+    yield Table(columns, rows)
+    yield Terms([(name, CONVENTIONS[name]) for name in model.flops])
+    if model.flops["exact"].by_op:
+        yield _others(model.flops["exact"])
+    unknown = sorted({name for report in model.flops.values() for name in report.unknown})
+    if unknown:
+        yield Note("No rule says what these operators cost, and they are in no total: "
+                   f"{markup.listed(unknown)}.")  # fmt: skip
 
 
-def _others(report: FlopsReport) -> Markup:
+def _others(report: FlopsReport) -> Table:
     """Operations that are no MACs."""
-    if not report.by_op:
-        return EMPTY
     columns = [Column("other operations"), Column("calls", number=True),
                Column("operations", number=True)]  # fmt: skip
     ops = sorted(report.by_op.values(), key=lambda op: (-op.flops, op.op))
-    return plain_table(columns, [(op.op, f"{op.calls:,}", markup.count(op.flops)) for op in ops])
-
-
-def _unknown(reports: Sequence[FlopsReport]) -> Markup:
-    names = sorted({name for report in reports for name in report.unknown})
-    if not names:
-        return EMPTY
-    return tag("p", f"No rule says what these operators cost, and they are in no total: "
-               f"{markup.listed(names)}.", class_="note")  # fmt: skip
+    return Table(columns, [(op.op, f"{op.calls:,}", markup.count(op.flops)) for op in ops])

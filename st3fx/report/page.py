@@ -6,16 +6,20 @@ Pages and pictures on the disk: whole or not at all, and nothing of others repla
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from st3fx.errors import ReportError
 from st3fx.files.atomic import replace_file
 from st3fx.report import model_sections, run_sections
+from st3fx.report.chart import Chart, FlowChart
 from st3fx.report.facts import Facts
-from st3fx.report.markup import Markup, join, tag
-from st3fx.report.run_sections import headline
+from st3fx.report.flow import draw_flow
+from st3fx.report.markup import join, tag
 from st3fx.report.section import Section
+from st3fx.report.svg import draw
 from st3fx.version import VERSION
 
 STORY = (
@@ -33,9 +37,6 @@ STORY = (
 GENERATOR = "st3fx report"
 """Stands at the beginning of what ``st3fx report`` wrote, which it may replace."""
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""The browser itself refuses whatever would be fetched."""
-
 
 def make_sections(facts: Facts) -> tuple[Section, ...]:
     """All sections, those without data too."""
@@ -44,30 +45,31 @@ def make_sections(facts: Facts) -> tuple[Section, ...]:
 
 def make_page(facts: Facts, sections: Sequence[Section]) -> str:
     """The HTML document."""
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="generator", content=f"{GENERATOR} {VERSION}"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{facts.name}: sparse training report"),
-        tag("style", _asset("page.css")),
-    )
-    links = (tag("a", section.title, href=f"#{section.key}") for section in sections)
-    body = tag(
-        "body",
-        headline(facts),
-        tag("nav", *links, aria_label="Sections"),
-        tag("main", *(section.to_html() for section in sections)),
-        tag("footer", f"Written by st3fx {VERSION}."),
-        tag("script", _asset("page.js")),
-    )
-    return join([Markup("<!DOCTYPE html>\n"), tag("html", head, body, lang="en"), Markup("\n")])
+    page = _environment().get_template("page.html")
+    return page.render(
+        name=facts.name, about=run_sections.about(facts), headline=run_sections.headline(facts),
+        sections=sections, generator=f"{GENERATOR} {VERSION}", version=VERSION,
+    )  # fmt: skip
 
 
-def _asset(name: str) -> Markup:
-    return Markup((resources.files("st3fx.report") / name).read_text(encoding="utf-8"))
+def _environment() -> Environment:
+    """Jinja2 as the page needs it: whatever is no markup is escaped."""
+    environment = Environment(
+        loader=PackageLoader("st3fx.report", "."), autoescape=True, undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters |= {"drawn": _drawn, "with_code": with_code}
+    return environment
+
+
+def _drawn(chart: Chart) -> Markup:
+    return draw_flow(chart) if isinstance(chart, FlowChart) else draw(chart)
+
+
+def with_code(text: str) -> Markup:
+    """Text in which what stands between backticks is set as code."""
+    parts = text.split("`")
+    return join(tag("code", part) if index % 2 else part for index, part in enumerate(parts))
 
 
 _HEAD = 512

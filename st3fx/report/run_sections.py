@@ -6,35 +6,24 @@ The top of the page: the model in a sentence, and the handful of figures that ma
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from st3fx.report import markup
 from st3fx.report.charts import best, label, latency_chart, latency_table, training_charts
 from st3fx.report.facts import Facts, TrainingFacts
-from st3fx.report.markup import EMPTY, Column, Markup, join, plain_table, tag
 from st3fx.report.model_sections import no_model
-from st3fx.report.section import Section, facts_list
+from st3fx.report.section import Block, Code, Column, Items, Note, Section, Table, Terms
 from st3fx.training.folder import RunFolder
 
 
-def headline(facts: Facts) -> Markup:
-    """Title, sentence and figures."""
+def headline(facts: Facts) -> list[tuple[str, str, str]]:
+    """The figures that matter: name, value, and what stands beside it."""
     figures = [_accuracy(facts), _sparsity(facts), _macs(facts), _bytes(facts), _latency(facts)]
-    shown = [_figure(*figure) for figure in figures if figure is not None]
-    return tag(
-        "header",
-        tag("p", "Sparse training report", class_="kind"),
-        tag("h1", facts.name),
-        tag("p", _about(facts), class_="lead"),
-        tag("ul", *shown, class_="figures") if shown else EMPTY,
-    )
+    return [figure for figure in figures if figure is not None]
 
 
-def _figure(name: str, value: str, note: str) -> Markup:
-    return tag("li", tag("span", name, class_="what"), tag("strong", value),
-               tag("span", note, class_="beside"))  # fmt: skip
-
-
-def _about(facts: Facts) -> str:
+def about(facts: Facts) -> str:
+    """The model and its training, in a sentence."""
     parts = []
     if facts.model is not None:
         method = facts.model.plan.method
@@ -120,10 +109,12 @@ def latency(facts: Facts) -> Section:
         )  # fmt: skip
         missing = f"Not measured yet: `st3fx bench {what} -x {target}` does it, and {again}."
         return Section("latency", title, missing=missing)
-    rest = join([latency_table(bench), _environment("Measured on", bench.environment),
-                 tag("p", "Measured by ", tag("code", bench.command), class_="note")])  # fmt: skip
-    verdict = tag("ul", *(tag("li", sentence) for sentence in bench.verdict), class_="verdict")
-    return Section("latency", title, "", (latency_chart(bench),), verdict, rest)
+    rest: tuple[Block, ...] = (
+        latency_table(bench), *_environment("Measured on", bench.environment),
+        Note("Measured by", bench.command),
+    )  # fmt: skip
+    verdict = Items(bench.verdict, "verdict")
+    return Section("latency", title, "", (latency_chart(bench),), (verdict,), rest)
 
 
 def sizes(facts: Facts) -> Section:
@@ -143,23 +134,19 @@ def sizes(facts: Facts) -> Section:
         "Zeros take as much room as other numbers until a format leaves them out, as the compact "
         "file of `st3fx fold --compact` does. Compressed is with zlib at level 6."
     )
-    return Section("sizes", title, lead, rest=plain_table(columns, rows))
+    return Section("sizes", title, lead, rest=(Table(columns, rows),))
 
 
 def reproduce(facts: Facts) -> Section:
     """Commands, settings, versions."""
-    commands = tag("pre", tag("code", "\n".join(facts.commands)), tabindex=0)
-    parts = [commands]
+    parts: list[Block] = [Code("\n".join(facts.commands))]
     if facts.model is not None:
-        parts.append(_environment("Converted with", facts.model.versions))
-        method = facts.model.recipe.method
-        parts.append(_details("Method", [(key, _value(value)) for key, value in method.items()]))
+        parts += _environment("Converted with", facts.model.versions)
+        parts.append(_details("Method", facts.model.recipe.method))
     if facts.training is not None:
         settings = dataclasses.asdict(facts.training.settings)
-        parts.append(_details("All settings of the run", [
-            (key, _value(value)) for key, value in settings.items()
-        ]))  # fmt: skip
-    return Section("reproduce", "How to do it again", rest=join(parts))
+        parts.append(_details("All settings of the run", settings))
+    return Section("reproduce", "How to do it again", rest=tuple(parts))
 
 
 def _course(run: TrainingFacts) -> str:
@@ -184,14 +171,14 @@ def _course(run: TrainingFacts) -> str:
     return f"{said}."
 
 
-def _environment(title: str, values: dict[str, object] | object) -> Markup:
+def _environment(title: str, values: dict[str, object] | object) -> tuple[Note, ...]:
     entries = values.items() if isinstance(values, dict) else ()
     said = ", ".join(f"{key} {_value(value)}" for key, value in entries)
-    return tag("p", f"{title} {said}.", class_="note") if said else EMPTY
+    return (Note(f"{title} {said}."),) if said else ()
 
 
-def _details(title: str, entries: list[tuple[str, str]]) -> Markup:
-    return tag("details", tag("summary", title), facts_list(entries))
+def _details(title: str, values: dict[str, Any]) -> Terms:
+    return Terms([(key, _value(value)) for key, value in values.items()], title)
 
 
 def _value(value: object) -> str:

@@ -1,17 +1,96 @@
-"""A section of the page."""
+"""A section of the page as plain data: charts, and blocks that the template knows how to show."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from st3fx.report.chart import BarChart, Chart, FlowChart
-from st3fx.report.flow import draw_flow
-from st3fx.report.markup import EMPTY, Markup, join, tag
-from st3fx.report.svg import draw
+from st3fx.report.chart import Chart
 
-_PLACES: dict[type, str] = {FlowChart: "wide", BarChart: "tall"}
-"""Charts that take more than a cell of the grid."""
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        name: Its head.
+        number: Whether it holds numbers, which stand at the right.
+        sort: Whether the table can be sorted by it.
+        width: Letters for which it has room at least.
+    """
+
+    name: str
+    number: bool = False
+    sort: bool = True
+    width: int | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a cell, and what it is sorted by.
+
+    Attributes:
+        content: Text or markup.
+        value: A number or text to sort by; ``None``: the content.
+    """
+
+    content: object
+    value: float | str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in the order that is given; it scrolls within itself where it is too large.
+
+    Attributes:
+        columns: Its heads.
+        rows: A text for each column, or a :class:`Cell` where it can be sorted.
+        noun: What its rows are: it can be sorted and filtered. Empty: it cannot.
+    """
+
+    kind: ClassVar[str] = "table"
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[object]]
+    noun: str = ""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Terms with what they are; under a title they are folded away until they are asked for."""
+
+    kind: ClassVar[str] = "terms"
+    entries: Sequence[tuple[str, str]]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Items:
+    """Sentences, one line each; ``look`` is their class in the style sheet."""
+
+    kind: ClassVar[str] = "items"
+    lines: Sequence[str]
+    look: str = "note"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence in small letters, and a command that it ends with."""
+
+    kind: ClassVar[str] = "note"
+    text: str
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines of commands."""
+
+    kind: ClassVar[str] = "code"
+    text: str
+
+
+Block = Table | Terms | Items | Note | Code
 
 
 @dataclass(frozen=True)
@@ -32,44 +111,6 @@ class Section:
     title: str
     lead: str = ""
     charts: tuple[Chart, ...] = ()
-    beside: Markup = EMPTY
-    rest: Markup = EMPTY
+    beside: tuple[Block, ...] = ()
+    rest: tuple[Block, ...] = ()
     missing: str = ""
-
-    def to_html(self) -> Markup:
-        """The section as an element."""
-        body = [tag("p", with_code(self.missing), class_="missing")] if self.missing else [
-            tag("p", with_code(self.lead), class_="lead") if self.lead else EMPTY,
-            _figures(self.charts, self.beside),
-            self.rest,
-        ]  # fmt: skip
-        return tag("section", tag("h2", self.title), *body, id=self.key)
-
-
-def with_code(text: str) -> Markup:
-    """Text in which what stands between backticks is set as code."""
-    parts = text.split("`")
-    return join(tag("code", part) if index % 2 else part for index, part in enumerate(parts))
-
-
-def facts_list(entries: Sequence[tuple[str, object]], class_: str | None = None) -> Markup:
-    """Terms with what they are."""
-    pairs = (tag("div", tag("dt", term), tag("dd", what)) for term, what in entries)
-    return tag("dl", *pairs, class_=class_)
-
-
-def _figures(charts: Sequence[Chart], beside: Markup) -> Markup:
-    figures = [
-        tag(
-            "figure",
-            tag("figcaption", chart.title),
-            draw_flow(chart) if isinstance(chart, FlowChart) else draw(chart),
-            class_=_PLACES.get(type(chart)),
-        )
-        for chart in charts
-    ]
-    if beside and len(figures) > 1:
-        figures[-1] = tag("div", figures[-1], beside)
-    elif beside:
-        figures.append(tag("div", beside))
-    return tag("div", *figures, class_="charts") if figures else EMPTY

@@ -17,6 +17,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from st3fx.report.chart import (
     Axis,
     Bar,
@@ -29,7 +31,7 @@ from st3fx.report.chart import (
     make_scale,
     tick_text,
 )
-from st3fx.report.markup import EMPTY, Markup, join, short_name, tag, three
+from st3fx.report.markup import EMPTY, join, short_name, tag, three
 
 WIDTH = 400.0
 LETTER = 6.4

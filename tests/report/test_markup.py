@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from st3fx.report.markup import EMPTY, Markup, join, tag
+from markupsafe import Markup
+
+from st3fx.report.markup import EMPTY, join, tag
 
 
 def test_text_is_escaped_and_markup_is_not() -> None:
