@@ -1,9 +1,8 @@
-"""``st3fx``: the group of all commands.
+"""``st3fx``: the group of all commands, and what a user sees of an error.
 
-Where library errors become what a user sees: one line, exit code 2.
-
-What the user's own code raised is shown with its traceback, without the frames of libraries.
-Anything else is a bug in st3fx: it keeps its traceback and ends with exit code 1.
+A library error becomes one line with exit code 2. What the user's own code raised is shown with its
+traceback, without the frames of libraries. Anything else is a bug in st3fx: it keeps its traceback
+and ends with exit code 1.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from st3fx.cli.views.bench import print_bench, print_calibration
 from st3fx.cli.views.progress import Progress
 
 TORCH_MODES = ("eager", "compile")
-"""Of ``st3fx.bench.variant``; a test holds them equal."""
+"""They equal those of ``st3fx.bench.variant``, as a test sees to."""
 
 
 def _shapes(

@@ -1,10 +1,7 @@
 """``st3fx completion``: commands, options, models and files on the Tab key.
 
-Names of the models that a SPEC may have, read from the libraries' sources.
-
-Importing torchvision or timm takes seconds, and completion must answer while a key is pressed.
-
-Types of arguments that a shell can complete without importing torch.
+Importing torchvision or timm takes seconds, and completion must answer while a key is pressed: the
+names of models are read from the libraries' sources, and no type of an argument imports torch.
 """
 
 from __future__ import annotations

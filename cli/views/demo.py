@@ -30,7 +30,7 @@ class EpochReport(PlainReport):
     """One line per epoch: a demo is no log."""
 
     def train(self, row: TrainRow) -> None:
-        """Not shown."""
+        """Show nothing."""
 
 
 class DemoView:
@@ -51,7 +51,7 @@ class DemoView:
         self._progress(f"{stage}: {what}")
 
     def progress(self, name: str) -> None:
-        """Beside the spinner."""
+        """Say beside the spinner what is under way."""
         if self._progress is not None:
             self._progress(name)
 

@@ -1,7 +1,4 @@
-"""How a run looks while it trains: a live panel on a terminal, plain lines anywhere else.
-
-How a run looks where there is no terminal: one line per row of its log.
-"""
+"""How a run looks while it trains: a live panel on a terminal, else lines of its log."""
 
 from __future__ import annotations
 
@@ -45,10 +42,10 @@ class PlainReport:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing is open."""
+        """Close nothing: nothing is open."""
 
     def stage(self, name: str) -> None:
-        """Not shown."""
+        """Show nothing."""
 
     def begin(self, outline: Outline) -> None:
         """The run in one line."""
@@ -86,7 +83,7 @@ class PlainReport:
         self._out.print(f"note: {text}")
 
     def end(self) -> None:
-        """Nothing is open."""
+        """Close nothing: nothing is open."""
 
 
 STAGE_NAMES = {
@@ -132,7 +129,7 @@ class LiveReport:
         self._live.stop()
 
     def stage(self, name: str) -> None:
-        """Beside the spinner."""
+        """Say beside the spinner what is under way."""
         self._stage = STAGE_NAMES.get(name, name)
 
     def begin(self, outline: Outline) -> None:

@@ -97,7 +97,7 @@ def mix(words: Words) -> Words:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which data, and how it is read.
+    """Say which data is read, and how.
 
     Attributes:
         name: A name in ``DATASETS``, or ``loaders.py:make_loaders`` or ``package.module:callable``

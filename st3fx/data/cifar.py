@@ -12,10 +12,10 @@ from st3fx.data.in_memory import Images, Statistics, make_loaders
 from st3fx.errors import DataError, describe
 
 CIFAR10_STATISTICS = Statistics(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
-"""Of the 50 000 training images."""
+"""Mean and deviation of the 50 000 training images."""
 
 CIFAR100_STATISTICS = Statistics(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))
-"""Of the 50 000 training images."""
+"""Mean and deviation of the 50 000 training images."""
 
 PADDING = 4
 """As in He et al. 2015, section 4.2."""

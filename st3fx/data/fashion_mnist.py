@@ -63,7 +63,7 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 MINI = Path(__file__).parent / "fashion_mnist_mini"
 
 STATISTICS = Statistics(mean=(0.2860,), std=(0.3530,))
-"""Of the 60 000 training images."""
+"""Mean and deviation of the 60 000 training images."""
 
 PADDING = 2
 """Half of CIFAR's: the articles fill their frames from border to border."""

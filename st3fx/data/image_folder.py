@@ -20,7 +20,7 @@ from st3fx.data.in_memory import ordered_loader, shuffled_loader
 from st3fx.errors import DataError, describe, few
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's training images, per channel."""
+"""Mean and deviation of ImageNet's training images, per channel."""
 
 
 def image_folder(settings: DataSettings) -> Data:

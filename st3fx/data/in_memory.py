@@ -37,7 +37,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of a training set, in units of the full range: 0 is black, 1 is white.
+    """Mean and deviation of a training set, in units of the full range: 0 is black, 1 is white.
 
     Attributes:
         mean: One per channel.

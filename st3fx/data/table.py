@@ -1,7 +1,4 @@
-"""The table of data sets, and the function that reads it.
-
-Loaders of the user's own: what a function in a Python file or module returns.
-"""
+"""The table of data sets, and loaders of the user's own, which a Python file returns."""
 
 from __future__ import annotations
 

@@ -30,7 +30,10 @@ class Tiny(nn.Module):
 
 IMAGES = (2, 1, 6, 6)
 MACS = 2 * (16 * 9 * 4 + 4 * 3)
-"""Of ``Tiny`` for ``IMAGES``, dense: 4 × 4 positions of nine taps, four times; then 4 × 3."""
+"""Multiplications that a dense ``Tiny`` takes for ``IMAGES``.
+
+4 × 4 positions of nine taps, four times; then 4 × 3.
+"""
 
 
 def torch_build() -> str:

@@ -1,7 +1,4 @@
-"""A probe: one thing to try, with what it means when it does not work.
-
-What the doctor found: plain data that turns itself into JSON values.
-"""
+"""A probe: one thing to try, with what it means when it does not work; and what came of it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Probes of the machine, of what is optional, and of what makes things faster.
-
-Probes of the machine: what it has, and which of it torch uses.
-
-Probes of what is optional: packages and data that some SPECs and options need.
-"""
+"""Probes of the machine, of what some options need, and of what makes things faster."""
 
 from __future__ import annotations
 
@@ -54,7 +49,7 @@ def _features() -> dict[str, object]:
 
 
 def threads() -> str:
-    """How many torch uses, of how many this process may."""
+    """How many cores torch uses, of those that this process may."""
     affinity = getattr(os, "sched_getaffinity", None)
     usable = len(affinity(0)) if affinity else os.cpu_count() or 1
     used, asked = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
@@ -63,7 +58,7 @@ def threads() -> str:
 
 
 def memory() -> str:
-    """Of the machine."""
+    """How much the machine has."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError) as error:

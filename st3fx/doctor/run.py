@@ -1,7 +1,4 @@
-"""Runs the probes in child processes and puts their findings in order.
-
-The table of probes, in the order of the report.
-"""
+"""Has the table of probes, runs them in child processes, and puts their findings in order."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a chart shows, as plain data: two renderers (SVG for the page, PNG) draw the same.
+"""What a chart shows, as plain data, and the scales of its axes.
 
-From values to places on a chart, and which values to write at its axes.
+Two renderers draw the same: SVG for the page (``svg``), PNG for pictures (``png``).
 """
 
 from __future__ import annotations

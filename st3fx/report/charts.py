@@ -1,9 +1,4 @@
-"""The charts of a report, from its facts.
-
-Layers of a large model put together by the modules that they are in.
-
-The chart and the table of a benchmark.
-"""
+"""The charts of a report, from its facts; layers of a large model are put together by module."""
 
 from __future__ import annotations
 
@@ -120,7 +115,7 @@ def _ratio(row: BenchRow) -> str:
 
 
 MOST_POINTS = 400
-"""Of a line; of a longer log every second, third, ... row is drawn, and the last."""
+"""A line has no more; of a longer log every second, third, ... row is drawn, and the last."""
 
 _EPOCH = Axis("epoch", low=0)
 _WIDE_RATIO = 20

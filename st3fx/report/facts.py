@@ -1,8 +1,6 @@
 """What a report is made of: plain data that was measured or read, before any of it is drawn.
 
-The commands that make a run again, with the options that differ from the defaults.
-
-What a report has in it: plain data that turns itself into JSON values.
+It ends with the commands that make a run again, with the options that differ from the defaults.
 """
 
 from __future__ import annotations

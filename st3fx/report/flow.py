@@ -1,11 +1,9 @@
-"""The dataflow laid out: a node on each row, in the order of execution, and lanes for values.
+"""The dataflow laid out, and drawn as rows of the page: lanes at the left, names and sparsities.
 
-A value keeps its node's lane until its last use, as a register does in a compiler; a node takes the
-lane of an input that ends there, or the first that is free. So a chain is one straight line, and a
-skip connection is a lane beside it. However large a model is, lanes are as many as values that are
-alive at once.
-
-The dataflow as rows of the page: lanes drawn at the left, names and sparsities as text.
+A node has a row, in the order of execution. A value keeps its node's lane until its last use, as a
+register does in a compiler; a node takes the lane of an input that ends there, or the first that is
+free. So a chain is one straight line, and a skip connection is a lane beside it. However large a
+model is, lanes are as many as values that are alive at once.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Counts:
 
     @property
     def edges(self) -> tuple[float, ...]:
-        """Of the bins."""
+        """Where the bins begin, and where the last one ends."""
         bins = len(self.kept)
         return tuple(self.reach * (2 * k / bins - 1) for k in range(bins + 1))
 

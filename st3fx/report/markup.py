@@ -1,6 +1,6 @@
-"""SVG elements, in which every text is escaped unless it is markup already.
+"""Elements whose texts are escaped unless they are markup, and numbers as a person reads them.
 
-Numbers and names as a person reads them; a number and its unit stay on one line.
+A number and its unit stay on one line.
 """
 
 from __future__ import annotations

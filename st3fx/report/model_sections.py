@@ -1,7 +1,4 @@
-"""The sections about the model: where the zeros are, what is left to compute, who feeds whom.
-
-The table of sites.
-"""
+"""The sections about the model: where the zeros are, what is left to compute, who feeds whom."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The page: one file, with its style and its script in it and nothing fetched from anywhere.
 
-Pages and pictures on the disk: whole or not at all, and nothing of others replaced.
+It is written whole or not at all, as pictures are, and replaces nothing that no report wrote.
 """
 
 from __future__ import annotations

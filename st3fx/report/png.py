@@ -40,7 +40,7 @@ def to_png(chart: Chart, software: str) -> bytes:
     """The picture of a chart.
 
     Args:
-        chart: Which.
+        chart: What to draw.
         software: What the file says that it was made by.
     """
     figure = _figure(*_size(chart))

@@ -1,7 +1,4 @@
-"""The sections about the run: training, latency, sizes, how to do it again.
-
-The top of the page: the model in a sentence, and the handful of figures that matter.
-"""
+"""The top of the page, and the sections about the run: training, latency, sizes, commands."""
 
 from __future__ import annotations
 

@@ -1,15 +1,7 @@
 """Charts as inline SVG: colours are CSS variables of the page, so that they follow its scheme.
 
-Drawn 400 units wide, which is a phone's width: text is legible there, and a wider page puts charts
-side by side instead of enlarging them. A mark's ``<title>`` is its tooltip.
-
-Any chart with axes as SVG.
-
-Horizontal bars as SVG.
-
-A histogram as SVG, and a small one for a line of a table.
-
-A line chart as SVG.
+They are drawn 400 units wide, which is a phone's width: text is legible there, and a wider page
+puts charts side by side instead of enlarging them. A mark's ``<title>`` is its tooltip.
 """
 
 from __future__ import annotations
@@ -164,7 +156,7 @@ def draw_histogram(chart: Histogram) -> Markup:
 
 
 def draw_small(kept: Sequence[int], pruned: Sequence[int], label: str) -> Markup:
-    """The same without axes, in the height of a line of text."""
+    """Draw a histogram without axes, in the height of a line of text."""
     width, height = _SMALL
     most = max((k + p for k, p in zip(kept, pruned, strict=True)), default=0) or 1
     step = width / max(1, len(kept))

@@ -1,9 +1,8 @@
 """Passes over the training data that can begin in the middle.
 
-Random generators: their states as plain tensors and numbers, and a second set of them.
-
-A pass over the data draws from generators of its own. So the order of batches and what is done to
-them depend on seed and epoch alone, whatever dropout draws meanwhile, and a pass can be replayed.
+A pass draws from generators of its own, whose states are plain tensors and numbers. So the order of
+batches and what is done to them depend on seed and epoch alone, whatever dropout draws meanwhile,
+and a pass can be replayed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """metrics.jsonl: one JSON object per row, appended; cut back to a checkpoint at resumption.
 
-Sums of loss and right answers over the steps since the last row, read only at a row.
+Loss and right answers are summed on the device and read only at a row.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Running:
         return (loss / samples, right / samples) if samples else (0.0, 0.0)
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Give what a checkpoint keeps."""
         return {"sums": self._sums.clone(), "samples": self.samples}
 
     def load(self, state: dict[str, Any]) -> None:

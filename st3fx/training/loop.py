@@ -1,7 +1,4 @@
-"""The training loop.
-
-Evaluating a session without leaving a trace in it.
-"""
+"""The training loop, and evaluations that leave no trace in a session."""
 
 from __future__ import annotations
 

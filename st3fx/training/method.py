@@ -1,7 +1,4 @@
-"""The sparsification method that settings ask for.
-
-What the driver reads off a sparsifier, and whether it arrived where it should.
-"""
+"""The sparsification method that settings ask for, and whether it arrived where it should."""
 
 from __future__ import annotations
 

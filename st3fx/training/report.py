@@ -1,7 +1,4 @@
-"""What the loop tells whoever watches it: plain data, and the protocol of a watcher.
-
-What came of a run.
-"""
+"""What the loop tells whoever watches it, and what came of a run: plain data."""
 
 from __future__ import annotations
 

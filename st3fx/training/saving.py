@@ -1,14 +1,12 @@
 """Saving a session, and going on from what was saved.
 
-State dicts of model and optimizer, whole, also where they are sharded over processes.
-
-Checkpoints: one file each, replaced in a single step, read without running anything from it.
-
     checkpoints/last.pt     after each epoch, every --checkpoint-every steps, and at an interruption
     checkpoints/best.pt     of the epoch that scored best among those at the full sparsity
 
-A checkpoint is a dict of tensors, numbers, texts, lists and dicts, which ``torch.load`` reads with
-``weights_only=True``. The sparse state (thresholds, step) is in the model's own state dict.
+A checkpoint is one file, replaced in a single step. It is a dict of tensors, numbers, texts, lists
+and dicts, which ``torch.load`` reads with ``weights_only=True``. The state dicts of model and
+optimizer are whole, also where they are sharded over processes; the sparse state (thresholds, step)
+is in the model's own.
 """
 
 from __future__ import annotations
@@ -273,7 +271,7 @@ def stop_if_asked(session: Session) -> None:
     """Save and stop, if a signal asked for it.
 
     Raises:
-        Interrupted: Then.
+        Interrupted: When one did.
     """
     # Several processes must agree, which costs an exchange: they do so with the rows of the log.
     alone = session.accelerator.num_processes == 1

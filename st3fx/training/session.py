@@ -1,8 +1,7 @@
-"""A run under way: what the loop works with, and what it does between steps.
+"""A run under way: what the loop works with, how it is made, and what it does between steps.
 
-Making a session: optimizer, average, and everything wrapped for the machine.
-
-An exponential moving average of the latent weights, thresholded like the model itself.
+With ``--ema`` it has an exponential moving average of the latent weights, which is thresholded like
+the model itself.
 """
 
 from __future__ import annotations
@@ -136,7 +135,7 @@ class Session:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """The learning rate of the next step."""
         return learning_rate(self.settings, self.step, self.steps_per_epoch)
 
     def share(self, batch: int) -> float:
@@ -148,7 +147,7 @@ class Session:
         return group / min(group, self.batches.count - batch // group * group)
 
     def to_format(self, inputs: Any) -> Any:
-        """Inputs in the memory format of the run."""
+        """Bring inputs to the memory format of the run."""
         if self.settings.channels_last and isinstance(inputs, Tensor) and inputs.dim() == 4:
             return inputs.to(memory_format=torch.channels_last)
         return inputs
@@ -204,7 +203,7 @@ class Session:
         """Fail if a weight or a statistic is not a number any more. Waits for the device.
 
         Raises:
-            TrainError: Then.
+            TrainError: When one is not.
         """
         tensors = (*self.plain.parameters(), *self.plain.buffers())
         finite = torch.stack([local(tensor).isfinite().all() for tensor in tensors]).all()
