@@ -24,6 +24,7 @@ from st3fx.flops.aten_rules import FREE, AtenCall
 from st3fx.flops.constants import Constants
 from st3fx.flops.einsum import contracts
 from st3fx.flops.operand import Window
+from st3fx.modules.same import tensors_in
 from st3fx.provenance import MOVING, written_by
 
 
@@ -165,7 +166,7 @@ class Observer(TorchDispatchMode):
 
     def _observe(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         """Run an operator, note it, and what its outputs are made of."""
-        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        tensors = tensors_in([*args, *kwargs.values()])
         active = any(self.constants.is_activation(tensor) for tensor in tensors)
         given = written_by(func, args, kwargs)
         written = [tensor for tensor in given if not self.constants.is_activation(tensor)]
@@ -177,7 +178,7 @@ class Observer(TorchDispatchMode):
         out = self._execute(func, args, kwargs, tensors, written if active else [])
         for tensor in written if active else ():
             self.constants.overwrite(tensor)
-        results = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+        results = tensors_in([out])
         if noted:
             self._note(func, named, args, results, tensors)
         else:
