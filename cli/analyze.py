@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from st3fx.flops.report import FlopsReport, LayerFlops
 
 CONVENTIONS = ("exact", "st3", "str")
-"""They equal ``st3fx.flops.report.Convention``, which takes seconds to import; a test sees to it."""
+"""Those of ``st3fx.flops.report.Convention`` (seconds to import); a test holds them equal."""
 
 
 @click.command()
