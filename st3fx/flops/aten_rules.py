@@ -1,9 +1,4 @@
-"""The table of rules for ATen operators.
-
-One operator of a forward, with its arguments by name.
-
-What ATen operators cost, from their arguments.
-"""
+"""The table of rules for ATen operators: what each costs, from its arguments by name."""
 
 from __future__ import annotations
 
@@ -13,16 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from st3fx.flops import einsum as einsums
 from st3fx.flops import elementwise, products
-from st3fx.flops.elementwise import (
-    BATCH_NORM,
-    PER_INPUT,
-    PER_OUTPUT,
-    RMS_NORM,
-    SOFTMAX,
-    normalisation,
-)
+from st3fx.flops.einsum import einsum_products, pairs
+from st3fx.flops.elementwise import PER_INPUT, PER_OUTPUT, each, reduce, softmax
 from st3fx.flops.operand import Counted, Elementwise, Lookup, Operand
 
 
@@ -122,8 +110,8 @@ def addbmm(call: AtenCall) -> Iterable[Counted]:
 
 def einsum(call: AtenCall) -> Iterable[Counted]:
     """Products of two operands in turn."""
-    path = list(einsums.pairs(call.arguments["path"]))
-    return einsums.einsum(call.arguments["equation"], call.arguments["operands"], path)
+    path = list(pairs(call.arguments["path"]))
+    return einsum_products(call.arguments["equation"], call.arguments["operands"], path)
 
 
 def linear(call: AtenCall) -> Iterable[Counted]:
@@ -156,9 +144,8 @@ def attention(call: AtenCall) -> Iterable[Counted]:
     query, key = call.tensor("query"), call.tensor("key")
     yield products.attention(query, key, call.tensor("value"))
     scores = math.prod(query.shape[:-1]) * key.shape[-2]
-    yield Elementwise("softmax", (SOFTMAX + 1) * scores)
-    if call.get("attn_mask") is not None or call.get("attn_bias") is not None:
-        yield Elementwise("add", scores)
+    mask = call.get("attn_mask") if call.get("attn_bias") is None else call.get("attn_bias")
+    yield from elementwise.attention(scores, mask)
 
 
 def rnn_layer(call: AtenCall) -> Iterable[Counted]:
@@ -231,35 +218,17 @@ def batch_norm(call: AtenCall) -> Iterable[Counted]:
     """In eval mode; with statistics of the batch, as in instance norm, it costs as any norm."""
     if call.get("training"):
         return norm("batch_norm")(call)
-    return [Elementwise("batch_norm", BATCH_NORM * call.x.numel)]
+    return elementwise.batch_norm(call.x)
 
 
 def norm(op: str) -> Rule:
     """Layer and group norm."""
-
-    def rule(call: AtenCall) -> Iterable[Counted]:
-        affine = sum(call.get(name) is not None for name in ("weight", "bias"))
-        yield Elementwise(op, normalisation(call.x.numel, affine))
-
-    return rule
+    return lambda call: elementwise.norm(op, call.x, call.get("weight"), call.get("bias"))
 
 
 def rms_norm(call: AtenCall) -> Iterable[Counted]:
     """RMS norm."""
-    affine = int(call.get("weight") is not None)
-    yield Elementwise("rms_norm", (RMS_NORM + affine) * call.x.numel)
-
-
-def softmax(call: AtenCall) -> Iterable[Counted]:
-    """Softmax and its logarithm."""
-    yield Elementwise("softmax", SOFTMAX * call.out.numel)
-
-
-def gelu(call: AtenCall) -> Iterable[Counted]:
-    """GELU in either form."""
-    return elementwise.per_output(
-        "gelu_tanh" if call.get("approximate") == "tanh" else "gelu", call.out
-    )
+    return elementwise.rms_norm(call.x, call.get("weight"))
 
 
 def glu(call: AtenCall) -> Iterable[Counted]:
@@ -286,17 +255,7 @@ def resample(op: str, sources: int) -> Rule:
 def clamp(call: AtenCall) -> Iterable[Counted]:
     """One comparison for each bound."""
     bounds = sum(call.get(name) is not None for name in ("min", "max"))
-    return [Elementwise("clamp", bounds * call.out.numel)] if call.out.floating else []
-
-
-def each(op: str) -> Rule:
-    """As many operations for each output as the table says."""
-    return lambda call: elementwise.per_output(op, call.out)
-
-
-def reduce(op: str) -> Rule:
-    """As many operations for each input as the table says."""
-    return lambda call: elementwise.per_input(op, call.x)
+    return elementwise.clamp(call.out, bounds)
 
 
 ATTENTION: Final = ("flash_attention", "flash_attention_for_cpu", "efficient_attention",
@@ -358,7 +317,7 @@ RULES: Final[dict[str, Rule]] = {
     "_log_softmax": softmax,
     "_safe_softmax": softmax,
     # Activations and arithmetic that have other names here.
-    "gelu": gelu,
+    "gelu": lambda call: elementwise.gelu(call.out, call.get("approximate")),
     "glu": glu,
     "clamp": clamp,
     "clamp_min": each("relu"),

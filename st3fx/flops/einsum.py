@@ -23,7 +23,7 @@ class _Term:
     operand: Operand
 
 
-def einsum(
+def einsum_products(
     equation: str, operands: Sequence[Operand], path: Sequence[Pair] = ()
 ) -> list[Product | Elementwise]:
     """What an einsum costs.

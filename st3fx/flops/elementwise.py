@@ -1,17 +1,19 @@
-"""What everything costs that is no MAC, by the names of the report, for both levels.
+"""What everything costs that is no MAC, by the names of the report, for ATen and for ONNX.
 
 One operation each: an addition, multiplication, division, comparison or choice of the larger, and a
 function of one number (exp, log, erf, tanh, sin, a square root, a power). Where a kernel may be
-written in several ways, the cost is that of the formula beside it.
+written in several ways, the cost is that of the formula beside it. The report shows these counts
+beside the MACs, and its bound on the gain (``flop_bound``) needs them.
 
-Costs that both levels share and that are more than a number per scalar.
+``each``, ``reduce``, ``times`` and ``softmax`` are rules of both tables as they are; of the other
+operators both tables find the arguments, and call what is here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Final, Literal
+from collections.abc import Callable, Sequence
+from typing import Final, Literal, Protocol
 
 from st3fx.flops.operand import Elementwise, Operand
 from st3fx.flops.products import all_hits, line_hits
@@ -93,12 +95,41 @@ CELL: Final[dict[str, int]] = {
 """Per hidden unit and step of a recurrent layer, beside its matrix products."""
 
 
-def normalisation(numel: int, affine: int) -> int:
-    """Operations of layer, group or instance norm with 0, 1 or 2 learned vectors."""
-    return numel * (MOMENTS + affine)
-
-
 PoolKind = Literal["max_pool", "avg_pool"]
+
+
+class Call(Protocol):
+    """An operator with its tensors, of either level."""
+
+    @property
+    def x(self) -> Operand:
+        """The first tensor that it is given."""
+
+    @property
+    def out(self) -> Operand:
+        """The first tensor that it gives back."""
+
+
+Rule = Callable[[Call], list[Elementwise]]
+
+
+def each(op: str) -> Rule:
+    """As many operations for each scalar of the output as the table says."""
+    return lambda call: per_output(op, call.out)
+
+
+def reduce(op: str) -> Rule:
+    """As many operations for each scalar of the input as the table says."""
+    return lambda call: per_input(op, call.x)
+
+
+def times(op: str, count: int) -> Rule:
+    """This many operations for each scalar of the output, whatever its type."""
+    return lambda call: [Elementwise(op, count * call.out.numel)]
+
+
+softmax = times("softmax", SOFTMAX)
+"""Softmax and its logarithm."""
 
 
 def per_output(op: str, out: Operand) -> list[Elementwise]:
@@ -109,6 +140,41 @@ def per_output(op: str, out: Operand) -> list[Elementwise]:
 def per_input(op: str, x: Operand) -> list[Elementwise]:
     """So many operations for each scalar of the input."""
     return [Elementwise(op, PER_INPUT[op] * x.numel)] if x.floating else []
+
+
+def gelu(out: Operand, approximate: str | None) -> list[Elementwise]:
+    """GELU in either form."""
+    return per_output("gelu_tanh" if approximate == "tanh" else "gelu", out)
+
+
+def clamp(out: Operand, bounds: int) -> list[Elementwise]:
+    """One comparison for each bound."""
+    return [Elementwise("clamp", bounds * out.numel)] if out.floating else []
+
+
+def batch_norm(x: Operand) -> list[Elementwise]:
+    """Batch norm with fixed statistics."""
+    return [Elementwise("batch_norm", BATCH_NORM * x.numel)]
+
+
+def norm(op: str, x: Operand, *learned: Operand | None) -> list[Elementwise]:
+    """Layer, group or instance norm; a learned vector that is there costs one operation more."""
+    return [Elementwise(op, (MOMENTS + _count(learned)) * x.numel)]
+
+
+def rms_norm(x: Operand, learned: Operand | None) -> list[Elementwise]:
+    """RMS norm, with a learned vector or without."""
+    return [Elementwise("rms_norm", (RMS_NORM + _count([learned])) * x.numel)]
+
+
+def attention(scores: int, *masks: Operand | None) -> list[Elementwise]:
+    """The scale and the softmax of so many scores, and a sum with each mask that is there."""
+    added = [Elementwise("add", scores)] * _count(masks)
+    return [Elementwise("softmax", (SOFTMAX + 1) * scores), *added]
+
+
+def _count(operands: Sequence[Operand | None]) -> int:
+    return sum(operand is not None for operand in operands)
 
 
 def bias(added: Operand | None, out: Operand) -> list[Elementwise]:

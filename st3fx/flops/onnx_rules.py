@@ -1,296 +1,268 @@
-"""The table of rules for the standard ONNX operators.
-
-The table of rules for ONNX Runtime's own operators: ``com.microsoft``.
-
-They are written by its quantisers and by its optimiser. Formats: ``ContribOperators.md`` there.
-"""
+"""The table of rules for the standard ONNX operators: what each costs, by inputs and attributes."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from st3fx.flops import elementwise, products
-from st3fx.flops import onnx_costs as costs
-from st3fx.flops.elementwise import MOMENTS, PER_OUTPUT, RMS_NORM, SOFTMAX, normalisation
-from st3fx.flops.onnx_costs import Rule
+import onnx
+
+from st3fx.flops import elementwise, onnx_node, products
+from st3fx.flops.einsum import einsum_products
+from st3fx.flops.elementwise import LOCAL_RESPONSE, MOMENTS, each, reduce, softmax, times
 from st3fx.flops.onnx_node import OnnxCall
-from st3fx.flops.operand import Constant, Counted, Elementwise, Lookup, Operand, Product
-
-_ACTIVATIONS: Final = {"Relu": "relu", "LeakyRelu": "leaky_relu", "Clip": "clamp", "Tanh": "tanh",
-                       "Sigmoid": "sigmoid", "HardSigmoid": "hardsigmoid",
-                       "HardSwish": "hardswish", "Gelu": "gelu", "FastGelu": "gelu_tanh",
-                       "Elu": "elu", "Softmax": "softmax"}  # fmt: skip
+from st3fx.flops.onnx_values import Values
+from st3fx.flops.operand import Constant, Counted, Elementwise, Lookup, Operand, Product, Window
 
 
-def _activation(call: OnnxCall) -> Iterable[Counted]:
-    kind = call.attributes.get("activation")
-    name = _ACTIVATIONS.get(kind or "", "")
-    if name == "softmax":
-        yield Elementwise("softmax", SOFTMAX * call.out.numel)
-    elif kind:
-        yield from elementwise.per_output(name or "relu", call.out)
+def pads_before(call: OnnxCall, kernel: Sequence[int], *, transposed: bool = False) -> list[int]:
+    """Zeros before the input in each spatial dimension (transposed: outputs that are cut off).
+
+    Args:
+        call: A convolution or pooling.
+        kernel: Its window.
+        transposed: Whether it is a transposed convolution.
+    """
+    dims = len(kernel)
+    rule = call.attributes.get("auto_pad", "NOTSET")
+    if rule == "VALID":
+        return [0] * dims
+    shaped = transposed and call.attributes.get("output_shape")
+    if rule == "NOTSET" and not shaped:
+        return list(call.attributes.get("pads") or [0] * dims)[:dims]
+    totals = _totals(call, kernel, transposed=transposed)
+    # The smaller half comes first. With output_shape and without a rule it is the larger one.
+    upper = rule == "SAME_UPPER"
+    return [total // 2 if upper else total - total // 2 for total in totals]
 
 
-def activated(rule: Rule) -> Rule:
-    """A layer with the activation after it in one operator."""
-
-    def both(call: OnnxCall) -> Iterable[Counted]:
-        yield from rule(call)
-        yield from _activation(call)
-
-    return both
-
-
-def fused_convolution(call: OnnxCall) -> Iterable[Counted]:
-    """A convolution, its bias, what is added to it, and an activation."""
-    yield from costs.convolution(1, 2)(call)
-    yield from elementwise.bias(call.optional(3), call.out)
-    yield from _activation(call)
-
-
-def quantised_convolution(call: OnnxCall) -> Iterable[Counted]:
-    """A quantised convolution whose images may have their channels last."""
-    if call.attributes.get("channels_last"):
-        x, out = call.x, call.out
-        inputs = (_channels_first(x), *call.inputs[1:])
-        call = dataclasses.replace(call, inputs=inputs, outputs=(_channels_first(out),))
-    return costs.convolution(3, 8)(call)
+def _totals(call: OnnxCall, kernel: Sequence[int], *, transposed: bool) -> list[int]:
+    dims = len(kernel)
+    sizes, outputs = call.x.shape[-dims:], call.out.shape[-dims:]
+    strides, dilations = call.sizes("strides", dims), call.sizes("dilations", dims)
+    extra = call.attributes.get("output_padding") or [0] * dims
+    totals = []
+    for d in range(dims):
+        reach = (kernel[d] - 1) * dilations[d] + 1
+        if transposed:
+            total = strides[d] * (sizes[d] - 1) + extra[d] + reach - outputs[d]
+        else:
+            total = strides[d] * (outputs[d] - 1) + reach - sizes[d]
+        totals.append(max(0, total))
+    return totals
 
 
-def _channels_first(image: Operand) -> Operand:
-    batch, *spatial, channels = image.shape
-    return dataclasses.replace(image, shape=(batch, channels, *spatial), window=None)
+def real_window(node: onnx.NodeProto, x: Operand, values: Values) -> Window | None:
+    """Where the result of a ``Pad`` has real values; ``None`` where it has no zeros of its own.
+
+    Args:
+        node: The ``Pad``.
+        x: Its input.
+        values: The constants of the graph.
+    """
+    attributes = onnx_node.attributes(node)
+    if attributes.get("mode", "constant") != "constant":
+        return None
+    inputs = [*node.input, "", "", ""]
+    filling = inputs[2]
+    is_zero = not attributes.get("value", 0) and (
+        not filling or (filling in values and not values.array(filling).any())
+    )
+    # Sizes before, then behind: an attribute, or, since opset 11, an input.
+    pads = attributes.get("pads", attributes.get("paddings"))
+    if pads is None and inputs[1] in values:
+        pads = values.array(inputs[1])
+    if pads is None or not is_zero:
+        return None
+    numbers = [int(number) for number in pads]
+    half = len(numbers) // 2
+    before, after = numbers[:half], numbers[half:]
+    if inputs[3]:  # it chooses axes
+        if inputs[3] not in values:
+            return None
+        axes = [int(axis) % len(x.shape) for axis in values.array(inputs[3])]
+        rank = range(len(x.shape))
+        before, after = (
+            [pad[axes.index(axis)] if axis in axes else 0 for axis in rank]
+            for pad in (before, after)
+        )
+    return products.padded(x, before, after)
 
 
-def matmul(added: int | None = None) -> Rule:
-    """The product of inputs 0 and 1, either of them transposed, and a bias."""
+Rule = Callable[[OnnxCall], Iterable[Counted]]
+
+
+def convolution(weight: int, added: int | None, *, transposed: bool = False) -> Rule:
+    """A convolution whose weight and bias are these inputs."""
 
     def rule(call: OnnxCall) -> Iterable[Counted]:
-        left, right = call.tensor(0), call.tensor(1)
-        for name, moved in (("A", left), ("B", right)):
-            turned = _turned(
-                moved,
-                batch=bool(call.attributes.get(f"transBatch{name}")),
-                last=bool(call.attributes.get(f"trans{name}")),
-            )
-            left, right = (turned, right) if name == "A" else (left, turned)
-        yield products.matrix_product("matmul", left, right)
+        kernel = call.tensor(weight)
+        dims = len(kernel.shape) - 2
+        yield products.convolution(
+            call.x,
+            kernel,
+            call.out.shape,
+            stride=call.sizes("strides", dims),
+            padding=pads_before(call, kernel.shape[2:], transposed=transposed),
+            dilation=call.sizes("dilations", dims),
+            groups=call.attributes.get("group", 1),
+            transposed=transposed,
+        )
         if added is not None:
             yield from elementwise.bias(call.optional(added), call.out)
 
     return rule
 
 
-def _turned(x: Operand, *, batch: bool, last: bool) -> Operand:
-    """An operand as it multiplies: ``transBatch`` moves dimension 0 behind the other batches."""
-    order = list(range(len(x.shape)))
-    if batch and len(order) > 2:
-        order = [*order[1:-1], 0, order[-1]]
-    if last and len(order) > 1:
-        order[-2:] = order[:-3:-1]
-    if order == sorted(order):
-        return x
-    constant = x.constant
+def gemm(call: OnnxCall) -> Iterable[Counted]:
+    """A product of two matrices, either of them transposed, and what is added to it."""
+    left, right = call.tensor(0), call.tensor(1)
+    if call.attributes.get("transA"):
+        left = _transposed(left)
+    if call.attributes.get("transB"):
+        yield products.linear(left, right, "matmul" if right.constant is None else "linear")
+    else:
+        yield products.matrix_product("matmul", left, right)
+    yield from elementwise.bias(call.optional(2), call.out)
+
+
+def _transposed(matrix: Operand) -> Operand:
+    constant = matrix.constant
     if constant is not None:
-        constant = constant.part(("order", *order), constant.mask.permute(order))
-    return dataclasses.replace(x, shape=tuple(x.shape[i] for i in order), constant=constant)
+        constant = Constant(constant.tensor.t(), constant.weight, constant.itemsize)
+    return dataclasses.replace(matrix, shape=matrix.shape[::-1], constant=constant)
 
 
-def quantised_gemm(call: OnnxCall) -> Iterable[Counted]:
-    """A quantised product of two matrices, either of them transposed, and what is added to it."""
-    inputs = (call.tensor(0), call.tensor(3), call.optional(6))
-    yield from costs.gemm(dataclasses.replace(call, inputs=inputs))
+def matmul(left: int, right: int) -> Rule:
+    """The product of two inputs."""
+    return lambda call: [products.matrix_product("matmul", call.tensor(left), call.tensor(right))]
 
 
-def projected_attention(bias: int, mask: int, past: int, added: int) -> Rule:
-    """Attention with the projection of its input to query, key and value.
+def einsum(call: OnnxCall) -> Iterable[Counted]:
+    """Products of two operands, from left to right."""
+    operands = [operand for operand in call.inputs if operand is not None]
+    return einsum_products(call.attributes["equation"], operands)
 
-    Args:
-        bias: Which input is the projection's bias.
-        mask: Which input hides positions.
-        past: Which input has earlier keys and values, (2, batch, heads, length, size).
-        added: Which input is added to the scores; -1 where there is none.
+
+def attention(call: OnnxCall) -> Iterable[Counted]:
+    """Both products, the scale, the softmax and what is added as a mask; in full if causal.
+
+    Three dimensions are (batch, length, heads · E), four are (batch, heads, length, E).
     """
-
-    def rule(call: OnnxCall) -> Iterable[Counted]:
-        x, weight = call.x, call.tensor(1)
-        batch, length, _ = x.shape
-        yield products.matrix_product("matmul", x, weight)
-        out = Operand((batch, length, weight.shape[-1]))
-        yield from elementwise.bias(call.optional(bias), out)
-        sizes = call.attributes.get("qkv_hidden_sizes") or [weight.shape[-1] // 3] * 3
-        earlier = call.optional(past)
-        keys = length + (earlier.shape[3] if earlier is not None else 0)
-        yield from _attention(call.attributes["num_heads"], batch, length, keys, sizes[0], sizes[2])
-        for index in (mask, added):
-            if index >= 0 and call.optional(index) is not None:
-                scores = call.attributes["num_heads"] * batch * length * keys
-                yield Elementwise("add", scores)
-
-    return rule
-
-
-def multi_head_attention(call: OnnxCall) -> Iterable[Counted]:
-    """Attention of (batch, length, heads · size), with a bias of query, key and value."""
-    query, key, value = call.x, call.optional(1), call.optional(2)
-    heads = call.attributes["num_heads"]
-    if key is None or value is None or {len(o.shape) for o in (query, key, value)} != {3}:
-        # Packed: (batch, length, heads, 3 or 2, size).
-        yield from _packed_attention(query, key, heads)
-        return
-    past = call.optional(6)
-    keys = key.shape[1] + (past.shape[2] if past is not None else 0)
-    batch, length, size = query.shape
-    yield from _attention(heads, batch, length, keys, size, value.shape[2])
-    if call.optional(3) is not None:
-        yield Elementwise("add", query.numel + key.numel + value.numel)
-    for index in (4, 5):
-        if call.optional(index) is not None:
-            yield Elementwise("add", heads * batch * length * keys)
-
-
-def _packed_attention(query: Operand, key: Operand | None, heads: int) -> Iterable[Counted]:
-    batch, length = query.shape[:2]
-    keys = length if key is None else key.shape[-2] if len(key.shape) == 4 else key.shape[1]
-    size = query.shape[-1] * (heads if len(query.shape) > 3 else 1)
-    yield from _attention(heads, batch, length, keys, size, size)
-
-
-def _attention(
-    heads: int, batch: int, length: int, keys: int, size: int, size_of_value: int
-) -> Iterable[Counted]:
-    dense = batch * length * keys * (size + size_of_value)
+    query, key, value = (call.tensor(index) for index in range(3))
+    past = call.optional(4)
+    keys = key.shape[-2] + (past.shape[-2] if past is not None else 0)
+    rows = math.prod(query.shape[:-1])
+    size, size_of_value = query.shape[-1], value.shape[-1]
+    if len(query.shape) == 3:
+        heads, groups = call.attributes["q_num_heads"], call.attributes["kv_num_heads"]
+        rows, size, size_of_value = rows * heads, size // heads, size_of_value // groups
+    dense = rows * keys * (size + size_of_value)
     yield Product("attention", dense, dense, dense, dense)
-    yield Elementwise("softmax", (SOFTMAX + 1) * heads * batch * length * keys)
+    yield from elementwise.attention(rows * keys, call.optional(3))
 
 
-def grouped_attention(call: OnnxCall) -> Iterable[Counted]:
-    """Attention whose heads share keys and values; the present keys say how many there are."""
-    query, present = call.x, call.outputs[1]
-    heads, groups = call.attributes["num_heads"], call.attributes["kv_num_heads"]
-    batch, length, width = query.shape
-    size = width // heads if call.optional(1) is not None else width // (heads + 2 * groups)
-    keys = present.shape[2] if present is not None else length
-    yield from _attention(heads, batch, length, keys, size * heads, size * heads)
-
-
-def skip_norm(op: str, *, rms: bool) -> Rule:
-    """A sum, perhaps a bias, and the norm of it."""
+def recurrent(kind: str) -> Rule:
+    """A recurrent layer, in one or two directions."""
 
     def rule(call: OnnxCall) -> Iterable[Counted]:
-        yield Elementwise("add", call.x.numel)
-        yield from elementwise.bias(call.optional(3 if rms else 4), call.x)
-        if rms:
-            yield Elementwise(op, (RMS_NORM + 1) * call.x.numel)
-        else:
-            affine = sum(call.optional(index) is not None for index in (2, 3))
-            yield Elementwise(op, normalisation(call.x.numel, affine))
+        # X (steps, batch, inputs), W (directions, gates · hidden, inputs), R for the state.
+        rows = math.prod(call.x.shape[:2])
+        for weight in (call.tensor(1), call.tensor(2)):
+            product = products.contraction(kind, rows * weight.numel, weight)
+            if product.constant is not None:
+                found = products.channels(product.constant, *weight.shape, outputs_first=True)
+                product = dataclasses.replace(product, channels=found)
+            yield product
+        directions, _, hidden = call.tensor(2).shape
+        yield elementwise.recurrent_cell(kind, rows * directions, hidden)
 
     return rule
 
 
-def with_bias(op: str) -> Rule:
-    """A function of a sum with a bias that may be left out."""
+def gather(call: OnnxCall) -> Iterable[Counted]:
+    """Rows of a constant table by computed indices: an embedding."""
+    constant, indices = call.x.constant, call.tensor(1)
+    table = call.x.floating and len(call.x.shape) == 2 and not call.attributes.get("axis", 0)
+    if constant is not None and indices.constant is None and table:
+        yield Lookup(constant)
+
+
+def pool(kind: elementwise.PoolKind) -> Rule:
+    """The largest value, or the mean, of each window."""
 
     def rule(call: OnnxCall) -> Iterable[Counted]:
-        yield from elementwise.bias(call.optional(1), call.out)
-        yield from elementwise.per_output(op, call.out)
+        kernel = call.attributes["kernel_shape"]
+        yield elementwise.pooling(
+            kind,
+            call.x,
+            call.out,
+            kernel=kernel,
+            stride=call.sizes("strides", len(kernel)),
+            padding=pads_before(call, kernel),
+            dilation=call.sizes("dilations", len(kernel)),
+        )
 
     return rule
 
 
-def quantised(op: str) -> Rule:
-    """A function of each value, which is a quantised one."""
-    return costs.times(op, PER_OUTPUT[op])
+def global_average(call: OnnxCall) -> Iterable[Counted]:
+    """The mean of each channel."""
+    yield Elementwise("avg_pool", call.x.numel + call.out.numel, pooled=call.x.numel)
 
 
-def quantised_pool(call: OnnxCall) -> Iterable[Counted]:
-    """An average pooling of quantised images."""
-    if call.attributes.get("channels_last"):
-        inputs, outputs = (_channels_first(call.x),), (_channels_first(call.out),)
-        call = dataclasses.replace(call, inputs=inputs, outputs=outputs)
-    return costs.pool("avg_pool")(call)
+def global_max(call: OnnxCall) -> Iterable[Counted]:
+    """The largest value of each channel."""
+    yield Elementwise("max_pool", call.x.numel)
 
 
-def quantised_softmax(call: OnnxCall) -> Iterable[Counted]:
-    """Softmax of quantised values."""
-    yield Elementwise("softmax", SOFTMAX * call.out.numel)
+def resize(call: OnnxCall) -> Iterable[Counted]:
+    """Interpolation: a weighted sum of 2 or 4 values in each dimension that changes."""
+    changed = sum(a != b for a, b in zip(call.x.shape, call.out.shape, strict=True))
+    mode = call.attributes.get("mode", "nearest")
+    if mode != "nearest":
+        name, base = ("cubic", 4) if mode == "cubic" else ("linear", 2)
+        yield from elementwise.resampling(f"upsample_{name}", call.out, base**changed)
 
 
-def embedded(call: OnnxCall) -> Iterable[Counted]:
-    """The sum of two or three embeddings and its layer norm."""
-    tables = [table for index in (2, 3, 4) if (table := call.optional(index)) is not None]
-    yield from (Lookup(table.constant) for table in tables if table.constant is not None)
-    yield Elementwise("add", (len(tables) - 1) * call.out.numel)
-    yield Elementwise("layer_norm", normalisation(call.out.numel, 2))
+def norm(op: str) -> Rule:
+    """Layer, group and instance norm; inputs 1 and 2 are their learned vectors."""
+    return lambda call: elementwise.norm(op, call.x, call.optional(1), call.optional(2))
 
 
-def dynamic_lstm(call: OnnxCall) -> Iterable[Counted]:
-    """An LSTM whose weights are quantised, (directions, inputs, gates)."""
-    rows = math.prod(call.x.shape[:2])
-    for index in (1, 2):
-        weight = call.tensor(index)
-        constant = weight.constant
-        if constant is None:  # as it is stored
-            weight = _turned(weight, batch=False, last=True)
-        product = products.contraction("lstm", rows * weight.numel, weight)
-        if isinstance(constant, Constant):
-            found = products.channels(constant, *constant.tensor.shape, outputs_first=True)
-            product = dataclasses.replace(product, channels=found)
-        yield product
-    directions = call.tensor(2).shape[0]
-    yield elementwise.recurrent_cell("lstm", rows * directions, call.attributes["hidden_size"])
+def rms_norm(call: OnnxCall) -> Iterable[Counted]:
+    """RMS norm."""
+    return elementwise.rms_norm(call.x, call.optional(1))
 
 
-CONTRIB_RULES: Final[dict[str, Rule]] = {
-    # Products.
-    "FusedConv": fused_convolution,
-    "QLinearConv": quantised_convolution,
-    "FusedMatMul": matmul(),
-    "TransposeMatMul": matmul(),
-    "FusedMatMulActivation": activated(matmul()),
-    "MatMulInteger16": matmul(),
-    "MatMulIntegerToFloat": matmul(6),
-    "DynamicQuantizeMatMul": matmul(4),
-    "MatMulNBits": matmul(5),
-    "MatMulBnb4": matmul(),
-    "FusedGemm": activated(costs.gemm),
-    "QGemm": quantised_gemm,
-    "GemmFastGelu": lambda call: [*matmul(2)(call), *elementwise.per_output("gelu_tanh", call.out)],
-    "Attention": projected_attention(2, 3, 4, 5),
-    "QAttention": projected_attention(2, 5, 8, -1),
-    "MultiHeadAttention": multi_head_attention,
-    "GroupQueryAttention": grouped_attention,
-    "DynamicQuantizeLSTM": dynamic_lstm,
-    # Pooling and normalisation.
-    "QLinearAveragePool": quantised_pool,
-    "QLinearGlobalAveragePool": costs.global_average,
-    "SkipLayerNormalization": skip_norm("layer_norm", rms=False),
-    "SkipSimplifiedLayerNormalization": skip_norm("rms_norm", rms=True),
-    "EmbedLayerNormalization": embedded,
-    "QLinearSoftmax": quantised_softmax,
-    # Activations and arithmetic.
-    "Gelu": costs.each("gelu"),
-    "BiasGelu": with_bias("gelu"),
-    "FastGelu": with_bias("gelu_tanh"),
-    "QuickGelu": costs.each("silu"),
-    "QLinearAdd": quantised("add"),
-    "QLinearMul": quantised("mul"),
-    "QLinearSigmoid": quantised("sigmoid"),
-    "QLinearLeakyRelu": quantised("leaky_relu"),
-    "QuantizeLinear": costs.times("quantize", 3),
-    "DequantizeLinear": costs.times("quantize", 2),
-}
-"""Operator of ``com.microsoft`` -> what it costs. What is in no table is named in the report."""
+def local_response(call: OnnxCall) -> Iterable[Counted]:
+    """Local response norm: a square and an addition for each neighbour."""
+    cost = 2 * call.attributes["size"] + LOCAL_RESPONSE
+    yield Elementwise("local_response_norm", cost * call.x.numel)
 
-CONTRIB_FREE: Final = frozenset(
-    ("BifurcationDetector", "ExpandDims", "GatherND", "Pad", "QLinearConcat", "QLinearWhere",
-     "Range", "RemovePadding", "RestorePadding", "Trilu", "Unique")
-)  # fmt: skip
-"""Operators that move, make or choose values, and calculate nothing."""
+
+def clip(call: OnnxCall) -> Iterable[Counted]:
+    """One comparison for each bound."""
+    given = sum(call.optional(index) is not None for index in (1, 2))
+    bounds = given or sum(name in call.attributes for name in ("min", "max"))
+    return elementwise.clamp(call.out, bounds)
+
+
+def mean(call: OnnxCall) -> Iterable[Counted]:
+    """A mean over some dimensions."""
+    return elementwise.mean(call.x, call.out, call.axes(1))
+
+
+def variadic(op: str) -> Rule:
+    """One operation for each input after the first."""
+
+    def rule(call: OnnxCall) -> Iterable[Counted]:
+        if call.out.floating:
+            yield Elementwise(op, (len(call.inputs) - 1) * call.out.numel)
+
+    return rule
 
 
 _SAME_NAME = """
@@ -300,75 +272,74 @@ Acos Atan Sinh Cosh Asinh Acosh Atanh Tanh Relu Sigmoid Softplus Softsign Elu Se
 """Operators whose name in the report is their own in small letters."""
 
 RULES: Final[dict[str, Rule]] = {
-    **{name: costs.each(name.lower()) for name in _SAME_NAME.split()},
+    **{name: each(name.lower()) for name in _SAME_NAME.split()},
     # Products.
-    "Conv": costs.convolution(1, 2),
-    "ConvTranspose": costs.convolution(1, 2, transposed=True),
-    "ConvInteger": costs.convolution(1, None),
-    "QLinearConv": costs.convolution(3, 8),
-    "Gemm": costs.gemm,
-    "MatMul": costs.matmul(0, 1),
-    "MatMulInteger": costs.matmul(0, 1),
-    "QLinearMatMul": costs.matmul(0, 3),
-    "Einsum": costs.einsum,
-    "Attention": costs.attention,
-    "LSTM": costs.recurrent("lstm"),
-    "GRU": costs.recurrent("gru"),
-    "RNN": costs.recurrent("rnn"),
-    "Gather": costs.gather,
+    "Conv": convolution(1, 2),
+    "ConvTranspose": convolution(1, 2, transposed=True),
+    "ConvInteger": convolution(1, None),
+    "QLinearConv": convolution(3, 8),
+    "Gemm": gemm,
+    "MatMul": matmul(0, 1),
+    "MatMulInteger": matmul(0, 1),
+    "QLinearMatMul": matmul(0, 3),
+    "Einsum": einsum,
+    "Attention": attention,
+    "LSTM": recurrent("lstm"),
+    "GRU": recurrent("gru"),
+    "RNN": recurrent("rnn"),
+    "Gather": gather,
     # Pooling and resampling.
-    "MaxPool": costs.pool("max_pool"),
-    "AveragePool": costs.pool("avg_pool"),
-    "GlobalAveragePool": costs.global_average,
-    "GlobalMaxPool": costs.global_max,
-    "Resize": costs.resize,
-    "Upsample": costs.resize,
+    "MaxPool": pool("max_pool"),
+    "AveragePool": pool("avg_pool"),
+    "GlobalAveragePool": global_average,
+    "GlobalMaxPool": global_max,
+    "Resize": resize,
+    "Upsample": resize,
     # Normalisation.
-    "BatchNormalization": costs.batch_norm,
-    "LayerNormalization": costs.norm("layer_norm"),
-    "GroupNormalization": costs.norm("group_norm"),
-    "InstanceNormalization": costs.norm("batch_norm"),
-    "MeanVarianceNormalization": costs.times("batch_norm", MOMENTS),
-    "RMSNormalization": costs.rms_norm,
-    "LpNormalization": costs.times("norm", 3),
-    "LRN": costs.local_response,
-    "Softmax": costs.softmax,
-    "LogSoftmax": costs.softmax,
+    "BatchNormalization": lambda call: elementwise.batch_norm(call.x),
+    "LayerNormalization": norm("layer_norm"),
+    "GroupNormalization": norm("group_norm"),
+    "InstanceNormalization": norm("batch_norm"),
+    "MeanVarianceNormalization": times("batch_norm", MOMENTS),
+    "RMSNormalization": rms_norm,
+    "LpNormalization": times("norm", 3),
+    "LRN": local_response,
+    "Softmax": softmax,
+    "LogSoftmax": softmax,
     # Activations and arithmetic that have other names here.
-    "Gelu": costs.gelu,
-    "Clip": costs.clip,
-    "LeakyRelu": costs.each("leaky_relu"),
-    "PRelu": costs.each("leaky_relu"),
-    "ThresholdedRelu": costs.each("threshold"),
-    "Shrink": costs.each("softshrink"),
-    "HardSigmoid": costs.each("hardsigmoid"),
-    "HardSwish": costs.each("hardswish"),
-    "Swish": costs.each("silu"),
-    "Mod": costs.each("remainder"),
-    "Min": costs.variadic("minimum"),
-    "Max": costs.variadic("maximum"),
-    "Sum": costs.variadic("add"),
-    "Mean": costs.variadic("add"),
-    "ReduceMean": costs.mean,
-    "ReduceSum": costs.reduce("sum"),
-    "ReduceProd": costs.reduce("prod"),
-    "ReduceMax": costs.reduce("max"),
-    "ReduceMin": costs.reduce("min"),
-    "ReduceL1": costs.reduce("norm"),
-    "ReduceL2": costs.reduce("norm"),
-    "ReduceSumSquare": costs.reduce("norm"),
-    "ReduceLogSumExp": costs.reduce("logsumexp"),
-    "ArgMax": costs.reduce("argmax"),
-    "ArgMin": costs.reduce("argmin"),
-    "CumSum": costs.reduce("cumsum"),
-    "Col2Im": costs.reduce("col2im"),
-    "QuantizeLinear": costs.times("quantize", 3),  # quotient, rounding, shift
-    "DequantizeLinear": costs.times("quantize", 2),
-    "DynamicQuantizeLinear": costs.times("quantize", 5),  # and the extremes
-    "SimplifiedLayerNormalization": costs.rms_norm,  # ONNX Runtime's, in ONNX's domain
-    **{f"com.microsoft:{name}": rule for name, rule in CONTRIB_RULES.items()},
+    "Gelu": lambda call: elementwise.gelu(call.out, call.attributes.get("approximate")),
+    "Clip": clip,
+    "LeakyRelu": each("leaky_relu"),
+    "PRelu": each("leaky_relu"),
+    "ThresholdedRelu": each("threshold"),
+    "Shrink": each("softshrink"),
+    "HardSigmoid": each("hardsigmoid"),
+    "HardSwish": each("hardswish"),
+    "Swish": each("silu"),
+    "Mod": each("remainder"),
+    "Min": variadic("minimum"),
+    "Max": variadic("maximum"),
+    "Sum": variadic("add"),
+    "Mean": variadic("add"),
+    "ReduceMean": mean,
+    "ReduceSum": reduce("sum"),
+    "ReduceProd": reduce("prod"),
+    "ReduceMax": reduce("max"),
+    "ReduceMin": reduce("min"),
+    "ReduceL1": reduce("norm"),
+    "ReduceL2": reduce("norm"),
+    "ReduceSumSquare": reduce("norm"),
+    "ReduceLogSumExp": reduce("logsumexp"),
+    "ArgMax": reduce("argmax"),
+    "ArgMin": reduce("argmin"),
+    "CumSum": reduce("cumsum"),
+    "Col2Im": reduce("col2im"),
+    "QuantizeLinear": times("quantize", 3),  # quotient, rounding, shift
+    "DequantizeLinear": times("quantize", 2),
+    "DynamicQuantizeLinear": times("quantize", 5),  # and the extremes
+    "SimplifiedLayerNormalization": rms_norm,  # ONNX Runtime's, in ONNX's domain
 }
-"""Operator -> what it costs. What is in no table is named in the report."""
+"""Operator -> what it costs."""
 
 _MOVING = """
 BitCast Cast CastLike Compress Concat ConcatFromSequence DepthToSpace Dropout Expand Flatten
@@ -390,7 +361,5 @@ LessOrEqual NonMaxSuppression NonZero Not Or TopK Unique Where Xor
 """
 """Choosing and comparing."""
 
-FREE: Final = frozenset(
-    [*(_MOVING + _MAKING + _CHOOSING).split(), *(f"com.microsoft:{x}" for x in CONTRIB_FREE)]
-)
+FREE: Final = frozenset((_MOVING + _MAKING + _CHOOSING).split())
 """Operators that move, make, choose or compare values, and calculate nothing."""

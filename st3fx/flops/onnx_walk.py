@@ -16,10 +16,10 @@ import onnx
 from st3fx.errors import FlopsError
 from st3fx.flops import onnx_node, onnx_weights
 from st3fx.flops.einsum import contracts
-from st3fx.flops.onnx_costs import real_window
+from st3fx.flops.onnx_contrib_rules import CONTRIB_FREE, CONTRIB_RULES
 from st3fx.flops.onnx_file import Shape
 from st3fx.flops.onnx_node import Entry, OnnxCall
-from st3fx.flops.onnx_rules import FREE, RULES
+from st3fx.flops.onnx_rules import FREE, RULES, real_window
 from st3fx.flops.onnx_types import SMALL, Types
 from st3fx.flops.onnx_values import Array, Values
 from st3fx.flops.operand import Operand, Window
@@ -189,9 +189,9 @@ class Walk:
 
     def _count(self, node: onnx.NodeProto) -> None:
         name = onnx_node.operator(node)
-        if name in FREE:
+        if name in FREE or name in CONTRIB_FREE:
             return
-        rule = RULES.get(name)
+        rule = RULES.get(name) or CONTRIB_RULES.get(name)
         maker = onnx_weights.hidden(node, self.opaque)
         if rule is None or not self._is_known(node):
             self.miss(name)
