@@ -137,7 +137,7 @@ def _count_model(model: nn.Module, example: Example, convention: str) -> FlopsRe
 
 def _count_file(path: Path, convention: str, shapes: Any, batch: int | None) -> FlopsReport:
     # onnx takes a second to import.
-    from st3fx.flops.onnx_graph import count_file  # noqa: PLC0415
+    from st3fx.flops.onnx_file import count_file  # noqa: PLC0415
 
     counted = count_file(path, convention, shapes, batch)
     return FlopsReport(

@@ -15,11 +15,11 @@ product of constants is counted where a layer makes it, as of a learned query, a
 known all the same: as a weight of another layer it has the zeros of these. Operators, sizes and
 weights that nobody knows are named, never guessed.
 
-Start at ``aten`` for models, at ``onnx_graph`` for files. A model runs once on fake activations
+Start at ``aten`` for models, at ``onnx_file`` for files. A model runs once on fake activations
 under an ``observer``, which keeps ``constants`` apart from them; a file is walked node by node.
-Either way each operator has its ``operand`` objects, shapes and values, and a rule in the one table
-of ``aten_rules`` or ``onnx_rules``. ``products`` has the arithmetic of multiplications, ``einsum``
-that of einsums, ``elementwise`` what everything else costs; ``collect`` adds up into a ``report``.
-What has no rule is named there. The package imports plans and modules, and, for files, ``runtime``
-and the passes over ONNX graphs.
+Either way each operator has its ``operand`` objects, shapes and values, and a rule in the table of
+``aten_rules``, of ``onnx_rules``, or, for ONNX Runtime's own, of ``onnx_contrib_rules``.
+``products`` has the arithmetic of multiplications, ``einsum`` that of einsums, ``elementwise`` what
+everything else costs; ``collect`` adds up into a ``report``. What has no rule is named there. The
+package imports plans and modules, and, for files, ``runtime`` and the passes over ONNX graphs.
 """

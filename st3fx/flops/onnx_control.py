@@ -1,16 +1,15 @@
-"""Takes in the bodies of ``If``, ``Loop`` and ``Scan``, as far as it is known how they run.
+"""Takes in the bodies of ``If``, ``Loop`` and ``Scan`` step by step, as far as they are known.
 
 A branch is taken where its condition is constant, or where both cost the same. A loop is run as
 often as its constants say, with the number of the step as a constant, so that each step has the
 shapes and the weights that it has. Once a step is sure to be like the last one, it is counted for
 all that follow. What is not known is named: ``Loop`` among the operators without a rule.
-
-Runs the body of a loop in an ONNX graph step by step, for a count.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -111,7 +110,9 @@ class Steps:
         """Count the last step so many times more."""
         walk = self.walk
         del walk.entries[len(walk.entries) - len(self._last) :]
-        walk.entries += [_more(entry, times + 1) for entry in self._last]
+        walk.entries += [
+            dataclasses.replace(entry, times=entry.times * (times + 1)) for entry in self._last
+        ]
 
     def _signature(self, names: Sequence[str]) -> list[Any]:
         """What the next step can tell of its states."""
@@ -123,11 +124,6 @@ class Steps:
             values = None if array is None else (array.dtype, array.tobytes())
             found.append((kind and kind.SerializeToString(), values, name in walk.made))
         return found
-
-
-def _more(entry: Entry, times: int) -> Entry:
-    return Entry(entry.counted, entry.inputs, entry.outputs, entry.module, entry.missing,
-                 entry.times * times)  # fmt: skip
 
 
 def stack(

@@ -1,13 +1,8 @@
-"""One node of an ONNX graph on its own: its values from constants, its shapes from shapes.
+"""One node of an ONNX graph on its own: what a rule sees of it, its values and its shapes.
 
-ONNX Runtime does what the file's user gets, for its own operators too and for every opset that it
-runs. What it refuses (types that it has no kernel for) the reference implementation of onnx may do.
-
-Attributes and names of ONNX nodes.
-
-One node of an ONNX graph, with its attributes and shapes.
-
-What a walk through an ONNX graph notes of a node, to be added up later.
+Its values are computed from constants, its shapes inferred from shapes. ONNX Runtime does that as
+for the file's user, for its own operators too and for every opset that it runs. What it refuses
+(types that it has no kernel for) the reference implementation of onnx may compute.
 """
 
 from __future__ import annotations
@@ -172,7 +167,7 @@ class Context:
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Context:
-        """Of a model."""
+        """The context of a model's nodes."""
         opsets = {item.domain: item.version for item in model.opset_import}
         opsets[""] = opsets.pop("ai.onnx", opsets.get("", 1))
         # An old file may have its weights among its inputs; what is made here has not.

@@ -1,4 +1,10 @@
-"""Constants of an ONNX graph: initializers, and what nodes compute from them alone."""
+"""Constants of an ONNX graph: initializers, and what nodes compute from them alone.
+
+ONNX Runtime computes them (``onnx_node``), one node at a time. onnxscript's FoldConstantsPass would
+give the values too, but not which initializer they come from, by whose name the report lists a
+weight and counts its zeros and bytes; and it would hold all of them, where here an array goes when
+nothing reads it any more.
+"""
 
 from __future__ import annotations
 

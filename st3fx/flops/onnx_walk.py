@@ -17,13 +17,13 @@ from st3fx.errors import FlopsError
 from st3fx.flops import onnx_node, onnx_weights
 from st3fx.flops.einsum import contracts
 from st3fx.flops.onnx_contrib_rules import CONTRIB_FREE, CONTRIB_RULES
-from st3fx.flops.onnx_file import Shape
 from st3fx.flops.onnx_node import Entry, OnnxCall
 from st3fx.flops.onnx_rules import FREE, RULES, real_window
 from st3fx.flops.onnx_types import SMALL, Types
 from st3fx.flops.onnx_values import Array, Values
 from st3fx.flops.operand import Operand, Window
 from st3fx.passes.onnx.normal_form import NormalForm, reads
+from st3fx.runtime.operators import Shape
 
 _RANDOM = ("Bernoulli", "Multinomial", "Random")
 _SEQUENCES = ("Sequence", "SplitToSequence", "Optional")
