@@ -79,6 +79,7 @@ def test_convolutions(name: str, densities: tuple[float, float]) -> None:
             ops.assert_close(ops.plain(result, "blocked", rows), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_depthwise_convolutions(name: str) -> None:
     generator = np.random.default_rng(2)
