@@ -21,7 +21,7 @@ PACKAGES = (
     # The compiler.
     "passes", "passes.trace", "passes.convert", "passes.channels",
     # What is made of models, measured and trained.
-    "files", "runtime", "passes.onnx.sparse_kernels", "passes.onnx", "export", "flops", "bench",
+    "files", "runtime", "passes.onnx", "passes.onnx.sparse_kernels", "export", "flops", "bench",
     "models", "loading", "data", "training", "report",
     # What users call.
     "api", "commands", "public", "", "doctor", "cli.views", "cli", "__main__",

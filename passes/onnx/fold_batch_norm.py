@@ -7,57 +7,47 @@ of ``W`` stays a zero. It is done only where the zeros of ``W`` stay the only on
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from st3fx.passes.onnx.sparse_kernels.values import constant
-
-Array = npt.NDArray[Any]
+from st3fx.passes.onnx.graph_pass import GraphPass
+from st3fx.passes.onnx.values import Array, constant, free_name, new_initializer
 
 _KINDS = ("Conv", "ConvTranspose", "Gemm")
 
 
-@dataclass
-class BatchNorms:
-    """What became of each batch norm, and of the tensors around it.
+class FoldBatchNorm(GraphPass):
+    """Folds every batch norm that can be, in branches too.
+
+    One that follows a convolution but has to stay reads its scale from a Constant node, so that no
+    later pass folds it after all.
 
     Attributes:
-        folded: Names of those that are gone.
-        kept: Name -> why it stays.
+        changed: Names of the batch norms that are gone.
+        kept: Name of a batch norm -> why it stays.
         absorbed: Initializers that are gone with them.
         biases: Initializers that have other values than in the model.
     """
 
-    folded: list[str] = field(default_factory=list)
-    kept: dict[str, str] = field(default_factory=dict)
-    absorbed: set[str] = field(default_factory=set)
-    biases: set[str] = field(default_factory=set)
+    def __init__(self) -> None:
+        super().__init__()
+        self.absorbed: set[str] = set()
+        self.biases: set[str] = set()
+
+    def apply(self, model: ir.Model) -> None:
+        """Fold what can be."""
+        for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+            if node.op_type == "BatchNormalization" and node.domain == "":
+                name = _name(node)
+                reason = _fold(model.graph, node, self)
+                if reason:
+                    self.kept[name] = reason
+                    _pin(model.graph, node)
+                else:
+                    self.changed.append(name)
 
 
-def fold_batch_norm(model: ir.Model) -> BatchNorms:
-    """Fold every batch norm that can be, in branches too, in place.
-
-    One that follows a convolution but has to stay reads its scale from a Constant node, so that no
-    later pass folds it after all.
-    """
-    done = BatchNorms()
-    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
-        if node.op_type == "BatchNormalization" and node.domain == "":
-            name = _name(node)
-            reason = _fold(model.graph, node, done)
-            if reason:
-                done.kept[name] = reason
-                _pin(model.graph, node)
-            else:
-                done.folded.append(name)
-    return done
-
-
-def _fold(graph: ir.Graph, norm: ir.Node, done: BatchNorms) -> str:
+def _fold(graph: ir.Graph, norm: ir.Node, done: FoldBatchNorm) -> str:
     """Fold one batch norm; the reason where it cannot be, with nothing changed."""
     inner = norm.inputs[0]
     node = inner.producer() if inner is not None else None
@@ -135,7 +125,7 @@ def _tiny(array: Array) -> float:
 
 
 def _replace(
-    graph: ir.Graph, norm: ir.Node, node: ir.Node, weight: Array, bias: Array, done: BatchNorms
+    graph: ir.Graph, norm: ir.Node, node: ir.Node, weight: Array, bias: Array, done: FoldBatchNorm
 ) -> None:
     old_weight, inner, outer = node.inputs[1], norm.inputs[0], norm.outputs[0]
     assert old_weight is not None
@@ -147,10 +137,8 @@ def _replace(
     node.resize_inputs(3)
     node.replace_input_with(2, None)
     _forget(graph, [old_bias] if old_bias is not None else [], done)
-    name = _free_name(graph, f"{old_weight.name.removesuffix('.weight')}.bias")
-    value = ir.Value(name=name, const_value=ir.tensor(bias, name=name))
-    value.shape, value.dtype = ir.Shape(bias.shape), ir.DataType.from_numpy(bias.dtype)
-    graph.initializers[name] = value
+    name = free_name(graph, f"{old_weight.name.removesuffix('.weight')}.bias")
+    value = new_initializer(graph, name, bias)
     done.biases.add(name)
     node.replace_input_with(2, value)
     if node.op_type == "Gemm":
@@ -184,19 +172,11 @@ def _pin(graph: ir.Graph, norm: ir.Node) -> None:
         node.outputs[0].name = name
 
 
-def _forget(graph: ir.Graph, values: list[ir.Value], done: BatchNorms) -> None:
+def _forget(graph: ir.Graph, values: list[ir.Value], done: FoldBatchNorm) -> None:
     for value in values:
         if not value.uses() and value.name is not None and value.name in graph.initializers:
             graph.initializers.pop(value.name)
             done.absorbed.add(value.name)
-
-
-def _free_name(graph: ir.Graph, name: str) -> str:
-    taken, number, free = graph.initializers, 1, name
-    while free in taken:
-        number += 1
-        free = f"{name}_{number}"
-    return free
 
 
 def _name(norm: ir.Node) -> str:

@@ -2,9 +2,7 @@
 
 Most operators that were revised since then took in more types, and are what they were for those of
 before: the definitions of both versions tell. What changed otherwise is in a table
-(``older_operators``). What neither covers is refused by name.
-
-How operators of opset 18 are written from opset 13 on, where more than their types changed.
+(``REWRITES``). What neither covers is refused by name.
 """
 
 from __future__ import annotations
@@ -18,7 +16,8 @@ import onnx
 import onnx_ir as ir
 from onnx.defs import OpSchema
 
-from st3fx.passes.onnx.sparse_kernels.values import constant
+from st3fx.passes.onnx.graph_pass import GraphPass
+from st3fx.passes.onnx.values import constant, take_place
 
 Constant = np.ndarray[Any, np.dtype[Any]]
 
@@ -81,11 +80,7 @@ class _Tape:
 
     def finish(self, value: ir.Value) -> None:
         """Put a value in the place of the node's output."""
-        old = self.node.outputs[0]
-        value.shape, value.type, name = old.shape, old.type, old.name
-        ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
-        self._graph.remove(self.node, safe=True)
-        value.name = name
+        take_place(value, self.node)
 
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:
@@ -274,28 +269,36 @@ LOWEST = 13
 """As far down as the table goes."""
 
 
-def lower_opset(model: ir.Model, target: int) -> None:
-    """Rewrite the operators that are not in an older opset as they are, in place.
+class LowerOpset(GraphPass):
+    """Rewrites the operators that are not in an older opset as they are.
 
-    Args:
-        model: Without functions; its opset is 18, or between that and the target.
-        target: From :data:`LOWEST` on.
-
-    Raises:
-        TooNewError: Names an operator that has no form there.
+    The model has no functions; its opset is 18, or between that and the target.
     """
-    source = model.opset_imports[""]
-    used = {name for name, value in model.graph.initializers.items() if value.uses()}
-    for node in list(_nodes(model)):
-        rewrite = REWRITES.get(node.op_type)
-        if rewrite is not None and target < rewrite.since <= source:
-            rewrite.apply(node, target)
-        else:
-            _fit(node, source, target)
-    for name in used:  # axes that are attributes now
-        if not model.graph.initializers[name].uses():
-            model.graph.initializers.pop(name)
-    model.opset_imports[""] = target
+
+    def __init__(self, target: int) -> None:
+        """Aim at an opset, from :data:`LOWEST` on."""
+        super().__init__()
+        self._target = target
+
+    def apply(self, model: ir.Model) -> None:
+        """Rewrite what has changed since.
+
+        Raises:
+            TooNewError: Names an operator that has no form there.
+        """
+        source, target = model.opset_imports[""], self._target
+        used = {name for name, value in model.graph.initializers.items() if value.uses()}
+        for node in list(_nodes(model)):
+            rewrite = REWRITES.get(node.op_type)
+            if rewrite is not None and target < rewrite.since <= source:
+                self.changed.append(str(node.name))
+                rewrite.apply(node, target)
+            else:
+                _fit(node, source, target)
+        for name in used:  # axes that are attributes now
+            if not model.graph.initializers[name].uses():
+                model.graph.initializers.pop(name)
+        model.opset_imports[""] = target
 
 
 def least_opset(model: ir.Model) -> tuple[int, str]:

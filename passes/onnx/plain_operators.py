@@ -1,8 +1,8 @@
 """Writes sparse operators as ONNX's own again: the same model with its zeros, for any runtime.
 
-Layouts are a matter of memory alone: here every tensor of images is what ONNX says it is.
-
-Which values of a written graph are in the blocked layout of ``st3fx/runtime/ops.md``.
+Layouts are a matter of memory alone: here every tensor of images is what ONNX says it is. Which
+values of a written graph are in another layout, that of ``st3fx/runtime/ops.md``,
+``blocked_values`` tells.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import onnx_ir as ir
 from onnx import helper
 from onnx_ir.passes import common
 
+from st3fx.passes.onnx.graph_pass import GraphPass
+from st3fx.passes.onnx.values import initializer, take_place
 from st3fx.runtime import operators
 from st3fx.runtime.inference import DOMAIN, HINT
 from st3fx.runtime.layout import SparseWeights
@@ -33,37 +35,42 @@ def plain_proto(model: onnx.ModelProto) -> onnx.ModelProto:
     """A model without operators of ours; the given one where it has none.
 
     Raises:
-        KeyError: As :func:`to_plain`.
-        ValueError: As :func:`to_plain`.
+        KeyError: For an operator that is not in ``ops.md``.
+        ValueError: For weights that are not constant or do not fit.
     """
     if not any(is_ours(node) for node in model.graph.node):
         return model
     graph = ir.from_proto(model)
-    to_plain(graph)
+    PlainOperators()(graph)
     return ir.to_proto(graph)
 
 
-def to_plain(model: ir.Model) -> None:
-    """Replace sparse operators by those of ONNX, in place.
+class PlainOperators(GraphPass):
+    """Replaces sparse operators by those of ONNX.
 
     Weights get the name that they had before. Shapes between the nodes are left out: those of
     blocked tensors are not true any more.
-
-    Raises:
-        KeyError: For an operator that is not in ``ops.md``.
-        ValueError: For weights that are not constant or do not fit.
     """
-    graph = model.graph
-    for key in [key for key in model.functions if key[0] == DOMAIN]:
-        del model.functions[key]
-    ours = [node for node in graph if is_ours(node)]
-    _forget_shapes(ours)
-    for node in ours:
-        _replace(graph, node)
-    _forget_shapes(graph)
-    for domain in OURS:
-        model.opset_imports.pop(domain, None)
-    common.RemoveUnusedNodesPass()(model)
+
+    def apply(self, model: ir.Model) -> None:
+        """Replace all of them.
+
+        Raises:
+            KeyError: For an operator that is not in ``ops.md``.
+            ValueError: For weights that are not constant or do not fit.
+        """
+        graph = model.graph
+        for key in [key for key in model.functions if key[0] == DOMAIN]:
+            del model.functions[key]
+        ours = [node for node in graph if is_ours(node)]
+        self.changed = [str(node.name) for node in ours]
+        _forget_shapes(ours)
+        for node in ours:
+            take_place(_PLAIN[operators.current_name(node.op_type)](_Tape(graph, node)), node)
+        _forget_shapes(graph)
+        for domain in OURS:
+            model.opset_imports.pop(domain, None)
+        common.RemoveUnusedNodesPass()(model)
 
 
 def _forget_shapes(nodes: Iterable[ir.Node]) -> None:
@@ -93,17 +100,8 @@ class _Tape:
         return self.node.inputs[index] if index < len(self.node.inputs) else None
 
     def constant(self, name: str, array: Any) -> ir.Value:
-        """An initializer; the one that is there where it has the shape."""
-        number, free = 1, name
-        while (value := self.graph.initializers.get(free)) is not None:
-            if value.const_value is not None and np.array_equal(value.const_value.numpy(), array):
-                return value
-            number += 1
-            free = f"{name}_{number}"
-        value = ir.Value(name=free, const_value=ir.tensor(array, name=free))
-        value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
-        self.graph.initializers[free] = value
-        return value
+        """An initializer; the one that is there where it holds the same."""
+        return initializer(self.graph, name, array)
 
     def window(self, *more: str) -> dict[str, Any]:
         """The attributes of a window that are there."""
@@ -216,15 +214,6 @@ _PLAIN: dict[str, Callable[[_Tape], ir.Value]] = {
     operators.LAYOUT: lambda tape: tape("Identity", [tape.input(0)]),
 }
 """Operator of ours -> what ONNX has for it."""
-
-
-def _replace(graph: ir.Graph, node: ir.Node) -> None:
-    made, old = _PLAIN[operators.current_name(node.op_type)](_Tape(graph, node)), node.outputs[0]
-    made.shape, made.type = old.shape, old.type
-    ir.convenience.replace_all_uses_with(old, made, replace_graph_outputs=True)
-    name = old.name
-    graph.remove(node, safe=True)
-    made.name = name
 
 
 def blocked_values(graph: onnx.GraphProto) -> dict[str, int]:

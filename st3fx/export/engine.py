@@ -89,7 +89,7 @@ def export(
         outputs=outputs,
         dynamic_batch=job.is_free,
         baked=job.call.baked,
-        batch_norms=len(norms.folded),
+        batch_norms=len(norms.changed),
         batch_norms_kept=norms.kept,
         zeros=zeros,
         sparse_initializers=sparse,

@@ -24,7 +24,7 @@ from st3fx.export.settings import Settings, lowered, needed_opset
 from st3fx.export.zeros import used
 from st3fx.modules.state import preserved
 from st3fx.passes.channels.report import ChannelReport
-from st3fx.passes.onnx.fold_batch_norm import BatchNorms
+from st3fx.passes.onnx.fold_batch_norm import FoldBatchNorm
 from st3fx.passes.onnx.pipeline import prepare
 from st3fx.plan.example import Example
 
@@ -43,7 +43,7 @@ class Written:
     """
 
     graph: ir.Model
-    norms: BatchNorms
+    norms: FoldBatchNorm
     parameters: set[str]
     renamed: dict[str, str]
 
@@ -127,7 +127,7 @@ class Job:
         renamed = io_names(graph, self.call.names, self.outputs)
         return Written(graph, norms, expected - norms.absorbed, renamed)
 
-    def _captured(self, opset: int | None) -> tuple[ir.Model, BatchNorms, set[str]]:
+    def _captured(self, opset: int | None) -> tuple[ir.Model, FoldBatchNorm, set[str]]:
         """The graph as the exporter gives it, prepared, and the parameters that it had."""
         captured = capture(
             Flat(self.written, self.call),

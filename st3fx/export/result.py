@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from st3fx.errors import few
 from st3fx.passes.channels.report import ChannelReport
-from st3fx.passes.onnx.sparse_kernels.report import KernelReport
+from st3fx.passes.onnx.sparse_kernels.kernel_report import KernelReport
 
 if TYPE_CHECKING:
     pass

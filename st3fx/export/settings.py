@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from st3fx.errors import ExportError
 from st3fx.export.batch import BATCH, FreeSize
-from st3fx.passes.onnx.lower_opset import LOWEST, TooNewError, least_opset, lower_opset
+from st3fx.passes.onnx.lower_opset import LOWEST, LowerOpset, TooNewError, least_opset
 
 EXPORTERS = 18
 """The exporter's operators are written in it: it goes up from there, we go down."""
@@ -67,7 +67,7 @@ def lowered(model: ir.Model, opset: int | None) -> ir.Model:
         return model
     if opset < written:
         try:
-            lower_opset(model, opset)
+            LowerOpset(opset)(model)
         except TooNewError as error:
             raise ExportError(
                 f"opset {opset} cannot be had for this model, which the exporter writes in "

@@ -21,8 +21,8 @@ from st3fx.export.parity import Judge
 from st3fx.export.result import Parity, SparseFile
 from st3fx.export.rounding import Rounding
 from st3fx.export.write import write_model
-from st3fx.passes.onnx.sparse_kernels.free_sizes import free_sizes
-from st3fx.passes.onnx.sparse_kernels.lower import lower
+from st3fx.passes.onnx.sparse_kernels.free_sizes import FreeSizes
+from st3fx.passes.onnx.sparse_kernels.lower import SparseKernels
 from st3fx.runtime.calibration import load_calibration
 
 TOLERANCE = 1e-5
@@ -67,7 +67,7 @@ def write_sparse(
         ExportError: When the file is refused, or computes something else.
     """
     progress("lower")
-    kernels = lower(graph, load_calibration())
+    kernels = SparseKernels(load_calibration()).applied_to(graph).report
     _write(graph, path)
     tolerance = _tolerance(job)
     opened: tuple[str, ...] = ()
@@ -111,7 +111,7 @@ def _open(
     compare: Callable[[], tuple[Parity, ...]],
 ) -> tuple[tuple[str, ...], tuple[Parity, ...]]:
     """Leave the size of images open in the file, where that holds; which inputs, and the proof."""
-    opened = free_sizes(graph)
+    opened = tuple(FreeSizes().applied_to(graph).changed)
     tensors = [
         _other_size(tensor) if name in opened else tensor
         for name, tensor in zip(job.call.names, job.call.tensors, strict=True)
@@ -139,7 +139,7 @@ def _open(
 def _plain_is_open(plain: Path, job: Job, tensors: Sequence[Tensor]) -> bool:
     """Whether the plain graph, with its sizes open, computes the same as the model."""
     graph = ir.load(plain)
-    free_sizes(graph)
+    FreeSizes()(graph)
     trial = plain.with_name(f"open.{plain.name}")
     try:
         write_model(graph, trial)

@@ -203,7 +203,7 @@ def with_bias(op: str) -> Rule:
 
 def quantised(op: str) -> Rule:
     """A function of each value, which is a quantised one."""
-    return standard.times(op, PER_OUTPUT[op])
+    return times(op, PER_OUTPUT[op])
 
 
 def quantised_pool(call: OnnxCall) -> Iterable[Counted]:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from st3fx.passes.onnx.fold_batch_norm import BatchNorms, fold_batch_norm
+from st3fx.passes.onnx.fold_batch_norm import FoldBatchNorm
 from st3fx.passes.onnx.pipeline import prepare
 
 Array = npt.NDArray[Any]
@@ -53,10 +53,10 @@ def _run(model: onnx.ModelProto, x: Array) -> Array:
     return result
 
 
-def _folded(model: onnx.ModelProto, x: Array) -> tuple[onnx.ModelProto, BatchNorms]:
+def _folded(model: onnx.ModelProto, x: Array) -> tuple[onnx.ModelProto, FoldBatchNorm]:
     """The model after the pass, which must compute the same."""
     graph = ir.from_proto(model)
-    done = fold_batch_norm(graph)
+    done = FoldBatchNorm().applied_to(graph)
     after = ir.to_proto(graph)
     onnx.checker.check_model(after, full_check=True)
     wanted, given = _run(model, x), _run(after, x)
@@ -94,7 +94,7 @@ def test_folds_and_keeps_every_zero(
     model = _model(f"{layer} {NORM}", arrays, x, z)
     sizes = [3, *(int(size) for size in x.strip("[]").split(",")[1:])]
     after, done = _folded(model, _x(*sizes))
-    assert done.folded == ["bn"]
+    assert done.changed == ["bn"]
     assert done.kept == {}
     assert [node.op_type for node in after.graph.node] == [layer.split()[2]]
     values = _values(after)
@@ -119,7 +119,7 @@ def test_folds_in_a_branch_what_is_whole_there(sign: int) -> None:
                 z2 = BatchNormalization (u, bn2.weight, bn2.bias, bn2.mean, bn2.var) }}>"""
     x = np.abs(_x(2, 3, 5, 5)) * np.float32(sign)
     after, done = _folded(_model(body, arrays, "[N,3,5,5]", "[N,6,5,5]"), x)
-    assert done.folded == ["bn"]
+    assert done.changed == ["bn"]
     assert done.kept == {"bn2": "no convolution or matrix product before it"}
     left, right = (about.g for about in after.graph.node[-1].attribute)
     assert [node.op_type for node in left.node] == ["Conv", "Relu"]
@@ -134,7 +134,7 @@ def test_stays_where_zeros_would_change(scale: float) -> None:
     arrays["bn.weight"][2] = scale
     graph = ir.from_proto(_model(f"{CONV} {NORM}", arrays, "[N,3,5,5]", "[N,6,7,7]"))
     done = prepare(graph, {"w"})
-    assert done.folded == []
+    assert done.changed == []
     assert done.kept == {"bn": "w would have other zeros"}
     # Nor does any pass after ours fold it.
     assert [node.op_type for node in graph.graph] == ["Conv", "BatchNormalization"]
@@ -148,7 +148,7 @@ def test_a_channel_without_weights_is_no_obstacle() -> None:
     arrays = _arrays(6, 3, 3, 3, channels=6)
     arrays["w"][2], arrays["bn.weight"][2] = 0, 0
     _, done = _folded(_model(f"{CONV} {NORM}", arrays, "[N,3,5,5]", "[N,6,5,5]"), _x(2, 3, 5, 5))
-    assert done.folded == ["bn"]
+    assert done.changed == ["bn"]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_stays_and_says_why(body: str, reason: str) -> None:
         arrays["one"] = np.array([1])
     model = ir.from_proto(_model(body, arrays, "[N,3,5,5]", "[N,3,5,5]"))
     before = [node.op_type for node in model.graph]
-    done = fold_batch_norm(model)
+    done = FoldBatchNorm().applied_to(model)
     assert done.kept == {"bn": reason}
     assert [n.op_type for n in model.graph if n.op_type != "Constant"] == before
     for name in ("w", "bn.bias"):
@@ -191,7 +191,7 @@ def test_two_layers_one_after_the_other() -> None:
         "z = BatchNormalization (t, bn2.weight, bn2.bias, bn2.mean, bn2.var)"
     )
     after, done = _folded(_model(body, arrays, "[N,3,5,5]", "[N,5,5,5]"), _x(2, 3, 5, 5))
-    assert done.folded == ["bn", "bn2"]
+    assert done.changed == ["bn", "bn2"]
     assert done.biases == {"w.bias", "v.bias"}
     assert [node.op_type for node in after.graph.node] == ["Conv", "Conv"]
 
@@ -200,7 +200,7 @@ def test_half_precision() -> None:
     arrays = {name: a.astype(np.float16) for name, a in _arrays(6, 3, 3, 3, channels=6).items()}
     model = _model(f"{CONV} {NORM}", arrays, "[N,3,5,5]", "[N,6,5,5]")
     graph = ir.from_proto(model)
-    assert fold_batch_norm(graph).folded == ["bn"]
+    assert FoldBatchNorm().applied_to(graph).changed == ["bn"]
     weight = graph.graph.initializers["w"].const_value
     assert weight is not None
     assert weight.numpy().dtype == np.float16

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from st3fx.passes.onnx.sparse_kernels.fuse import Unit
 from st3fx.passes.onnx.sparse_kernels.layouts import Change, Classes, State
 from st3fx.passes.onnx.sparse_kernels.role import Attributes, Role, Weight
-from st3fx.passes.onnx.sparse_kernels.values import Array, image
+from st3fx.passes.onnx.values import Array, image, initializer
 from st3fx.runtime import operators
 from st3fx.runtime.inference import DOMAIN
 from st3fx.runtime.layout import compress, storage_channels
@@ -103,19 +102,7 @@ class Emitter:
 
     def _constant(self, name: str, array: Array | None) -> ir.Value | None:
         """An initializer; the one that is there where it holds the same."""
-        if array is None:
-            return None
-        number, free = 1, name
-        while (value := self._graph.initializers.get(free)) is not None:
-            held = value.const_value
-            if held is not None and _same(held.numpy(), array):
-                return value
-            number += 1
-            free = f"{name}_{number}"
-        value = ir.Value(name=free, const_value=ir.tensor(np.ascontiguousarray(array), name=free))
-        value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
-        self._graph.initializers[free] = value
-        return value
+        return None if array is None else initializer(self._graph, name, array)
 
     def _change(
         self, change: Change, channels: int, plain: ir.Shape | None, roles: Mapping[ir.Node, Role]
@@ -164,7 +151,3 @@ def _storage(value: ir.Value) -> ir.Shape | None:
     height, width = picture.height, picture.width
     channels = storage_channels(picture.channels, height, width)
     return ir.Shape([shape[0], channels, height, width])
-
-
-def _same(left: Array, right: Array) -> bool:
-    return left.shape == right.shape and left.dtype == right.dtype and np.array_equal(left, right)

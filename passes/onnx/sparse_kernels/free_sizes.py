@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from st3fx.passes.onnx.sparse_kernels.values import image
+from st3fx.passes.onnx.graph_pass import GraphPass
+from st3fx.passes.onnx.values import image
 from st3fx.runtime import operators
 from st3fx.runtime.inference import DOMAIN
 from st3fx.runtime.operators import KEY, example_text
@@ -33,34 +34,41 @@ ImageAdd ImageConcat Layout LeakyRelu Mul Relu Sigmoid Sub Swish Tanh
 """Operators whose output has the size of their largest input."""
 
 
-def free_sizes(model: ir.Model) -> tuple[str, ...]:
-    """Name the sizes of all images, in place, and forget other shapes between nodes.
+class FreeSizes(GraphPass):
+    """Names the sizes of all images, and forgets other shapes between nodes.
 
-    Returns:
-        Names of the inputs whose size is open now; none where no input is an image.
+    Attributes:
+        changed: Names of the inputs whose size is open now; none where no input is an image.
     """
-    names = _Names()
-    noted = example_text([_example(value) for value in model.graph.inputs])
-    for value in model.graph.inputs:
-        picture = image(value)
-        if picture is not None and picture.positions > 1:
-            size = (f"{value.name}_height", f"{value.name}_width")
-            names.sizes[value] = size
-            value.shape = ir.Shape([*list(value.shape or ())[:2], *size])
-    opened = tuple(str(value.name) for value in names.sizes)
-    if opened:
+
+    def apply(self, model: ir.Model) -> None:
+        """Open the inputs, and follow their sizes through the graph."""
+        names = _Names()
+        noted = example_text([_example(value) for value in model.graph.inputs])
+        for value in model.graph.inputs:
+            picture = image(value)
+            if picture is not None and picture.positions > 1:
+                size = (f"{value.name}_height", f"{value.name}_width")
+                names.sizes[value] = size
+                value.shape = ir.Shape([*list(value.shape or ())[:2], *size])
+        self.changed = [str(value.name) for value in names.sizes]
+        if not self.changed:
+            return
         model.metadata_props[KEY] = noted
-    for node in model.graph if opened else ():
-        for value in node.outputs:
-            before: list[Dim | ir.SymbolicDim] = list(value.shape or ())
-            is_image = image(value) is not None
-            size_or_none = names.follow(node, value, before) if is_image else None
-            if size_or_none is not None:
-                channels = names.channels(node, value, before[1], size_or_none)
-                value.shape = ir.Shape([before[0], channels, *size_or_none])
-            elif not value.is_graph_output():
-                value.shape = None
-    return opened
+        for node in model.graph:
+            for value in node.outputs:
+                _rename_sizes(names, node, value)
+
+
+def _rename_sizes(names: _Names, node: ir.Node, value: ir.Value) -> None:
+    """Give an output of a node its names for sizes, or no shape where it is no image."""
+    before: list[Dim | ir.SymbolicDim] = list(value.shape or ())
+    size = names.follow(node, value, before) if image(value) is not None else None
+    if size is not None:
+        channels = names.channels(node, value, before[1], size)
+        value.shape = ir.Shape([before[0], channels, *size])
+    elif not value.is_graph_output():
+        value.shape = None
 
 
 def _example(value: ir.Value) -> tuple[int, ...]:

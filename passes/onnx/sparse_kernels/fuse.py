@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from st3fx.passes.onnx.sparse_kernels.role import Role
-from st3fx.passes.onnx.sparse_kernels.values import constant, image, is_op, only_user
+from st3fx.passes.onnx.values import constant, image, is_op, only_user
 from st3fx.runtime import operators
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from st3fx.passes.onnx.sparse_kernels.role import Role
-from st3fx.passes.onnx.sparse_kernels.values import image
+from st3fx.passes.onnx.values import image
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The pass: patterns, choice, operators."""
+"""The pass that puts sparse kernels into a graph: patterns, choice, operators."""
 
 from __future__ import annotations
 
@@ -8,44 +8,57 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from st3fx.passes.onnx.graph_pass import GraphPass
 from st3fx.passes.onnx.sparse_kernels.choose import choose, dense_seconds, sparse_seconds
 from st3fx.passes.onnx.sparse_kernels.emit import Emitter
 from st3fx.passes.onnx.sparse_kernels.fuse import units
+from st3fx.passes.onnx.sparse_kernels.kernel_report import KernelReport, KernelRow
 from st3fx.passes.onnx.sparse_kernels.layouts import State, changes, classes, is_ours
 from st3fx.passes.onnx.sparse_kernels.patterns import role
-from st3fx.passes.onnx.sparse_kernels.report import KernelReport, KernelRow
 from st3fx.passes.onnx.sparse_kernels.role import Refused, Role
 from st3fx.runtime.calibration import Calibration
 from st3fx.runtime.costs import Costs
 from st3fx.runtime.inference import DOMAIN, OPSET
 
 
-def lower(model: ir.Model, calibration: Calibration) -> KernelReport:
-    """Put sparse kernels into a graph where they win, in place.
+class SparseKernels(GraphPass):
+    """Puts sparse kernels into a graph where they win.
 
-    Args:
-        model: As ``pipeline.prepare`` leaves it, with shapes.
-        calibration: The constants of the cost model.
+    The graph is as ``pipeline.prepare`` leaves it, with shapes.
 
-    Returns:
-        What was chosen for each layer.
+    Attributes:
+        changed: Names of the weights that sparse kernels multiply with.
+        kept: Name of a weight that no sparse kernel can multiply with -> why.
+        report: What was chosen for each layer, once the pass has run.
     """
-    found = {node: result for node in model.graph if (result := role(node)) is not None}
-    roles = {node: result for node, result in found.items() if isinstance(result, Role)}
-    groups, costs = classes(roles), calibration.costs
-    state = choose(roles, groups, costs)
-    rows = tuple(
-        _row(result, state, costs) for result in found.values()
-        if isinstance(result, Refused) or result.is_sparse
-    )  # fmt: skip
-    replaced = units(roles, lambda item: is_ours(item, state, groups.of))
-    needed = changes(roles, state, groups, state.blocked)
-    Emitter(model.graph, state, groups).emit(replaced, needed, roles)
-    operators = _operators(model.graph)
-    if operators:
-        model.opset_imports[DOMAIN] = OPSET
-    common.RemoveUnusedNodesPass()(model)
-    return KernelReport(rows, operators, calibration.source)
+
+    report: KernelReport
+
+    def __init__(self, calibration: Calibration) -> None:
+        """Choose by the constants of a cost model."""
+        super().__init__()
+        self._calibration = calibration
+
+    def apply(self, model: ir.Model) -> None:
+        """Choose, then replace nodes."""
+        found = {node: result for node in model.graph if (result := role(node)) is not None}
+        roles = {node: result for node, result in found.items() if isinstance(result, Role)}
+        groups, costs = classes(roles), self._calibration.costs
+        state = choose(roles, groups, costs)
+        rows = tuple(
+            _row(result, state, costs) for result in found.values()
+            if isinstance(result, Refused) or result.is_sparse
+        )  # fmt: skip
+        replaced = units(roles, lambda item: is_ours(item, state, groups.of))
+        needed = changes(roles, state, groups, state.blocked)
+        Emitter(model.graph, state, groups).emit(replaced, needed, roles)
+        operators = _operators(model.graph)
+        if operators:
+            model.opset_imports[DOMAIN] = OPSET
+        common.RemoveUnusedNodesPass()(model)
+        self.report = KernelReport(rows, operators, self._calibration.source)
+        self.changed = [row.name for row in rows if row.is_sparse]
+        self.kept = {row.name: row.reason for row in rows if row.reason}
 
 
 def _operators(graph: ir.Graph) -> dict[str, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from st3fx.passes.onnx.sparse_kernels.values import Array, Image
+from st3fx.passes.onnx.values import Array, Image
 from st3fx.runtime.costs import ConvWork, LinearWork
 
 Attributes = Mapping[str, int | float | str | tuple[int, ...]]

@@ -13,8 +13,8 @@ import onnxruntime as ort
 from onnx import numpy_helper
 
 from st3fx import runtime
-from st3fx.passes.onnx.sparse_kernels.lower import lower
-from st3fx.passes.onnx.sparse_kernels.report import KernelReport
+from st3fx.passes.onnx.sparse_kernels.kernel_report import KernelReport
+from st3fx.passes.onnx.sparse_kernels.lower import SparseKernels
 from st3fx.runtime.calibration import Calibration
 from st3fx.runtime.costs import Costs
 
@@ -61,7 +61,7 @@ def lowered(
 ) -> tuple[ir.Model, KernelReport]:
     """A lowered copy, which ``onnx.checker`` accepts, and what was chosen."""
     copy = ir.from_proto(ir.to_proto(model))
-    report = lower(copy, calibration)
+    report = SparseKernels(calibration).applied_to(copy).report
     onnx.checker.check_model(ir.to_proto(copy), full_check=True)
     return copy, report
 

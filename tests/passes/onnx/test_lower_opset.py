@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from st3fx.passes.onnx.lower_opset import TooNewError, least_opset, lower_opset
+from st3fx.passes.onnx.lower_opset import LowerOpset, TooNewError, least_opset
 
 GENERATOR = np.random.default_rng(0)
 CONSTANTS = {
@@ -92,7 +92,7 @@ def run(graph: ir.Model) -> list[Any]:
 def test_the_same_values(body: str, target: int) -> None:
     graph = model(body)
     (wanted,) = run(graph)
-    lower_opset(graph, target)
+    LowerOpset(target)(graph)
     assert graph.opset_imports[""] == target
     assert [value.name for value in graph.graph.outputs] == ["y"]
     assert all(value.uses() for value in graph.graph.initializers.values())
@@ -116,7 +116,7 @@ def test_the_same_values(body: str, target: int) -> None:
 )  # fmt: skip
 def test_what_has_no_older_form_is_named(body: str, target: int, reason: str) -> None:
     with pytest.raises(TooNewError, match=reason):
-        lower_opset(model(body, outputs="y z" if " z =" in body else "y"), target)
+        LowerOpset(target)(model(body, outputs="y z" if " z =" in body else "y"))
 
 
 def test_the_first_opset_that_has_a_type() -> None:
@@ -135,7 +135,7 @@ def test_names_in_branches_are_those_of_no_other_value(target: int) -> None:
             else_branch = g2 () => (float[N,3,4,4] q) {{ {parts} }}>"""
     graph = model(body)
     (wanted,) = run(graph)
-    lower_opset(graph, target)
+    LowerOpset(target)(graph)
     values = [v.name for n in ir.traversal.RecursiveGraphIterator(graph.graph) for v in n.outputs]
     assert len(values) == len(set(values))
     (given,) = run(graph)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 import st3fx
-from st3fx.passes.onnx.plain_operators import plain_proto, to_plain
+from st3fx.passes.onnx.plain_operators import PlainOperators, plain_proto
 from st3fx.runtime.calibration import Calibration
 from tests.passes.onnx import graphs
 from tests.passes.onnx.graphs import graph, lowered, weight
@@ -51,7 +51,7 @@ def test_every_operator_comes_back() -> None:
         "SparseConv", "DepthwiseConv", "ImageMaxPool", "ImageAveragePool", "ImageConcat",
         "ImageGlobalAveragePool", "ChannelScale", "SparseLinear",
     }  # fmt: skip
-    to_plain(sparse)
+    PlainOperators()(sparse)
     assert {node.domain for node in sparse.graph} == {""}
     assert "st3fx" not in sparse.opset_imports
     onnx.checker.check_model(ir.to_proto(sparse), full_check=True)
@@ -95,7 +95,7 @@ def test_a_batch_norm_and_a_scale_are_counted_as_what_they_were(
     assert rows[0] == rows[1]
     assert len(rows[0]) == (3 if "Conv" in middle else 2)
     assert (after.by_op, after.parameters) == (before.by_op, before.parameters)
-    to_plain(sparse)
+    PlainOperators()(sparse)
     x = np.random.default_rng(0).standard_normal((1, 6, 16, 16), dtype=np.float32)
     graphs.assert_same(plain, sparse, x)
 
@@ -110,7 +110,7 @@ def test_a_batch_norm_and_a_scale_are_counted_as_what_they_were(
 def test_products(signature: str, body: str, shape: tuple[int, int]) -> None:
     plain = graph(signature, body, w=weight(*shape), b=weight(7, density=1))
     sparse, _ = lowered(plain)
-    to_plain(sparse)
+    PlainOperators()(sparse)
     inner = (4, 12) if shape[0] == 12 else (12, 4)
     x = np.random.default_rng(0).standard_normal((3, *inner), dtype=np.float32)
     graphs.assert_same(plain, sparse, x)
@@ -123,7 +123,7 @@ def test_layout_changes_vanish() -> None:
     costs = dataclasses.replace(graphs.SPARSE_WINS.costs, call=0.0, move=0.0)
     sparse, report = lowered(plain, Calibration(costs))
     assert report.operators["Layout"] > 0
-    to_plain(sparse)
+    PlainOperators()(sparse)
     x = np.random.default_rng(0).standard_normal((2, 3, 16, 16), dtype=np.float32)
     graphs.assert_same(plain, sparse, x)
 
@@ -140,8 +140,8 @@ def test_damaged_operators_are_refused() -> None:
     assert columns.const_value is not None
     columns.const_value = ir.tensor(columns.const_value.numpy() + np.uint16(99), name="w.columns")
     with pytest.raises(ValueError, match="damaged weights"):
-        to_plain(sparse)
+        PlainOperators()(sparse)
     sparse, _ = lowered(plain)
     graphs.node(sparse, "SparseLinear").op_type = "Unheard"
     with pytest.raises(KeyError, match="Unheard"):
-        to_plain(sparse)
+        PlainOperators()(sparse)

@@ -1,4 +1,4 @@
-"""Questions about values of an ONNX graph: constants, users, sizes of images."""
+"""Values of an ONNX graph: constants, users, sizes of images, names that are free."""
 
 from __future__ import annotations
 
@@ -91,3 +91,42 @@ def only_user(value: ir.Value) -> ir.Node | None:
     if len(uses) != 1 or value.is_graph_output():
         return None
     return next(iter(uses)).node
+
+
+def take_place(value: ir.Value, node: ir.Node) -> None:
+    """Put a value in the place of a node's first output, under its name, and take the node away."""
+    old, graph = node.outputs[0], node.graph
+    assert graph is not None
+    value.shape, value.type, name = old.shape, old.type, old.name
+    ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    value.name = name
+
+
+def free_name(graph: ir.Graph, name: str) -> str:
+    """A name that no initializer has yet: this one, or with a number behind it."""
+    number, free = 1, name
+    while free in graph.initializers:
+        number += 1
+        free = f"{name}_{number}"
+    return free
+
+
+def new_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """An initializer of a graph, under a name that must be free."""
+    value = ir.Value(name=name, const_value=ir.tensor(np.asarray(array, order="C"), name=name))
+    value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
+    graph.initializers[name] = value
+    return value
+
+
+def initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """An initializer of this name, or one with a number behind it, that holds an array."""
+    number, free = 1, name
+    while (value := graph.initializers.get(free)) is not None:
+        held = None if value.const_value is None else value.const_value.numpy()
+        if held is not None and held.dtype == array.dtype and np.array_equal(held, array):
+            return value
+        number += 1
+        free = f"{name}_{number}"
+    return new_initializer(graph, free, array)

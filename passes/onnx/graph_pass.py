@@ -1,0 +1,38 @@
+"""What all passes over exported graphs have in common: how they say what they did, and why not."""
+
+from __future__ import annotations
+
+import abc
+from typing import Self
+
+import onnx_ir as ir
+
+
+class GraphPass(ir.passes.InPlacePass):
+    """A pass that changes a graph in place and notes what became of it; each is used once.
+
+    What it cannot leave as it is and cannot change either it raises an error for, which names it.
+
+    Attributes:
+        changed: Names of the nodes, weights or inputs that are not as they were.
+        kept: Name of a node or weight that the pass is for -> why it is as it was.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changed: list[str] = []
+        self.kept: dict[str, str] = {}
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass, as onnx_ir does."""
+        self.apply(model)
+        return ir.passes.PassResult(model, bool(self.changed))
+
+    def applied_to(self, model: ir.Model) -> Self:
+        """Run the pass, and give it back with what it noted."""
+        self(model)
+        return self
+
+    @abc.abstractmethod
+    def apply(self, model: ir.Model) -> None:
+        """Change a graph in place, and note what became of it."""
