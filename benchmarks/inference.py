@@ -33,10 +33,10 @@ from benchmarks import openvino_call, record
 from benchmarks.sparse_models import build, pruned, sample
 from st3fx import native, runtime
 from st3fx.bench import onnx_call
-from st3fx.bench.result import BenchRow, make_rows
+from st3fx.bench.bench_result import BenchRow, make_rows
 from st3fx.bench.rounds import measure
 from st3fx.bench.variant import Array, BenchSettings, Variant
-from st3fx.export.result import ExportResult
+from st3fx.export.export_result import ExportResult
 
 RESULTS = record.RESULTS / "inference.json"
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)

@@ -15,10 +15,10 @@ from st3fx.cli.views.flops import print_report
 from st3fx.cli.views.progress import Progress
 
 if TYPE_CHECKING:
-    from st3fx.flops.report import FlopsReport, LayerFlops
+    from st3fx.flops.flops_report import FlopsReport, LayerFlops
 
 CONVENTIONS = ("exact", "st3", "str")
-"""Those of ``st3fx.flops.report.Convention`` (seconds to import); a test holds them equal."""
+"""Those of ``st3fx.flops.flops_report.Convention`` (seconds to import); a test holds them equal."""
 
 
 @click.command()
@@ -122,7 +122,7 @@ def _target(text: str, *, force: bool) -> Path:
 
 
 def _csv(report: FlopsReport, rows: list[LayerFlops]) -> str:
-    from st3fx.flops.report import to_csv
+    from st3fx.flops.flops_report import to_csv
 
     return to_csv(rows, report.sparse_macs)
 

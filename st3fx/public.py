@@ -1,7 +1,7 @@
 """All public names of st3fx, which ``import st3fx`` finds here."""
 
 from st3fx.api import convert, dataflow, fold
-from st3fx.bench.result import BenchResult
+from st3fx.bench.bench_result import BenchResult
 from st3fx.bench.variant import BenchSettings
 from st3fx.commands.analyze import count_flops
 from st3fx.commands.bench import benchmark
@@ -9,9 +9,9 @@ from st3fx.commands.convert import load_bundle, save_bundle
 from st3fx.commands.export import eliminate_dead_channels, export_onnx
 from st3fx.commands.report import write_report
 from st3fx.errors import EmptyLayerWarning, St3fxError
-from st3fx.export.result import ExportResult
+from st3fx.export.export_result import ExportResult
 from st3fx.files.compact import load_compact, save_compact
-from st3fx.flops.report import FlopsReport
+from st3fx.flops.flops_report import FlopsReport
 from st3fx.methods import DST, GMP, ST3, STR, Feather, Method
 from st3fx.plan.example import Call
 from st3fx.plan.sites import SparsityPlan

@@ -15,7 +15,7 @@ from st3fx.cli.views.words import size_text, three_digits
 from st3fx.report.markup import plural
 
 if TYPE_CHECKING:
-    from st3fx.bench.result import BenchResult, BenchRow, Ratio
+    from st3fx.bench.bench_result import BenchResult, BenchRow, Ratio
     from st3fx.commands.calibrate import CalibrationResult
 
 

@@ -15,10 +15,10 @@ from st3fx.cli.views.words import duration, percent, size_text, three_digits
 from st3fx.report.markup import plural
 
 if TYPE_CHECKING:
-    from st3fx.bench.result import BenchResult
+    from st3fx.bench.bench_result import BenchResult
     from st3fx.commands.demo import DemoResult
-    from st3fx.export.result import ExportResult, FoldResult
-    from st3fx.flops.report import FlopsReport
+    from st3fx.export.export_result import ExportResult, FoldResult
+    from st3fx.flops.flops_report import FlopsReport
     from st3fx.plan.sites import SparsityPlan
     from st3fx.report.facts import ReportResult
     from st3fx.training.report import TrainResult, TrainRow

@@ -13,7 +13,7 @@ from st3fx.cli.views.tables import console, make_grid, make_table
 from st3fx.cli.views.words import size_text
 
 if TYPE_CHECKING:
-    from st3fx.flops.report import FlopsReport, LayerFlops
+    from st3fx.flops.flops_report import FlopsReport, LayerFlops
 
 _WIDE = 120
 """Columns from which every number is written in full."""

@@ -13,8 +13,8 @@ from st3fx.cli.views.words import duration, percent, shape_text, size_text
 from st3fx.report.markup import plural
 
 if TYPE_CHECKING:
-    from st3fx.export.result import ExportResult, FoldResult, Size, SparseFile, Zeros
-    from st3fx.passes.channels.report import ChannelReport, LayerChannels
+    from st3fx.export.export_result import ExportResult, FoldResult, Size, SparseFile, Zeros
+    from st3fx.passes.channels.channel_report import ChannelReport, LayerChannels
     from st3fx.passes.onnx.sparse_kernels.kernel_report import KernelReport, KernelRow
     from st3fx.training.report import TrainResult
 

@@ -14,11 +14,11 @@ from torch.export import ExportedProgram
 
 from st3fx.passes.channels.analyze import Analysis
 from st3fx.passes.channels.call import Call
+from st3fx.passes.channels.channel_report import ChannelReport, report, snapshot
 from st3fx.passes.channels.fact import Axes, Fact, Ids, Mask
 from st3fx.passes.channels.liveness import Liveness, carrier
 from st3fx.passes.channels.normalize import assign, attribute, free, normalize
 from st3fx.passes.channels.product import Product
-from st3fx.passes.channels.report import ChannelReport, report, snapshot
 
 
 def shrink(module: fx.GraphModule, liveness: Liveness) -> None:

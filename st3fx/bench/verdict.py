@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from st3fx.bench.result import BenchRow, Ratio
+from st3fx.bench.bench_result import BenchRow, Ratio
 from st3fx.bench.variant import ROUNDS
 
 CLEAR = 0.05

@@ -18,7 +18,7 @@ from st3fx.commands.progress import silent
 from st3fx.errors import FlopsError
 from st3fx.flops import aten
 from st3fx.flops.collect import Collector
-from st3fx.flops.report import Convention, FlopsReport
+from st3fx.flops.flops_report import Convention, FlopsReport
 from st3fx.passes.convert.fold import is_converted
 from st3fx.plan.example import Example, batch_in
 

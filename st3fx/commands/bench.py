@@ -12,9 +12,9 @@ from typing import Any
 from torch import nn
 
 from st3fx.bench import onnx_file
+from st3fx.bench.bench_result import BenchResult, BenchRow, make_rows
 from st3fx.bench.onnx_call import CONFIG, known_providers
 from st3fx.bench.onnx_file import check_same
-from st3fx.bench.result import BenchResult, BenchRow, make_rows
 from st3fx.bench.rounds import measure
 from st3fx.bench.variant import DENSE, BenchSettings
 from st3fx.bench.verdict import verdict

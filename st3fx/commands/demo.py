@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from st3fx import methods
-from st3fx.bench.result import BenchResult, BenchRow
+from st3fx.bench.bench_result import BenchResult, BenchRow
 from st3fx.bench.variant import BenchSettings
 from st3fx.commands.analyze import analyze
 from st3fx.commands.bench import benchmark
@@ -28,10 +28,10 @@ from st3fx.commands.models import Request
 from st3fx.commands.report import write_report
 from st3fx.commands.train import train_spec
 from st3fx.errors import TrainError
-from st3fx.export.result import ExportResult, FoldResult
+from st3fx.export.export_result import ExportResult, FoldResult
 from st3fx.files.bundle import MANIFEST
 from st3fx.files.manifest import Recipe
-from st3fx.flops.report import FlopsReport
+from st3fx.flops.flops_report import FlopsReport
 from st3fx.loading.spec import parse_spec
 from st3fx.plan.sites import SparsityPlan
 from st3fx.report.facts import ReportResult

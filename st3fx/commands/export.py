@@ -21,13 +21,13 @@ from st3fx.errors import EmptyLayerWarning, ExportError
 from st3fx.export.batch import FreeSize, batched
 from st3fx.export.call import Call
 from st3fx.export.capture import quiet
+from st3fx.export.export_result import ExportResult, FoldResult, Size
 from st3fx.export.reduced import check_reduced, reduce, write_reduced
-from st3fx.export.result import ExportResult, FoldResult, Size
 from st3fx.export.weights import size_of_files, size_of_tensors, write_weights
 from st3fx.modules.copying import copied
 from st3fx.modules.state import preserved, to_eval
 from st3fx.modules.unwrap import is_masked, make_permanent
-from st3fx.passes.channels.report import ChannelReport
+from st3fx.passes.channels.channel_report import ChannelReport
 from st3fx.passes.convert.fold import is_converted
 from st3fx.plan.example import Example
 from st3fx.runtime.operators import plain_path

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from st3fx.api import convert, fold
 from st3fx.commands.convert import load_bundle, located
 from st3fx.errors import EmptyLayerWarning, ExportError, SpecError
-from st3fx.export.result import Size
+from st3fx.export.export_result import Size
 from st3fx.export.weights import size_of_tensors
 from st3fx.files.bundle import read_bundle
 from st3fx.files.manifest import Recipe

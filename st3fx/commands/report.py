@@ -18,18 +18,18 @@ from typing import get_args
 from torch import nn
 
 from st3fx.api import dataflow, fold
-from st3fx.bench.result import BenchResult, read_result
+from st3fx.bench.bench_result import BenchResult, read_result
 from st3fx.commands.analyze import count_flops
 from st3fx.commands.convert import load_bundle
 from st3fx.commands.models import bundle_example
 from st3fx.commands.progress import silent
 from st3fx.errors import EmptyLayerWarning, ReportError, St3fxError, describe
-from st3fx.export.result import Size
+from st3fx.export.export_result import Size
 from st3fx.export.weights import size_of_files, size_of_tensors
 from st3fx.files.bundle import MANIFEST, read_bundle
 from st3fx.files.compact import SUFFIX, save_compact
 from st3fx.files.manifest import Recipe
-from st3fx.flops.report import Convention, FlopsReport
+from st3fx.flops.flops_report import Convention, FlopsReport
 from st3fx.loading.spec import parse_spec
 from st3fx.report.facts import (
     Facts,

@@ -26,7 +26,7 @@ from st3fx.commands.models import Request, folded, no_example
 from st3fx.errors import BenchError, FlopsError
 from st3fx.export.batch import batched, repeated
 from st3fx.export.call import Call, unique
-from st3fx.flops.report import FlopsReport
+from st3fx.flops.flops_report import FlopsReport
 from st3fx.plan.example import Example
 from st3fx.runtime.operators import Shape
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from st3fx.errors import ExportError, describe
+from st3fx.export.export_result import ExportResult, Port, Size
 from st3fx.export.job import Job
-from st3fx.export.result import ExportResult, Port, Size
 from st3fx.export.settings import Settings
 from st3fx.export.sparse import check_library, write_sparse
 from st3fx.export.weights import size_of_files

@@ -16,14 +16,14 @@ from st3fx.export import batch, parity
 from st3fx.export.batch import batch_size
 from st3fx.export.call import Call, Flat, outputs, unique
 from st3fx.export.capture import capture, io_names, quiet
+from st3fx.export.export_result import Parity
 from st3fx.export.first_difference import first_difference
 from st3fx.export.parity import Bound, Judge, Opener, open_plain
 from st3fx.export.reduced import reduce
-from st3fx.export.result import Parity
 from st3fx.export.settings import Settings, lowered, needed_opset
 from st3fx.export.zeros import used
 from st3fx.modules.state import preserved
-from st3fx.passes.channels.report import ChannelReport
+from st3fx.passes.channels.channel_report import ChannelReport
 from st3fx.passes.onnx.fold_batch_norm import FoldBatchNorm
 from st3fx.passes.onnx.pipeline import prepare
 from st3fx.plan.example import Example

@@ -22,7 +22,7 @@ from st3fx.errors import ExportError, describe
 from st3fx.export.batch import Dim, batch_size, random_like, repeated
 from st3fx.export.call import Call, Flat
 from st3fx.export.capture import quiet
-from st3fx.export.result import Parity
+from st3fx.export.export_result import Parity
 from st3fx.modules.state import preserved
 
 Array = npt.NDArray[Any]

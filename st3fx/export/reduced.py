@@ -21,8 +21,8 @@ from st3fx.export.parity import TOLERANCE, TOLERANCES, difference
 from st3fx.files.atomic import replace_file
 from st3fx.files.compact import positive_zeros
 from st3fx.modules.state import preserved, preserved_rng
+from st3fx.passes.channels.channel_report import ChannelReport
 from st3fx.passes.channels.eliminate import eliminate
-from st3fx.passes.channels.report import ChannelReport
 
 
 def reduce(

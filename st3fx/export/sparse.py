@@ -16,9 +16,9 @@ from torch import Tensor
 from st3fx import runtime
 from st3fx.errors import ExportError, NativeError, describe
 from st3fx.export import parity
+from st3fx.export.export_result import Parity, SparseFile
 from st3fx.export.job import Job
 from st3fx.export.parity import Judge
-from st3fx.export.result import Parity, SparseFile
 from st3fx.export.rounding import Rounding
 from st3fx.export.write import write_model
 from st3fx.passes.onnx.sparse_kernels.free_sizes import FreeSizes

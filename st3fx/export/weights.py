@@ -17,7 +17,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from st3fx.errors import ExportError, describe, few
-from st3fx.export.result import Size
+from st3fx.export.export_result import Size
 from st3fx.files.atomic import replace_file
 from st3fx.files.compact import positive_zeros, save_compact
 

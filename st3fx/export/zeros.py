@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from st3fx.errors import ExportError
-from st3fx.export.result import Zeros
+from st3fx.export.export_result import Zeros
 
 Array = npt.NDArray[Any]
 

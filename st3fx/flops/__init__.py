@@ -20,6 +20,6 @@ under an ``observer``, which keeps ``constants`` apart from them; a file is walk
 Either way each operator has its ``operand`` objects, shapes and values, and a rule in the table of
 ``aten_rules``, of ``onnx_rules``, or, for ONNX Runtime's own, of ``onnx_contrib_rules``.
 ``products`` has the arithmetic of multiplications, ``einsum`` that of einsums, ``elementwise`` what
-everything else costs; ``collect`` adds up into a ``report``. What has no rule is named there. The
-package imports plans and modules, and, for files, ``runtime`` and the passes over ONNX graphs.
+everything else costs; ``collect`` adds up into a ``flops_report``. What has no rule is named there.
+The package imports plans and modules, and, for files, ``runtime`` and the passes over ONNX graphs.
 """

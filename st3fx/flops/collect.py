@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+from st3fx.flops.flops_report import LayerFlops, OtherFlops
 from st3fx.flops.operand import Constant, Counted, Elementwise, Lookup, Operand, Product
-from st3fx.flops.report import LayerFlops, OtherFlops
 
 
 class Collector:

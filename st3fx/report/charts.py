@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from st3fx.bench.result import BenchResult, BenchRow
-from st3fx.flops.report import FlopsReport, LayerFlops
+from st3fx.bench.bench_result import BenchResult, BenchRow
+from st3fx.flops.flops_report import FlopsReport, LayerFlops
 from st3fx.report import markup
 from st3fx.report.chart import Axis, Bar, BarChart, Histogram, LineChart, Series
 from st3fx.report.facts import TrainingFacts

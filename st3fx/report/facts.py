@@ -14,10 +14,10 @@ from typing import Any
 
 import networkx as nx
 
-from st3fx.bench.result import BenchResult
-from st3fx.export.result import Size
+from st3fx.bench.bench_result import BenchResult
+from st3fx.export.export_result import Size
 from st3fx.files.manifest import Recipe
-from st3fx.flops.report import FlopsReport, LayerFlops
+from st3fx.flops.flops_report import FlopsReport, LayerFlops
 from st3fx.plan.sites import Site, SparsityPlan
 from st3fx.report.histogram import Counts, Spread
 from st3fx.training.settings import Settings

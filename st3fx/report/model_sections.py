@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
-from st3fx.flops.report import FlopsReport, LayerFlops
+from st3fx.flops.flops_report import FlopsReport, LayerFlops
 from st3fx.report import markup
 from st3fx.report.charts import macs_chart, sparsity_chart, weights_chart
 from st3fx.report.facts import Facts, Layer, ModelFacts

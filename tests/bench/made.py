@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from st3fx.bench.result import BenchResult, BenchRow, Ratio
+from st3fx.bench.bench_result import BenchResult, BenchRow, Ratio
 
 
 def row(name: str, ratio: tuple[float, float, float] | None = None, **fields: Any) -> BenchRow:

@@ -12,8 +12,8 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 import st3fx
+from st3fx.bench.bench_result import read_result
 from st3fx.bench.onnx_call import CONFIG
-from st3fx.bench.result import read_result
 from st3fx.bench.variant import BenchSettings, Variant
 from st3fx.commands import subjects
 from st3fx.commands.models import Request

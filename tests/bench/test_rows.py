@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from st3fx.bench.result import make_rows, ratio
+from st3fx.bench.bench_result import make_rows, ratio
 from st3fx.bench.rounds import Timing
 from tests.bench.fakes import fake
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from onnx import helper
 from rich.console import Console
 
-from st3fx.bench.result import read_result
+from st3fx.bench.bench_result import read_result
 from st3fx.bench.variant import TORCH_MODES as MODES
 from st3fx.cli import main
 from st3fx.cli.bench import TORCH_MODES

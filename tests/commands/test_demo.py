@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import st3fx
-from st3fx.bench.result import read_result
+from st3fx.bench.bench_result import read_result
 from st3fx.cli import main
 from st3fx.commands.demo import DemoFolder, DemoResult, DemoSettings, run_demo
 from st3fx.errors import TrainError

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import st3fx
 from st3fx.cli import main
 from st3fx.cli.views.outcome import print_export
-from st3fx.export.result import ExportResult, Parity, Port, Size, Zeros
+from st3fx.export.export_result import ExportResult, Parity, Port, Size, Zeros
 from tests.models import TINY, write
 
 TIED = """

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import st3fx
 from st3fx.errors import ExportError, InputError
-from st3fx.export.result import ExportResult
+from st3fx.export.export_result import ExportResult
 from st3fx.export.zeros import initializers
 from tests.export import nets
 from tests.nets import Mixed, Net, image, sequence

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import st3fx
 from st3fx import runtime
 from st3fx.bench.dense import write_dense
-from st3fx.export.result import ExportResult
+from st3fx.export.export_result import ExportResult
 from tests.passes.onnx.graphs import SPARSE_WINS
 
 X = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))

@@ -15,7 +15,7 @@ import st3fx
 from st3fx.errors import ExportError
 from st3fx.export import parity
 from st3fx.export.call import Call, Flat
-from st3fx.export.result import ExportResult
+from st3fx.export.export_result import ExportResult
 from st3fx.export.rounding import FACTOR, Rounding
 from st3fx.plan.example import Example
 from st3fx.runtime.layout import SparseWeights, compress

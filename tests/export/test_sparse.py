@@ -18,7 +18,7 @@ import st3fx
 from st3fx import native, runtime
 from st3fx.cli import main
 from st3fx.errors import ExportError
-from st3fx.export.result import ExportResult
+from st3fx.export.export_result import ExportResult
 from st3fx.runtime.layout import SparseWeights, compress
 from tests.passes.onnx.graphs import SPARSE_WINS
 

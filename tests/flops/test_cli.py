@@ -22,7 +22,7 @@ from st3fx.cli import main
 from st3fx.cli.analyze import CONVENTIONS
 from st3fx.cli.views import flops
 from st3fx.commands.models import Request
-from st3fx.flops.report import Convention
+from st3fx.flops.flops_report import Convention
 from tests.flops.graphs import graph
 
 MODEL = """

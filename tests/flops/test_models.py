@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 import st3fx
 from st3fx.flops import aten
-from st3fx.flops.report import Convention
+from st3fx.flops.flops_report import Convention
 from st3fx.plan.example import Example
 from tests.flops.brute import convolutions, prune
 from tests.flops.graphs import of_layers, of_resnet, saved

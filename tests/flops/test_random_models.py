@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import st3fx
-from st3fx.flops.report import Convention, FlopsReport
+from st3fx.flops.flops_report import Convention, FlopsReport
 from tests.flops.random_models import random_model, reworded
 
 

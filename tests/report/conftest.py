@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from st3fx.bench.result import BenchResult, BenchRow, Ratio
+from st3fx.bench.bench_result import BenchResult, BenchRow, Ratio
 from st3fx.commands.train import train_spec
 from tests.report.browser import has_browser
 from tests.training.runs import folder_of, settings

@@ -8,9 +8,9 @@ from pathlib import Path
 import networkx as nx
 import torch
 
-from st3fx.export.result import Size
+from st3fx.export.export_result import Size
 from st3fx.files.manifest import Recipe
-from st3fx.flops.report import FlopsReport, LayerFlops
+from st3fx.flops.flops_report import FlopsReport, LayerFlops
 from st3fx.plan.sites import Layout, Site, SparsityPlan
 from st3fx.report.facts import Facts, Layer, ModelFacts
 from st3fx.report.histogram import Weights, small, spread

@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ShapesCollection
 from torch.nn import functional as F
 
+from st3fx.passes.channels.channel_report import ChannelReport
 from st3fx.passes.channels.eliminate import eliminate
-from st3fx.passes.channels.report import ChannelReport
 
 EXACT = 1e-12
 """Largest difference over the largest output, in float64."""

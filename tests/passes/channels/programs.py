@@ -14,8 +14,8 @@ from torch.export import Dim
 
 import st3fx
 from st3fx.errors import ExportError
+from st3fx.passes.channels.channel_report import ChannelReport
 from st3fx.passes.channels.eliminate import eliminate
-from st3fx.passes.channels.report import ChannelReport
 from tests.passes.channels import steps
 from tests.passes.channels.step_moves import MOVES
 from tests.passes.channels.step_others import OTHERS

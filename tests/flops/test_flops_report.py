@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import st3fx
-from st3fx.flops.report import TOTALS, FlopsReport, LayerFlops, OtherFlops, to_csv
+from st3fx.flops.flops_report import TOTALS, FlopsReport, LayerFlops, OtherFlops, to_csv
 
 
 def _report(sites: frozenset[str] | None = None) -> FlopsReport:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from st3fx.bench.result import FORMAT, BenchResult, read_result
+from st3fx.bench.bench_result import FORMAT, BenchResult, read_result
 from st3fx.errors import BenchError
 from tests.bench.made import result, row
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st3fx.errors import few
-from st3fx.passes.channels.report import ChannelReport
+from st3fx.passes.channels.channel_report import ChannelReport
 from st3fx.passes.onnx.sparse_kernels.kernel_report import KernelReport
 
 if TYPE_CHECKING:
