@@ -57,16 +57,16 @@ def require_target(sparsifier: Sparsifier, reached: float, steps: int) -> None:
         steps: Optimizer steps that were planned.
 
     Raises:
-        TrainError: When the target is missed by more than rounding to whole weights explains.
+        TrainError: When the target is missed by more than rounding to whole groups explains.
     """
-    target = sparsifier.target
-    if target is None:
-        return
-    # A quantile falls between two weights; the scale of a layer may round one more to either side.
     method, sites = sparsifier.method, sparsifier.plan.sites
-    macs = isinstance(method, ScheduledMethod) and method.budget == "macs"
+    if not isinstance(method, ScheduledMethod):
+        return
+    target = method.reached(sites, method.target)
+    # A quantile falls between two groups; the scale of a layer may round one more to either side.
+    macs = method.budget == "macs"
     whole = sum(site.numel * (site.cost if macs else 1) for site in sites)
-    one = max(site.cost for site in sites) if macs else 1
+    one = max(method.granularity.largest(site) * (site.cost if macs else 1) for site in sites)
     if abs(reached - target) > (2 + len(sites)) * one / whole + 1e-6:
         raise TrainError(
             f"the final sparsity is {reached:.4f} where {target:.4f} was asked for: the schedule "
