@@ -198,6 +198,7 @@ def _recipe(asked: dict[str, Any]) -> Recipe:
     from st3fx.files.manifest import Recipe
 
     name, sparsity = asked.pop("method"), asked.pop("sparsity")
-    method = methods.create(name, **({} if sparsity is None else {"sparsity": sparsity}))
+    given = {"granularity": asked.pop("granularity")}
+    method = methods.create(name, **given, **({} if sparsity is None else {"sparsity": sparsity}))
     inputs = asked.pop("inputs") or None
     return Recipe(method=methods.to_dict(method), inputs=inputs, **asked)

@@ -83,6 +83,14 @@ def method_options(command: Command) -> Command:
             "[default: 0.9; methods that learn their thresholds have none]",
         ),
         click.option(
+            "--granularity",
+            metavar="WHAT",
+            default="unstructured",
+            show_default=True,
+            help="What is pruned together: unstructured, block:4 (so many consecutive input "
+            "channels), nm:2:4 (at most 2 of 4 stay), channels (whole output channels).",
+        ),
+        click.option(
             "--total-steps",
             type=click.IntRange(1),
             metavar="N",

@@ -16,16 +16,20 @@ from st3fx.methods import DST, GMP, ST3, STR, Feather, Method
 from st3fx.plan.example import Call
 from st3fx.plan.sites import SparsityPlan
 from st3fx.sparsifier.sparsifier import Sparsifier
+from st3fx.sparsity.granularity import NM, Block, Channels, Unstructured
 from st3fx.sparsity.schedule import CubicSchedule
 
 __all__ = [
     "DST",
     "GMP",
+    "NM",
     "ST3",
     "STR",
     "BenchResult",
     "BenchSettings",
+    "Block",
     "Call",
+    "Channels",
     "CubicSchedule",
     "EmptyLayerWarning",
     "ExportResult",
@@ -35,6 +39,7 @@ __all__ = [
     "Sparsifier",
     "SparsityPlan",
     "St3fxError",
+    "Unstructured",
     "benchmark",
     "convert",
     "count_flops",

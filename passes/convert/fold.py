@@ -28,6 +28,7 @@ from st3fx.modules.saving import unwatch_loading
 from st3fx.modules.unloaded import unwatch as unwatch_values
 from st3fx.sparsifier.bound import COMPUTE, Bound, is_present, marks
 from st3fx.sparsity import cache
+from st3fx.sparsity.granularity import too_full
 from st3fx.sparsity.shards import set_value, whole
 
 
@@ -45,7 +46,8 @@ def fold(model: nn.Module) -> nn.Module:
         ``model``, or the plain layer that replaces it where it was itself a computed layer.
 
     Raises:
-        FoldError: If the model was not converted.
+        FoldError: If the model was not converted, or a group has more weights left than N of M
+            allows though the schedule is through.
     """
     held = all_bound(model)
     if not held:
@@ -57,6 +59,7 @@ def fold(model: nn.Module) -> nn.Module:
         raise FoldError(f"{type(model).__name__} is not a converted model: fold what convert gave")
     with torch.no_grad():
         static = [clean(effective(item)) for item in held]
+        _require_groups(held, static)
     untied = projections(model, held)
     undo(model)
     for item, weight in zip(held, static, strict=True):
@@ -70,6 +73,21 @@ def fold(model: nn.Module) -> nn.Module:
         else:
             set_value(item.weight(), weight)
     return model
+
+
+def _require_groups(held: Sequence[Bound], static: Sequence[Tensor]) -> None:
+    """What has arrived at N of M is N of M in every group; what is on the way there is not yet."""
+    for item, weight in zip(held, static, strict=True):
+        granularity, reached = item.sparse.method.granularity, item.sparse.run.sparsity
+        grouping = granularity.grouping(item.site)
+        if grouping is None or not grouping.kept or (reached or 0.0) < granularity.most:
+            continue
+        full = too_full(weight, grouping)
+        if full:
+            raise FoldError(
+                f"{item.site.name}: {full:,} groups have more weights left than {granularity.text} "
+                "allows; was its threshold or mask written to? Sparsifier.refresh() sets it anew"
+            )
 
 
 def all_bound(model: nn.Module) -> list[Bound]:

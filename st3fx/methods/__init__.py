@@ -75,5 +75,6 @@ def _construct(name: str, make: Callable[..., Method], settings: dict[str, Any])
         return make(**settings)
     except TypeError as error:
         cls = make.func if isinstance(make, functools.partial) else make
-        known = ", ".join(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        fields = sorted(dataclasses.fields(cls), key=lambda field: field.kw_only)  # type: ignore[arg-type]
+        known = ", ".join(field.name for field in fields)
         raise MethodError(f"method {name!r}: {error}; its settings are {known}") from error

@@ -97,6 +97,7 @@ class Speaker(Protocol):
 class Training(Speaker, Protocol):
     """Where the training of a converted model stands, as far as its modules and graphs ask."""
 
+    sparsity: float | None
     loading: bool
     absent: set[str]
     suspect: bool

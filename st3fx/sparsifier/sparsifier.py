@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from st3fx.errors import HalfPrecisionWarning, OptimizerWarning, StateError
+from st3fx.errors import HalfPrecisionWarning, MethodError, OptimizerWarning, StateError
 from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod, check_sparsity
 from st3fx.modules.marks import RUN, SITES, state_name
 from st3fx.modules.saving import move_state
@@ -219,7 +219,7 @@ class Sparsifier:
                 step.
 
         Raises:
-            MethodError: For a sparsity outside [0, 1).
+            MethodError: For a sparsity outside [0, 1), or above what N of M can have.
             StateError: If thresholds are learned or masks are frozen, weights are NaN or on the
                 meta device, or a site was replaced.
         """
@@ -231,6 +231,12 @@ class Sparsifier:
         complete(self.model)
         if not isinstance(self.method, ScheduledMethod):
             raise StateError(f"{self.method.name} learns its thresholds: no sparsity can be set")
+        granularity = self.method.granularity
+        if sparsity > granularity.most:
+            raise MethodError(
+                f"sparsity {sparsity} is more than {granularity.text} has: give "
+                f"{granularity.most:.4g} or less"
+            )
         if run.frozen:
             raise StateError("the masks are frozen: the sparsity stays as it is")
         run.take_over()

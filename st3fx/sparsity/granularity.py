@@ -267,6 +267,19 @@ def scores(weight: Tensor, shape: Sequence[int], grouping: Grouping) -> list[Sco
     return found
 
 
+def too_full(weight: Tensor, grouping: Grouping) -> int:
+    """How many groups have more weights left than N of M allows.
+
+    Args:
+        weight: The whole effective weight.
+        grouping: The groups, of N of M.
+    """
+    found = (
+        part.view.count_nonzero(part.dims[0]) > grouping.kept for part in parts(weight, grouping)
+    )
+    return sum(int(full.sum()) for full in found)
+
+
 @dataclass(frozen=True)
 class Granularity:
     """What is pruned together. Its text is what the command line and files have."""

@@ -106,6 +106,11 @@ def adjusted(method: Method, settings: Settings) -> Method:
             f"the bundle was converted for {method.name}: convert the model again for another "
             "--method or --method-option"
         )
+    if settings.granularity not in (None, method.granularity.text):
+        raise TrainError(
+            f"the bundle was converted for {method.granularity.text}: convert the model again for "
+            f"--granularity {settings.granularity}"
+        )
     given = _given(settings)
     if given and not isinstance(method, ScheduledMethod):
         raise TrainError(f"{method.name} learns its thresholds, and has no {' or '.join(given)}")
@@ -124,7 +129,9 @@ def _given(settings: Settings) -> dict[str, Any]:
 
 
 def _options(settings: Settings) -> dict[str, Any]:
-    options = {}
+    options: dict[str, Any] = {}
+    if settings.granularity is not None:
+        options["granularity"] = settings.granularity
     for text in settings.method_options:
         key, mark, value = text.partition("=")
         if not mark:

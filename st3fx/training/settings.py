@@ -148,6 +148,10 @@ class Settings:
     )  # fmt: skip
     budget: str = setting("sparsity", "weights", "What the sparsity is a share of.",
                            choices=("weights", "macs"))  # fmt: skip
+    granularity: str | None = setting(
+        "sparsity", None,
+        "What is pruned together: unstructured, block:4, nm:2:4, channels.",
+    )  # fmt: skip
     method_options: tuple[str, ...] = setting(
         "sparsity", (), "A setting of the method's own, e.g. normalize=sigma.",
         flags="--method-option",

@@ -86,7 +86,7 @@ def test_a_learned_sparsity_cannot_be_set(folder: Path) -> None:
     result = _run("model.py", "--method", "dst", "--sparsity", "0.9")
     assert result.exit_code == 2
     assert "method 'dst'" in result.stderr
-    assert "its settings are alpha" in result.stderr
+    assert "its settings are alpha, granularity" in result.stderr
     assert _files(folder) == {"model.py"}
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 import st3fx
 from st3fx import methods, native
-from st3fx.errors import MethodError
+from st3fx.errors import FoldError, MethodError
 from st3fx.methods.st3 import effective_weight
 from st3fx.native import latent
 from st3fx.plan.sites import Layout, Site
@@ -354,3 +356,62 @@ def test_dst_gradients_of_blocks() -> None:
             total -= slope * inner
         assert threshold.grad is not None
         assert float(threshold.grad[k, 0]) == pytest.approx(total, rel=1e-5)
+
+
+def test_n_of_m_has_no_more_sparsity_than_it_has() -> None:
+    model, sparsifier = st3fx.convert(
+        Net(), torch.randn(1, 3, 8, 8), st3fx.ST3(granularity=st3fx.NM(1, 2)), total_steps=4
+    )
+    with pytest.raises(MethodError, match="sparsity 0.6 is more than nm:1:2 has: give 0.5 or less"):
+        sparsifier.set_sparsity(0.6)
+    for sparsity in (0.1, 0.3, 0.5):  # every sparsity between exists, to one group
+        sparsifier.set_sparsity(sparsity)
+        wanted = sparsifier.method.reached(sparsifier.plan.sites, sparsity)  # type: ignore[attr-defined]
+        assert wanted <= sparsifier.sparsity <= wanted + 1 / sparsifier.plan.numel
+    before = {name: weight.clone() for name, weight in sparsifier.effective_weights().items()}
+    folded = st3fx.fold(model)
+    assert all(torch.equal(folded.get_parameter(name), w) for name, w in before.items())
+
+
+def test_a_fold_checks_every_group() -> None:
+    model, sparsifier = st3fx.convert(
+        Net(), torch.randn(1, 3, 8, 8), st3fx.ST3(granularity=st3fx.NM(2, 4)), total_steps=4
+    )
+    sparsifier.set_sparsity(0.5)
+    sparsifier.freeze()
+    state = sparsifier.state_dict()
+    state["masks"]["fc.weight"].fill_(True)
+    state["thresholds"]["fc.weight"].zero_().sub_(1)  # as a file that was edited has it
+    sparsifier.load_state_dict(state)
+    with pytest.raises(FoldError, match=r"fc.weight: 30 groups have more weights left than nm:2:4"):
+        st3fx.fold(model)
+
+
+def test_masked_weights_count_as_zeros() -> None:
+    """Zeros that a model came with are in the magnitudes of their groups."""
+    net = Net()
+    with torch.no_grad():
+        net.conv.weight[:, :8] = 0
+    _, sparsifier = st3fx.convert(
+        net, torch.randn(1, 3, 8, 8), st3fx.ST3(0.6, granularity=st3fx.Block(4)), total_steps=4
+    )
+    sparsifier.set_sparsity(0.6)
+    assert not sparsifier.effective_weights()["conv.weight"][:, :8].any()
+    assert sparsifier.sparsity == pytest.approx(0.6, abs=0.002)
+
+
+@pytest.mark.parametrize("method", ["st3", "gmp", "feather", "str", "dst"])
+def test_half_precision_and_copies(method: str) -> None:
+    settings = {"granularity": "block:4"} | (
+        {"sparsity": 0.5} if method not in ("str", "dst") else {}
+    )
+    x = torch.randn(1, 3, 8, 8)
+    model, sparsifier = st3fx.convert(Net(), x, methods.create(method, **settings), total_steps=4)
+    if sparsifier.target is not None:
+        sparsifier.set_sparsity(0.5)
+    copied = pickle.loads(pickle.dumps(model.eval()))
+    assert torch.equal(copied(x), model(x))
+    half = copy.deepcopy(model).bfloat16()
+    loss = half.train()(x.bfloat16()).float().square().mean()
+    loss.backward()
+    assert all(p.grad is None or p.grad.dtype == torch.bfloat16 for p in half.parameters())
