@@ -34,6 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 import st3fx
 from st3fx.errors import StateError
 from st3fx.methods import DST, STR
+from st3fx.sparsity import granularity
 
 STEPS = 4
 X = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(21))
@@ -42,6 +43,8 @@ METHODS: dict[str, Any] = {
     "st3": st3fx.ST3(0.7, schedule=RAMP),
     "st3-sigma": st3fx.ST3(0.7, normalize="sigma", schedule=RAMP),
     "macs": st3fx.ST3(0.7, schedule=RAMP, budget="macs"),
+    "block": st3fx.ST3(0.7, schedule=RAMP, granularity=st3fx.Block(2)),
+    "nm": st3fx.ST3(schedule=RAMP, granularity=st3fx.NM(2, 4)),
     "gmp": st3fx.GMP(0.7, schedule=RAMP),
     "dst": DST(0.02),
     "str": STR(-150.0),
@@ -117,22 +120,31 @@ def no_gathering() -> Iterator[None]:
         DTensor.full_tensor = original  # type: ignore[method-assign]
 
 
+def groups_of(weight: Tensor, grouping: Any) -> list[tuple[Tensor, int]]:
+    """Magnitudes of what goes together, and how many weights go with each."""
+    if grouping is None:
+        return [(weight.abs(), 1)]
+    return [
+        (part.values, part.weights) for part in granularity.scores(weight, weight.shape, grouping)
+    ]
+
+
 def sorted_level(sparsifier: st3fx.Sparsifier, sparsity: float) -> float:
     """The global threshold for the present weights, by sorting all of them here."""
     method: Any = sparsifier.method
     sites = sparsifier.plan.sites
-    weights = [whole(sparsifier.model.get_parameter(site.name)).detach() for site in sites]
-    scores = [
-        weight.abs().flatten() / torch.tensor(method.scale(site))
-        for site, weight in zip(sites, weights, strict=True)
-    ]
-    if method.budget == "macs":
-        costs = torch.cat(
-            [torch.full((len(s),), site.cost) for site, s in zip(sites, scores, strict=True)]
-        )
+    scores, costs = [], []
+    for site in sites:
+        weight = whole(sparsifier.model.get_parameter(site.name)).detach()
+        for values, going in groups_of(weight, method.granularity.grouping(site)):
+            scores.append(values.flatten() / torch.tensor(method.scale(site)))
+            cost = site.cost if method.budget == "macs" else 1
+            costs.append(torch.full((values.numel(),), going * cost))
+    if method.budget == "macs" or method.granularity != st3fx.Unstructured():
         values, order = torch.cat(scores).sort()
-        spent = costs[order].cumsum(0)
-        return float(values[int((spent >= sparsity * int(spent[-1])).nonzero()[0])])
+        spent = torch.cat(costs)[order].cumsum(0)
+        share = method.share_of_groups(sparsity)
+        return float(values[int((spent >= share * int(spent[-1])).nonzero()[0])])
     values = torch.cat(scores).sort().values
     index = (len(values) - 1) * sparsity
     low, high = values[math.floor(index)], values[math.ceil(index)]

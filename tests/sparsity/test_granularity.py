@@ -362,7 +362,7 @@ def test_n_of_m_has_no_more_sparsity_than_it_has() -> None:
     model, sparsifier = st3fx.convert(
         Net(), torch.randn(1, 3, 8, 8), st3fx.ST3(granularity=st3fx.NM(1, 2)), total_steps=4
     )
-    with pytest.raises(MethodError, match="sparsity 0.6 is more than nm:1:2 has: give 0.5 or less"):
+    with pytest.raises(MethodError, match=r"sparsity 0.6 is more than nm:1:2 has: give 0.5 or less"):
         sparsifier.set_sparsity(0.6)
     for sparsity in (0.1, 0.3, 0.5):  # every sparsity between exists, to one group
         sparsifier.set_sparsity(sparsity)
