@@ -55,8 +55,8 @@ def fold(
       st3fx fold resnet50.st3fx --compact
       st3fx fold resnet50.st3fx --sparsity 0.95 --eliminate-dead-channels
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
-    from st3fx.commands import export
-    from st3fx.commands.export import check_target, fold_spec
+    from st3fx.commands.export import check_target
+    from st3fx.commands.fold import SUFFIX, fold_reduced, fold_spec
     from st3fx.commands.models import Request
     from st3fx.files import compact as compact_file
 
@@ -66,12 +66,12 @@ def fold(
         raise click.UsageError("--compact is for weights of the model's own class: a graph without "
                                "dead channels is written as .pt2")  # fmt: skip
     suffix = compact_file.SUFFIX if compact else ".safetensors"
-    suffix = export.SUFFIX if eliminate_dead_channels else suffix
+    suffix = SUFFIX if eliminate_dead_channels else suffix
     # Now rather than after minutes of work.
     target = check_target(output or f"{request.name}{suffix}", force=force)
     with stdout_for(as_json=as_json), Progress() as report:
         if eliminate_dead_channels:
-            result = export.fold_reduced(request, target, progress=report)
+            result = fold_reduced(request, target, progress=report)
         else:
             result = fold_spec(request, target, compact=compact, progress=report)
     show(result, print_fold, as_json=as_json)

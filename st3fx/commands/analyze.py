@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from st3fx.api import fold
-from st3fx.commands.export import unwrapped
 from st3fx.commands.models import Request, folded, no_example
 from st3fx.commands.progress import silent
 from st3fx.errors import FlopsError
 from st3fx.flops import aten
 from st3fx.flops.collect import Collector
 from st3fx.flops.flops_report import Convention, FlopsReport
+from st3fx.modules.unwrap import unwrapped
 from st3fx.passes.convert.fold import is_converted
 from st3fx.plan.example import Example, batch_in
 

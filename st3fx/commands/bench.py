@@ -1,4 +1,4 @@
-"""How fast a model runs: the facade's verb that measures."""
+"""How fast models run, side by side: ``st3fx bench``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from st3fx.bench.rounds import measure
 from st3fx.bench.variant import DENSE, BenchSettings
 from st3fx.bench.verdict import verdict
 from st3fx.commands.analyze import WEIGHT_FILES
-from st3fx.commands.export import unwrapped
 from st3fx.commands.models import Request
 from st3fx.commands.progress import silent
 from st3fx.commands.subjects import (
@@ -34,6 +33,7 @@ from st3fx.commands.subjects import (
 )
 from st3fx.errors import BenchError
 from st3fx.loading.input_spec import parse_inputs
+from st3fx.modules.unwrap import unwrapped
 from st3fx.plan.example import Example
 from st3fx.runtime.calibration import cores, cpus, environment
 
@@ -92,22 +92,14 @@ def benchmark(
     for request in requests:
         _check(request, fixed_batch=fixed_batch)
     with tempfile.TemporaryDirectory(prefix="st3fx-bench-") as text:
-        folder = Path(text)
-        subjects = []
-        for index, request in enumerate(requests):
-            own = folder / str(index)
-            if isinstance(request, nn.Module):
-                if example_inputs is None:
-                    raise BenchError("a model in memory needs example_inputs")
-                model = unwrapped(request)
-                example = Example.of(example_inputs, example_kwargs, model)
-                path = own / "model.onnx"
-                subjects.append(from_model(
-                    model, example, path, chosen, report, fixed_batch=fixed_batch, given=True
-                ))  # fmt: skip
-            else:
-                subjects.append(_subject(request, own, chosen, report, fixed_batch=fixed_batch))
-        rows, measured = _measured(subjects, chosen, folder, report)
+        subjects = [
+            _from_memory(request, example_inputs, example_kwargs, Path(text) / str(index), chosen,
+                         report, fixed_batch=fixed_batch)
+            if isinstance(request, nn.Module)
+            else _subject(request, Path(text) / str(index), chosen, report, fixed_batch=fixed_batch)
+            for index, request in enumerate(requests)
+        ]  # fmt: skip
+        rows, measured = _measured(subjects, chosen, Path(text), report)
     without_dense = wants_dense(subjects) and rows[0].name != DENSE_ROW
     without = [s.name for s in subjects if s.zeros and not s.is_file and s.kernels is None]
     return BenchResult(
@@ -158,6 +150,25 @@ def _bound_said(asked: Sequence[int]) -> Iterator[str]:
             f"{' and '.join(more)} threads were asked for: this process may use {cpus()} "
             f"{'CPU' if cpus() == 1 else 'CPUs'}, so it was measured with {cpus()}."
         )
+
+
+def _from_memory(
+    model: nn.Module,
+    inputs: Any,
+    kwargs: Mapping[str, Any] | None,
+    folder: Path,
+    settings: BenchSettings,
+    report: Report,
+    *,
+    fixed_batch: bool,
+) -> Subject:
+    if inputs is None:
+        raise BenchError("a model in memory needs example_inputs")
+    model = unwrapped(model)
+    example = Example.of(inputs, kwargs, model)
+    return from_model(
+        model, example, folder / "model.onnx", settings, report, fixed_batch=fixed_batch, given=True
+    )
 
 
 def _subject(

@@ -137,7 +137,11 @@ def load_bundle(directory: str | Path) -> nn.Module:
         BundleError: When the bundle is damaged, edited or newer, or its model was changed since.
         SpecError: When the model cannot be built any more.
     """
-    bundle = read_bundle(directory)
+    return restored(read_bundle(directory))
+
+
+def restored(bundle: Bundle) -> nn.Module:
+    """The converted model of a bundle that was read, as :func:`load_bundle` gives it."""
     bundle.check_source()
     recipe = located(bundle.manifest.recipe)
     try:

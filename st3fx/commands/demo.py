@@ -23,7 +23,8 @@ from st3fx.bench.variant import BenchSettings
 from st3fx.commands.analyze import analyze
 from st3fx.commands.bench import benchmark
 from st3fx.commands.convert import convert_spec, save_bundle
-from st3fx.commands.export import export_spec, fold_spec
+from st3fx.commands.export import export_spec
+from st3fx.commands.fold import fold_spec
 from st3fx.commands.models import Request
 from st3fx.commands.report import write_report
 from st3fx.commands.train import train_spec

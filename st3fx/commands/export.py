@@ -1,7 +1,4 @@
-"""From a trained model to the files that are used: the facade's verbs that fold and export.
-
-Models without their dead channels: the facade's verbs that give a graph of plain operators.
-"""
+"""From a model to an ONNX file, or to a graph without dead channels: ``st3fx export``."""
 
 from __future__ import annotations
 
@@ -21,12 +18,14 @@ from st3fx.errors import EmptyLayerWarning, ExportError
 from st3fx.export.batch import FreeSize, batched
 from st3fx.export.call import Call
 from st3fx.export.capture import quiet
-from st3fx.export.export_result import ExportResult, FoldResult, Size
-from st3fx.export.reduced import check_reduced, reduce, write_reduced
-from st3fx.export.weights import size_of_files, size_of_tensors, write_weights
+from st3fx.export.engine import export
+from st3fx.export.export_result import ExportResult
+from st3fx.export.reduced import check_reduced, reduce
+from st3fx.export.settings import Settings
+from st3fx.export.weights import size_of_tensors
 from st3fx.modules.copying import copied
 from st3fx.modules.state import preserved, to_eval
-from st3fx.modules.unwrap import is_masked, make_permanent
+from st3fx.modules.unwrap import is_masked, make_permanent, unwrapped
 from st3fx.passes.channels.channel_report import ChannelReport
 from st3fx.passes.convert.fold import is_converted
 from st3fx.plan.example import Example
@@ -99,41 +98,26 @@ def export_onnx(
     """
     if not isinstance(model, nn.Module):
         raise ExportError(f"model is a {type(model).__name__}: give an nn.Module")
-    options = {
-        "opset": opset,
-        "fixed_batch": fixed_batch,
-        "free": FreeSize.of(free),
-        "batch_sizes": tuple(batch_sizes),
-        "verify": verify,
-        "sparse_initializers": sparse_initializers,
-        "eliminate_dead_channels": eliminate_dead_channels,
-        "tolerance": tolerance,
-        "seed": seed,
-        "sparse_kernels": sparse_kernels,
-    }
+    settings = Settings(
+        opset=opset,
+        fixed_batch=fixed_batch,
+        batch_sizes=tuple(batch_sizes),
+        verify=verify,
+        sparse_initializers=sparse_initializers,
+        eliminate_dead_channels=eliminate_dead_channels,
+        tolerance=tolerance,
+        seed=seed,
+        sparse_kernels=sparse_kernels,
+        free=FreeSize.of(free),
+    )
     example = Example.of(example_inputs, example_kwargs, model)
-    state = unwrapped(model).state_dict()
-    before = partial(size_of_tensors, "weights before", state)
-    result = _export(plain(model), example, Path(path), before, progress or silent, options)
+    before = partial(size_of_tensors, "weights before", unwrapped(model).state_dict())
+    result = export(
+        plain(model), example, Path(path), settings, before=before, progress=progress or silent
+    )
     if result.says_little:
         warnings.warn(f"{path}: {result.says_little}", EmptyLayerWarning, stacklevel=2)
     return result
-
-
-def _export(
-    model: nn.Module,
-    example: Example,
-    path: Path,
-    before: Callable[[], Size],
-    progress: Callable[[str], None],
-    options: dict[str, Any],
-) -> ExportResult:
-    # onnx, onnxscript and onnxruntime take seconds to import.
-    from st3fx.export.engine import export  # noqa: PLC0415
-    from st3fx.export.settings import Settings  # noqa: PLC0415
-
-    settings = Settings(**options)
-    return export(model, example, path, settings, before=before, progress=progress)
 
 
 def export_spec(
@@ -158,45 +142,13 @@ def export_spec(
     model = folded(request, report, with_example=True)
     if model.example is None:
         raise no_example(request.spec)
-    example, before = Example.of(model.example), model.before
-    return _export(model.model, example, Path(path), lambda: before, report, options)
-
-
-def fold_spec(
-    request: Request,
-    path: str | Path,
-    *,
-    compact: bool = False,
-    progress: Callable[[str], None] | None = None,
-) -> FoldResult:
-    """Write the folded weights of a bundle or a SPEC.
-
-    Args:
-        request: Which model, and how sparse.
-        path: The file; one that is there is replaced.
-        compact: Write a compact file (``st3fx.load_compact`` reads it) instead of safetensors.
-        progress: Called with the name of each stage as it begins.
-
-    Raises:
-        St3fxError: As ``st3fx.commands.models.folded``, and when the file cannot be written.
-    """
-    report, target = progress or silent, Path(path)
-    model = folded(request, report, with_example=False)
-    report("save")
-    write_weights(model.model.state_dict(), target, compact=compact)
-    report("measure")
-    weights = model.tensors()
-    counts = {name: int(weight.count_nonzero()) for name, weight in weights.items()}
-    elements = sum(weight.numel() for weight in weights.values())
-    return FoldResult(
-        path=target,
-        format="compact" if compact else "safetensors",
-        weights=len(weights),
-        elements=elements,
-        zeros=elements - sum(counts.values()),
-        parameters=sum(parameter.numel() for parameter in model.model.parameters()),
-        empty=tuple(name for name, count in counts.items() if not count),
-        sizes=(model.before, size_of_files(target.name, [target])),
+    return export(
+        model.model,
+        Example.of(model.example),
+        Path(path),
+        Settings(**options),
+        before=lambda: model.before,
+        progress=report,
     )
 
 
@@ -221,16 +173,6 @@ def check_target(path: str | Path, *, force: bool, sparse: bool = False) -> Path
     return target
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Without ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile`` around it."""
-    while True:
-        wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-        inner = model.module if isinstance(model, wrappers) else getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
 def plain(model: nn.Module) -> nn.Module:
     """A model without anything of ours, on the CPU; the given one where it is that already.
 
@@ -245,10 +187,6 @@ def plain(model: nn.Module) -> nn.Module:
     if any(tensor.device.type != "cpu" for tensor in tensors):
         model = copied(model).cpu()
     return model
-
-
-SUFFIX = ".pt2"
-"""Of a program as ``torch.export`` saves it."""
 
 
 def eliminate_dead_channels(
@@ -288,49 +226,3 @@ def eliminate_dead_channels(
         with quiet():
             check_reduced(model, graph, call, strict=False)
         return graph, report
-
-
-def fold_reduced(
-    request: Request, path: str | Path, *, progress: Callable[[str], None]
-) -> FoldResult:
-    """Write a folded model without its dead channels, as ``torch.export`` saves programs.
-
-    A state dict of the model's own class cannot lose a channel: the file has the graph with it.
-
-    Args:
-        request: Which model, and how sparse.
-        path: The file; one that is there is replaced.
-        progress: Called with the name of each stage as it begins.
-
-    Raises:
-        St3fxError: As :func:`st3fx.commands.models.folded` and :func:`eliminate_dead_channels`,
-            and when the file cannot be written.
-    """
-    target, model = Path(path), folded(request, progress, with_example=True)
-    if model.example is None:
-        raise no_example(request.spec)
-    call = Call.of(model.model, Example.of(model.example))
-    which = batched(call.tensors)
-    with preserved(model.model), torch.no_grad():
-        to_eval(model.model)
-        progress("capture")
-        graph, channels = reduce(model.model, call, which, fixed_batch=False)
-        progress("compare")
-        check_reduced(model.model, graph, call)
-        progress("save")
-        write_reduced(graph, call, which, target)
-    progress("measure")
-    weights = {name: p for name, p in graph.named_parameters() if p.dim() > 1}
-    counts = {name: int(weight.count_nonzero()) for name, weight in weights.items()}
-    elements = sum(weight.numel() for weight in weights.values())
-    return FoldResult(
-        path=target,
-        format="pt2",
-        weights=len(weights),
-        elements=elements,
-        zeros=elements - sum(counts.values()),
-        parameters=channels.parameters[1],
-        empty=tuple(name for name, count in counts.items() if not count),
-        sizes=(model.before, size_of_files(target.name, [target])),
-        channels=channels,
-    )

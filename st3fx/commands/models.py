@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from st3fx.api import convert, fold
-from st3fx.commands.convert import load_bundle, located
+from st3fx.commands.convert import located, restored
 from st3fx.errors import EmptyLayerWarning, ExportError, SpecError
 from st3fx.export.export_result import Size
 from st3fx.export.weights import size_of_tensors
@@ -104,10 +104,11 @@ def _from_bundle(
 ) -> Folded:
     if request.weights is not None:
         raise ExportError(f"{request.spec} is a bundle and has its weights: leave --weights out")
-    model = load_bundle(request.spec)
+    bundle = read_bundle(request.spec)
+    model = restored(bundle)
     example = None
     if with_example:
-        example = _given(request) or bundle_example(read_bundle(request.spec).manifest.recipe)
+        example = _given(request) or bundle_example(bundle.manifest.recipe)
     sparsifier = Sparsifier(model)
     if request.sparsity is not None:
         sparsifier.set_sparsity(request.sparsity)

@@ -14,7 +14,7 @@ from torch import nn
 
 from st3fx.errors import ExportError, describe
 from st3fx.export.export_result import ExportResult, Port, Size
-from st3fx.export.job import Job
+from st3fx.export.job import Job, Written
 from st3fx.export.settings import Settings
 from st3fx.export.sparse import check_library, write_sparse
 from st3fx.export.weights import size_of_files
@@ -42,8 +42,8 @@ def export(
         example: One call in eval mode.
         path: The file; one that is there is replaced, with its weights beside it. With sparse
             kernels it has those, and the plain file is ``plain_path(path)``.
-        settings: How.
-        before: Gives the size of the weights before.
+        settings: What the file is to be, and how it is checked.
+        before: Measures the weights as they were, when the file is there.
         progress: Called with the name of each stage as it begins.
 
     Raises:
@@ -51,7 +51,6 @@ def export(
         ExportError: When it cannot be exported, or a check fails. Nothing is left then.
     """
     began = time.perf_counter()
-    plain = plain_path(path) if settings.sparse_kernels else path
     if settings.sparse_kernels:
         check_library(verify=settings.verify)
     with preserved(model), torch.no_grad():
@@ -60,27 +59,35 @@ def export(
         progress("capture")
         channels = job.reduce() if settings.is_reduced else None
         made = job.graph()
-        graph, norms = made.graph, made.norms
-        inputs, outputs = (tuple(map(_port, v)) for v in (graph.graph.inputs, graph.graph.outputs))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary_neighbour(path) as folder:
-                progress("save")
-                part = folder / plain.name
-                sparse = _write_checked(graph, part, settings, progress)
-                zeros = check_zeros(part, job.written, made.parameters, norms.biases, made.renamed)
-                progress("compare")
-                rows = job.compare(part)
-                kernels = None
-                if settings.sparse_kernels:
-                    kernels = write_sparse(graph, folder / path.name, part, job, progress)
-                progress("measure")
-                files = sorted(folder.iterdir())
-                targets = tuple(dict.fromkeys((plain, path)))
-                sizes = (before(), *_file_sizes(files, targets))
-                written = _put_in_place(files, targets)
+            result = _write(job, made, path, before, progress)
         except OSError as error:
             raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
+    return dataclasses.replace(result, channels=channels, seconds=time.perf_counter() - began)
+
+
+def _write(
+    job: Job, made: Written, path: Path, before: Callable[[], Size], progress: Callable[[str], None]
+) -> ExportResult:
+    """Write a graph and what is made of it beside the target, check it there, and move it."""
+    graph, norms, settings = made.graph, made.norms, job.settings
+    inputs, outputs = (tuple(map(_port, v)) for v in (graph.graph.inputs, graph.graph.outputs))
+    plain, kernels = plain_path(path) if settings.sparse_kernels else path, None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_neighbour(path) as folder:
+        progress("save")
+        part = folder / plain.name
+        sparse = _write_checked(graph, part, settings, progress)
+        zeros = check_zeros(part, job.written, made.parameters, norms.biases, made.renamed)
+        progress("compare")
+        rows = job.compare(part)
+        if settings.sparse_kernels:
+            kernels = write_sparse(graph, folder / path.name, part, job, progress)
+        progress("measure")
+        files = sorted(folder.iterdir())
+        targets = tuple(dict.fromkeys((plain, path)))
+        sizes = (before(), *_file_sizes(files, targets))
+        written = _put_in_place(files, targets)
     return ExportResult(
         path=path,
         files=written,
@@ -96,8 +103,7 @@ def export(
         parity=rows,
         tolerance=job.tolerance,
         sizes=sizes,
-        seconds=time.perf_counter() - began,
-        channels=channels,
+        seconds=0.0,
         sparse=kernels and dataclasses.replace(kernels, path=path),
         plain=plain if kernels else None,
     )

@@ -187,18 +187,8 @@ class Job:
         if not any(self.free):
             return []
         calls = list(batch.other_sizes(self.call.tensors, self.free))
-        taken = [(label, tensors) for label, tensors in calls if self.takes(tensors)]
+        taken = [(label, tensors) for label, tensors in calls if parity.takes(self.flat, tensors)]
         if not taken:
             tried = " nor ".join(label for label, _ in calls)
             raise ExportError(f"{self.name} takes no other size: neither {tried}")
         return [parity.compare(session, self.flat, t, judge, label) for label, t in taken]
-
-    def takes(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether the model takes other tensors than the example's."""
-        return parity.takes(self.flat, tensors)
-
-    def compare_at(
-        self, session: Any, tensors: Sequence[Tensor], label: str, judge: Judge
-    ) -> Parity:
-        """Run a written file beside the model, on these tensors; ``label`` says which they are."""
-        return parity.compare(session, self.flat, tensors, judge, label)

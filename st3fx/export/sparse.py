@@ -116,13 +116,13 @@ def _open(
         _other_size(tensor) if name in opened else tensor
         for name, tensor in zip(job.call.names, job.call.tensors, strict=True)
     ]
-    if not opened or not job.takes(tensors):
+    if not opened or not parity.takes(job.flat, tensors):
         return (), ()
     trial = path.with_name(f"open.{path.name}")
     label = f"given, {_sizes(tensors)}"
     try:
         _write(graph, trial)
-        row = job.compare_at(_session(trial), tensors, label, judge)
+        row = parity.compare(_session(trial), job.flat, tensors, judge, label)
     except ExportError:
         if not _plain_is_open(plain, job, tensors):
             return (), ()  # the exporter built the size in: nothing of ours
@@ -145,7 +145,8 @@ def _plain_is_open(plain: Path, job: Job, tensors: Sequence[Tensor]) -> bool:
         write_model(graph, trial)
         with contextlib.suppress(ExportError):
             session = parity.open_plain(trial)
-            job.compare_at(session, tensors, "other size", Judge(job.outputs, job.tolerance))
+            judge = Judge(job.outputs, job.tolerance)
+            parity.compare(session, job.flat, tensors, judge, "other size")
             return True
         return False
     finally:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from st3fx.commands.analyze import analyze
-from st3fx.commands.export import fold_spec
+from st3fx.commands.fold import fold_spec
 from st3fx.commands.models import Request
 from st3fx.modules.unwrap import is_masked, make_permanent, masked
 
