@@ -19,34 +19,22 @@ from st3fx.modules.copying import copied
 from st3fx.modules.saving import watch_loading
 from st3fx.modules.state import not_collecting, outside_inference_mode
 from st3fx.modules.strangers import Stranger, strangers
-from st3fx.modules.unloaded import buffers_on_meta, on_meta
-from st3fx.modules.unloaded import watch as watch_values
+from st3fx.modules.unloaded import buffers_on_meta, on_meta, watch_values
 from st3fx.modules.unwrap import unwrapped
-from st3fx.passes.convert import stages
 from st3fx.passes.convert.dataflow import dataflow
-from st3fx.passes.convert.fold import fold as _fold
-from st3fx.passes.convert.fold import is_converted, undo
-from st3fx.passes.convert.stages import observe_shapes
+from st3fx.passes.convert.discover import discover, require_sites
+from st3fx.passes.convert.fold import fold_in_place, is_converted, undo
+from st3fx.passes.convert.islands import capture_islands
+from st3fx.passes.convert.observe import observe, observe_shapes
+from st3fx.passes.convert.rewrite import rewrite
+from st3fx.passes.convert.verify import find_faults
 from st3fx.plan.example import examples_of
 from st3fx.plan.selection import Selection, Selectors
+from st3fx.plan.sites import SparsityPlan
 from st3fx.sparsifier.run import run_of, runs_in
 from st3fx.sparsifier.sparsifier import Sparsifier
 
 __all__ = ["convert", "dataflow", "fold"]
-
-CONVERT: tuple[stages.Stage, ...] = (
-    stages.observe,  # what multiplies with which parameter: the ground truth for the rest
-    stages.discover,  # so only modules with sites are traced into
-    stages.trace,
-    stages.rewrite,
-    stages.verify,  # drops a graph that differs, then traces and rewrites again
-)
-
-
-CONVERT_UNLOADED: tuple[stages.Stage, ...] = (
-    observe_shapes,  # parameters on the meta device have no values to compare
-    *CONVERT[1:-1],
-)
 
 
 @outside_inference_mode()
@@ -129,36 +117,65 @@ def convert(
     converted = model if inplace else _copied(model)
     others = [] if inplace else strangers(converted, model)
     _warn_of(others, "convert")
-    conversion = stages.Conversion(
-        converted,
-        examples,
-        _source(model, converted),
-        method if method is not None else ST3(),
-        selection,
-        others,
-    )
-    unloaded = on_meta(conversion.model)
+    source = _source(model, converted)
+    method = method if method is not None else ST3()
+    unloaded = on_meta(converted)  # parameters on the meta device have no values to compare
+    verify = verify and not unloaded
+    begin = _announcing(progress)
+    dropped: set[str] = set()
     try:
-        with buffers_on_meta(conversion.model) if unloaded else contextlib.nullcontext():
-            for stage in _stages(unloaded, verify):
-                if progress is not None:
-                    progress(stage.__name__)
-                # Garbage collection would look at all nodes of a large graph again and again;
-                # verification leaves garbage, whole steps of the model.
-                with contextlib.nullcontext() if stage is stages.verify else not_collecting():
-                    stage(conversion)
+        with buffers_on_meta(converted) if unloaded else contextlib.nullcontext():
+            # Garbage collection would look at all nodes of a large graph again and again;
+            # verification leaves garbage, whole steps of the model.
+            with not_collecting():
+                # What multiplies with which parameter is the ground truth for the rest.
+                begin("observe_shapes" if unloaded else "observe")
+                observed = (
+                    observe_shapes(converted, examples)
+                    if unloaded
+                    else observe(converted, examples, source)
+                )
+                begin("discover")  # so only modules with sites are traced into
+                found = discover(converted, observed, selection, others)
+            while True:
+                with not_collecting():
+                    begin("trace")
+                    islands = capture_islands(converted, observed, found, dropped)
+                    begin("rewrite")
+                    forwards = rewrite(converted, found, islands, method)
+                if not verify:
+                    break
+                begin("verify")
+                faults = find_faults(
+                    converted, examples, source, observed, found, islands, forwards, method
+                )
+                if faults is None:
+                    break
+                undo(converted)
+                dropped |= faults.islands
+                for site, reason in faults.sites.items():
+                    found.skip(site, reason)
+                require_sites(converted, found)
     except BaseException:
-        undo(conversion.model)  # the user's own model, if in place
+        undo(converted)  # the user's own model, if in place
         raise
-    _attach(conversion.model, conversion, total_steps, update_every)
+    _attach(converted, total_steps, update_every, verified=verify)
     if unloaded:
-        watch_values(conversion.model)
-    run_of(conversion.model).keep_zeros(pin=keep_zeros)
-    return conversion.model, Sparsifier(conversion.model)
+        watch_values(converted)
+    run_of(converted).keep_zeros(pin=keep_zeros)
+    return converted, Sparsifier(converted)
 
 
-def _stages(unloaded: bool, verify: bool) -> tuple[stages.Stage, ...]:
-    return CONVERT_UNLOADED if unloaded else CONVERT if verify else CONVERT[:-1]
+def _announcing(progress: Callable[[str], None] | None) -> Callable[[str], None]:
+    """Says that a stage begins, the first time: what differs is traced and rewritten again."""
+    said: set[str] = set()
+
+    def begin(stage: str) -> None:
+        if progress is not None and stage not in said:
+            said.add(stage)
+            progress(stage)
+
+    return begin
 
 
 def _source(model: nn.Module, converted: nn.Module) -> dict[str, Tensor]:
@@ -221,13 +238,13 @@ def _check(model: nn.Module, total_steps: int | None, update_every: int, *, inpl
 
 
 def _attach(
-    model: nn.Module, conversion: stages.Conversion, total_steps: int | None, update_every: int
+    model: nn.Module, total_steps: int | None, update_every: int, *, verified: bool
 ) -> None:
-    model.__dict__["st3fx_plan"] = plan = conversion.plan()
+    plan: SparsityPlan = model.st3fx_plan  # type: ignore[assignment]
+    edges = tuple(dataflow(model).edges)
     attributes = {
-        "st3fx_plan": dataclasses.replace(plan, edges=tuple(dataflow(model).edges)),
+        "st3fx_plan": dataclasses.replace(plan, verified=verified, edges=edges),
         "st3fx_islands": Islands(model, {island.name for island in plan.islands}),
-        "st3fx_method": conversion.method,
         "st3fx_total_steps": total_steps,
         "st3fx_update_every": update_every,
     }
@@ -261,4 +278,4 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     _warn_of([] if inplace else strangers(target, inner), "fold")
     for run in runs_in(target):
         run.before_fold()
-    return _fold(target)
+    return fold_in_place(target)

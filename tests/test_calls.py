@@ -100,14 +100,14 @@ def test_what_a_call_leaves_is_its_own() -> None:
 def test_each_call_is_verified(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oracle: a graph that is wrong for one of the calls alone is found."""
     calls = [Call(X), Call(X, task="value")]
-    differs: Callable[..., Any] = st3fx.passes.convert.stages.differs  # type: ignore[attr-defined]
+    differs: Callable[..., Any] = st3fx.passes.convert.verify.differs  # type: ignore[attr-defined]
 
     def spoiled(subject: Any, trial: Any) -> Any:
         if subject.example.kwargs == calls[number].kwargs:
             subject.forwards[0].variants = [_Wrong()]
         return differs(subject, trial)
 
-    monkeypatch.setattr("st3fx.passes.convert.stages.differs", spoiled)
+    monkeypatch.setattr("st3fx.passes.convert.verify.differs", spoiled)
     with pytest.raises(VerificationError, match="differs"):
         st3fx.convert(Tasks(), calls)
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -38,7 +38,8 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from st3fx.errors import PlanError, TraceError
-from st3fx.modules.layers import idle
+from st3fx.modules.layers import IDLE, idle
+from st3fx.modules.strangers import Stranger
 from st3fx.passes.convert.computed import ComputedWeight, computed_weights
 from st3fx.passes.convert.observation import Multiplication, Observation
 from st3fx.passes.convert.products import LOOKUPS
@@ -237,17 +238,38 @@ class Discovery:
         return {name for users in self.users.values() for user in users for name in ancestors(user)}
 
 
-def discover(model: nn.Module, observation: Observation, selection: Selection) -> Discovery:
+def discover(
+    model: nn.Module,
+    observation: Observation,
+    selection: Selection,
+    strangers: Sequence[Stranger] = (),
+) -> Discovery:
     """Sort every parameter that multiplies into sites and skipped sites.
 
     Args:
         model: The model that was observed.
         observation: What it does.
         selection: What the user wants sparse.
+        strangers: What in the model means another one, that it was copied from.
 
     Raises:
         PlanError: If nothing multiplies, or nothing that does can or may become sparse.
     """
+    try:
+        found = _sorted(model, observation, selection)
+    except PlanError as error:
+        if not strangers:
+            raise
+        raise PlanError(f"{error}; {strangers[0].message}: give inplace=True") from error
+    for index, item in enumerate(found.skipped):
+        meant = [stranger for stranger in strangers if is_below(item.name, stranger.part)]
+        if item.reason == IDLE and meant:
+            reason = f"{IDLE}; {meant[0].message}"
+            found.skipped[index] = dataclasses.replace(item, reason=reason)
+    return found
+
+
+def _sorted(model: nn.Module, observation: Observation, selection: Selection) -> Discovery:
     found = Discovery()
     aliases = _aliases(model)
     pruned = require_unmasked(
@@ -270,8 +292,7 @@ def discover(model: nn.Module, observation: Observation, selection: Selection) -
     found.skipped += idle(model, observation.reached())
     _select(found, model, selection)
     require_complete(model, observation, found.sites, found.skipped)
-    if not found.sites:
-        raise PlanError(nothing_to_do(model, found))
+    require_sites(model, found)
     return found
 
 
@@ -417,15 +438,21 @@ def _select(found: Discovery, model: nn.Module, selection: Selection) -> None:
         found.skip(name, reason)
 
 
-def nothing_to_do(model: nn.Module, found: Discovery) -> str:
-    """Why a model has no site, for an error."""
+def require_sites(model: nn.Module, found: Discovery) -> None:
+    """A model without any site is not converted.
+
+    Raises:
+        PlanError: With why it has none.
+    """
+    if found.sites:
+        return
     name = type(model).__name__
     if not found.skipped:
-        return f"{name} has no parameter that feeds a convolution or matrix product"
+        raise PlanError(f"{name} has no parameter that feeds a convolution or matrix product")
     chosen = ("not in include", "excluded by")
     own = [item for item in found.skipped if not item.reason.startswith(chosen)]
     item = (own or found.skipped)[0]
-    return (
+    raise PlanError(
         f"{name} has no weight to make sparse: all {len(found.skipped)} are left out, "
         f"for example {item.name} {item.shape}: {item.reason}"
     )

@@ -25,14 +25,14 @@ from st3fx.modules.marks import (
     plain_class,
 )
 from st3fx.modules.saving import unwatch_loading
-from st3fx.modules.unloaded import unwatch as unwatch_values
+from st3fx.modules.unloaded import unwatch_values
 from st3fx.sparsifier.bound import COMPUTE, Bound, is_present, marks
 from st3fx.sparsity import cache
 from st3fx.sparsity.granularity import too_full
 from st3fx.sparsity.shards import set_value, whole
 
 
-def fold(model: nn.Module) -> nn.Module:
+def fold_in_place(model: nn.Module) -> nn.Module:
     """Fold a converted model in place.
 
     Pruned weights become exactly ``+0.0``; denormals are flushed. A module whose weight was

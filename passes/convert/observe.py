@@ -10,6 +10,8 @@ Parameters that no operator was seen to read: do they reach an output all the sa
 What goes through NumPy, or into a library of its own, the dispatcher does not see. So the example
 is run once more with other values in all of these parameters together: a model whose output is the
 same, bit for bit, does not use them.
+
+A model on the meta device, which has no values, is observed by shapes alone.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from st3fx.errors import InputError
 from st3fx.graphs.calls import CallSpec
+from st3fx.modules import rnn
 from st3fx.modules.state import noted, preserved, replaced
 from st3fx.passes.convert.equality import detached, first_difference
 from st3fx.passes.convert.observation import Observation, Seen, TrialRun
@@ -222,6 +226,52 @@ def observe(
                 # Some models take other inputs in eval mode; training is what counts.
     observation.unseen = unseen(model, examples, source, outputs, observation)
     return observation
+
+
+def observe_shapes(model: nn.Module, examples: Sequence[Example]) -> Observation:
+    """Observe a model on the meta device, as :func:`observe` does one with values.
+
+    Raises:
+        InputError: If the forward asks for values, or as there.
+    """
+    on_meta = tuple(example.on_meta() for example in examples)
+    with _fakes(model, on_meta) as fakes:
+        try:
+            return observe(model, fakes, dict(model.named_parameters()))
+        except InputError as error:
+            if not isinstance(error.__cause__, DataDependentOutputException):
+                raise
+            raise InputError(
+                f"{type(model).__name__} is on the meta device, and its forward branches on values "
+                f"({error.__cause__.func}): give it values first, with to_empty() and its weights"
+            ) from error
+
+
+@contextlib.contextmanager
+def _fakes(model: nn.Module, examples: tuple[Example, ...]) -> Iterator[tuple[Example, ...]]:
+    """Fake tensors in place of all tensors of ``model``, inside; gives the same calls with fakes.
+
+    Libraries ask whether a tensor is fake before they branch on its values; of one that is merely
+    on the meta device they would ask for these.
+    """
+    mode = FakeTensorMode()
+    faked: dict[int, Tensor] = {}
+    saved = [
+        (table, name, tensor)
+        for module in model.modules()
+        for table in (module._parameters, module._buffers)
+        for name, tensor in table.items()
+        if tensor is not None
+    ]
+    for table, name, tensor in saved:
+        table[name] = faked.setdefault(id(tensor), mode.from_tensor(tensor))  # type: ignore[assignment]
+    try:
+        given = tuple(example.changed(mode.from_tensor) for example in examples)
+        with rnn.other_lists(model, lambda weight: faked[id(weight)]), mode:
+            yield given
+    finally:
+        for table, name, tensor in saved:
+            table[name] = tensor  # type: ignore[assignment]
 
 
 def _run(

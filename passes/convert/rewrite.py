@@ -6,6 +6,7 @@ computed weight); a module that keeps its own forward reads the effective weight
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -23,7 +24,7 @@ from st3fx.passes.convert.islands import Archipelago
 from st3fx.passes.convert.products import FX_LOOKUPS
 from st3fx.passes.trace import HANDED, Capture
 from st3fx.plan.names import ancestors, is_below, owner, relative
-from st3fx.plan.sites import Site
+from st3fx.plan.sites import IslandInfo, Site, SparsityPlan
 from st3fx.sparsifier.bound import COMPUTE
 from st3fx.sparsifier.run import Run
 
@@ -36,8 +37,60 @@ _METADATA = frozenset(
 """Attributes and methods of a weight that say nothing of its values."""
 
 
+def rewrite(
+    model: nn.Module, found: Discovery, islands: Archipelago, method: Method
+) -> list[SparseForward]:
+    """Make a model a converted one, with the plan of what was done on it.
+
+    Args:
+        model: Gets marks, the method's tensors, classes and forwards.
+        found: Its sites.
+        islands: Its graphs.
+        method: Whose operator is put into graphs and forwards.
+
+    Returns:
+        All of its forwards.
+    """
+    run = Run()
+    forwards = _Rewriter(model, found, method, run).install(islands)
+    model.__dict__["st3fx_plan"] = _plan(model, found, islands, forwards, method)
+    model.__dict__["st3fx_method"] = method
+    run.bind(model)
+    return forwards
+
+
+def _plan(
+    model: nn.Module,
+    found: Discovery,
+    islands: Archipelago,
+    forwards: Sequence[SparseForward],
+    method: Method,
+) -> SparsityPlan:
+    """What was done, before anything of it is verified."""
+    graphs = [(f.name, f.variants) for f in forwards if f.name in islands.captures]
+    return SparsityPlan(
+        sites=tuple(found.sites),
+        skipped=tuple(found.skipped),
+        islands=tuple(
+            IslandInfo(
+                name,
+                tuple(variant.mode for variant in variants),
+                max(len(variant.run.graph.nodes) for variant in variants),
+                tuple(dict.fromkeys(w for v in variants for w in v.spec.words())),
+            )
+            for name, variants in graphs
+            if variants
+        ),
+        opaque=tuple(islands.opaque),
+        method=method.name,
+        target=method.target,
+        total_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        verified=False,
+    )
+
+
 @dataclass(frozen=True)
-class Rewriter:
+class _Rewriter:
     """Rewrites the graphs of one model for one method, and marks the modules that own sites."""
 
     model: nn.Module

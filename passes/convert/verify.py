@@ -10,6 +10,9 @@ gradients are kept as digests, so that verification holds no second copy of eith
    original forward over the effective weights as they are (with computed weights: the eval output
    against the folded model's).
 
+Where the model differs, it is found out what is to blame: graphs of islands, each tried alone, or a
+site whose gradient is another.
+
 What verification runs: a converted model, and its original on the same modules.
 
 At a trial threshold a converted model computes with exactly the effective weights.
@@ -30,11 +33,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from st3fx.errors import VerificationError
+from st3fx.errors import VerificationError, few
 from st3fx.graphs.forward import SparseForward
+from st3fx.methods.base import Method
 from st3fx.modules.converted import leave
 from st3fx.modules.copying import copied
-from st3fx.modules.marks import PREFIX, is_entered
+from st3fx.modules.hooks import has_backward_hooks
+from st3fx.modules.marks import PREFIX, homes, is_entered, state_name
 from st3fx.modules.state import (
     LeftBehind,
     deterministic,
@@ -42,7 +47,9 @@ from st3fx.modules.state import (
     preserved_rng,
     seed_everything,
     settled,
+    single_thread,
 )
+from st3fx.passes.convert.discover import Discovery
 from st3fx.passes.convert.equality import (
     Difference,
     MismatchError,
@@ -52,9 +59,12 @@ from st3fx.passes.convert.equality import (
     equal,
     require_equal,
 )
-from st3fx.passes.convert.fold import clean, effective, fold, projections
+from st3fx.passes.convert.fold import clean, effective, fold_in_place, projections
+from st3fx.passes.convert.islands import Archipelago
+from st3fx.passes.convert.observation import Observation, TrialRun
 from st3fx.passes.convert.written import Kept
 from st3fx.plan.example import Example
+from st3fx.plan.names import is_below, owner
 from st3fx.sparsifier.bound import Bound, bound_sites
 from st3fx.sparsifier.run import run_of
 from st3fx.tensors import is_dense
@@ -229,7 +239,7 @@ def _compare_fold(subject: Subject, trial: dict[str, Tensor]) -> None:
     with subject.preserved(), _thresholds(subject.model, trial):
         with subject.preserved(), converted(what):
             sparse = subject.evaluate()
-        folded = fold(copied(subject.model))
+        folded = fold_in_place(copied(subject.model))
     twin = dataclasses.replace(subject, model=folded, left={False: ()})
     with preserved_rng():
         require_equal(twin.evaluate(), sparse, what)
@@ -366,3 +376,184 @@ def _compare_eval(subject: Subject, example: Example, what: str) -> bool:
         output = subject.evaluate(example)
     require_equal(expected, output, what)
     return True
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What a conversion has to leave out, because the model differs from its original with it.
+
+    Attributes:
+        islands: Names of the islands whose graphs compute something else.
+        sites: Name of a site that no graph is to blame for -> why it cannot be sparse.
+    """
+
+    islands: frozenset[str] = frozenset()
+    sites: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_faults(
+    model: nn.Module,
+    examples: Sequence[Example],
+    source: Mapping[str, Tensor],
+    observed: Observation,
+    found: Discovery,
+    islands: Archipelago,
+    forwards: Sequence[SparseForward],
+    method: Method,
+) -> Faults | None:
+    """Compare a converted model with its original in all examples.
+
+    The fault is a graph that differs, or a site whose gradient differs although no graph does
+    (activation checkpointing around a weight).
+
+    Args:
+        model: Left as it was.
+        examples: Calls as in training.
+        source: Full name of a parameter -> a tensor that has its values and keeps them.
+        observed: What the original does.
+        found: The sites.
+        islands: Whose graphs may be to blame.
+        forwards: What was installed.
+        method: Gives trial thresholds.
+
+    Returns:
+        What has to be left out, or ``None`` if nothing differs.
+
+    Raises:
+        VerificationError: If the model differs for no such reason, or has weights that are NaN.
+    """
+    _require_numbers(model, found)
+    subjects = _subjects(model, examples, source, observed, forwards)
+    captured = [forward for forward in forwards if forward.name in islands.captures]
+    kept = Kept(model, source)
+    try:
+        trial = _trial(model, found, method)
+        if _first_difference(subjects, trial) is None:
+            return None
+        with single_thread():  # is it a difference, or a sum in another order?
+            difference = _first_difference(subjects, trial)
+            if difference is None:
+                return None
+            guilty = _guilty(subjects, captured, trial)
+    finally:
+        moved = kept.set_back()
+        if moved:  # and so nothing was compared with what it should have been
+            raise VerificationError(
+                f"{type(model).__name__}: its backward pass writes to {moved[0]}; if it is meant "
+                "to, use verify=False"
+            )
+    if guilty:
+        return Faults(islands=frozenset(guilty))
+    if difference.site is not None:
+        return Faults(sites={difference.site: "gets another gradient inside its own forward"})
+    raise VerificationError(
+        f"{type(model).__name__}: the {difference.what} of the converted model differs from the "
+        f"original's; {_advice(observed, found)}"
+    )
+
+
+def _advice(observed: Observation, found: Discovery) -> str:
+    """What may be the reason of a difference, and what to do."""
+    read = [
+        site.name
+        for site in found.sites
+        if site.name in observed.handed and found.users[site.name] - {owner(site.name)}
+    ]
+    if not read:
+        return (
+            "a weight that the forward reads by another way than its attribute (a list that holds "
+            "it, _parameters) has to be excluded; if the model is not deterministic, use "
+            "verify=False"
+        )
+    return (
+        f"while it runs, it computes with {few(read)}, got by parameters() or a state dict, which "
+        "give latent weights and not those that multiply: read the attribute (layer.weight), do "
+        "that outside of the forward, or exclude these weights"
+    )
+
+
+def _require_numbers(model: nn.Module, found: Discovery) -> None:
+    """NaN has no magnitude to prune by, and no output of it can be compared.
+
+    Raises:
+        VerificationError: With the name of the first weight.
+    """
+    for site in found.sites:
+        for name in site.parameters:
+            if bool(model.get_parameter(name).isnan().any()):
+                raise VerificationError(
+                    f"weights have NaN: {name}; load or initialise them before the conversion"
+                )
+
+
+def _first_difference(subjects: Sequence[Subject], trial: dict[str, Tensor]) -> Difference | None:
+    """What differs first in any of the examples, or ``None``."""
+    for subject in subjects:
+        difference = differs(subject, trial)
+        if difference is not None:
+            return difference
+    return None
+
+
+def _subjects(
+    model: nn.Module,
+    examples: Sequence[Example],
+    source: Mapping[str, Tensor],
+    observed: Observation,
+    forwards: Sequence[SparseForward],
+) -> list[Subject]:
+    # What steps an optimizer in a hook writes to whatever it likes.
+    moving = list(source) if has_backward_hooks(model) else observed.written
+    written = {name: source[name] for name in moving}
+    return [
+        Subject(
+            model,
+            example,
+            forwards,
+            {training: observed.left[TrialRun(number, training)] for training in (True, False)},
+            written,
+        )
+        for number, example in enumerate(examples)
+    ]
+
+
+def _trial(model: nn.Module, found: Discovery, method: Method) -> dict[str, Tensor]:
+    """Thresholds with which about half of each site is pruned, by full name."""
+    trial = {}
+    weights = {bound.site.name: bound.weight() for bound in bound_sites(model, run_of(model))}
+    with torch.no_grad():
+        for site in found.sites:
+            threshold = method.trial(site, weights[site.name])
+            for home in homes(site):
+                path, _, parameter = home.rpartition(".")
+                name = state_name(parameter, "threshold")
+                trial[f"{path}.{name}" if path else name] = threshold
+    return trial
+
+
+def _guilty(
+    subjects: Sequence[Subject], islands: Sequence[SparseForward], trial: dict[str, Tensor]
+) -> set[str]:
+    """Islands whose graphs, alone, make the model differ; all of the outermost if none does.
+
+    Empty if the model differs without any graph.
+    """
+    graphs = {forward.name: forward.variants for forward in islands}
+
+    def differs_with(*names: str) -> bool:
+        for forward in islands:
+            forward.variants = graphs[forward.name] if forward.name in names else []
+        return bool(_first_difference(subjects, trial))
+
+    try:
+        if not graphs or differs_with():
+            return set()
+        guilty = {name for name in graphs if differs_with(name)} if len(graphs) > 1 else set(graphs)
+    finally:
+        for forward in islands:
+            forward.variants = graphs[forward.name]
+    return guilty or _without_children(set(graphs))
+
+
+def _without_children(names: set[str]) -> set[str]:
+    return {n for n in names if not any(n != other and is_below(n, other) for other in names)}

@@ -43,14 +43,14 @@ def buffers_on_meta(model: nn.Module) -> Iterator[None]:
             module._buffers[name] = buffer
 
 
-def watch(model: nn.Module) -> None:
+def watch_values(model: nn.Module) -> None:
     """Mark a converted model as one without values."""
     model.__dict__[MARK] = True
     model.register_forward_pre_hook(_before_forward)
     model.register_load_state_dict_post_hook(_after_loading)
 
 
-def unwatch(model: nn.Module) -> None:
+def unwatch_values(model: nn.Module) -> None:
     """Take mark and hooks off again, if they are there."""
     model.__dict__.pop(MARK, None)
     for hooks in (model._forward_pre_hooks, model._load_state_dict_post_hooks):
@@ -103,7 +103,7 @@ def _fill(model: nn.Module, loaded: set[str]) -> None:
     method: Any = model.st3fx_method
     for site in plan.sites:
         put_state(model, site, method, loaded)
-    unwatch(model)
+    unwatch_values(model)
     run: Any = model.__dict__[RUN]
     if not loaded:  # what was loaded says what it has, or was looked at
         run.keep_zeros(pin=run.pin)

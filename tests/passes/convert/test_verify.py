@@ -227,7 +227,7 @@ def test_a_sum_in_another_order_is_no_difference(monkeypatch: pytest.MonkeyPatch
         seen.append(torch.get_num_threads())
         return None if seen[-1] == 1 else Difference("gradient of fc.weight")
 
-    monkeypatch.setattr("st3fx.passes.convert.stages.differs", only_with_threads)
+    monkeypatch.setattr("st3fx.passes.convert.verify.differs", only_with_threads)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
