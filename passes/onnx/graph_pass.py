@@ -1,4 +1,4 @@
-"""What all passes over exported graphs have in common: how they say what they did, and why not."""
+"""What all passes over exported graphs share: they say what they changed, and why not the rest."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def _split(node: ir.Node, target: int) -> None:
 
 
 def _pad(node: ir.Node, target: int) -> None:
-    """It padded all axes."""
+    """Pad all axes, as it always did."""
     if _input(node, 3) is None:
         return
     axes, pads = constant(node.inputs[3]), constant(_input(node, 1))
@@ -149,7 +149,7 @@ def _pad(node: ir.Node, target: int) -> None:
 
 
 def _resize(node: ir.Node, target: int) -> None:
-    """It took all axes, smoothed nothing, and stretched."""
+    """Resize as it did before: all axes, nothing smoothed, stretched."""
     about = node.attributes
     for name, neutral in (("antialias", 0), ("keep_aspect_ratio_policy", "stretch")):
         if name in about and about.pop(name).value != neutral:

@@ -5,6 +5,9 @@ sparse tensor, numbers or texts), here or in the bodies of If, Loop and Scan; no
 order, which ONNX forbids and ONNX Runtime runs; two bodies may use one name for two values; a model
 may have functions of its own. In normal form there are no such functions, every constant is an
 initializer of the main graph, every name is that of one value, and nodes come after what they read.
+
+This is a function on protobuf messages and no pass of onnx_ir, which would drop sparse initializers
+and takes it for granted that nodes are in order.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ class NormalForm:
     """A model in normal form.
 
     Attributes:
-        model: It.
+        model: The model itself.
         constants: Names of the initializers that were Constant nodes.
     """
 

@@ -74,7 +74,7 @@ class PlainOperators(GraphPass):
 
 
 def _forget_shapes(nodes: Iterable[ir.Node]) -> None:
-    """Of the nodes' outputs, but for the graph's own."""
+    """Leave out the shapes of the nodes' outputs, but for the graph's own."""
     for node in nodes:
         for value in node.outputs:
             if not value.is_graph_output():

@@ -29,7 +29,7 @@ class Image:
 
     @property
     def nbytes(self) -> int:
-        """Of one image in float32."""
+        """The memory that one image takes in float32."""
         return 4 * self.channels * self.positions
 
 
@@ -39,7 +39,7 @@ def is_op(node: ir.Node | None, *names: str) -> bool:
 
 
 def image(value: ir.Value | None) -> Image | None:
-    """Of a float32 tensor of four dimensions whose channels and size are known; else ``None``."""
+    """What a float32 tensor holds whose channels, height and width are known; else ``None``."""
     if value is None or value.dtype != ir.DataType.FLOAT or value.shape is None:
         return None
     sizes = list(value.shape)

@@ -1,7 +1,4 @@
-"""What a benchmark measured: plain data that turns itself into JSON and back.
-
-From measured seconds to rows.
-"""
+"""What a benchmark measured: rows made of seconds, which turn themselves into JSON and back."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The dense counterpart of a graph with zeros.
+"""Writes the dense counterpart of a graph with zeros, which a benchmark compares it with.
 
-Quantised weights without their zeros: what multiplies is one step away from the zero point.
+A zero becomes a small random number; in a quantised weight it moves one step away from the zero
+point, so that all that multiplies is there.
 """
 
 from __future__ import annotations

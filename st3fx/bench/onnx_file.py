@@ -1,8 +1,7 @@
-"""Reads what a benchmark has to know of an ONNX file: its inputs, and that it is whole.
+"""Reads what a benchmark has to know of an ONNX file, and makes values for its inputs.
 
-Sparse kernels in a benchmark: whether they can be measured, and what a file says of them.
-
-Sizes of the inputs of a graph, and values for them.
+That is: its inputs and their sizes, whether it is whole, and whether it has sparse kernels, or a
+model could have some here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What is compared: a variant is called in a process of its own, which prepares it there.
+"""What a benchmark compares, and how long and with what it is measured.
 
-How a benchmark is run.
+A variant is called in a process of its own, which prepares it there.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Prepared:
 
 
 class Mark(Protocol):
-    """From here on memory and loading time count."""
+    """Says that from here on memory and loading time count."""
 
     def __call__(self, held: int = 0) -> None:
         """``held``: bytes of the model that are in memory already."""

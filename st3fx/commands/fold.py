@@ -20,7 +20,7 @@ from st3fx.passes.channels.channel_report import ChannelReport
 from st3fx.plan.example import Example
 
 SUFFIX = ".pt2"
-"""Of a program as ``torch.export`` saves it."""
+"""The suffix of a program as ``torch.export`` saves it."""
 
 
 def fold_spec(

@@ -1,6 +1,6 @@
-"""The batch and other sizes that are free in a file: a sequence's length, an image's sides.
+"""The sizes that are free in a file: the batch, a sequence's length, an image's sides.
 
-The batch dimension: which tensors have it, and the same call with another batch size.
+Which dimension of which tensor has which of them, and the same call with other sizes.
 """
 
 from __future__ import annotations

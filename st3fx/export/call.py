@@ -1,6 +1,7 @@
 """A call of the model as ONNX knows it: named tensors in, named tensors out.
 
-Attention over tensors of any number of dimensions, for exporters that know four.
+``Call`` takes an example apart and puts other tensors into its places; ``Flat`` is the model as a
+function of these tensors, in which attention has the four dimensions that exporters know.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Runs torch's exporter: silent, and with an error that names what ONNX cannot express.
 
-Keeps a library's warnings, log lines and prints off the terminal.
-
-What an exporter's error comes from: the operator and the user's own line.
+The exporter warns, logs and prints much that does not matter, and what does matter of its errors
+lies deep in their causes: the operator, and the user's own line that calls it.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def _check(path: Path, *, full: bool) -> None:
 
 
 def _file_sizes(files: Sequence[Path], targets: Sequence[Path]) -> list[Size]:
-    """Of each target, with the weights beside it."""
+    """Measure each target, with the weights beside it."""
     names = [(target.name, data_path(target).name) for target in targets]
     return [size_of_files(pair[0], [f for f in files if f.name in pair]) for pair in names]
 

@@ -1,21 +1,15 @@
-"""What an export or a fold did: plain data that turns itself into JSON values.
-
-What an export with sparse kernels did: plain data that turns itself into JSON values.
-"""
+"""What an export or a fold did: plain data that turns itself into JSON values."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from st3fx.errors import few
 from st3fx.passes.channels.channel_report import ChannelReport
 from st3fx.passes.onnx.sparse_kernels.kernel_report import KernelReport
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def _values(program: ExportedProgram, tensors: Sequence[Tensor]) -> dict[str, Ar
 
 
 def _inputs(program: ExportedProgram, tensors: Sequence[Tensor]) -> Iterator[Any]:
-    """In the order of the graph's placeholders: parameters and the like, and the user's."""
+    """What the graph's placeholders stand for, in their order: parameters, buffers, the tensors."""
     rest = (tensor.clone() for tensor in tensors)
     kept = {**program.constants, **program.state_dict}
     for spec in program.graph_signature.input_specs:

@@ -1,7 +1,4 @@
-"""Runs an ONNX file beside the model that it was made from.
-
-How far two arrays are from each other.
-"""
+"""Runs an ONNX file beside the model that it was made from, and says how far they are apart."""
 
 from __future__ import annotations
 
@@ -287,7 +284,7 @@ def _reason(
     inputs: str,
     batch: int,
 ) -> str:
-    """By how much an output differs, from which layer on, and what that may come from."""
+    """Say by how much an output differs, from which layer on, and what that may come from."""
     torch.rand(())  # the generator as it was would give the same numbers again
     again = run_torch(flat, tensors, batch)
     text = _misfit(*pair, judge.tolerance)

@@ -1,6 +1,6 @@
-"""A graph without dead channels as a file: checked against the model, saved by ``torch.export``.
+"""Makes a smaller graph without dead channels of a model, checks it and writes it.
 
-From a model with an example to a smaller graph without its dead channels.
+The graph is compared with the model on the example, and saved by ``torch.export``.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Rounding:
         return bounds
 
     def _exact(self, tensors: Sequence[Tensor]) -> list[Array]:
-        """In float64 as far as the forward leaves it; nothing where it refuses that."""
+        """The outputs in float64 as far as the forward leaves it; nothing where it refuses that."""
         wide = [t.double() if t.dtype == torch.float32 else t for t in tensors]
         try:
             return parity.run_torch(self._double, wide)

@@ -1,6 +1,6 @@
-"""How a model is exported.
+"""How a model is exported, and what its opset asks for.
 
-The opset of the file: what can be asked for, and the way down from the exporter's own.
+The exporter writes opset 18 or higher; a file in an older one is lowered from there.
 """
 
 from __future__ import annotations

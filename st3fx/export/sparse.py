@@ -1,4 +1,4 @@
-"""From a plain graph that was written to a file with sparse operators, checked as that was."""
+"""Lowers a graph that was written plain, and writes a file of it that is checked as that was."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def _plain_is_open(plain: Path, job: Job, tensors: Sequence[Tensor]) -> bool:
 
 
 def _other_size(tensor: Tensor) -> Tensor:
-    """The same images, larger, and not square: no multiple of anything."""
+    """Enlarge images to a size that is not square and no multiple of anything."""
     height, width = tensor.shape[2:]
     size = (height + height // 8 + 1, width + width // 16 + 2)
     return torch.nn.functional.interpolate(tensor, size=size, mode="nearest")

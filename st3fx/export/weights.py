@@ -1,7 +1,4 @@
-"""Writes the weights of a folded model for whoever has its class.
-
-Sizes as they are and compressed.
-"""
+"""Writes the weights of a folded model for whoever has its class, and measures files."""
 
 from __future__ import annotations
 
@@ -28,21 +25,21 @@ _ALL = 1 << 28
 
 
 def size_of_files(name: str, paths: Iterable[Path]) -> Size:
-    """Of files together."""
+    """Measure files together."""
     paths = list(paths)
     raw = sum(path.stat().st_size for path in paths)
     return _size(name, raw, (chunk for path in paths for chunk in _chunks(path)))
 
 
 def size_of_tensors(name: str, state: Mapping[str, Tensor]) -> Size:
-    """Of the values alone; a tensor with two names counts once."""
+    """Measure the values alone; a tensor with two names counts once."""
     tensors = {(t.data_ptr(), t.numel()): t for t in state.values()}
     raw = sum(tensor.nbytes for tensor in tensors.values())
     return _size(name, raw, (chunk for tensor in tensors.values() for chunk in _bytes(tensor)))
 
 
 def _size(name: str, raw: int, chunks: Iterable[bytes | memoryview]) -> Size:
-    """Of more than :data:`_ALL` bytes, one chunk of some stands for those that follow it."""
+    """Compress; of more than :data:`_ALL` bytes, one chunk stands for some that follow it."""
     step = -(-raw // _ALL) or 1
     packer, taken, packed = zlib.compressobj(_LEVEL), 0, 0
     for chunk in itertools.islice(chunks, 0, None, step):

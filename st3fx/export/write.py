@@ -1,6 +1,6 @@
 """Writes an ONNX graph: one file, or two where it is too large for one; sparse on request.
 
-Which shapes between the nodes of a graph are written: those that something reads.
+Of the shapes between its nodes those are written that something reads.
 """
 
 from __future__ import annotations
@@ -144,13 +144,13 @@ def weights_beside(path: Path) -> tuple[Path, ...]:
 
 
 def _size(graph: onnx.GraphProto) -> int:
-    """Bytes of weights."""
+    """The bytes that weights take."""
     sparse = (part for s in graph.sparse_initializer for part in (s.values, s.indices))
     return sum(len(item.raw_data) for item in (*_initializers(graph), *sparse))
 
 
 def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Of a graph and of all graphs in it."""
+    """The initializers of a graph and of all graphs in it."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:

@@ -210,12 +210,12 @@ def pool(kind: elementwise.PoolKind, dims: int) -> Rule:
 
 
 def adaptive(kind: elementwise.PoolKind, dims: int) -> Rule:
-    """The same with windows that share the input out evenly."""
+    """The largest value, or the mean, of windows that share the input out evenly."""
     return lambda call: [elementwise.adaptive_pooling(kind, call.x, call.out, dims)]
 
 
 def batch_norm(call: AtenCall) -> Iterable[Counted]:
-    """In eval mode; with statistics of the batch, as in instance norm, it costs as any norm."""
+    """Batch norm; with statistics of the batch, as in instance norm, it costs as any norm."""
     if call.get("training"):
         return norm("batch_norm")(call)
     return elementwise.batch_norm(call.x)

@@ -114,12 +114,12 @@ Rule = Callable[[Call], list[Elementwise]]
 
 
 def each(op: str) -> Rule:
-    """As many operations for each scalar of the output as the table says."""
+    """Count as many operations for each scalar of the output as the table says."""
     return lambda call: per_output(op, call.out)
 
 
 def reduce(op: str) -> Rule:
-    """As many operations for each scalar of the input as the table says."""
+    """Count as many operations for each scalar of the input as the table says."""
     return lambda call: per_input(op, call.x)
 
 

@@ -180,8 +180,8 @@ def compute(
     """The outputs of a node whose inputs are all constant, those that it leaves out among them.
 
     Args:
-        node: It.
-        context: Of its file.
+        node: The node.
+        context: What it needs to know of its file.
         arrays: Name -> values of all that it reads.
 
     Returns:
@@ -205,8 +205,8 @@ def infer(
     """Types of the outputs as ONNX Runtime sees them: of operators of its own.
 
     Args:
-        node: It.
-        context: Of its file.
+        node: The node.
+        context: What it needs to know of its file.
         types: Name -> type of all that it reads.
         arrays: Name -> values of those that are constant.
 

@@ -120,7 +120,7 @@ class Values:
         return _Source(largest.name, size, moves and largest.moved)
 
     def _largest(self, sources: list[_Source]) -> _Source:
-        """Of what a value is computed from the largest; of a weight and its mask the weight."""
+        """Choose the largest that a value is computed from; of a weight and its mask the weight."""
         sizes = [self.array(source.name).size for source in sources]
         large = [source for source, size in zip(sources, sizes, strict=True) if size == max(sizes)]
         return next((source for source in large[:-1] if not self._is_mask(source.name)), large[-1])

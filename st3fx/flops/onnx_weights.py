@@ -78,7 +78,7 @@ def replace(
     """Put the weights of a node, as they multiply, in the places of what is stored.
 
     Args:
-        node: It.
+        node: The node that multiplies with them.
         operands: Its inputs; changed.
         values: The constants of the graph.
         made: Names of those that are activations of layers which read constants alone.

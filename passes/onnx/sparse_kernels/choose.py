@@ -42,13 +42,13 @@ def choose(roles: Mapping[ir.Node, Role], classes: Classes, costs: Costs) -> Sta
 
 
 def sparse_seconds(role: Role, costs: Costs, *, blocked: bool) -> float:
-    """Of one image, or one vector of features, by the sparse kernel."""
+    """What the sparse kernel takes for one image, or for one vector of features."""
     assert role.work is not None
     return seconds(costs, sparse_features(role.work, blocked=blocked))
 
 
 def dense_seconds(role: Role, costs: Costs) -> float:
-    """The same by ONNX Runtime's own kernel."""
+    """What ONNX Runtime's own kernel takes for the same."""
     assert role.work is not None
     return seconds(costs, dense_features(role.work))
 

@@ -1,6 +1,7 @@
 """Finds what one of our operators does besides: the residual sum and the activation after it.
 
-The activations that our operators bring along, as patterns of ONNX nodes.
+An activation is a pattern of ONNX nodes that is all that reads a value. A sum goes to the last of
+the convolutions before it, so that nodes become units of which no two share any.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Change:
 
     @property
     def nbytes(self) -> int:
-        """Of one image."""
+        """The memory that one image of it takes."""
         picture = image(self.value)
         return picture.nbytes if picture is not None else 0
 

@@ -1,4 +1,4 @@
-"""The pass that puts sparse kernels into a graph: patterns, choice, operators."""
+"""Puts sparse kernels into a graph: the pass that finds patterns, chooses, and replaces nodes."""
 
 from __future__ import annotations
 
