@@ -16,6 +16,7 @@ from st3fx.graphs.forward import Islands
 from st3fx.methods import Method
 from st3fx.methods.st3 import ST3
 from st3fx.modules.copying import copied
+from st3fx.modules.marks import change_conversion, conversion_of
 from st3fx.modules.saving import watch_loading
 from st3fx.modules.state import not_collecting, outside_inference_mode
 from st3fx.modules.strangers import Stranger, strangers
@@ -30,7 +31,6 @@ from st3fx.passes.convert.rewrite import rewrite
 from st3fx.passes.convert.verify import find_faults
 from st3fx.plan.example import examples_of
 from st3fx.plan.selection import Selection, Selectors
-from st3fx.plan.sites import SparsityPlan
 from st3fx.sparsifier.run import run_of, runs_in
 from st3fx.sparsifier.sparsifier import Sparsifier
 
@@ -240,15 +240,15 @@ def _check(model: nn.Module, total_steps: int | None, update_every: int, *, inpl
 def _attach(
     model: nn.Module, total_steps: int | None, update_every: int, *, verified: bool
 ) -> None:
-    plan: SparsityPlan = model.st3fx_plan  # type: ignore[assignment]
+    plan = conversion_of(model).plan
     edges = tuple(dataflow(model).edges)
-    attributes = {
-        "st3fx_plan": dataclasses.replace(plan, verified=verified, edges=edges),
-        "st3fx_islands": Islands(model, {island.name for island in plan.islands}),
-        "st3fx_total_steps": total_steps,
-        "st3fx_update_every": update_every,
-    }
-    model.__dict__.update(attributes)
+    change_conversion(
+        model,
+        plan=dataclasses.replace(plan, verified=verified, edges=edges),
+        islands=Islands(model, {island.name for island in plan.islands}),
+        total_steps=total_steps,
+        update_every=update_every,
+    )
     run_of(model).bind(model)
     watch_loading(model)
 

@@ -20,8 +20,9 @@ from torch import fx, nn
 from st3fx.graphs import in_place
 from st3fx.graphs.forward import SparseForward, sparse_forwards
 from st3fx.graphs.graph import Variant
+from st3fx.modules.marks import conversion_of, parameter_of
 from st3fx.passes.convert.computed import weight_only
-from st3fx.plan.sites import Site, SparsityPlan
+from st3fx.plan.sites import Site
 
 ADDITIONS: frozenset[Any] = frozenset(
     {operator.add, in_place.iadd, torch.add, operator.sub, in_place.isub, torch.sub}
@@ -47,7 +48,7 @@ def dataflow(model: nn.Module) -> nx.DiGraph:
         ``output``; a ``cat`` has its ``dim``. Edge attribute ``through``: names of the operators
         and modules between the two, in order.
     """
-    plan: SparsityPlan = model.st3fx_plan  # type: ignore[assignment]
+    plan = conversion_of(model).plan
     graph = nx.DiGraph()
     for site in plan.sites:
         graph.add_node(site.name, kind="site", op=site.op, shape=site.shape)
@@ -133,7 +134,7 @@ def _effective_weights(graph: fx.Graph, prefix: str) -> dict[fx.Node, str]:
         if node.op == "call_function" and namespace == "st3fx":
             state = node.args[1]
             owner, _, name = state.target.rpartition(".")
-            parameter = name.removeprefix("st3fx_").rpartition("_")[0]
+            parameter = parameter_of(name)
             names[node] = f"{prefix}{owner}.{parameter}" if owner else f"{prefix}{parameter}"
         elif sources and all(n in names for n in node.all_input_nodes):
             names[node] = sources[0]

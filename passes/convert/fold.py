@@ -15,6 +15,7 @@ from st3fx.errors import FoldError
 from st3fx.modules.converted import leave
 from st3fx.modules.layers import plain_layer
 from st3fx.modules.marks import (
+    COMPUTE,
     ENDED,
     FORWARD,
     IS_FORWARD,
@@ -26,7 +27,7 @@ from st3fx.modules.marks import (
 )
 from st3fx.modules.saving import unwatch_loading
 from st3fx.modules.unloaded import unwatch_values
-from st3fx.sparsifier.bound import COMPUTE, Bound, is_present, marks
+from st3fx.sparsifier.bound import Bound, is_present, marks
 from st3fx.sparsity import cache
 from st3fx.sparsity.granularity import too_full
 from st3fx.sparsity.shards import set_value, whole

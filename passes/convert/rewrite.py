@@ -17,7 +17,16 @@ from st3fx.graphs.graph import Variant
 from st3fx.methods.base import Method
 from st3fx.modules import rnn
 from st3fx.modules.converted import enter
-from st3fx.modules.marks import RUN, SITES, Sparse, homes, put_state, state_name
+from st3fx.modules.marks import (
+    COMPUTE,
+    CONVERSION,
+    SITES,
+    Conversion,
+    Sparse,
+    homes,
+    put_state,
+    state_name,
+)
 from st3fx.passes.convert.computed import computed_nodes, sources
 from st3fx.passes.convert.discover import Discovery
 from st3fx.passes.convert.islands import Archipelago
@@ -25,7 +34,6 @@ from st3fx.passes.convert.products import FX_LOOKUPS
 from st3fx.passes.trace import HANDED, Capture
 from st3fx.plan.names import ancestors, is_below, owner, relative
 from st3fx.plan.sites import IslandInfo, Site, SparsityPlan
-from st3fx.sparsifier.bound import COMPUTE
 from st3fx.sparsifier.run import Run
 
 _METADATA = frozenset(
@@ -53,8 +61,8 @@ def rewrite(
     """
     run = Run()
     forwards = _Rewriter(model, found, method, run).install(islands)
-    model.__dict__["st3fx_plan"] = _plan(model, found, islands, forwards, method)
-    model.__dict__["st3fx_method"] = method
+    plan = _plan(model, found, islands, forwards, method)
+    model.__dict__[CONVERSION] = Conversion(plan, method, run)
     run.bind(model)
     return forwards
 
@@ -107,7 +115,6 @@ class _Rewriter:
         captured = {forward.module for forward in forwards}
         for module in modules:
             enter(module, tuple(sorted(names.get(module, ()))), module in captured)
-        self.model.__dict__[RUN] = self.run
         for forward in forwards:
             forward.install(self.run)
         return forwards

@@ -39,7 +39,7 @@ from st3fx.methods.base import Method
 from st3fx.modules.converted import leave
 from st3fx.modules.copying import copied
 from st3fx.modules.hooks import has_backward_hooks
-from st3fx.modules.marks import PREFIX, homes, is_entered, state_name
+from st3fx.modules.marks import homes, is_entered, is_state, state_name
 from st3fx.modules.state import (
     LeftBehind,
     deterministic,
@@ -354,7 +354,7 @@ def _original_step(subject: Subject, run: Callable[[int], Any], seed: int) -> An
 def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The user's parameters: not the learned thresholds, which the original does not have."""
     for name, parameter in model.named_parameters():
-        if not name.rpartition(".")[2].startswith(PREFIX):
+        if not is_state(name):
             yield name, parameter
 
 

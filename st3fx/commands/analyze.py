@@ -18,6 +18,7 @@ from st3fx.errors import FlopsError
 from st3fx.flops import aten
 from st3fx.flops.collect import Collector
 from st3fx.flops.flops_report import Convention, FlopsReport
+from st3fx.modules.marks import conversion_of
 from st3fx.modules.unwrap import unwrapped
 from st3fx.passes.convert.fold import is_converted
 from st3fx.plan.example import Example, batch_in
@@ -120,7 +121,7 @@ def _count_model(model: nn.Module, example: Example, convention: str) -> FlopsRe
     plain = unwrapped(model)
     sites = None
     if is_converted(plain):
-        sites = frozenset(site.name for site in plain.st3fx_plan.sites)  # type: ignore[union-attr]
+        sites = frozenset(site.name for site in conversion_of(plain).plan.sites)
         plain = fold(plain)
     leaves = pytree.tree_leaves((example.args, example.kwargs))
     steps = aten.observe(plain, example)

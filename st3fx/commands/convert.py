@@ -18,6 +18,7 @@ from st3fx.loading.input_spec import parse_inputs
 from st3fx.loading.spec import LoadedSpec, load_spec, parse_spec
 from st3fx.loading.weights import load_weights
 from st3fx.methods import from_dict as method_from_dict
+from st3fx.modules.marks import change_conversion, conversion_of, found_conversion
 from st3fx.plan.sites import SparsityPlan
 
 
@@ -122,7 +123,7 @@ def save_bundle(
         recipe=recipe,
         plan=_plan(model),
         state_dict=model.state_dict(),
-        graph_text=print_graphs(getattr(model, "st3fx_islands", ())),
+        graph_text=print_graphs(conversion_of(model).islands),
         force=force,
     )
 
@@ -161,15 +162,15 @@ def restored(bundle: Bundle) -> nn.Module:
         converted.model.load_state_dict(bundle.state_dict, strict=True)
     except (RuntimeError, StateError) as error:
         raise BundleError(f"{_changed(bundle)}: {describe(error)}") from error
-    converted.model.__dict__["st3fx_plan"] = bundle.manifest.plan  # with what verification said
+    change_conversion(converted.model, plan=bundle.manifest.plan)  # with what verification said
     return converted.model
 
 
 def _plan(model: nn.Module) -> SparsityPlan:
-    plan = getattr(model, "st3fx_plan", None)
-    if not isinstance(plan, SparsityPlan):
+    conversion = found_conversion(model)
+    if conversion is None:
         raise BundleError(f"{type(model).__name__} is not converted: call st3fx.convert first")
-    return plan
+    return conversion.plan
 
 
 def _source(loaded: LoadedSpec) -> Source | None:

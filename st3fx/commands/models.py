@@ -21,6 +21,7 @@ from st3fx.loading.input_spec import parse_inputs
 from st3fx.loading.spec import LoadedSpec, load_spec, parse_spec
 from st3fx.loading.weights import load_weights
 from st3fx.methods.st3 import ST3
+from st3fx.modules.marks import is_state
 from st3fx.modules.unwrap import make_permanent
 from st3fx.sparsifier.sparsifier import Sparsifier
 
@@ -163,7 +164,7 @@ def _fold(model: nn.Module, name: str, example: Any, progress: Callable[[str], N
 
 def _size(name: str, model: nn.Module) -> Size:
     state = model.state_dict()
-    own = {key: value for key, value in state.items() if "st3fx_" not in key}
+    own = {key: value for key, value in state.items() if not is_state(key)}
     return size_of_tensors(name, own)
 
 

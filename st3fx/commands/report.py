@@ -31,6 +31,7 @@ from st3fx.files.compact import SUFFIX, save_compact
 from st3fx.files.manifest import Recipe
 from st3fx.flops.flops_report import Convention, FlopsReport
 from st3fx.loading.spec import parse_spec
+from st3fx.modules.marks import is_state
 from st3fx.report.facts import (
     Facts,
     Layer,
@@ -78,7 +79,7 @@ def measure(bundle: Path, files: Sequence[Path], progress: Callable[[str], None]
         sparsifier = Sparsifier(model)
     weights = _weights(sparsifier)
     flow = dataflow(model)
-    own = {key: value for key, value in model.state_dict().items() if "st3fx_" not in key}
+    own = {key: value for key, value in model.state_dict().items() if not is_state(key)}
     progress("fold")
     folded = fold(model)
     progress("count")

@@ -27,6 +27,7 @@ from st3fx.files.atomic import replace_file
 from st3fx.files.bundle import MANIFEST, read_bundle
 from st3fx.files.manifest import Recipe
 from st3fx.loading.spec import parse_spec
+from st3fx.modules.marks import change_conversion, conversion_of
 from st3fx.report.facts import TrainingFacts
 from st3fx.report.png import run_picture
 from st3fx.sparsifier.run import run_of
@@ -157,12 +158,12 @@ def from_bundle(
     progress("load")
     method = adjusted(methods.from_dict(recipe.method), settings)
     model = load_bundle(settings.spec)
-    plan = dataclasses.replace(model.st3fx_plan, target=method.target)  # type: ignore[type-var]
-    model.__dict__.update(
-        st3fx_method=method,
-        st3fx_plan=plan,
-        st3fx_total_steps=steps,
-        st3fx_update_every=settings.update_every,
+    change_conversion(
+        model,
+        method=method,
+        plan=dataclasses.replace(conversion_of(model).plan, target=method.target),
+        total_steps=steps,
+        update_every=settings.update_every,
     )
     return model, dataclasses.replace(
         recipe,

@@ -24,6 +24,7 @@ from st3fx.errors import BundleError
 from st3fx.files.atomic import put_in_place, temporary_neighbour
 from st3fx.files.manifest import FileInfo, Manifest, Recipe
 from st3fx.files.tensor_file import load_state, save_state
+from st3fx.modules.marks import ISLAND, MODE
 from st3fx.plan.sites import SparsityPlan
 
 
@@ -31,14 +32,14 @@ def print_graphs(islands: Iterable[Any]) -> str:
     """The readable code of every graph, with a header line each.
 
     Args:
-        islands: fx graph modules, with the name of their module (``st3fx_name``) and whether they
-            are its train graph, its eval graph or both (``st3fx_mode``).
+        islands: fx graph modules, with the name of their module and whether they are its train
+            graph, its eval graph or both.
     """
     parts = []
     for graph in islands:
-        name = graph.st3fx_name or "(the model)"
+        name, mode = getattr(graph, ISLAND) or "(the model)", getattr(graph, MODE)
         code = graph.print_readable(print_output=False)
-        parts.append(f"# island {name}, mode {graph.st3fx_mode}\n{code.strip()}\n")
+        parts.append(f"# island {name}, mode {mode}\n{code.strip()}\n")
     return "\n\n".join(parts) or "# no module was captured as a graph\n"
 
 

@@ -155,7 +155,8 @@ def attribute(name: str) -> property:
 
     def get(self: Any) -> Any:
         if torch.compiler.is_compiling():
-            sparse = self.st3fx_sites[name] if name in self.st3fx_sites else None  # noqa: SIM401
+            sites = getattr(self, SITES)
+            sparse = sites[name] if name in sites else None  # noqa: SIM401
             weight = self._parameters[name]
             if sparse is None:
                 return weight
@@ -189,9 +190,10 @@ def computed_attribute(name: str, own: property) -> property:
 
     def get(self: Any) -> Any:
         weight = own.fget(self)  # type: ignore[misc]
-        if name not in self.st3fx_sites:
+        sites = getattr(self, SITES)
+        if name not in sites:
             return weight
-        sparse = self.st3fx_sites[name]
+        sparse = sites[name]
         threshold = getattr(self, state_name(name, "threshold"))
         mask = getattr(self, state_name(name, "mask"))
         return sparse.method.op(weight, threshold, mask, *sparse.constants)

@@ -27,7 +27,7 @@ import copyreg
 import functools
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx, nn
 
@@ -49,18 +49,17 @@ from st3fx.modules.marks import (
     FORWARD,
     IS_FORWARD,
     PREFIX,
-    RUN,
+    PUBLIC,
     SITES,
     end,
+    found_conversion,
+    gather_conversion,
     is_ours,
     latent_name,
     plain_class,
 )
 from st3fx.modules.rnn import computed_list
 from st3fx.modules.saving import LOADING, load_from_state_dict, move_state, save_to_state_dict
-
-if TYPE_CHECKING:
-    pass
 
 
 class _Methods:
@@ -82,6 +81,7 @@ class _Methods:
         body: dict[str, Any] = {name: make(base) for name, make in made.items()}
         body["__reduce_ex__"] = _reduce(base)
         body["qconfig"] = property(get_qconfig, set_qconfig, delete_qconfig)
+        body |= {PREFIX + field: _of_conversion(field) for field in PUBLIC}
         if hasattr(base, "__deepcopy__"):
             body["__deepcopy__"] = _deepcopy(base)
         if issubclass(base, fx.GraphModule):
@@ -93,6 +93,18 @@ class _Methods:
         if issubclass(base, nn.ParameterDict):
             body["copy"] = copy_of_dict
         return body
+
+
+def _of_conversion(field: str) -> property:
+    """The attribute of a root that gives a field of its conversion; other modules have none."""
+
+    def get(self: Any) -> Any:
+        conversion = found_conversion(self)
+        if conversion is None:
+            raise AttributeError(PREFIX + field)  # so that torch says that there is none
+        return getattr(conversion, field)
+
+    return property(get, doc=f"The {field} of the conversion.")
 
 
 def _register_parameter(base: type[nn.Module]) -> Callable[..., None]:
@@ -144,8 +156,9 @@ def _apply(base: type[nn.Module]) -> Callable[..., Any]:
 def _train(base: type[nn.Module]) -> Callable[..., Any]:
     @functools.wraps(base.train)
     def train(self: Any, mode: bool = True) -> Any:
-        if RUN in self.__dict__:
-            self.__dict__[RUN].switched(mode)
+        conversion = found_conversion(self)
+        if conversion is not None:
+            conversion.run.switched(mode)
         return base.train(self, mode)
 
     return train
@@ -154,8 +167,9 @@ def _train(base: type[nn.Module]) -> Callable[..., Any]:
 def _share_memory(base: type[nn.Module]) -> Callable[..., Any]:
     @functools.wraps(base.share_memory)
     def share_memory(self: Any) -> Any:
-        if RUN in self.__dict__:
-            self.__dict__[RUN].warn(
+        conversion = found_conversion(self)
+        if conversion is not None:
+            conversion.run.warn(
                 "the weights of a converted model are shared with other processes, its thresholds "
                 "and steps are not: step it in one process, and hand its sparsifier.state_dict() "
                 "to the others",
@@ -169,26 +183,27 @@ def _share_memory(base: type[nn.Module]) -> Callable[..., Any]:
 def _set_state(base: type[nn.Module]) -> Callable[..., None]:
     def set_state(self: Any, state: dict[str, Any]) -> None:
         base.__setstate__(self, state)
+        gather_conversion(self)
         for run in _runs(self):
             run.adopt(self)
-        own = self.__dict__.get(RUN)
-        if own is not None and own.root is None:  # a shallow copy shares that of its original
-            own.bind(self)
+        own = found_conversion(self)
+        if own is not None and own.run.root is None:  # a shallow copy shares that of its original
+            own.run.bind(self)
 
     return set_state
 
 
 def _runs(module: nn.Module) -> set[Any]:
     """The runs of a module's own sites, and its own if it is a root."""
-    own = module.__dict__.get(RUN)
+    own = found_conversion(module)
     sites = module.__dict__.get(SITES, {}).values()
-    return {sparse.run for sparse in sites} | ({own} if own is not None else set())
+    return {sparse.run for sparse in sites} | ({own.run} if own is not None else set())
 
 
 def _reduce(base: type[nn.Module]) -> Callable[..., Any]:
     def reduce(self: Any, protocol: Any) -> Any:
         for run in _runs(self):
-            if RUN in self.__dict__ or run.root is None:
+            if found_conversion(self) is not None or run.root is None:
                 run.before_copy()
         made: Any = base.__reduce_ex__(self, protocol)
         function, args, *rest = made
@@ -234,8 +249,9 @@ def _deepcopy(base: type[nn.Module]) -> Callable[..., Any]:
         twin.__class__ = class_for(plain_class(type(twin)), *_kind_of(self))
         for run in _runs(twin):
             run.adopt(twin)
-        if RUN in twin.__dict__:
-            twin.__dict__[RUN].bind(twin)
+        own = found_conversion(twin)
+        if own is not None:
+            own.run.bind(twin)
         return twin
 
     return deepcopy
@@ -258,7 +274,7 @@ def _recompile(base: type[nn.Module]) -> Callable[..., Any]:
 def _forward(base: type[nn.Module]) -> Callable[..., Any]:
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        run = getattr(self, "st3fx_forward", None)
+        run = getattr(self, FORWARD, None)
         if run is None:  # folded since, while a wrapper kept this method
             return base.forward(self, *args, **kwargs)
         if run.module is not self:

@@ -1,22 +1,72 @@
-"""What a module of a converted model carries: the marks of its sites, and their names."""
+"""What the modules of a converted model carry, and under which names.
+
+Each module has the marks of its sites, the root has the :class:`Conversion`. Nobody else knows the
+names: attributes of modules and entries of state dicts begin with one prefix.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from st3fx.errors import StateError
 from st3fx.methods.base import Method
-from st3fx.plan.sites import Site
+from st3fx.plan.sites import Site, SparsityPlan
 from st3fx.sparsity.formula import Inputs
+
+PREFIX = "st3fx_"
+
+SITES = f"{PREFIX}sites"
+"""Attribute of a module: parameter's name -> what makes it a site."""
+
+ENDED = f"{PREFIX}ended"
+"""Attribute of a module: names of parameters that were sites until another was assigned."""
+
+COMPUTE = f"{PREFIX}compute"
+"""Attribute of a module whose weight is computed: parameter's name -> how, as a graph."""
+
+FORWARD = f"{PREFIX}forward"
+"""Attribute of a module: its sparse forward."""
+
+CONVERSION = f"{PREFIX}conversion"
+"""Attribute of the root: its :class:`Conversion`."""
+
+PUBLIC = ("plan", "islands")
+"""Fields of the conversion that are attributes of the root, too: ``model.st3fx_plan``."""
+
+STEP = f"{PREFIX}step"
+LEVEL = f"{PREFIX}sparsity"
+"""Entries of the root in a state dict: the steps, and what the thresholds were set for."""
+
+ISLAND = f"{PREFIX}name"
+MODE = f"{PREFIX}mode"
+"""Attributes of a graph module: full name of the module whose graph it is, and the mode."""
+
+IS_FORWARD = f"{PREFIX}is_forward"
+"""Attribute of the function that stands as ``forward`` in a class of ours."""
+
+BASE = f"{PREFIX}base"
+"""Attribute of a class of ours: the user's class, the attributes, whether it has a forward."""
 
 
 def state_name(parameter: str, name: str) -> str:
     """Name of a method's tensor beside a parameter: ``st3fx_weight_threshold``."""
-    return f"st3fx_{parameter}_{name}"
+    return f"{PREFIX}{parameter}_{name}"
+
+
+def parameter_of(name: str) -> str:
+    """The parameter that a method's tensor lies beside."""
+    return name.removeprefix(PREFIX).rpartition("_")[0]
+
+
+def is_state(name: str) -> bool:
+    """Whether a parameter, or an entry of a state dict, is ours and not the user's."""
+    return name.rpartition(".")[2].startswith(PREFIX)
 
 
 def latent_name(parameter: str) -> str:
@@ -68,25 +118,6 @@ def put_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
         module.__dict__[name] = tensor.detach().clone()
 
 
-PREFIX = "st3fx_"
-
-SITES = "st3fx_sites"
-
-"""Attribute of a module: parameter's name -> what makes it a site."""
-
-ENDED = "st3fx_ended"
-
-"""Attribute of a module: names of parameters that were sites until another was assigned."""
-
-FORWARD = "st3fx_forward"
-
-"""Attribute of a module: its sparse forward."""
-
-RUN = "st3fx_run"
-
-"""Attribute of the root: where its training stands."""
-
-
 class Speaker(Protocol):
     """What says things once: of a model, of which it is the only one."""
 
@@ -102,6 +133,7 @@ class Training(Speaker, Protocol):
     absent: set[str]
     suspect: bool
     key: int
+    pin: bool
 
     @property
     def root(self) -> nn.Module | None:
@@ -110,6 +142,9 @@ class Training(Speaker, Protocol):
     @property
     def follows(self) -> bool:
         """Whether this is of a copy that nothing drives."""
+
+    def bind(self, root: nn.Module) -> None:
+        """Belong to a model, as it is now."""
 
     def adopt(self, module: nn.Module) -> None:
         """Take note of a module of a copy."""
@@ -121,6 +156,21 @@ class Training(Speaker, Protocol):
         self, training: bool, name: str = "", weight: Tensor | None = None, *, whole: bool = False
     ) -> None:
         """Bring the thresholds up to date before a forward, or before a read of one weight."""
+
+    def switched(self, training: bool) -> None:
+        """Take note that the model is switched to training, or to eval mode."""
+
+    def keep_zeros(self, *, pin: bool) -> float:
+        """Start from the zeros that the weights have."""
+
+    def saved(self, prefix: str) -> dict[str, Tensor]:
+        """The entries of a state dict."""
+
+    def load(self, state: Mapping[str, Any], prefix: str) -> None:
+        """Take the entries of a state dict, before the modules below are loaded."""
+
+    def loaded(self) -> None:
+        """Take note that all modules have been loaded."""
 
     def warn_of_drift(self) -> None:
         """Say which layers were replaced."""
@@ -156,19 +206,66 @@ class Sparse:
         return Inputs(self.method.formula, weight, threshold, mask, self.constants)
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """What the root of a converted model carries; the state of the training is its run's.
+
+    Another takes its place when something changes, so that shallow copies each have their own.
+
+    Attributes:
+        plan: What was done, without what has been dropped since.
+        method: The method with its settings, which a training of a bundle may have changed.
+        run: Where the training stands; all modules share it.
+        islands: The captured graphs.
+        total_steps: Optimizer steps of the whole training, if known.
+        update_every: Optimizer steps between two searches for the threshold.
+        unloaded: Whether the weights had no values yet.
+    """
+
+    plan: SparsityPlan
+    method: Method
+    run: Training
+    islands: Sequence[fx.GraphModule] = ()
+    total_steps: int | None = None
+    update_every: int = 1
+    unloaded: bool = False
+
+
+def found_conversion(module: Any) -> Conversion | None:
+    """The conversion of a module; ``None`` unless it is the root of a converted model."""
+    conversion: Conversion | None = getattr(module, "__dict__", {}).get(CONVERSION)
+    return conversion
+
+
+def conversion_of(model: Any) -> Conversion:
+    """The conversion of a converted model.
+
+    Raises:
+        StateError: If the model was not converted.
+    """
+    conversion = found_conversion(model)
+    if conversion is None:
+        raise StateError(f"{type(model).__name__} is not a converted model: give what convert gave")
+    return conversion
+
+
+def change_conversion(model: nn.Module, **changes: Any) -> None:
+    """Put another conversion in the place of a model's, with other values of some fields."""
+    model.__dict__[CONVERSION] = dataclasses.replace(conversion_of(model), **changes)
+
+
+def gather_conversion(module: nn.Module) -> None:
+    """Make one conversion of the attributes that a root has in a pickle of an older version."""
+    names = [field.name for field in dataclasses.fields(Conversion)]
+    loose = {n: module.__dict__.pop(PREFIX + n) for n in names if PREFIX + n in module.__dict__}
+    if loose:
+        module.__dict__[CONVERSION] = Conversion(**loose)
+
+
 def end(module: nn.Module, parameter: str) -> None:
     """No site any more: the parameter is dense as it stands."""
     del module.__dict__[SITES][parameter]
     module.__dict__.setdefault(ENDED, set()).add(parameter)
-
-
-IS_FORWARD = "st3fx_is_forward"
-
-"""Attribute of the function that stands as ``forward`` in a class of ours."""
-
-BASE = "st3fx_base"
-
-"""Attribute of a class of ours: the user's class, the attributes, whether it has a forward."""
 
 
 def stored(module: nn.Module, name: str) -> Any:

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from st3fx.modules import rnn
 from st3fx.modules.converted import leave
 from st3fx.modules.hooks import has_hooks
-from st3fx.modules.marks import FORWARD, PREFIX, RUN, SITES, plain_class
+from st3fx.modules.marks import CONVERSION, FORWARD, PREFIX, SITES, plain_class
 
 _PLAIN = (Tensor, nn.Parameter, FakeTensor)
 
@@ -95,7 +95,7 @@ class StandIns:
             for leaf in pytree.tree_leaves(list(inner.__dict__.values())):
                 if isinstance(leaf, Tensor):
                     memo[id(leaf)] = self.tensor(leaf)
-            for key in ("forward", FORWARD, RUN, SITES):
+            for key in ("forward", FORWARD, CONVERSION, SITES):
                 if inner.__dict__.get(key) is not None:
                     memo[id(inner.__dict__[key])] = None
         twin = copy.deepcopy(module, memo)

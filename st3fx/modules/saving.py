@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from st3fx.errors import StateError
-from st3fx.modules.marks import PREFIX, RUN, SITES, Sparse, state_name
+from st3fx.modules.marks import (
+    PREFIX,
+    SITES,
+    Sparse,
+    conversion_of,
+    found_conversion,
+    state_name,
+)
 from st3fx.sparsity.mask_bits import packed, unpacked
 
 LOADING: list[bool] = []
@@ -43,8 +50,9 @@ def save_to_state_dict(base: type[nn.Module]) -> Callable[..., None]:
         base._save_to_state_dict(self, destination, prefix, keep_vars)
         for parameter, sparse in self.__dict__.get(SITES, {}).items():
             destination.update(saved_state(self, parameter, sparse, prefix))
-        if RUN in self.__dict__:
-            destination.update(self.__dict__[RUN].saved(prefix))
+        conversion = found_conversion(self)
+        if conversion is not None:
+            destination.update(conversion.run.saved(prefix))
 
     return save
 
@@ -82,8 +90,9 @@ def load_from_state_dict(base: type[nn.Module]) -> Callable[..., None]:
             )
         finally:
             LOADING.pop()
-        if RUN in self.__dict__:
-            self.__dict__[RUN].load(state, prefix)
+        conversion = found_conversion(self)
+        if conversion is not None:
+            conversion.run.load(state, prefix)
         own = prefix + PREFIX
         unexpected[:] = [key for key in unexpected if not key.startswith(own)]
         absent = {key for key in missing if key.startswith(own)}  # learned thresholds stay
@@ -135,4 +144,4 @@ def unwatch_loading(model: nn.Module) -> None:
 
 
 def _after_loading(root: nn.Module, _: Any) -> None:
-    root.__dict__[RUN].loaded()
+    conversion_of(root).run.loaded()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 
+from st3fx.modules.marks import is_state
 from st3fx.modules.state import INTERNAL
 
 _MOST = 10_000
@@ -71,7 +72,7 @@ def _values(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
         for key, value in module.__dict__.items():
             if key.endswith("_hooks") and isinstance(value, dict):
                 yield from ((name, "", hook) for hook in value.values())
-            elif key not in INTERNAL and not key.startswith("st3fx_"):
+            elif key not in INTERNAL and not is_state(key):
                 yield name, key, value
     for name, parameter in model.named_parameters():
         for key in ("_backward_hooks", "_post_accumulate_grad_hooks"):

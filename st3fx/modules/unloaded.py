@@ -15,9 +15,7 @@ import torch
 from torch import nn
 
 from st3fx.errors import StateError
-from st3fx.modules.marks import PREFIX, RUN, put_state
-
-MARK = "st3fx_unloaded"
+from st3fx.modules.marks import change_conversion, conversion_of, is_state, put_state
 
 
 def on_meta(model: nn.Module) -> bool:
@@ -45,14 +43,13 @@ def buffers_on_meta(model: nn.Module) -> Iterator[None]:
 
 def watch_values(model: nn.Module) -> None:
     """Mark a converted model as one without values."""
-    model.__dict__[MARK] = True
+    change_conversion(model, unloaded=True)
     model.register_forward_pre_hook(_before_forward)
     model.register_load_state_dict_post_hook(_after_loading)
 
 
 def unwatch_values(model: nn.Module) -> None:
-    """Take mark and hooks off again, if they are there."""
-    model.__dict__.pop(MARK, None)
+    """Take the hooks off again, if they are there."""
     for hooks in (model._forward_pre_hooks, model._load_state_dict_post_hooks):
         for key in [
             key for key, hook in hooks.items() if hook in (_before_forward, _after_loading)
@@ -66,10 +63,10 @@ def complete(model: nn.Module) -> None:
     Raises:
         StateError: If weights have none yet.
     """
-    if MARK not in model.__dict__:
+    if not conversion_of(model).unloaded:
         return
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    missing = [name for name in missing if not _is_ours(name)]
+    missing = [name for name in missing if not is_state(name)]
     if missing:
         raise StateError(
             f"{len(missing)} parameters have no values, for example {missing[0]} on the meta "
@@ -86,24 +83,19 @@ def _before_forward(model: nn.Module, _: Any) -> None:
 
 def _after_loading(model: nn.Module, _: Any) -> None:
     """What the loaded weights do not bring of the method's tensors is made."""
-    latent = [p for name, p in model.named_parameters() if not _is_ours(name)]
+    latent = [p for name, p in model.named_parameters() if not is_state(name)]
     if not any(parameter.is_meta for parameter in latent):
-        run: Any = model.__dict__[RUN]
-        _fill(model, {name for name in model.state_dict() if _is_ours(name)} - run.absent)
-
-
-def _is_ours(name: str) -> bool:
-    return name.rpartition(".")[2].startswith(PREFIX)
+        absent = conversion_of(model).run.absent
+        _fill(model, {name for name in model.state_dict() if is_state(name)} - absent)
 
 
 @torch.no_grad()
 def _fill(model: nn.Module, loaded: set[str]) -> None:
     """Make all tensors of the method but those that are ``loaded``; the mark goes."""
-    plan: Any = model.st3fx_plan
-    method: Any = model.st3fx_method
-    for site in plan.sites:
-        put_state(model, site, method, loaded)
+    conversion = conversion_of(model)
+    for site in conversion.plan.sites:
+        put_state(model, site, conversion.method, loaded)
     unwatch_values(model)
-    run: Any = model.__dict__[RUN]
+    change_conversion(model, unloaded=False)
     if not loaded:  # what was loaded says what it has, or was looked at
-        run.keep_zeros(pin=run.pin)
+        conversion.run.keep_zeros(pin=conversion.run.pin)

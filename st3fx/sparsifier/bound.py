@@ -20,17 +20,25 @@ from torch import Tensor, nn
 from st3fx.errors import DriftWarning, StateError
 from st3fx.graphs.graph import CompiledGraph
 from st3fx.modules import rnn
-from st3fx.modules.marks import ENDED, SITES, Sparse, Speaker, has_site, homes, state_name
+from st3fx.modules.marks import (
+    COMPUTE,
+    ENDED,
+    SITES,
+    Sparse,
+    Speaker,
+    change_conversion,
+    conversion_of,
+    has_site,
+    homes,
+    state_name,
+)
 from st3fx.modules.state import preserved
-from st3fx.plan.sites import Site, SkippedSite, SparsityPlan
+from st3fx.plan.sites import Site, SkippedSite
 from st3fx.sparsity.formula import Inputs
 from st3fx.sparsity.shards import whole
 
 ASSIGNED = "another parameter was assigned"
 """How a site is replaced by those who have read its effective weight, as tools that fuse layers."""
-
-COMPUTE = "st3fx_compute"
-"""Attribute of a module whose weight is computed: parameter's name -> how, as a graph."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +154,8 @@ def bound_sites(
     Raises:
         StateError: For the first site that was replaced.
     """
-    plan: SparsityPlan = root.st3fx_plan  # type: ignore[assignment]
     found, moved = [], None
-    for site in plan.sites:
+    for site in conversion_of(root).plan.sites:
         places = [place for home in homes(site) if (place := _at(root, home, site, run))]
         if len(places) < len(homes(site)):
             if moved is None:
@@ -225,10 +232,8 @@ def replaced(root: nn.Module, site: Site, run: Speaker) -> str | None:
 
 def drop(root: nn.Module, name: str, reason: str) -> None:
     """Take a site out of the plan of ``root``."""
-    plan: SparsityPlan = root.st3fx_plan  # type: ignore[assignment]
+    plan = conversion_of(root).plan
     site = next(site for site in plan.sites if site.name == name)
-    root.__dict__["st3fx_plan"] = dataclasses.replace(
-        plan,
-        sites=tuple(other for other in plan.sites if other is not site),
-        skipped=(*plan.skipped, SkippedSite(site.name, site.shape, site.op, reason)),
-    )
+    sites = tuple(other for other in plan.sites if other is not site)
+    skipped = (*plan.skipped, SkippedSite(site.name, site.shape, site.op, reason))
+    change_conversion(root, plan=dataclasses.replace(plan, sites=sites, skipped=skipped))

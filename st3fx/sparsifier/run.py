@@ -32,14 +32,12 @@ from st3fx.errors import StateError, TargetWarning, TraceWarning
 from st3fx.methods.base import ScheduledMethod
 from st3fx.modules.attributes import is_transformed
 from st3fx.modules.compiled import key_of
-from st3fx.modules.marks import RUN, state_name
+from st3fx.modules.marks import LEVEL, STEP, conversion_of, found_conversion, state_name
 from st3fx.sparsifier.attachment import Attachment
 from st3fx.sparsifier.bound import Bound, marks, part_sites
 from st3fx.sparsifier.thresholds import Thresholds, digests_of, is_plain, stamp
 from st3fx.sparsity.formula import INACTIVE
 
-_STEP = "st3fx_step"
-_LEVEL = "st3fx_sparsity"
 _SLACK = 1e-6
 """How far below its target a sparsity may be without a word."""
 
@@ -294,7 +292,7 @@ class Run(Thresholds):
             self._set(method, self.sparsity, bound)
         reached = self.sparsity
         if not self.held and reached is not None and reached < method.target - _SLACK:
-            total = getattr(self.root, "st3fx_total_steps", None)
+            total = self._total_steps()
             of = "" if total is None else f" of {total:,}"
             self.warn(
                 f"folded at sparsity {reached:.4g} of the target {method.target:.4g}: its schedule "
@@ -425,13 +423,13 @@ class Run(Thresholds):
             float(self.held), float(self.frozen), self.floor,
         ]  # fmt: skip
         return {
-            prefix + _STEP: torch.tensor(steps, dtype=torch.int64),
-            prefix + _LEVEL: torch.tensor(flags, dtype=torch.float64),
+            prefix + STEP: torch.tensor(steps, dtype=torch.int64),
+            prefix + LEVEL: torch.tensor(flags, dtype=torch.float64),
         }
 
     def load(self, state: Mapping[str, Any], prefix: str) -> None:
         """Where a saved training stood; :meth:`loaded` follows when all modules are loaded."""
-        step = state.get(prefix + _STEP)
+        step = state.get(prefix + STEP)
         self.loading, self.absent = step is not None, set()
         self._aside = None
         if step is None:  # the user's own weights: they say nothing of the training
@@ -439,7 +437,7 @@ class Run(Thresholds):
             begins = self.steps == 0 and not (self.held or self.frozen)
             self._given = begins and self._leader is None
             return
-        flags = state.get(prefix + _LEVEL)
+        flags = state.get(prefix + LEVEL)
         # A copy that gets its own state back with other weights has been averaged.
         self._renewed = self._leader is None or flags is None or not self._is_saved(step, flags)
         self.steps, self._old_file = round(float(step)), flags is None
@@ -490,11 +488,11 @@ class Run(Thresholds):
     def _is_saved(self, step: Tensor, flags: Tensor) -> bool:
         """Whether this is what :meth:`saved` gave of the present state."""
         own = self.saved("")
-        return bool(own[_STEP] == step) and torch.equal(own[_LEVEL], flags.to("cpu"))
+        return bool(own[STEP] == step) and torch.equal(own[LEVEL], flags.to("cpu"))
 
     def _infer(self) -> None:
         """The sparsity of a file that does not say it."""
-        method, total = self._method(), getattr(self.root, "st3fx_total_steps", None)
+        method, total = self._method(), self._total_steps()
         self.held = self.frozen = self.stale = False
         self.sparsity = None
         if isinstance(method, ScheduledMethod) and total is not None:
@@ -518,11 +516,13 @@ def _shares(method: ScheduledMethod, pairs: list[tuple[Bound, Bound]]) -> tuple[
 
 def run_of(model: nn.Module) -> Run:
     """The run of a converted model."""
-    run: Run = model.__dict__[RUN]
+    run = conversion_of(model).run
+    assert isinstance(run, Run)
     return run
 
 
 def runs_in(model: nn.Module) -> list[Run]:
     """The runs of all converted models that are, or are parts of, a module, or have parts in it."""
-    whole = {id(run): run for m in model.modules() if (run := m.__dict__.get(RUN)) is not None}
-    return [*(whole | {id(sparse.run): sparse.run for *_, sparse in marks(model)}).values()]
+    roots = [own for module in model.modules() if (own := found_conversion(module)) is not None]
+    found = [*(own.run for own in roots), *(sparse.run for *_, sparse in marks(model))]
+    return [run for run in dict.fromkeys(found) if isinstance(run, Run)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from st3fx.errors import HalfPrecisionWarning, MethodError, OptimizerWarning, StateError
 from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod, check_sparsity
-from st3fx.modules.marks import RUN, SITES, state_name
+from st3fx.modules.marks import SITES, conversion_of, found_conversion, state_name
 from st3fx.modules.saving import move_state
 from st3fx.modules.unloaded import complete
 from st3fx.plan.sites import SparsityPlan
@@ -34,10 +34,7 @@ class Sparsifier:
         Raises:
             StateError: If the model was not converted.
         """
-        if "st3fx_plan" not in getattr(model, "__dict__", {}):
-            raise StateError(
-                f"{type(model).__name__} is not a converted model: give what convert gave"
-            )
+        conversion_of(model)
         self.model = model
         self._warned: set[str] = set()
         self._stillness = Stillness()
@@ -53,13 +50,12 @@ class Sparsifier:
         """A copy is attached to the copy of the optimizer."""
         self.model, self._warned = state["model"], state["warned"]
         self._stillness = Stillness()
-        if state["optimizer"] is not None and RUN in self.model.__dict__:
+        if state["optimizer"] is not None and found_conversion(self.model) is not None:
             self._hook(state["optimizer"])
 
     def _attachment(self) -> Attachment | None:
         """That of the model: this sparsifier's or another's, as long as its optimizer is there."""
-        run: Run | None = self.model.__dict__.get(RUN)
-        attachment = None if run is None else run.attachment
+        attachment = None if found_conversion(self.model) is None else self.run.attachment
         return None if attachment is None or attachment.optimizer is None else attachment
 
     def _hook(self, optimizer: Any) -> None:
@@ -74,14 +70,12 @@ class Sparsifier:
     @property
     def plan(self) -> SparsityPlan:
         """The plan of the conversion, without what has been dropped since."""
-        plan: SparsityPlan = self.model.st3fx_plan  # type: ignore[assignment]
-        return plan
+        return conversion_of(self.model).plan
 
     @property
     def method(self) -> Method:
         """The method with its settings."""
-        method: Method = self.model.st3fx_method  # type: ignore[assignment]
-        return method
+        return conversion_of(self.model).method
 
     @property
     def target(self) -> float | None:
@@ -178,7 +172,7 @@ class Sparsifier:
         if isinstance(method, LearnedMethod):
             self._after_step(method, bound)
         elif isinstance(method, ScheduledMethod) and not run.frozen:
-            every: int = self.model.st3fx_update_every  # type: ignore[assignment]
+            every = conversion_of(self.model).update_every
             if run.steps % every == 0 or run.steps == total:
                 run.set(self._wanted(), bound)
         self._refresh_effective(bound)
@@ -194,7 +188,7 @@ class Sparsifier:
         return self.run.scheduled()
 
     def _total_steps(self) -> int | None:
-        total: int | None = self.model.st3fx_total_steps  # type: ignore[assignment]
+        total = conversion_of(self.model).total_steps
         if total is None and not self.run.held:
             raise StateError(
                 "the schedule needs the number of optimizer steps: "

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from st3fx.errors import DriftWarning, EmptyLayerWarning, TraceWarning
 from st3fx.methods.base import Method, ScheduledMethod
-from st3fx.modules.marks import state_name
+from st3fx.modules.marks import conversion_of, state_name
 from st3fx.plan.sites import Site
 from st3fx.sparsifier.bound import ASSIGNED, Bound, bound_sites, part_sites
 from st3fx.sparsity.digest import Digest, digests
@@ -136,8 +136,12 @@ class Thresholds:
             )
 
     def _method(self) -> Method:
-        method: Method = self.root.st3fx_method  # type: ignore[union-attr,assignment]
-        return method
+        return conversion_of(self.root).method
+
+    def _total_steps(self) -> int | None:
+        """Optimizer steps of the whole training; ``None`` if unknown, or the model has gone."""
+        root = self.root
+        return None if root is None else conversion_of(root).total_steps
 
     def set(self, sparsity: float, bound: list[Bound]) -> None:
         """Set all thresholds for a sparsity over the present weights; 0 makes them inactive."""
@@ -156,7 +160,7 @@ class Thresholds:
         """
         if self.held:
             return self.sparsity
-        method, total = self._method(), getattr(self.root, "st3fx_total_steps", None)
+        method, total = self._method(), self._total_steps()
         if not isinstance(method, ScheduledMethod) or total is None:
             return None
         if not self.floor:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from st3fx.methods.base import LearnedMethod
+from st3fx.modules.marks import is_state
 from st3fx.sparsifier.sparsifier import Sparsifier
 from st3fx.training.settings import Settings
 
@@ -71,7 +72,7 @@ def parameter_groups(model: nn.Module, settings: Settings) -> list[dict[str, Any
 
 
 def _kind(module: nn.Module, name: str) -> str:
-    if name.startswith("st3fx_"):
+    if is_state(name):
         return "thresholds"
     if isinstance(module, _NORMS):
         return "norms"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import st3fx
 from st3fx.errors import ForwardError
+from st3fx.modules.marks import conversion_of
 
 X = torch.randn(5, 8, generator=torch.Generator().manual_seed(4))
 
@@ -88,7 +89,7 @@ def test_a_replica_of_data_parallelism_has_its_own_weights(
 
 def test_a_copy_of_the_root_alone_leaves_the_run_where_it_is() -> None:
     model = sparse(mlp())
-    run = model.__dict__["st3fx_run"]
+    run: Any = conversion_of(model).run
     twin = copy.copy(model)
     assert run.root is model
     assert torch.equal(twin(X), model(X))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import st3fx
 from st3fx.errors import OptimizerWarning, StateError, TargetWarning
+from st3fx.modules.marks import change_conversion
 
 X = torch.randn(6, 8, generator=torch.Generator().manual_seed(3))
 
@@ -141,7 +142,7 @@ def test_a_sparsity_that_was_set_is_held() -> None:
 def test_a_training_has_the_target_of_its_own_method() -> None:
     """A bundle is trained to another sparsity than it was converted for."""
     model, sparsifier = make()
-    model.__dict__["st3fx_method"] = st3fx.ST3(sparsity=0.25)
+    change_conversion(model, method=st3fx.ST3(sparsity=0.25))
     for _ in range(12):
         sparsifier.step()
     with warnings.catch_warnings():
