@@ -35,6 +35,7 @@ from st3fx.training.recipes import RECIPES
 from st3fx.training.settings import Settings
 
 SPARSITIES = (0.90, 0.95, 0.98, 0.99)
+COLUMNS = (0.50, 0.80, *SPARSITIES)
 SEEDS = (0, 1, 2)
 
 LENGTHS: dict[str, dict[str, Any]] = {
@@ -72,12 +73,14 @@ class Entry:
             sparsity, by length.
         recipes: For the row of our own recipes: the one for each sparsity, by length. It may change
             what the other rows have in common, but for the model, the data and the epochs.
+        sparsities: Which of the table's columns it has.
     """
 
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
     strength: dict[str, dict[float, str]] | None = None
     recipes: dict[str, dict[float, str]] | None = None
+    sparsities: tuple[float, ...] = SPARSITIES
 
 
 STRENGTHS: dict[str, dict[str, dict[float, str]]] = {
@@ -97,7 +100,11 @@ STRENGTHS: dict[str, dict[str, dict[float, str]]] = {
 """Interpolated between trials on seed 0, which the comments give."""
 
 ENTRIES = {
-    "ST-3": Entry("st3"),
+    "ST-3": Entry("st3", sparsities=COLUMNS),
+    "ST-3, blocks of 4": Entry(
+        "st3", {"method_options": ("granularity=block:4",)}, sparsities=(0.80, 0.90, 0.95)
+    ),
+    "ST-3, 2 of 4": Entry("st3", {"method_options": ("granularity=nm:2:4",)}, sparsities=(0.50,)),
     "ST-3σ": Entry("st3-sigma"),
     "Feather": Entry("feather"),
     "GMP": Entry("gmp"),
@@ -156,14 +163,14 @@ def missing(rows: list[dict[str, Any]], device: str) -> list[tuple[str | None, f
     wanted: list[tuple[str | None, float, int]] = []
     for seed in SEEDS:
         wanted.append((None, 0.0, seed))
-        pairs = itertools.product(SPARSITIES, ENTRIES)
+        pairs = itertools.product(COLUMNS, ENTRIES)
         wanted += [(e, s, seed) for s, e in pairs if _is_ready(ENTRIES[e], device, s)]
     return [item for item in wanted if (item[0] or "dense", item[1], item[2]) not in there]
 
 
 def _is_ready(entry: Entry, device: str, sparsity: float) -> bool:
     """Whether it is known how to reach a sparsity."""
-    return all(
+    return sparsity in entry.sparsities and all(
         table is None or sparsity in table.get(device, {})
         for table in (entry.strength, entry.recipes)
     )
@@ -210,7 +217,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[float, tuple[float, fl
     """Entry -> asked sparsity -> mean and deviation of top-1, mean sparsity, runs."""
     table: dict[str, dict[float, tuple[float, float, float, int]]] = {}
     for entry in ("dense", *ENTRIES):
-        for asked in (0.0, *SPARSITIES):
+        for asked in (0.0, *COLUMNS):
             chosen = [row for row in rows if (row["entry"], row["asked"]) == (entry, asked)]
             if chosen:
                 top1 = [row["top1"] for row in chosen]
@@ -224,14 +231,14 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[float, tuple[float, fl
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Mean top-1 with its deviation over seeds; learned sparsities in brackets."""
-    table = Table("top-1, %", *(f"{100 * s:.0f} %" for s in SPARSITIES))
+    table = Table("top-1, %", *(f"{100 * s:.0f} %" for s in COLUMNS))
     for entry, cells in summary(rows).items():
         if entry == "dense":
             mean, deviation, _, runs = cells[0.0]
             table.caption = f"dense: {mean:.2f} ± {deviation:.2f} ({runs} seeds)"
             continue
         texts = []
-        for asked in SPARSITIES:
+        for asked in COLUMNS:
             if asked not in cells:
                 texts.append("")
                 continue

@@ -52,10 +52,10 @@ def total_line(plan: SparsityPlan) -> str:
     """What the plan means for the whole model."""
     share = plan.numel / plan.total_parameters if plan.total_parameters else 0.0
     if plan.target is None:
-        rest = f"{plan.method} learns how many to leave"
+        rest = f"{plan.method_text} learns how many to leave"
     else:
         left = round(plan.numel * (1 - plan.target))
-        rest = f"{plan.method} at {plan.target:.4g} sparsity leaves about {left:,} of them"
+        rest = f"{plan.method_text} at {plan.target:.4g} sparsity leaves about {left:,} of them"
     return (
         f"{plural(len(plan.sites), 'site')} with {plan.numel:,} of {plan.total_parameters:,} "
         f"parameters ({share:.1%}); {rest}"

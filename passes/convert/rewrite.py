@@ -94,6 +94,7 @@ def _plan(
         target=method.target,
         total_parameters=sum(parameter.numel() for parameter in model.parameters()),
         verified=False,
+        granularity=method.granularity.text,
     )
 
 

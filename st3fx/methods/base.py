@@ -107,7 +107,8 @@ class ScheduledMethod(Method):
         check_sparsity(self.sparsity)
         if most < 1 and self.sparsity != most:
             raise MethodError(
-                f"{self.granularity.text} has a sparsity of {most:.4g}: leave {self.sparsity} out"
+                f"{self.granularity.text} has a sparsity of {most:.4g}, not {self.sparsity}: leave "
+                "the sparsity out"
             )
         if self.budget not in ("weights", "macs"):
             raise MethodError(f"budget={self.budget!r}: give 'weights' or 'macs'")

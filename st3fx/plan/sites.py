@@ -163,6 +163,7 @@ class SparsityPlan:
         total_parameters: Scalars in all parameters of the model.
         edges: Who feeds whom among sites, joins, inputs and outputs of the islands, by name.
         verified: Whether the converted model was compared with the original.
+        granularity: What is pruned together, e.g. ``block:4``.
     """
 
     sites: tuple[Site, ...]
@@ -174,6 +175,13 @@ class SparsityPlan:
     total_parameters: int = 0
     edges: tuple[tuple[str, str], ...] = ()
     verified: bool = False
+    granularity: str = "unstructured"
+
+    @property
+    def method_text(self) -> str:
+        """``st3``, or with what is pruned together: ``st3 (block:4)``."""
+        plain = self.granularity == "unstructured"
+        return self.method if plain else f"{self.method} ({self.granularity})"
 
     def fed_by(self, name: str) -> tuple[str, ...]:
         """The sites, joins and inputs whose outputs reach a site, as far as graphs show it."""

@@ -197,6 +197,9 @@ def convert_command(recipe: Recipe, bundle: Path) -> str:
     for name in ("sparsity",):
         if name in recipe.method:
             words += [f"--{name}", f"{recipe.method[name]:g}"]
+    granularity = recipe.method.get("granularity", "unstructured")
+    if granularity != "unstructured":
+        words += ["--granularity", granularity]
     for name in ("total_steps", "include", "exclude", "skip_depthwise", "skip_first", "skip_last",
                  "include_tied", "seed"):  # fmt: skip
         value = getattr(recipe, name)

@@ -23,7 +23,7 @@ def about(facts: Facts) -> str:
     """The model and its training, in a sentence."""
     parts = []
     if facts.model is not None:
-        method = facts.model.plan.method
+        method = facts.model.plan.method_text
         target = facts.model.plan.target
         aim = "" if target is None else f" for {markup.percent(target)} sparsity"
         parts.append(f"{facts.model.recipe.spec}, {method}{aim}")

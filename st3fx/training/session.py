@@ -321,7 +321,7 @@ def outline(session: Session, name: str, data: Data) -> Outline:
         name=name,
         data=data.name,
         folder=session.folder.path,
-        method=sparsifier.method.name,
+        method=plan.method_text,
         target=sparsifier.target,
         budget=getattr(sparsifier.method, "budget", "weights"),
         epochs=session.settings.epochs,

@@ -117,6 +117,7 @@ SPELLINGS = {
     "--target-macs 0.7": ("budget", "macs"),
     "--method dst": ("method", "dst"),
     "--method-option alpha=1": ("method_options", ("alpha=1",)),
+    "--granularity block:4": ("granularity", "block:4"),
     "--recipe st3-cifar": ("epochs", 160),
     "--recipe st3-cifar --epochs 7": ("epochs", 7),
     "-b 32 -j 2": ("workers", 2),

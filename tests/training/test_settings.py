@@ -10,6 +10,7 @@ import pytest
 from st3fx import methods
 from st3fx.errors import MethodError, St3fxError, TrainError
 from st3fx.methods.base import ScheduledMethod
+from st3fx.sparsity.granularity import Block
 from st3fx.sparsity.schedule import CubicSchedule
 from st3fx.training.folder import RunFolder, find_run
 from st3fx.training.method import adjusted, make_method
@@ -161,6 +162,11 @@ def test_methods_from_settings() -> None:
         0.8, "sigma", rescale=False, schedule=CubicSchedule(0.1, 0.6), budget="macs"
     )
     assert make_method(Settings()) == methods.ST3()
+    blocks = make_method(Settings(method="dst", granularity="block:8"))
+    assert blocks == methods.DST(granularity=Block(8))
+    assert make_method(Settings(granularity="nm:1:4")).target == 0.75
+    with pytest.raises(TrainError, match="the bundle was converted for block:8: convert the model"):
+        adjusted(blocks, Settings(granularity="nm:1:4"))
     assert make_method(Settings(method="dst", method_options=("alpha=1e-5",))) == methods.DST(1e-5)
     for settings, error, message in (
         (Settings(method="str", budget="macs"), TrainError, "str learns its thresholds, and has"),
