@@ -22,6 +22,7 @@ import onnx
 from onnx import inliner, numpy_helper
 
 from st3fx.errors import few
+from st3fx.passes.onnx.values import Array
 
 BUILT_IN = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training", "ai.onnx.training",
             "com.microsoft", "com.microsoft.nchwc", "com.microsoft.experimental",
@@ -79,6 +80,18 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield attribute.g
         elif attribute.type == onnx.AttributeProto.GRAPHS:
             yield from attribute.graphs
+
+
+def dense(tensor: onnx.SparseTensorProto) -> Array:
+    """The values of a sparse tensor, with its zeros."""
+    values, indices = numpy_helper.to_array(tensor.values), numpy_helper.to_array(tensor.indices)
+    array = np.zeros(tuple(tensor.dims), values.dtype)
+    # Indices are positions in the flat tensor, or one row of coordinates for each value.
+    if indices.ndim == 1:
+        array.reshape(-1)[indices] = values
+    else:
+        array[tuple(indices.T)] = values
+    return array
 
 
 def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

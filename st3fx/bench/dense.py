@@ -17,7 +17,7 @@ from st3fx.bench.variant import Array
 from st3fx.export.write import save_proto
 from st3fx.flops.onnx_node import attributes
 from st3fx.flops.onnx_weights import PACKED, ZERO_POINTS
-from st3fx.passes.onnx.normal_form import all_nodes, normal_form
+from st3fx.passes.onnx.normal_form import all_nodes, dense, normal_form
 from st3fx.passes.onnx.plain_operators import plain_proto
 
 
@@ -119,12 +119,7 @@ def _densify(graph: onnx.GraphProto, names: Collection[str]) -> None:
     """Put ordinary initializers in the places of sparse ones."""
     for sparse in list(graph.sparse_initializer):
         if sparse.values.name in names:
-            values, indices = map(numpy_helper.to_array, (sparse.values, sparse.indices))
-            array = np.zeros(tuple(sparse.dims), values.dtype)
-            # Indices are positions in the flat tensor, or one row of coordinates for each value.
-            places = (indices,) if indices.ndim == 1 else tuple(indices.T)
-            (array.reshape(-1) if indices.ndim == 1 else array)[places] = values
-            graph.initializer.append(numpy_helper.from_array(array, sparse.values.name))
+            graph.initializer.append(numpy_helper.from_array(dense(sparse), sparse.values.name))
             graph.sparse_initializer.remove(sparse)
 
 

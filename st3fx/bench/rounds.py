@@ -11,7 +11,6 @@ import contextlib
 import random
 import re
 import statistics
-import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,11 +52,10 @@ class Process(Child):
             BenchError: When the variant cannot be loaded or called.
         """
         super().__enter__()
-        try:
+        with contextlib.ExitStack() as failed:
+            failed.push(self)
             self.ready = self._measured(self._job)
-        except BaseException:
-            self.__exit__(*sys.exc_info())
-            raise
+            failed.pop_all()
         return self
 
     def warm(self, seconds: float) -> list[float]:

@@ -20,7 +20,7 @@ from torch import nn
 from st3fx.api import dataflow, fold
 from st3fx.bench.bench_result import BenchResult, read_result
 from st3fx.commands.analyze import count_flops
-from st3fx.commands.convert import load_bundle
+from st3fx.commands.convert import restored
 from st3fx.commands.models import bundle_example
 from st3fx.commands.progress import silent
 from st3fx.errors import EmptyLayerWarning, ReportError, St3fxError, describe
@@ -71,11 +71,12 @@ def measure(bundle: Path, files: Sequence[Path], progress: Callable[[str], None]
         St3fxError: As ``load_bundle``.
     """
     progress("load")
-    manifest = read_bundle(bundle).manifest
+    read = read_bundle(bundle)
+    manifest = read.manifest
     with warnings.catch_warnings():
         # The report names empty layers itself.
         warnings.simplefilter("ignore", EmptyLayerWarning)
-        model = load_bundle(bundle)
+        model = restored(read)
         sparsifier = Sparsifier(model)
     weights = _weights(sparsifier)
     flow = dataflow(model)

@@ -6,7 +6,7 @@ in PyTorch, the file with all of its values as outputs, on the same inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,9 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from st3fx.export.parity import Array, as_array, difference
+from st3fx.export.parity import Array, Opener, as_array, difference
 from st3fx.passes.onnx.plain_operators import blocked_values
 from st3fx.runtime.layout import from_blocked
-
-Opener = Callable[[Path], Any]
 
 
 def first_difference(

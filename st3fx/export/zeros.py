@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from st3fx.errors import ExportError
 from st3fx.export.export_result import Zeros
+from st3fx.passes.onnx.normal_form import dense
 
 Array = npt.NDArray[Any]
 
@@ -80,10 +81,7 @@ def check_zeros(
 def initializers(proto: onnx.ModelProto) -> dict[str, Array]:
     """All initializers, sparse ones made dense; name -> array."""
     found = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
-    for item in proto.graph.sparse_initializer:
-        dense = np.zeros(tuple(item.dims), numpy_helper.to_array(item.values).dtype)
-        dense.reshape(-1)[numpy_helper.to_array(item.indices)] = numpy_helper.to_array(item.values)
-        found[item.values.name] = dense
+    found |= {item.values.name: dense(item) for item in proto.graph.sparse_initializer}
     return found
 
 

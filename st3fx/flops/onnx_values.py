@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from st3fx.flops import onnx_node
 from st3fx.flops.onnx_node import Context, compute
 from st3fx.flops.operand import Constant, Weight
-from st3fx.passes.onnx.normal_form import NormalForm, reads
+from st3fx.passes.onnx.normal_form import NormalForm, dense, reads
 
 Array = npt.NDArray[Any]
 
@@ -52,7 +52,7 @@ class Values:
         self._numbers = {
             item.name for item in graph.initializer if item.name in form.constants and not item.dims
         }
-        self._arrays: dict[str, Array] = {item.values.name: _dense(item) for item in self._sparse}
+        self._arrays: dict[str, Array] = {item.values.name: dense(item) for item in self._sparse}
         self._sources: dict[str, _Source] = {}
         self._weights: dict[str, Weight] = {}
         self._constants: dict[tuple[str, str], Constant] = {}
@@ -204,13 +204,3 @@ def _nonzero(array: Array, zero: Array | None = None, axis: int = -1) -> npt.NDA
         shape[axis] = -1
         zero = zero.reshape(shape)
     return np.asarray(array != zero)
-
-
-def _dense(item: onnx.SparseTensorProto) -> Array:
-    values, indices = numpy_helper.to_array(item.values), numpy_helper.to_array(item.indices)
-    dense = np.zeros(tuple(item.dims), values.dtype)
-    if indices.ndim == 2:
-        dense[tuple(indices.T)] = values
-    else:
-        dense.reshape(-1)[indices] = values
-    return dense

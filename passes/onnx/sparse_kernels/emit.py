@@ -7,8 +7,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from st3fx.passes.onnx.sparse_kernels.choose import Change, Classes, State
 from st3fx.passes.onnx.sparse_kernels.fuse import Unit
-from st3fx.passes.onnx.sparse_kernels.layouts import Change, Classes, State
 from st3fx.passes.onnx.sparse_kernels.role import Attributes, Role, Weight
 from st3fx.passes.onnx.values import Array, image, initializer
 from st3fx.runtime import operators

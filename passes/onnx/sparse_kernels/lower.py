@@ -9,11 +9,18 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from st3fx.passes.onnx.graph_pass import GraphPass
-from st3fx.passes.onnx.sparse_kernels.choose import choose, dense_seconds, sparse_seconds
+from st3fx.passes.onnx.sparse_kernels.choose import (
+    State,
+    changes,
+    choose,
+    classes,
+    dense_seconds,
+    is_ours,
+    sparse_seconds,
+)
 from st3fx.passes.onnx.sparse_kernels.emit import Emitter
 from st3fx.passes.onnx.sparse_kernels.fuse import units
 from st3fx.passes.onnx.sparse_kernels.kernel_report import KernelReport, KernelRow
-from st3fx.passes.onnx.sparse_kernels.layouts import State, changes, classes, is_ours
 from st3fx.passes.onnx.sparse_kernels.patterns import role
 from st3fx.passes.onnx.sparse_kernels.role import Refused, Role
 from st3fx.runtime.calibration import Calibration
