@@ -34,17 +34,19 @@ class FoldBatchNorm(GraphPass):
         self.absorbed: set[str] = set()
         self.biases: set[str] = set()
 
-    def apply(self, model: ir.Model) -> None:
+    def apply(self, model: ir.Model) -> bool:
         """Fold what can be."""
+        pinned = False
         for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
             if node.op_type == "BatchNormalization" and node.domain == "":
                 name = _name(node)
                 reason = _fold(model.graph, node, self)
                 if reason:
                     self.kept[name] = reason
-                    _pin(model.graph, node)
+                    pinned = _pin(model.graph, node) or pinned
                 else:
                     self.changed.append(name)
+        return pinned or bool(self.changed)
 
 
 def _fold(graph: ir.Graph, norm: ir.Node, done: FoldBatchNorm) -> str:
@@ -155,11 +157,15 @@ def _replace(
     _forget(graph, parameters, done)
 
 
-def _pin(graph: ir.Graph, norm: ir.Node) -> None:
-    """Read the scale from a Constant node: passes that fold batch norms look for initializers."""
+def _pin(graph: ir.Graph, norm: ir.Node) -> bool:
+    """Read the scale from a Constant node: passes that fold batch norms look for initializers.
+
+    Returns:
+        Whether it was an initializer.
+    """
     scale = norm.inputs[1]
     if scale is None or not scale.is_initializer() or scale.const_value is None:
-        return
+        return False
     name = scale.name
     node = ir.node("Constant", [], {"value": scale.const_value})
     # Not a name that a graph gives: of a branch, that could be the name of a value outside.
@@ -170,6 +176,7 @@ def _pin(graph: ir.Graph, norm: ir.Node) -> None:
     if not scale.uses() and name is not None and name in graph.initializers:
         graph.initializers.pop(name)
         node.outputs[0].name = name
+    return True
 
 
 def _forget(graph: ir.Graph, values: list[ir.Value], done: FoldBatchNorm) -> None:

@@ -25,8 +25,7 @@ class GraphPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass, as onnx_ir does."""
-        self.apply(model)
-        return ir.passes.PassResult(model, bool(self.changed))
+        return ir.passes.PassResult(model, modified=self.apply(model))
 
     def applied_to(self, model: ir.Model) -> Self:
         """Run the pass, and give it back with what it noted."""
@@ -34,5 +33,5 @@ class GraphPass(ir.passes.InPlacePass):
         return self
 
     @abc.abstractmethod
-    def apply(self, model: ir.Model) -> None:
-        """Change a graph in place, and note what became of it."""
+    def apply(self, model: ir.Model) -> bool:
+        """Change a graph in place, note what became of it, and say whether anything did."""

@@ -280,7 +280,7 @@ class LowerOpset(GraphPass):
         super().__init__()
         self._target = target
 
-    def apply(self, model: ir.Model) -> None:
+    def apply(self, model: ir.Model) -> bool:
         """Rewrite what has changed since.
 
         Raises:
@@ -299,6 +299,7 @@ class LowerOpset(GraphPass):
             if not model.graph.initializers[name].uses():
                 model.graph.initializers.pop(name)
         model.opset_imports[""] = target
+        return target != source
 
 
 def least_opset(model: ir.Model) -> tuple[int, str]:

@@ -117,7 +117,7 @@ class PositiveZeros(GraphPass):
         super().__init__()
         self._parameters = parameters
 
-    def apply(self, model: ir.Model) -> None:
+    def apply(self, model: ir.Model) -> bool:
         """Change the initializers that have a negative zero."""
         for name in self._parameters:
             value = model.graph.initializers.get(name)
@@ -131,16 +131,18 @@ class PositiveZeros(GraphPass):
                     np.where(zero, array.dtype.type(0), array), dtype=tensor.dtype, name=name
                 )
                 self.changed.append(name)
+        return bool(self.changed)
 
 
 class ForgetNotes(GraphPass):
     """Takes away what the exporter notes at nodes about paths of the machine that exported."""
 
-    def apply(self, model: ir.Model) -> None:
+    def apply(self, model: ir.Model) -> bool:
         """Clean all nodes, in branches and loops too."""
         for node in ir.traversal.RecursiveGraphIterator(model.graph):
             if [node.metadata_props.pop(key) for key in _NOTES if key in node.metadata_props]:
                 self.changed.append(str(node.name))
+        return bool(self.changed)
 
 
 _NOTES = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node")

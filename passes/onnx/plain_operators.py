@@ -52,7 +52,7 @@ class PlainOperators(GraphPass):
     blocked tensors are not true any more.
     """
 
-    def apply(self, model: ir.Model) -> None:
+    def apply(self, model: ir.Model) -> bool:
         """Replace all of them.
 
         Raises:
@@ -60,10 +60,12 @@ class PlainOperators(GraphPass):
             ValueError: For weights that are not constant or do not fit.
         """
         graph = model.graph
+        ours = [node for node in graph if is_ours(node)]
+        if not ours:
+            return False
+        self.changed = [str(node.name) for node in ours]
         for key in [key for key in model.functions if key[0] == DOMAIN]:
             del model.functions[key]
-        ours = [node for node in graph if is_ours(node)]
-        self.changed = [str(node.name) for node in ours]
         _forget_shapes(ours)
         for node in ours:
             take_place(_PLAIN[operators.current_name(node.op_type)](_Tape(graph, node)), node)
@@ -71,6 +73,7 @@ class PlainOperators(GraphPass):
         for domain in OURS:
             model.opset_imports.pop(domain, None)
         common.RemoveUnusedNodesPass()(model)
+        return True
 
 
 def _forget_shapes(nodes: Iterable[ir.Node]) -> None:

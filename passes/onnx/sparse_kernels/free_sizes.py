@@ -41,7 +41,7 @@ class FreeSizes(GraphPass):
         changed: Names of the inputs whose size is open now; none where no input is an image.
     """
 
-    def apply(self, model: ir.Model) -> None:
+    def apply(self, model: ir.Model) -> bool:
         """Open the inputs, and follow their sizes through the graph."""
         names = _Names()
         noted = example_text([_example(value) for value in model.graph.inputs])
@@ -53,11 +53,12 @@ class FreeSizes(GraphPass):
                 value.shape = ir.Shape([*list(value.shape or ())[:2], *size])
         self.changed = [str(value.name) for value in names.sizes]
         if not self.changed:
-            return
+            return False
         model.metadata_props[KEY] = noted
         for node in model.graph:
             for value in node.outputs:
                 _rename_sizes(names, node, value)
+        return True
 
 
 def _rename_sizes(names: _Names, node: ir.Node, value: ir.Value) -> None:

@@ -46,7 +46,7 @@ class SparseKernels(GraphPass):
         super().__init__()
         self._calibration = calibration
 
-    def apply(self, model: ir.Model) -> None:
+    def apply(self, model: ir.Model) -> bool:
         """Choose, then replace nodes."""
         found = {node: result for node in model.graph if (result := role(node)) is not None}
         roles = {node: result for node, result in found.items() if isinstance(result, Role)}
@@ -62,10 +62,11 @@ class SparseKernels(GraphPass):
         operators = _operators(model.graph)
         if operators:
             model.opset_imports[DOMAIN] = OPSET
-        common.RemoveUnusedNodesPass()(model)
+        cleaned = common.RemoveUnusedNodesPass()(model)
         self.report = KernelReport(rows, operators, self._calibration.source)
         self.changed = [row.name for row in rows if row.is_sparse]
         self.kept = {row.name: row.reason for row in rows if row.reason}
+        return bool(operators) or cleaned.modified
 
 
 def _operators(graph: ir.Graph) -> dict[str, int]:
