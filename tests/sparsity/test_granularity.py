@@ -241,9 +241,7 @@ def test_settings() -> None:
     assert methods.ST3(granularity=NM(2, 4)).sparsity == 0.5
     assert methods.ST3(granularity=NM(1, 4)).sparsity == 0.75
     assert methods.ST3(granularity=Block(4)).sparsity == 0.9
-    with pytest.raises(
-        MethodError, match=r"nm:2:4 has a sparsity of 0.5, not 0.9: leave"
-    ):
+    with pytest.raises(MethodError, match=r"nm:2:4 has a sparsity of 0.5, not 0.9: leave"):
         methods.ST3(0.9, granularity=NM(2, 4))
     for method in (methods.STR, methods.DST):
         with pytest.raises(MethodError, match="needs a method with a schedule"):
@@ -364,9 +362,7 @@ def test_n_of_m_has_no_more_sparsity_than_it_has() -> None:
     model, sparsifier = st3fx.convert(
         Net(), torch.randn(1, 3, 8, 8), st3fx.ST3(granularity=st3fx.NM(1, 2)), total_steps=4
     )
-    with pytest.raises(
-        MethodError, match=r"sparsity 0.6 is more than nm:1:2 has: give 0.5 or"
-    ):
+    with pytest.raises(MethodError, match=r"sparsity 0.6 is more than nm:1:2 has: give 0.5 or"):
         sparsifier.set_sparsity(0.6)
     for sparsity in (0.1, 0.3, 0.5):  # every sparsity between exists, to one group
         sparsifier.set_sparsity(sparsity)
