@@ -82,12 +82,9 @@ def benchmark(
             sizes, or a setting does not fit.
         St3fxError: As ``st3fx.commands.models.folded`` and ``st3fx.export_onnx``.
     """
-    chosen, report = settings or BenchSettings(), progress or silent
     if not models:
         raise BenchError("no model: give a bundle, a SPEC, an ONNX file or an nn.Module")
-    chosen = dataclasses.replace(chosen, providers=known_providers(chosen.providers))
-    if chosen.custom_ops is not None and not Path(chosen.custom_ops).is_file():
-        raise BenchError(f"no file {chosen.custom_ops}: --custom-ops takes a shared library")
+    chosen, report = _known(settings or BenchSettings()), progress or silent
     requests = [Request(str(m)) if isinstance(m, str | Path) else m for m in models]
     for request in requests:
         _check(request, fixed_batch=fixed_batch)
@@ -100,21 +97,44 @@ def benchmark(
             for index, request in enumerate(requests)
         ]  # fmt: skip
         rows, measured = _measured(subjects, chosen, Path(text), report)
-    without_dense = wants_dense(subjects) and rows[0].name != DENSE_ROW
-    without = [s.name for s in subjects if s.zeros and not s.is_file and s.kernels is None]
     return BenchResult(
         model=", ".join(subject.name for subject in subjects),
         rows=tuple(rows),
         settings=_as_json(measured),
         environment=environment(),
         command=_command(requests, measured, fixed_batch=fixed_batch),
-        verdict=(
-            *verdict(rows, cores()),
-            *onnx_file.verdict(without, measured),
-            *_bound_said(chosen.threads),
-            *([NO_DENSE.format(subjects[0].name)] if without_dense else []),
-        ),
+        verdict=tuple(_said(subjects, rows, measured, chosen.threads)),
     )
+
+
+def _known(settings: BenchSettings) -> BenchSettings:
+    """The settings with full names of providers, after a look at what this machine has."""
+    settings = dataclasses.replace(settings, providers=known_providers(settings.providers))
+    if settings.custom_ops is not None and not Path(settings.custom_ops).is_file():
+        raise BenchError(f"no file {settings.custom_ops}: --custom-ops takes a shared library")
+    return settings
+
+
+def _said(
+    subjects: Sequence[Subject],
+    rows: Sequence[BenchRow],
+    settings: BenchSettings,
+    threads: Sequence[int],
+) -> Iterator[str]:
+    """What the rows show, and what could not be measured.
+
+    Args:
+        subjects: What was measured.
+        rows: The whole benchmark.
+        settings: With what it was.
+        threads: Numbers of threads that were asked for.
+    """
+    yield from verdict(rows, cores())
+    without = [s.name for s in subjects if s.zeros and not s.is_file and s.kernels is None]
+    yield from onnx_file.verdict(without, settings)
+    yield from _bound_said(threads)
+    if wants_dense(subjects) and rows[0].name != DENSE_ROW:
+        yield NO_DENSE.format(subjects[0].name)
 
 
 def _measured(

@@ -1,7 +1,7 @@
 """A call of the model as ONNX knows it: named tensors in, named tensors out.
 
-``Call`` takes an example apart and puts other tensors into its places; ``Flat`` is the model as a
-function of these tensors, in which attention has the four dimensions that exporters know.
+``Call`` takes an example apart and puts other tensors into its places; ``FlatModel`` is the model
+as a function of these tensors, in which attention has the four dimensions that exporters know.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Call:
         return args, kwargs
 
 
-class Flat(nn.Module):
+class FlatModel(nn.Module):
     """The model, in eval mode, as a function from tensors to a tuple of tensors."""
 
     def __init__(self, model: nn.Module, call: Call) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from st3fx.errors import ExportError, describe
 from st3fx.export.export_result import ExportResult, Port, Size
-from st3fx.export.job import Job, Written
+from st3fx.export.job import Job, PreparedGraph
 from st3fx.export.settings import Settings
 from st3fx.export.sparse import check_library, write_sparse
 from st3fx.export.weights import size_of_files
@@ -67,7 +67,11 @@ def export(
 
 
 def _write(
-    job: Job, made: Written, path: Path, before: Callable[[], Size], progress: Callable[[str], None]
+    job: Job,
+    made: PreparedGraph,
+    path: Path,
+    before: Callable[[], Size],
+    progress: Callable[[str], None],
 ) -> ExportResult:
     """Write a graph and what is made of it beside the target, check it there, and move it."""
     graph, norms, settings = made.graph, made.norms, job.settings

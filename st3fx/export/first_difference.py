@@ -88,7 +88,7 @@ def _file_values(
     }
 
 
-class _Noting(fx.Interpreter):
+class _Recorder(fx.Interpreter):
     """Runs a graph and keeps what its nodes give, where these are tensors."""
 
     def __init__(self, module: fx.GraphModule) -> None:
@@ -106,9 +106,9 @@ class _Noting(fx.Interpreter):
 @torch.no_grad()
 def _values(program: ExportedProgram, tensors: Sequence[Tensor]) -> dict[str, Array]:
     """What the captured graph computes on the way; name of the node -> value."""
-    noting = _Noting(program.graph_module)
-    noting.run(*_inputs(program, tensors), enable_io_processing=False)
-    return noting.found
+    recorder = _Recorder(program.graph_module)
+    recorder.run(*_inputs(program, tensors), enable_io_processing=False)
+    return recorder.found
 
 
 def _inputs(program: ExportedProgram, tensors: Sequence[Tensor]) -> Iterator[Any]:

@@ -14,11 +14,11 @@ from torch.export import ExportedProgram
 from st3fx.errors import ExportError, InputError, describe
 from st3fx.export import batch, parity
 from st3fx.export.batch import batch_size
-from st3fx.export.call import Call, Flat, outputs, unique
+from st3fx.export.call import Call, FlatModel, outputs, unique
 from st3fx.export.capture import capture, io_names, quiet
 from st3fx.export.export_result import Parity
 from st3fx.export.first_difference import first_difference
-from st3fx.export.parity import Bound, Judge, Opener, open_plain
+from st3fx.export.parity import Bound, Criteria, Opener, open_plain
 from st3fx.export.reduced import reduce
 from st3fx.export.settings import Settings, lowered, needed_opset
 from st3fx.export.zeros import used
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Written:
+class PreparedGraph:
     """A graph that is to be written.
 
     Attributes:
@@ -65,7 +65,7 @@ class Job:
         self._places = list(batch.batch_dims(named, self.call.tensors))
         self.free = batch.without_batch(named)
         self._program: ExportedProgram | None = None
-        self.flat = Flat(model, self.call)
+        self.flat = FlatModel(model, self.call)
         self.outputs = self._output_names()
         kinds = {parameter.dtype for parameter in model.parameters()}
         widest = max((parity.TOLERANCES.get(kind, parity.TOLERANCE) for kind in kinds), default=0.0)
@@ -115,7 +115,7 @@ class Job:
                 del self._places[0]
         return run()
 
-    def graph(self) -> Written:
+    def graph(self) -> PreparedGraph:
         """The graph to write, and what became of the model's parts in it."""
         opset = self.settings.opset
         graph, norms, expected = self._placed(lambda: self._captured(opset))
@@ -125,12 +125,12 @@ class Job:
         with quiet():
             graph = lowered(graph, opset)
         renamed = io_names(graph, self.call.names, self.outputs)
-        return Written(graph, norms, expected - norms.absorbed, renamed)
+        return PreparedGraph(graph, norms, expected - norms.absorbed, renamed)
 
     def _captured(self, opset: int | None) -> tuple[ir.Model, FoldBatchNorm, set[str]]:
         """The graph as the exporter gives it, prepared, and the parameters that it had."""
         captured = capture(
-            Flat(self.written, self.call),
+            FlatModel(self.written, self.call),
             self.name,
             self.call.tensors,
             self.batched,
@@ -158,7 +158,7 @@ class Job:
             path: The file.
             session: Opens it.
             tolerance: Largest relative difference that passes; ``None``: that of the job.
-            bounds: As of a :class:`Judge`.
+            bounds: As of a :class:`Criteria`.
         """
         if not self.settings.verify:
             return ()
@@ -169,20 +169,20 @@ class Job:
                 return ""
             return first_difference(path, self._program, tensors, session, allowed)
 
-        judge = Judge(self.outputs, allowed, bounds, explain)
+        criteria = Criteria(self.outputs, allowed, bounds, explain)
         rows = parity.verify(
             path,
             self.flat,
             self.call,
             self.batched,
-            judge,
+            criteria,
             batch_sizes=self.settings.batch_sizes if self.is_free else (),
             seed=self.settings.seed,
             session=session,
         )
-        return (*rows, *self._other_sizes(session(path), judge))
+        return (*rows, *self._other_sizes(session(path), criteria))
 
-    def _other_sizes(self, session: Any, judge: Judge) -> list[Parity]:
+    def _other_sizes(self, session: Any, criteria: Criteria) -> list[Parity]:
         """Run the file at sizes that the example does not have, where some are to be free."""
         if not any(self.free):
             return []
@@ -191,4 +191,4 @@ class Job:
         if not taken:
             tried = " nor ".join(label for label, _ in calls)
             raise ExportError(f"{self.name} takes no other size: neither {tried}")
-        return [parity.compare(session, self.flat, t, judge, label) for label, t in taken]
+        return [parity.compare(session, self.flat, t, criteria, label) for label, t in taken]

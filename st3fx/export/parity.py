@@ -17,7 +17,7 @@ from torch import Tensor
 
 from st3fx.errors import ExportError, describe
 from st3fx.export.batch import Dim, batch_size, random_like, repeated
-from st3fx.export.call import Call, Flat
+from st3fx.export.call import Call, FlatModel
 from st3fx.export.capture import quiet
 from st3fx.export.export_result import Parity
 from st3fx.modules.state import preserved
@@ -94,7 +94,7 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Criteria:
     """What a comparison goes by.
 
     Attributes:
@@ -113,10 +113,10 @@ class Judge:
 
 def verify(
     path: Path,
-    flat: Flat,
+    flat: FlatModel,
     call: Call,
     batched: Sequence[Dim],
-    judge: Judge,
+    criteria: Criteria,
     *,
     batch_sizes: Sequence[int],
     seed: int,
@@ -129,7 +129,7 @@ def verify(
         flat: The model, in eval mode.
         call: The example.
         batched: Which dimension of its tensors is the batch.
-        judge: What passes.
+        criteria: What passes.
         batch_sizes: For the random values; empty: the example's.
         seed: Of the random values.
         session: Opens the file; :func:`open_plain` by default.
@@ -142,7 +142,7 @@ def verify(
     own = batch_size(call.tensors, batched) or 1
     wanted = run_torch(flat, call.tensors, own)
     answers = [wanted]
-    rows = [_compare(running, flat, call.tensors, wanted, judge, "given", own)]
+    rows = [_compare(running, flat, call.tensors, wanted, criteria, "given", own)]
     for batch in batch_sizes or (own,):
         inputs, tensors = "random", random_like(call.tensors, batched, batch, generator)
         try:
@@ -152,7 +152,7 @@ def verify(
             inputs, tensors = "repeated", repeated(call.tensors, batched, batch)
             wanted = run_torch(flat, tensors, batch)
         answers.append(wanted)
-        rows.append(_compare(running, flat, tensors, wanted, judge, inputs, batch))
+        rows.append(_compare(running, flat, tensors, wanted, criteria, inputs, batch))
     return tuple(dataclasses.replace(row, constant=is_constant(answers)) for row in rows)
 
 
@@ -186,9 +186,9 @@ def providers() -> tuple[str, ...]:
 
 def compare(
     session: Any,
-    flat: Flat,
+    flat: FlatModel,
     tensors: Sequence[Tensor],
-    judge: Judge,
+    criteria: Criteria,
     inputs: str,
 ) -> Parity:
     """Compare a session with PyTorch on these tensors; ``inputs`` says which they are.
@@ -198,10 +198,10 @@ def compare(
     """
     batch = next((tensor.shape[0] for tensor in tensors if tensor.dim()), 1)
     wanted = run_torch(flat, tensors, batch)
-    return _compare(session, flat, tensors, wanted, judge, inputs, batch)
+    return _compare(session, flat, tensors, wanted, criteria, inputs, batch)
 
 
-def takes(flat: Flat, tensors: Sequence[Tensor]) -> bool:
+def takes(flat: FlatModel, tensors: Sequence[Tensor]) -> bool:
     """Whether the model runs with these tensors."""
     try:
         run_torch(flat, tensors, 1)
@@ -237,10 +237,10 @@ def _advice(path: Path, error: Exception) -> str:
 
 def _compare(
     session: Any,
-    flat: Flat,
+    flat: FlatModel,
     tensors: Sequence[Tensor],
     wanted: Sequence[Array],
-    judge: Judge,
+    criteria: Criteria,
     inputs: str,
     batch: int,
 ) -> Parity:
@@ -252,14 +252,14 @@ def _compare(
         )
     largest = (0.0, 0.0)
     bounds: Sequence[Bound] = ()
-    for index, (name, left, right) in enumerate(zip(judge.outputs, wanted, given, strict=True)):
+    for index, (name, left, right) in enumerate(zip(criteria.outputs, wanted, given, strict=True)):
         absolute, relative = difference(left, right)
-        if not relative <= judge.tolerance:
-            bounds = bounds or (judge.bounds(tensors) if judge.bounds is not None else ())
+        if not relative <= criteria.tolerance:
+            bounds = bounds or (criteria.bounds(tensors) if criteria.bounds is not None else ())
             if bounds and _is_rounding(bounds[index], left, right):
                 relative = difference(bounds[index].exact, right.astype(np.float64))[1]
             else:
-                reason = _reason(flat, tensors, wanted, (left, right), judge, inputs, batch)
+                reason = _reason(flat, tensors, wanted, (left, right), criteria, inputs, batch)
                 raise ExportError(
                     f"ONNX Runtime and PyTorch differ in {name} at batch {batch}, {inputs} "
                     f"inputs: {reason}"
@@ -276,24 +276,24 @@ def _is_rounding(bound: Bound, wanted: Array, given: Array) -> bool:
 
 
 def _reason(
-    flat: Flat,
+    flat: FlatModel,
     tensors: Sequence[Tensor],
     wanted: Sequence[Array],
     pair: tuple[Array, Array],
-    judge: Judge,
+    criteria: Criteria,
     inputs: str,
     batch: int,
 ) -> str:
     """Say by how much an output differs, from which layer on, and what that may come from."""
     torch.rand(())  # the generator as it was would give the same numbers again
     again = run_torch(flat, tensors, batch)
-    text = _misfit(*pair, judge.tolerance)
+    text = _misfit(*pair, criteria.tolerance)
     if any(difference(*both)[0] for both in zip(wanted, again, strict=True)):
         return (
             f"{text}; the model draws random numbers in eval mode: leave this check out by "
             "--no-verify"
         )
-    layer = judge.explain(tensors) if judge.explain is not None else ""
+    layer = criteria.explain(tensors) if criteria.explain is not None else ""
     if layer:
         return f"{text}; the first layer that differs is {layer}"
     if inputs != "given":
@@ -320,7 +320,7 @@ def _described(array: Array) -> str:
 
 
 @torch.no_grad()
-def run_torch(flat: Flat, tensors: Sequence[Tensor], batch: int = 1) -> list[Array]:
+def run_torch(flat: FlatModel, tensors: Sequence[Tensor], batch: int = 1) -> list[Array]:
     """The outputs of a model.
 
     Raises:

@@ -18,7 +18,7 @@ from st3fx.errors import ExportError, NativeError, describe
 from st3fx.export import parity
 from st3fx.export.export_result import Parity, SparseFile
 from st3fx.export.job import Job
-from st3fx.export.parity import Judge
+from st3fx.export.parity import Criteria
 from st3fx.export.rounding import Rounding
 from st3fx.export.write import write_model
 from st3fx.passes.onnx.sparse_kernels.free_sizes import FreeSizes
@@ -81,8 +81,8 @@ def write_sparse(
         return job.compare(path, session=_session, tolerance=tolerance, bounds=bounds)
 
     if job.settings.verify:
-        judge = Judge(job.outputs, tolerance, bounds)
-        opened, unseen = _open(graph, path, plain, job, judge, compare)
+        criteria = Criteria(job.outputs, tolerance, bounds)
+        opened, unseen = _open(graph, path, plain, job, criteria, compare)
         rows = (*compare(), *unseen)
     return SparseFile(path, kernels, opened, rows, rounding.widest)
 
@@ -107,7 +107,7 @@ def _open(
     path: Path,
     plain: Path,
     job: Job,
-    judge: Judge,
+    criteria: Criteria,
     compare: Callable[[], tuple[Parity, ...]],
 ) -> tuple[tuple[str, ...], tuple[Parity, ...]]:
     """Leave the size of images open in the file, where that holds; which inputs, and the proof."""
@@ -122,7 +122,7 @@ def _open(
     label = f"given, {_sizes(tensors)}"
     try:
         _write(graph, trial)
-        row = parity.compare(_session(trial), job.flat, tensors, judge, label)
+        row = parity.compare(_session(trial), job.flat, tensors, criteria, label)
     except ExportError:
         if not _plain_is_open(plain, job, tensors):
             return (), ()  # the exporter built the size in: nothing of ours
@@ -145,8 +145,8 @@ def _plain_is_open(plain: Path, job: Job, tensors: Sequence[Tensor]) -> bool:
         write_model(graph, trial)
         with contextlib.suppress(ExportError):
             session = parity.open_plain(trial)
-            judge = Judge(job.outputs, job.tolerance)
-            parity.compare(session, job.flat, tensors, judge, "other size")
+            criteria = Criteria(job.outputs, job.tolerance)
+            parity.compare(session, job.flat, tensors, criteria, "other size")
             return True
         return False
     finally:
