@@ -13,12 +13,12 @@ from st3fx.passes.onnx.pipeline import ForgetNotes, PositiveZeros
 from st3fx.passes.onnx.plain_operators import PlainOperators
 from st3fx.passes.onnx.sparse_kernels.free_sizes import FreeSizes
 from st3fx.passes.onnx.sparse_kernels.lower import SparseKernels
-from tests.passes.onnx.graphs import SPARSE_WINS, graph, lowered, weight
+from tests.passes.onnx.graphs import SPARSE_WINS, Array, graph, lowered, weight
 
 IMAGES = "float[N,3,16,16] x => float[N,8,16,16] y"
 CONV = "y = Conv<pads=[1,1,1,1]>(x, w)"
 NORM = f"{CONV.replace('y =', 'c =')}\ny = BatchNormalization(c, g, g, g, g)"
-CONSTANTS = {"w": weight(8, 3, 3, 3) + 0.0, "g": np.ones(8, np.float32)}
+CONSTANTS: dict[str, Array] = {"w": weight(8, 3, 3, 3) + 0.0, "g": np.ones(8, np.float32)}
 
 
 def negative() -> ir.Model:
