@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from st3fx.cli.completion import FOLDER
-from st3fx.cli.options import json_option, method_options, model_options, selection_options
+from st3fx.cli.options import conversion_options, json_option, method_options, model_options
 from st3fx.cli.views.plan import print_plan, total_line
 from st3fx.cli.views.progress import Progress
 from st3fx.cli.views.tables import console
@@ -98,7 +98,7 @@ class ExplainResult:
     "-o", "--output", type=FOLDER, metavar="DIR", help="The bundle.  [default: NAME.st3fx]"
 )
 @method_options
-@selection_options
+@conversion_options
 @click.option("--no-verify", is_flag=True, help="Do not compare with the original model.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 @click.option("--dry-run", is_flag=True, help="Convert and print, but write nothing.")

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from st3fx.cli.completion import DATA, FOLDER, WEIGHTS, Spec
+from st3fx.plan.settings import ConversionSettings
 from st3fx.training.recipes import RECIPES
 from st3fx.training.settings import SECTIONS, Settings
 
@@ -99,38 +100,19 @@ def method_options(command: Command) -> Command:
     )(command)
 
 
-def selection_options(command: Command) -> Command:
-    """Which sites."""
-    return _all(
-        click.option(
-            "--include",
-            metavar="GLOB",
-            multiple=True,
-            help="Only weights whose full name matches, e.g. 'layer*.weight'. Repeatable.",
-        ),
-        click.option(
-            "--exclude",
-            metavar="GLOB",
-            multiple=True,
-            help="No weight whose full name matches. Repeatable.",
-        ),
-        click.option("--skip-depthwise", is_flag=True, help="Leave depthwise convolutions dense."),
-        click.option("--skip-first", is_flag=True, help="Leave the first site dense."),
-        click.option("--skip-last", is_flag=True, help="Leave the last site dense."),
-        click.option(
-            "--include-tied",
-            is_flag=True,
-            help="Make the projection of a tied embedding sparse too; its lookups stay dense.",
-        ),
-        click.option(
-            "--keep-zeros/--no-keep-zeros",
-            default=True,
-            show_default=True,
-            help="Of weights that come with zeros, of a folded model: let these stay zero while "
-            "training adds others, or come back while others go. The sparsity starts at their "
-            "share either way.",
-        ),
-    )(command)
+def conversion_options(command: Command) -> Command:
+    """One option per setting of a conversion: which weights become sparse."""
+    hints = typing.get_type_hints(ConversionSettings)
+    for field in reversed(dataclasses.fields(ConversionSettings)):
+        flag = f"--{field.name.replace('_', '-')}"
+        settings: dict[str, Any] = {"is_flag": True}
+        if hints[field.name] is not bool:
+            settings = _type(field, hints[field.name])
+        elif field.default:
+            flag, settings = f"{flag}/--no-{flag.removeprefix('--')}", {"show_default": True}
+        settings |= {"help": field.metadata["help"], "default": field.default}
+        command = click.option(flag, field.name, **settings)(command)
+    return command
 
 
 def json_option(command: Command) -> Command:
@@ -218,10 +200,6 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Callable[[Command], Com
     settings: dict[str, Any] = {"help": _help(field), "default": None, "cls": SectionedOption}
     if hint is bool:
         flags = ["/".join((name, f"--no-{name.removeprefix('--')}")) for name in names]
-    elif hint == tuple[str, ...]:
-        settings |= {"multiple": True, "metavar": "TEXT", "default": ()}
-    elif hint == tuple[float, ...]:
-        settings |= {"type": Numbers(), "metavar": "A,B"}
     else:
         settings |= _type(field, hint)
     option = click.option(*flags, field.name, **settings)
@@ -236,6 +214,10 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Callable[[Command], Com
 
 
 def _type(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
+    if hint == tuple[float, ...]:
+        return {"type": Numbers(), "metavar": "A,B"}
+    if typing.get_origin(hint) is tuple:
+        return {"multiple": True, "metavar": field.metadata["metavar"], "default": ()}
     tables = {"recipe": RECIPES, "method": METHOD_NAMES}
     choices = tables.get(field.name, field.metadata["choices"])
     if choices:

@@ -30,14 +30,14 @@ from st3fx.passes.convert.observe import observe, observe_shapes
 from st3fx.passes.convert.rewrite import rewrite
 from st3fx.passes.convert.verify import find_faults
 from st3fx.plan.example import examples_of
-from st3fx.plan.selection import Selection, Selectors
+from st3fx.plan.selection import Selectors, named, selectors_of
+from st3fx.plan.settings import ConversionSettings
 from st3fx.sparsifier.run import run_of, runs_in
 from st3fx.sparsifier.sparsifier import Sparsifier
 
 __all__ = ["convert", "dataflow", "fold"]
 
 
-@outside_inference_mode()
 def convert(
     model: nn.Module,
     example_inputs: Any,
@@ -103,20 +103,50 @@ def convert(
         PlanError: If nothing can become sparse, or a selector matches nothing.
         VerificationError: If the converted model differs from the original.
     """
-    _check(model, total_steps, update_every, inplace=inplace)
-    selection = Selection.of(
-        include,
-        exclude,
+    settings = ConversionSettings(
+        include=selectors_of(include),
+        exclude=selectors_of(exclude),
         skip_depthwise=skip_depthwise,
         skip_first=skip_first,
         skip_last=skip_last,
         include_tied=include_tied,
-        model=model,
+        keep_zeros=keep_zeros,
     )
+    return convert_with(
+        settings,
+        model,
+        example_inputs,
+        method,
+        example_kwargs=example_kwargs,
+        total_steps=total_steps,
+        update_every=update_every,
+        verify=verify,
+        inplace=inplace,
+        progress=progress,
+    )
+
+
+@outside_inference_mode()
+def convert_with(
+    settings: ConversionSettings,
+    model: nn.Module,
+    example_inputs: Any,
+    method: Method | None = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    total_steps: int | None = None,
+    update_every: int = 1,
+    verify: bool = True,
+    inplace: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[nn.Module, Sparsifier]:
+    """Convert a model as :func:`convert` does, by settings that were read from elsewhere."""
+    _check(model, total_steps, update_every, inplace=inplace)
+    settings = named(settings, model)
     examples = examples_of(example_inputs, example_kwargs, model)
     converted = model if inplace else _copied(model)
     others = [] if inplace else strangers(converted, model)
-    _warn_of(others, "convert")
+    _warn_of(others, "convert", 5)
     source = _source(model, converted)
     method = method if method is not None else ST3()
     unloaded = on_meta(converted)  # parameters on the meta device have no values to compare
@@ -136,7 +166,7 @@ def convert(
                     else observe(converted, examples, source)
                 )
                 begin("discover")  # so only modules with sites are traced into
-                found = discover(converted, observed, selection, others)
+                found = discover(converted, observed, settings, others)
             while True:
                 with not_collecting():
                     begin("trace")
@@ -162,7 +192,7 @@ def convert(
     _attach(converted, total_steps, update_every, verified=verify)
     if unloaded:
         watch_values(converted)
-    run_of(converted).keep_zeros(pin=keep_zeros)
+    run_of(converted).keep_zeros(pin=settings.keep_zeros)
     return converted, Sparsifier(converted)
 
 
@@ -201,13 +231,13 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _warn_of(others: list[Stranger], verb: str) -> None:
+def _warn_of(others: list[Stranger], verb: str, stacklevel: int) -> None:
     for other in others:
         put = "register it" if other.is_hook else "set it"
         warnings.warn(
             f"{other.message} that {verb} makes, too: give inplace=True, or {put} on the result",
             HookWarning,
-            stacklevel=5,
+            stacklevel=stacklevel,
         )
 
 
@@ -275,7 +305,7 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     if not is_converted(inner):
         raise FoldError(f"{type(model).__name__} is not a converted model: fold what convert gave")
     target = inner if inplace else copied(inner)
-    _warn_of([] if inplace else strangers(target, inner), "fold")
+    _warn_of([] if inplace else strangers(target, inner), "fold", 4)
     for run in runs_in(target):
         run.before_fold()
     return fold_in_place(target)

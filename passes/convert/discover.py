@@ -44,7 +44,8 @@ from st3fx.passes.convert.computed import ComputedWeight, computed_weights
 from st3fx.passes.convert.observation import Multiplication, Observation
 from st3fx.passes.convert.products import LOOKUPS
 from st3fx.plan.names import ancestors, is_below, owner, submodule
-from st3fx.plan.selection import Selection
+from st3fx.plan.selection import reasons, wants
+from st3fx.plan.settings import ConversionSettings
 from st3fx.plan.sites import Layout, Site, SkippedSite
 from st3fx.tensors import is_dense
 
@@ -110,19 +111,19 @@ def masked(model: nn.Module) -> dict[str, tuple[str, str]]:
 
 
 def require_unmasked(
-    model: nn.Module, multiplying: Mapping[str, str], selection: Selection
+    model: nn.Module, multiplying: Mapping[str, str], settings: ConversionSettings
 ) -> dict[str, str]:
     """Why masked weights that the user leaves out stay dense, by name.
 
     Args:
         model: Whose hooks are looked at.
         multiplying: Parameters that multiply -> operator.
-        selection: What the user wants sparse.
+        settings: What the user wants sparse.
 
     Raises:
         PlanError: If one of them should become sparse: a threshold beside a mask makes no sense.
     """
-    reasons = {}
+    left = {}
     for name, (path, weight) in masked(model).items():
         if name not in multiplying:
             continue
@@ -130,13 +131,13 @@ def require_unmasked(
         shape = tuple(model.get_parameter(name).shape)
         op = multiplying[name]
         site = Site(full, (name,), shape, op, Layout(), (path,), aliases=(name,))
-        if len(shape) > 1 and selection.wants(site, model):
+        if len(shape) > 1 and wants(settings, site, model):
             raise PlanError(
                 f"{full} {shape} is pruned by torch.nn.utils.prune, whose hook masks it in each "
                 f"call: make that permanent before, torch.nn.utils.prune.remove(module, {weight!r})"
             )
-        reasons[name] = "masked by torch.nn.utils.prune, and left out by include= or exclude="
-    return reasons
+        left[name] = "masked by torch.nn.utils.prune, and left out by include= or exclude="
+    return left
 
 
 _SHIFTS = frozenset({"add", "sub", "rsub", "add_", "sub_", "cat", "stack", "where", "copy_"})
@@ -241,7 +242,7 @@ class Discovery:
 def discover(
     model: nn.Module,
     observation: Observation,
-    selection: Selection,
+    settings: ConversionSettings,
     strangers: Sequence[Stranger] = (),
 ) -> Discovery:
     """Sort every parameter that multiplies into sites and skipped sites.
@@ -249,14 +250,14 @@ def discover(
     Args:
         model: The model that was observed.
         observation: What it does.
-        selection: What the user wants sparse.
+        settings: What the user wants sparse.
         strangers: What in the model means another one, that it was copied from.
 
     Raises:
         PlanError: If nothing multiplies, or nothing that does can or may become sparse.
     """
     try:
-        found = _sorted(model, observation, selection)
+        found = _sorted(model, observation, settings)
     except PlanError as error:
         if not strangers:
             raise
@@ -269,11 +270,11 @@ def discover(
     return found
 
 
-def _sorted(model: nn.Module, observation: Observation, selection: Selection) -> Discovery:
+def _sorted(model: nn.Module, observation: Observation, settings: ConversionSettings) -> Discovery:
     found = Discovery()
     aliases = _aliases(model)
     pruned = require_unmasked(
-        model, {n: uses[0].op for n, uses in observation.multiplied().items()}, selection
+        model, {n: uses[0].op for n, uses in observation.multiplied().items()}, settings
     )
     for name, uses in observation.multiplied().items():
         if name in pruned:
@@ -281,7 +282,7 @@ def _sorted(model: nn.Module, observation: Observation, selection: Selection) ->
             continue
         site = _direct_site(model, name, uses, observation, aliases[name])
         if isinstance(site, Site) and observation.other_uses.get(name):
-            site = projection(site, observation, include=selection.include_tied)
+            site = projection(site, observation, include=settings.include_tied)
         if isinstance(site, Site):
             _add(found, site, _users(name, uses, observation))
         elif isinstance(site, SkippedSite):
@@ -290,7 +291,7 @@ def _sorted(model: nn.Module, observation: Observation, selection: Selection) ->
             _add_computed(found, model, observation, name, uses)
     found.skipped += beside(model, observation)
     found.skipped += idle(model, observation.reached())
-    _select(found, model, selection)
+    _select(found, model, settings)
     require_complete(model, observation, found.sites, found.skipped)
     require_sites(model, found)
     return found
@@ -427,14 +428,13 @@ def _computed_weight(
     raise TraceError("before it multiplies")
 
 
-def _select(found: Discovery, model: nn.Module, selection: Selection) -> None:
+def _select(found: Discovery, model: nn.Module, settings: ConversionSettings) -> None:
     if not found.sites:
         return
     factors = adapter_factors(model)
     apart = {site.name: REASON for site in found.sites if factors.issuperset(site.parameters)}
     dense = [item.name for item in found.skipped]
-    reasons = selection.reasons(found.sites, model, apart, dense)
-    for name, reason in reasons.items():
+    for name, reason in reasons(settings, found.sites, model, apart, dense).items():
         found.skip(name, reason)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from st3fx.api import convert
+from st3fx.api import convert_with
 from st3fx.commands.progress import silent
 from st3fx.errors import BundleError, PlanError, SpecError, StateError, describe
 from st3fx.files.bundle import Bundle, print_graphs, read_bundle, write_bundle
@@ -80,19 +80,13 @@ def convert_spec(
         )
     if weights is not None:
         load_weights(loaded.model, weights)
-    model, _ = convert(
+    model, _ = convert_with(
+        recipe,
         loaded.model,
         inputs,
         method,
         total_steps=recipe.total_steps,
         update_every=recipe.update_every,
-        include=recipe.include or None,
-        exclude=recipe.exclude or None,
-        skip_depthwise=recipe.skip_depthwise,
-        skip_first=recipe.skip_first,
-        skip_last=recipe.skip_last,
-        include_tied=recipe.include_tied,
-        keep_zeros=recipe.keep_zeros,
         verify=verify,
         # The model was built for this alone: a copy would only cost its memory.
         inplace=True,

@@ -28,6 +28,7 @@ from st3fx.files.bundle import MANIFEST, read_bundle
 from st3fx.files.manifest import Recipe
 from st3fx.loading.spec import parse_spec
 from st3fx.modules.marks import change_conversion, conversion_of
+from st3fx.plan.settings import NAMES as CONVERSION_SETTINGS
 from st3fx.report.facts import TrainingFacts
 from st3fx.report.png import run_picture
 from st3fx.sparsifier.run import run_of
@@ -42,12 +43,6 @@ from st3fx.training.saving import restore
 from st3fx.training.session import Session, make_session, outline, start_trackers, stop_trackers
 from st3fx.training.settings import Settings
 from st3fx.version import VERSION
-
-_OF_THE_CONVERSION = (
-    "weights", "inputs", "include", "exclude", "skip_depthwise", "skip_first", "skip_last",
-    "include_tied", "keep_zeros",
-)  # fmt: skip
-"""Settings that a bundle was made with."""
 
 
 def bundle_recipe(spec: str) -> Recipe | None:
@@ -106,13 +101,7 @@ def from_spec(
         method=methods.to_dict(make_method(settings)),
         inputs=inputs,
         total_steps=steps,
-        include=settings.include,
-        exclude=settings.exclude,
-        skip_depthwise=settings.skip_depthwise,
-        skip_first=settings.skip_first,
-        skip_last=settings.skip_last,
-        include_tied=settings.include_tied,
-        keep_zeros=settings.keep_zeros,
+        **settings.of_conversion(),
         seed=settings.seed,
         num_classes=data.num_classes,
         in_channels=shape[0] if shape else None,
@@ -149,7 +138,7 @@ def from_bundle(
         BundleError: As ``load_bundle``.
     """
     plain = Settings()
-    for name in _OF_THE_CONVERSION:
+    for name in ("weights", "inputs", *CONVERSION_SETTINGS):
         if getattr(settings, name) != getattr(plain, name):
             raise TrainError(
                 f"{settings.spec} is a bundle, which has its own {name}: leave it out, or convert "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from st3fx.errors import BundleError, describe
+from st3fx.plan.settings import ConversionSettings
 from st3fx.plan.sites import SparsityPlan
 from st3fx.version import VERSION
 
@@ -39,21 +40,14 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """All that is needed to convert the same model the same way again.
+class Recipe(ConversionSettings):
+    """All that is needed to convert the same model the same way again, besides the settings.
 
     Attributes:
         spec: The SPEC as the user wrote it.
         method: The method with its settings, as ``st3fx.methods.to_dict`` gives it.
         inputs: ``SHAPE[:dtype]`` texts; ``None``: those of ``example_inputs()`` beside the model.
         total_steps: Optimizer steps of the training to come, if known.
-        include: Globs over full parameter names; empty: all.
-        exclude: Globs over full parameter names.
-        skip_depthwise: Leave depthwise convolutions dense.
-        skip_first: Leave the first site dense.
-        skip_last: Leave the last site dense.
-        include_tied: Make the projections of tied embeddings sparse.
-        keep_zeros: Let the zeros that the weights come with stay zero.
         seed: For building the model and for the values of the inputs.
         num_classes: Outputs that a library model was built with; ``None``: its default.
         in_channels: Channels of its input.
@@ -66,13 +60,6 @@ class Recipe:
     method: dict[str, Any]
     inputs: tuple[str, ...] | None = None
     total_steps: int | None = None
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    skip_depthwise: bool = False
-    skip_first: bool = False
-    skip_last: bool = False
-    include_tied: bool = False
-    keep_zeros: bool = True
     seed: int = 0
     num_classes: int | None = None
     in_channels: int | None = None
@@ -181,9 +168,11 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def _recipe(data: dict[str, Any], directory: Path) -> Recipe:
-    values = {**data, "include": tuple(data["include"]), "exclude": tuple(data["exclude"])}
-    inputs = data["inputs"]
-    values["inputs"] = None if inputs == EXAMPLE_INPUTS else tuple(inputs)
+    values: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in data.items()
+    }
+    if values["inputs"] == EXAMPLE_INPUTS:
+        values["inputs"] = None
     source = data["source"]
     if source is not None:
         paths = ((directory / source["relative"]).resolve(), Path(source["absolute"]))

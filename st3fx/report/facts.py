@@ -18,6 +18,7 @@ from st3fx.bench.bench_result import BenchResult
 from st3fx.export.export_result import Size
 from st3fx.files.manifest import Recipe
 from st3fx.flops.flops_report import FlopsReport, LayerFlops
+from st3fx.plan.settings import NAMES as CONVERSION_SETTINGS
 from st3fx.plan.sites import Site, SparsityPlan
 from st3fx.report.histogram import Counts, Spread
 from st3fx.training.settings import Settings
@@ -200,13 +201,11 @@ def convert_command(recipe: Recipe, bundle: Path) -> str:
     granularity = recipe.method.get("granularity", "unstructured")
     if granularity != "unstructured":
         words += ["--granularity", granularity]
-    for name in ("total_steps", "include", "exclude", "skip_depthwise", "skip_first", "skip_last",
-                 "include_tied", "seed"):  # fmt: skip
+    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    for name in ("total_steps", *CONVERSION_SETTINGS, "seed"):
         value = getattr(recipe, name)
-        if value not in (None, (), False, 0):
+        if value != defaults[name]:
             words += _option(f"--{name.replace('_', '-')}", value)
-    if not recipe.keep_zeros:
-        words += _option("--keep-zeros", False)
     return shlex.join([*words, "-o", str(bundle)])
 
 

@@ -4,8 +4,6 @@ Each field carries its help text and its other spellings, so that the command li
 ``settings.toml`` and the messages about wrong values are made from this one place.
 
 Settings as TOML: ``tomllib`` reads, this writes. Each setting has its help as a comment.
-
-One setting: a field of a dataclass with what is needed to read it from a file or a flag.
 """
 
 from __future__ import annotations
@@ -20,36 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from st3fx.errors import TrainError, suggest
-
-
-def setting(
-    section: str,
-    default: Any,
-    help: str,  # noqa: A002 (what it is called everywhere else)
-    *,
-    flags: str = "",
-    choices: tuple[str, ...] = (),
-    least: float | None = None,
-    below: float | None = None,
-    free: bool = False,
-) -> Any:
-    """A field with what is needed to read it from a file or a flag.
-
-    Args:
-        section: Where it is listed, one of ``SECTIONS``.
-        default: Its value where nothing is said.
-        help: One sentence for ``--help`` and for the comment in ``settings.toml``.
-        flags: Spellings on the command line; by default the field's name with dashes.
-        choices: The values that it may have.
-        least: Smallest value allowed.
-        below: Values must be smaller than this.
-        free: Whether it may change when a run is resumed: it does not touch the weights.
-    """
-    metadata = {
-        "section": section, "help": help, "flags": tuple(flags.split()), "choices": choices,
-        "least": least, "below": below, "free": free,
-    }  # fmt: skip
-    return dataclasses.field(default=default, metadata=metadata)
+from st3fx.plan.settings import ConversionSettings, setting
 
 
 def check(field: dataclasses.Field[Any], value: Any) -> None:
@@ -95,12 +64,8 @@ SECTIONS = ("model", "data", "sparsity", "optimisation", "evaluation", "machine"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a run is made of. Values are checked when it is made.
-
-    Raises:
-        TrainError: For a value outside its range, naming the setting and what is allowed.
-    """
+class _Model:
+    """Which model is trained."""
 
     spec: str = setting("model", "", "The model: a SPEC or a bundle.")
     weights: str | None = setting("model", None, "Weights to start from.")
@@ -108,13 +73,15 @@ class Settings:
         "model", (), "An example input, e.g. 1x3x224x224; by default one from the data.",
         flags="--input",
     )  # fmt: skip
-    include: tuple[str, ...] = setting("model", (), "Only weights whose name matches this glob.")
-    exclude: tuple[str, ...] = setting("model", (), "No weight whose name matches this glob.")
-    skip_depthwise: bool = setting("model", False, "Leave depthwise convolutions dense.")
-    skip_first: bool = setting("model", False, "Leave the first site dense.")
-    skip_last: bool = setting("model", False, "Leave the last site dense.")
-    include_tied: bool = setting("model", False, "Make tied embeddings' projections sparse.")
-    keep_zeros: bool = setting("model", True, "Zeros of the weights to start from stay zero.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(ConversionSettings, _Model):
+    """What a run is made of. Values are checked when it is made.
+
+    Raises:
+        TrainError: For a value outside its range, naming the setting and what is allowed.
+    """
 
     data: str = setting(
         "data", "fashion-mnist-mini",
