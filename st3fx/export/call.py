@@ -1,6 +1,6 @@
 """A call of the model as ONNX knows it: named tensors in, named tensors out.
 
-``Call`` takes an example apart and puts other tensors into its places; ``FlatModel`` is the model
+``Call`` takes an example apart and puts other tensors into its places; ``Flat`` is the model
 as a function of these tensors, in which attention has the four dimensions that exporters know.
 """
 
@@ -122,8 +122,11 @@ class Call:
         return args, kwargs
 
 
-class FlatModel(nn.Module):
-    """The model, in eval mode, as a function from tensors to a tuple of tensors."""
+class Flat(nn.Module):
+    """The model, in eval mode, as a function from tensors to a tuple of tensors.
+
+    The exporter notes this class's name at the nodes of a file.
+    """
 
     def __init__(self, model: nn.Module, call: Call) -> None:
         super().__init__()

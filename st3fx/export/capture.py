@@ -26,7 +26,7 @@ from torch.export import ExportedProgram
 
 from st3fx.errors import ExportError, describe
 from st3fx.export.batch import BATCH, Dim, Names, batch_size, dimension, repeated, resized
-from st3fx.export.call import FlatModel
+from st3fx.export.call import Flat
 from st3fx.export.settings import EXPORTERS
 from st3fx.modules.state import preserved
 from st3fx.whose import is_users
@@ -231,7 +231,7 @@ class Captured:
 
 
 def capture(
-    flat: FlatModel,
+    flat: Flat,
     name: str,
     tensors: Sequence[Tensor],
     batched: Sequence[Dim],

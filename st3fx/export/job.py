@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from st3fx.errors import ExportError, InputError, describe
 from st3fx.export import batch, parity
 from st3fx.export.batch import batch_size
-from st3fx.export.call import Call, FlatModel, outputs, unique
+from st3fx.export.call import Call, Flat, outputs, unique
 from st3fx.export.capture import capture, io_names, quiet
 from st3fx.export.export_result import Parity
 from st3fx.export.first_difference import first_difference
@@ -65,7 +65,7 @@ class Job:
         self._places = list(batch.batch_dims(named, self.call.tensors))
         self.free = batch.without_batch(named)
         self._program: ExportedProgram | None = None
-        self.flat = FlatModel(model, self.call)
+        self.flat = Flat(model, self.call)
         self.outputs = self._output_names()
         kinds = {parameter.dtype for parameter in model.parameters()}
         widest = max((parity.TOLERANCES.get(kind, parity.TOLERANCE) for kind in kinds), default=0.0)
@@ -130,7 +130,7 @@ class Job:
     def _captured(self, opset: int | None) -> tuple[ir.Model, FoldBatchNorm, set[str]]:
         """The graph as the exporter gives it, prepared, and the parameters that it had."""
         captured = capture(
-            FlatModel(self.written, self.call),
+            Flat(self.written, self.call),
             self.name,
             self.call.tensors,
             self.batched,

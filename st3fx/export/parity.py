@@ -17,7 +17,7 @@ from torch import Tensor
 
 from st3fx.errors import ExportError, describe
 from st3fx.export.batch import Dim, batch_size, random_like, repeated
-from st3fx.export.call import Call, FlatModel
+from st3fx.export.call import Call, Flat
 from st3fx.export.capture import quiet
 from st3fx.export.export_result import Parity
 from st3fx.modules.state import preserved
@@ -113,7 +113,7 @@ class Criteria:
 
 def verify(
     path: Path,
-    flat: FlatModel,
+    flat: Flat,
     call: Call,
     batched: Sequence[Dim],
     criteria: Criteria,
@@ -186,7 +186,7 @@ def providers() -> tuple[str, ...]:
 
 def compare(
     session: Any,
-    flat: FlatModel,
+    flat: Flat,
     tensors: Sequence[Tensor],
     criteria: Criteria,
     inputs: str,
@@ -201,7 +201,7 @@ def compare(
     return _compare(session, flat, tensors, wanted, criteria, inputs, batch)
 
 
-def takes(flat: FlatModel, tensors: Sequence[Tensor]) -> bool:
+def takes(flat: Flat, tensors: Sequence[Tensor]) -> bool:
     """Whether the model runs with these tensors."""
     try:
         run_torch(flat, tensors, 1)
@@ -237,7 +237,7 @@ def _advice(path: Path, error: Exception) -> str:
 
 def _compare(
     session: Any,
-    flat: FlatModel,
+    flat: Flat,
     tensors: Sequence[Tensor],
     wanted: Sequence[Array],
     criteria: Criteria,
@@ -276,7 +276,7 @@ def _is_rounding(bound: Bound, wanted: Array, given: Array) -> bool:
 
 
 def _reason(
-    flat: FlatModel,
+    flat: Flat,
     tensors: Sequence[Tensor],
     wanted: Sequence[Array],
     pair: tuple[Array, Array],
@@ -320,7 +320,7 @@ def _described(array: Array) -> str:
 
 
 @torch.no_grad()
-def run_torch(flat: FlatModel, tensors: Sequence[Tensor], batch: int = 1) -> list[Array]:
+def run_torch(flat: Flat, tensors: Sequence[Tensor], batch: int = 1) -> list[Array]:
     """The outputs of a model.
 
     Raises:

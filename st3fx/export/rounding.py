@@ -23,7 +23,7 @@ from torch import Tensor
 
 from st3fx.errors import ExportError
 from st3fx.export import parity
-from st3fx.export.call import Call, FlatModel
+from st3fx.export.call import Call, Flat
 from st3fx.export.parity import Array, Bound, difference
 from st3fx.modules.copying import copied
 
@@ -38,9 +38,7 @@ class Rounding:
         widest: The largest relative difference that was allowed.
     """
 
-    def __init__(
-        self, flat: FlatModel, call: Call, plain: Path, tolerance: float, limit: float
-    ) -> None:
+    def __init__(self, flat: Flat, call: Call, plain: Path, tolerance: float, limit: float) -> None:
         """Compute nothing yet.
 
         Args:
@@ -80,8 +78,8 @@ class Rounding:
             return []
 
     @functools.cached_property
-    def _double(self) -> FlatModel:
-        return FlatModel(copied(self._flat.model).double(), self._call)
+    def _double(self) -> Flat:
+        return Flat(copied(self._flat.model).double(), self._call)
 
     @functools.cached_property
     def _session(self) -> Any:

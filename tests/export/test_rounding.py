@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import st3fx
 from st3fx.errors import ExportError
 from st3fx.export import parity
-from st3fx.export.call import Call, FlatModel
+from st3fx.export.call import Call, Flat
 from st3fx.export.export_result import ExportResult
 from st3fx.export.rounding import FACTOR, Rounding
 from st3fx.plan.example import Example
@@ -124,7 +124,7 @@ def test_the_bound_follows_the_rounding_of_the_plain_file(
 ) -> None:
     monkeypatch.setattr(parity, "open_plain", lambda path: Fake(error))
     call = Call.of(Constant(), Example.of(X))
-    rounding = Rounding(FlatModel(Constant(), call), call, Path("plain.onnx"), 1e-5, 1e-4)
+    rounding = Rounding(Flat(Constant(), call), call, Path("plain.onnx"), 1e-5, 1e-4)
     (bound,) = rounding([X])
     assert bound.allowed == pytest.approx(allowed, rel=0.05)
     assert rounding.widest == bound.allowed
@@ -140,7 +140,7 @@ def test_the_bound_follows_the_rounding_of_pytorch(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(parity, "open_plain", refused)
     model = Cancelling(1e-2)
     call = Call.of(model, Example.of(X))
-    (bound,) = Rounding(FlatModel(model, call), call, Path("plain.onnx"), 1e-7, 1e-2)([X])
+    (bound,) = Rounding(Flat(model, call), call, Path("plain.onnx"), 1e-7, 1e-2)([X])
     exact = Cancelling(1e-2).double()(X.double())
     error = float(((model(X).double() - exact).abs().max() / exact.abs().max()).detach())
     assert bound.allowed == pytest.approx(FACTOR * error, rel=1e-3)
@@ -154,5 +154,5 @@ def test_integers_are_right_or_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(parity, "open_plain", lambda path: Fake(1e-3, np.array(1015)))
     call = Call.of(Place(), Example.of(X))
-    rounding = Rounding(FlatModel(Place(), call), call, Path("plain.onnx"), 1e-5, 1e-4)
+    rounding = Rounding(Flat(Place(), call), call, Path("plain.onnx"), 1e-5, 1e-4)
     assert rounding([X])[0].allowed == rounding.widest == 1e-5
