@@ -48,6 +48,7 @@ class Case:
         accumulate: Batches for each optimizer step.
         compiled: Whether both models are compiled.
         goal: Step time against dense that is aimed at.
+        granularity: What is pruned together.
     """
 
     spec: str
@@ -56,13 +57,16 @@ class Case:
     accumulate: int = 1
     compiled: bool = False
     goal: float | None = None
+    granularity: str = "unstructured"
 
     @property
     def name(self) -> str:
         """For the table."""
         extra = f", {self.accumulate} batches a step" if self.accumulate > 1 else ""
         shape = "x".join(map(str, self.shape))
-        return f"{self.spec} {shape}{extra}{', compiled' if self.compiled else ''}, {self.method}"
+        extra += ", compiled" if self.compiled else ""
+        groups = "" if self.granularity == "unstructured" else f", {self.granularity}"
+        return f"{self.spec} {shape}{extra}, {self.method}{groups}"
 
 
 RESNET50 = "torchvision:resnet50"
@@ -72,6 +76,10 @@ CPU = (
     Case(RESNET50, (32, 3, 224, 224), goal=1.05),
     Case("st3fx:resnet20", (128, 3, 32, 32)),
     *(Case(RESNET50, (8, 3, 128, 128), method=m) for m in ("dst", "str", "feather", "gmp")),
+    *(
+        Case(RESNET50, (8, 3, 128, 128), granularity=g, goal=1.20)
+        for g in ("block:4", "nm:2:4", "channels")
+    ),
 )
 GPU = (
     Case(RESNET50, (256, 3, 224, 224), goal=1.03),
@@ -143,7 +151,7 @@ class Training:
         self.sparsifier: st3fx.Sparsifier | None = None
         if sparse:
             example = torch.randn(2, *case.shape[1:])
-            method = st3fx.methods.create(case.method)
+            method = st3fx.methods.create(case.method, granularity=case.granularity)
             steps = 1000  # the ramp is under way from the first measured step on
             model, self.sparsifier = st3fx.convert(
                 model, example, method, total_steps=steps, verify=False, inplace=True

@@ -14,7 +14,7 @@ from st3fx.methods.feather import Feather
 from st3fx.methods.gmp import GMP
 from st3fx.methods.st3 import ST3
 from st3fx.methods.str import STR
-from st3fx.sparsity.granularity import Granularity, parse
+from st3fx.sparsity.granularity import Granularity, Unstructured, parse
 from st3fx.sparsity.schedule import CubicSchedule
 
 __all__ = [
@@ -66,8 +66,8 @@ def from_dict(data: dict[str, Any]) -> Method:
 
 
 def _construct(name: str, make: Callable[..., Method], settings: dict[str, Any]) -> Method:
-    schedule, granularity = settings.get("schedule"), settings.get("granularity")
-    if "granularity" in settings and not isinstance(granularity, Granularity):
+    schedule, granularity = settings.get("schedule"), settings.get("granularity", Unstructured())
+    if not isinstance(granularity, Granularity):
         settings = {**settings, "granularity": parse(granularity)}
     try:
         if isinstance(schedule, dict):
@@ -75,6 +75,6 @@ def _construct(name: str, make: Callable[..., Method], settings: dict[str, Any])
         return make(**settings)
     except TypeError as error:
         cls = make.func if isinstance(make, functools.partial) else make
-        fields = sorted(dataclasses.fields(cls), key=lambda field: field.kw_only)  # type: ignore[arg-type]
+        fields = sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)  # type: ignore[arg-type]
         known = ", ".join(field.name for field in fields)
         raise MethodError(f"method {name!r}: {error}; its settings are {known}") from error

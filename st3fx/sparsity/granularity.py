@@ -247,16 +247,16 @@ def scores(weight: Tensor, shape: Sequence[int], grouping: Grouping) -> list[Sco
         values = torch.empty(rows, blocks, memory.inner)
         _measure(weight, values, memory, spread=False)
         whole, rest = divmod(memory.extent, memory.size)
-        for size, own in ((memory.size, values[:, :whole]), (rest, values[:, whole:])):
-            if own.numel() and size > kept:
-                found.append(Scores(own, own.numel(), size - kept))
+        for size, here in ((memory.size, values[:, :whole]), (rest, values[:, whole:])):
+            if here.numel() and size > kept:
+                found.append(Scores(here, here.numel(), size - kept))
         return found
-    here = {part.size: part for part in parts(weight.detach().float(), grouping)}
+    by_size = {part.size: part for part in parts(weight.detach().float(), grouping)}
     for part in parts(torch.empty(tuple(shape), device="meta"), grouping):
         gone = part.size - kept
         if gone <= 0:
             continue
-        own = here.get(part.size)
+        own = by_size.get(part.size)
         if own is None or not own.view.numel():
             values = weight.new_empty(0, dtype=torch.float32)
         elif kept:

@@ -177,5 +177,26 @@ class Reporter(Protocol):
         """Training is over, or was stopped."""
 
 
-class Silent(Reporter):
+class Silent:
     """Watches without a word."""
+
+    def stage(self, name: str) -> None:
+        """Nothing."""
+
+    def begin(self, outline: Outline) -> None:
+        """Nothing."""
+
+    def step(self, step: int) -> None:
+        """Nothing."""
+
+    def train(self, row: TrainRow) -> None:
+        """Nothing."""
+
+    def evaluation(self, row: EvalRow) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def end(self) -> None:
+        """Nothing."""

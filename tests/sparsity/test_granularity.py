@@ -79,7 +79,7 @@ def _groups_of(site: Site, granularity: Granularity) -> list[list[tuple[int, ...
     found: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
     for place in places:
         key = [None if dim in along else at for dim, at in enumerate(place)]
-        key += [place[along[0]] // step] if step else []  # type: ignore[list-item]
+        key += [place[along[0]] // step] if step else []
         found.setdefault(tuple(key), []).append(place)
     return list(found.values())
 
@@ -246,8 +246,8 @@ def test_settings() -> None:
     for method in (methods.STR, methods.DST):
         with pytest.raises(MethodError, match="needs a method with a schedule"):
             method(granularity=NM(2, 4))
-    for method in (methods.ST3(0.8, granularity=Block(8)), methods.DST(granularity=Channels())):
-        assert methods.from_dict(methods.to_dict(method)) == method
+    for made in (methods.ST3(0.8, granularity=Block(8)), methods.DST(granularity=Channels())):
+        assert methods.from_dict(methods.to_dict(made)) == made
     assert methods.create("st3-sigma", granularity="nm:2:4").target == 0.5
 
 
@@ -306,7 +306,9 @@ def test_learned_gradients_of_groups(site: Site, granularity: Granularity) -> No
     weight = weight_of(site).double()
 
     def own(w: Tensor, s: Tensor) -> Tensor:
-        return torch.ops.st3fx.sigmoid_threshold(w, s, torch.empty(0, dtype=torch.bool), *constants)
+        mask = torch.empty(0, dtype=torch.bool)
+        result: Tensor = torch.ops.st3fx.sigmoid_threshold(w, s, mask, *constants)
+        return result
 
     def plain(w: Tensor, s: Tensor) -> Tensor:
         level, result = s.sigmoid(), torch.zeros_like(w)
