@@ -95,7 +95,9 @@ def parts(tensor: Tensor, grouping: Grouping) -> list[Part]:
 def _root_mean_square(part: Part, pruned: Tensor | None = None, among: int = 0) -> Tensor:
     """One value for each group, its dimensions kept; of those that are ``pruned``, if given."""
     if part.is_long:  # in double precision the order of the sum hardly ever matters
-        norm = torch.linalg.vector_norm(part.view, dim=part.dims, keepdim=True, dtype=torch.float64)
+        norm: Tensor = torch.linalg.vector_norm(
+            part.view, dim=part.dims, keepdim=True, dtype=torch.float64
+        )
         return (norm * norm).div_(part.size).sqrt_().to(part.view.dtype)
     # In order, with the same bits on every device.
     squares = part.view * part.view
@@ -115,15 +117,14 @@ def _smallest(part: Part, count: int) -> Tensor:
     """Which weights are among the ``count`` smallest of their group; of equals, the later ones."""
     (dim,) = part.dims
     magnitudes = part.view.abs().unbind(dim)
-    below = [
-        sum(
-            (other <= own if place > here else other < own).to(torch.uint8)
-            for place, other in enumerate(magnitudes)
-            if place != here
-        )
-        for here, own in enumerate(magnitudes)
-    ]
-    return torch.stack([rank < count for rank in below], dim)  # type: ignore[operator]
+    found = []
+    for here, own in enumerate(magnitudes):
+        rank = torch.zeros_like(own, dtype=torch.uint8)
+        for place, other in enumerate(magnitudes):
+            if place != here:
+                rank += other <= own if place > here else other < own
+        found.append(rank < count)
+    return torch.stack(found, dim)
 
 
 def _magnitude(part: Part, kept: int) -> Tensor:
