@@ -18,11 +18,11 @@ from st3fx.errors import ForwardError
 from st3fx.graphs.graph import Variant
 from st3fx.modules.compiled import before_compiling
 from st3fx.modules.marks import (
-    CONVERSION,
     FORWARD,
     ISLAND,
     MODE,
     Training,
+    is_root,
     own_forward,
 )
 
@@ -132,7 +132,7 @@ class SparseForward:
         """Run a graph that applies, else the module's own forward."""
         compiling = torch.compiler.is_compiling()
         if self.run is not None and not compiling:
-            self.run.prepare(self.module.training, whole=CONVERSION in self.module.__dict__)
+            self.run.prepare(self.module.training, whole=is_root(self.module))
         elif self.run is not None and (self.run.follows or not self.module.training):
             before_compiling(self.run.key)
         # Hooks on all modules see those that a graph has inlined; a computed weight needs it.
@@ -148,7 +148,7 @@ class SparseForward:
                 f"{self._reason}, which was called in another way than at conversion; convert it "
                 f"with this call{hint}"
             )
-        if self.run is not None and not compiling and CONVERSION in self.module.__dict__:
+        if self.run is not None and not compiling and is_root(self.module):
             self.run.warn_of_drift()
         return self.original(*args, **kwargs)
 

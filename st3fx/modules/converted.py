@@ -51,10 +51,12 @@ from st3fx.modules.marks import (
     PREFIX,
     PUBLIC,
     SITES,
+    conversion_of,
     end,
     found_conversion,
     gather_conversion,
     is_ours,
+    is_root,
     latent_name,
     plain_class,
 )
@@ -203,7 +205,7 @@ def _runs(module: nn.Module) -> set[Any]:
 def _reduce(base: type[nn.Module]) -> Callable[..., Any]:
     def reduce(self: Any, protocol: Any) -> Any:
         for run in _runs(self):
-            if found_conversion(self) is not None or run.root is None:
+            if is_root(self) or run.root is None:
                 run.before_copy()
         made: Any = base.__reduce_ex__(self, protocol)
         function, args, *rest = made
@@ -249,9 +251,8 @@ def _deepcopy(base: type[nn.Module]) -> Callable[..., Any]:
         twin.__class__ = class_for(plain_class(type(twin)), *_kind_of(self))
         for run in _runs(twin):
             run.adopt(twin)
-        own = found_conversion(twin)
-        if own is not None:
-            own.run.bind(twin)
+        if is_root(twin):
+            conversion_of(twin).run.bind(twin)
         return twin
 
     return deepcopy

@@ -231,10 +231,15 @@ class Conversion:
     unloaded: bool = False
 
 
-def found_conversion(module: Any) -> Conversion | None:
+def found_conversion(module: nn.Module) -> Conversion | None:
     """The conversion of a module; ``None`` unless it is the root of a converted model."""
-    conversion: Conversion | None = getattr(module, "__dict__", {}).get(CONVERSION)
+    conversion: Conversion | None = module.__dict__.get(CONVERSION)
     return conversion
+
+
+def is_root(module: nn.Module) -> bool:
+    """Whether a module is the root of a converted model."""
+    return CONVERSION in module.__dict__
 
 
 def conversion_of(model: Any) -> Conversion:
@@ -243,9 +248,12 @@ def conversion_of(model: Any) -> Conversion:
     Raises:
         StateError: If the model was not converted.
     """
-    conversion = found_conversion(model)
-    if conversion is None:
-        raise StateError(f"{type(model).__name__} is not a converted model: give what convert gave")
+    try:  # each step asks several times
+        conversion: Conversion = model.__dict__[CONVERSION]
+    except (AttributeError, KeyError):
+        raise StateError(
+            f"{type(model).__name__} is not a converted model: give what convert gave"
+        ) from None
     return conversion
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from st3fx.errors import HalfPrecisionWarning, MethodError, OptimizerWarning, StateError
 from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod, check_sparsity
-from st3fx.modules.marks import SITES, conversion_of, found_conversion, state_name
+from st3fx.modules.marks import SITES, conversion_of, is_root, state_name
 from st3fx.modules.saving import move_state
 from st3fx.modules.unloaded import complete
 from st3fx.plan.sites import SparsityPlan
@@ -50,12 +50,12 @@ class Sparsifier:
         """A copy is attached to the copy of the optimizer."""
         self.model, self._warned = state["model"], state["warned"]
         self._stillness = Stillness()
-        if state["optimizer"] is not None and found_conversion(self.model) is not None:
+        if state["optimizer"] is not None and is_root(self.model):
             self._hook(state["optimizer"])
 
     def _attachment(self) -> Attachment | None:
         """That of the model: this sparsifier's or another's, as long as its optimizer is there."""
-        attachment = None if found_conversion(self.model) is None else self.run.attachment
+        attachment = self.run.attachment if is_root(self.model) else None
         return None if attachment is None or attachment.optimizer is None else attachment
 
     def _hook(self, optimizer: Any) -> None:
@@ -160,7 +160,8 @@ class Sparsifier:
 
     def _step(self) -> None:
         complete(self.model)
-        method, run = self.method, self.run
+        conversion, run = conversion_of(self.model), self.run
+        method = conversion.method
         follows = isinstance(method, ScheduledMethod) and not run.frozen and not run.held
         total = self._total_steps() if follows else 0
         run.take_over()
@@ -172,7 +173,7 @@ class Sparsifier:
         if isinstance(method, LearnedMethod):
             self._after_step(method, bound)
         elif isinstance(method, ScheduledMethod) and not run.frozen:
-            every = conversion_of(self.model).update_every
+            every = conversion.update_every
             if run.steps % every == 0 or run.steps == total:
                 run.set(self._wanted(), bound)
         self._refresh_effective(bound)
