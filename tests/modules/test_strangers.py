@@ -108,6 +108,19 @@ def test_in_place_it_means_the_converted_model(make: Any) -> None:
     assert torch.equal(st3fx.fold(converted, inplace=True)(X), output)
 
 
+def test_the_warning_points_at_the_line_that_calls() -> None:
+    model = mlp()
+    model[2].forward = in_cell(model)
+    with pytest.warns(HookWarning) as converting:
+        st3fx.convert(model, X, verify=False)
+    converted, _ = st3fx.convert(mlp(), X, verify=False)
+    layer = converted.get_submodule("2")
+    converted.register_forward_hook(lambda *args: args[2] + 0 * layer.bias.sum())  # type: ignore[operator]
+    with pytest.warns(HookWarning) as folding:
+        st3fx.fold(converted)
+    assert {found[0].filename for found in (converting, folding)} == {__file__}
+
+
 def test_where_nothing_else_multiplies_the_error_says_why() -> None:
     model = mlp()
     model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)
