@@ -199,6 +199,7 @@ def _recipe(asked: dict[str, Any]) -> Recipe:
 
     name, sparsity = asked.pop("method"), asked.pop("sparsity")
     given = {"granularity": asked.pop("granularity")}
-    method = methods.create(name, **given, **({} if sparsity is None else {"sparsity": sparsity}))
+    given |= methods.own_settings(asked.pop("method_options"))
+    method = methods.create(name, **({} if sparsity is None else {"sparsity": sparsity}) | given)
     inputs = asked.pop("inputs") or None
     return Recipe(method=methods.to_dict(method), inputs=inputs, **asked)

@@ -92,6 +92,13 @@ def method_options(command: Command) -> Command:
             "channels), nm:2:4 (at most 2 of 4 stay), channels (whole output channels).",
         ),
         click.option(
+            "--method-option",
+            "method_options",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="A setting of the method's own, e.g. rescale=false.",
+        ),
+        click.option(
             "--total-steps",
             type=click.IntRange(1),
             metavar="N",

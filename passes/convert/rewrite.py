@@ -124,7 +124,7 @@ class _Rewriter:
         """Mark the sites; module -> parameters whose attribute becomes the effective weight."""
         names: dict[nn.Module, set[str]] = {}
         for site in self.found.sites:
-            mark = Sparse(site, self.method, self.method.constants(site), self.run)
+            mark = Sparse(site, self.method, self.method.arguments(site), self.run)
             computed = self.found.computed.get(site.name)
             for home in homes(site):
                 module, parameter = self._place(home)
@@ -313,7 +313,7 @@ def insert_op(
                 effective[weight] = graph.create_node(
                     "call_function",
                     method.op,
-                    (weight, *map(graph.get_attr, targets), *method.constants(site)),
+                    (weight, *map(graph.get_attr, targets), *method.arguments(site)),
                     name=f"{local.replace('.', '_')}_effective",
                 )
         user.replace_input_with(weight, effective[weight])

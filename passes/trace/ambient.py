@@ -105,18 +105,22 @@ class RefuseRealTensors(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def ambient_state() -> tuple[Any, ...]:
-    """Everything outside a graph that changes what its operators do."""
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        *(
+def ambient_state() -> dict[str, Any]:
+    """Everything outside a graph that changes what its operators do, by how to say that."""
+    return {
+        "with gradients switched in a torch.autograd.Function, or by no context": (
+            torch.is_grad_enabled()
+        ),
+        "in inference mode": torch.is_inference_mode_enabled(),
+        "under an autocast that is no context": [
             (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
             for device in ("cpu", "cuda")
+        ],
+        "under a tensor mode": other_function_modes(),
+        "under activation checkpointing": (
+            torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         ),
-        other_function_modes(),
-        torch._C._autograd._top_saved_tensors_default_hooks(True) is not None,
-    )
+    }
 
 
 def reason_of(error: BaseException) -> str:

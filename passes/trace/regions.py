@@ -59,8 +59,9 @@ class Regions:
         Raises:
             TraceError: If operators run under another context than the graph's nodes would.
         """
-        if ambient_state() != self._ambient:
-            raise TraceError("runs under no_grad, autocast, checkpointing or a tensor mode")
+        for words, value in ambient_state().items():
+            if value != self._ambient[words]:
+                raise TraceError(f"runs {words}")
 
     @property
     def current(self) -> fx.Node | None:

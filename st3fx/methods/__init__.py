@@ -1,10 +1,16 @@
-"""The sparsification methods, one file each, and the one table of them."""
+"""The sparsification methods, one file each, and the table of them.
+
+Imports the mathematics below (``sparsity``) and the plan. Start at ``gmp``, the shortest; ``base``
+says what is asked of a method. The command line, which must not import torch, has the names once
+more (``METHOD_NAMES`` in ``cli/options.py``; a test holds them equal).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from st3fx.errors import MethodError
@@ -19,7 +25,8 @@ from st3fx.sparsity.schedule import CubicSchedule
 
 __all__ = [
     "DST", "GMP", "METHODS", "ST3", "STR", "Feather", "LearnedMethod", "Method", "ScheduledMethod",
-    "create", "from_dict", "to_dict",
+    "create", "from_dict", "key_of",
+    "own_settings", "to_dict",
 ]  # fmt: skip
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -32,7 +39,22 @@ METHODS: dict[str, Callable[..., Method]] = {
 }
 """Name on the command line -> constructor."""
 
-_CLASSES: dict[str, type[Method]] = {cls.name: cls for cls in (ST3, DST, STR, Feather, GMP)}
+
+def _class_of(make: Callable[..., Method]) -> type[Method]:
+    return make.func if isinstance(make, functools.partial) else make  # type: ignore[return-value]
+
+
+_CLASSES = {cls.name: cls for cls in map(_class_of, METHODS.values())}
+
+
+def key_of(method: Method) -> str:
+    """The method's name on the command line: that of the variant that it is, if it is one."""
+    plain = method.name
+    for key, make in METHODS.items():
+        if isinstance(make, functools.partial) and type(method) is make.func:
+            fixed = all(getattr(method, name) == value for name, value in make.keywords.items())
+            plain = key if fixed else plain
+    return plain
 
 
 def create(name: str, **settings: Any) -> Method:
@@ -44,6 +66,24 @@ def create(name: str, **settings: Any) -> Method:
     if name not in METHODS:
         raise MethodError(f"no method {name!r}: there are {', '.join(sorted(METHODS))}")
     return _construct(name, METHODS[name], settings)
+
+
+def own_settings(texts: Iterable[str]) -> dict[str, Any]:
+    """Settings from texts such as ``normalize=sigma``: numbers and booleans where they are ones.
+
+    Raises:
+        MethodError: For a text without ``=``.
+    """
+    settings: dict[str, Any] = {}
+    for text in texts:
+        key, mark, value = text.partition("=")
+        if not mark:
+            raise MethodError(f"--method-option {text!r}: give NAME=VALUE, e.g. normalize=sigma")
+        try:
+            settings[key.strip()] = json.loads(value.strip().lower())
+        except ValueError:
+            settings[key.strip()] = value.strip()
+    return settings
 
 
 def to_dict(method: Method) -> dict[str, Any]:
@@ -74,7 +114,8 @@ def _construct(name: str, make: Callable[..., Method], settings: dict[str, Any])
             settings = {**settings, "schedule": CubicSchedule(**schedule)}
         return make(**settings)
     except TypeError as error:
-        cls = make.func if isinstance(make, functools.partial) else make
-        fields = sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)  # type: ignore[arg-type]
+        fields = sorted(
+            dataclasses.fields(_class_of(make)), key=lambda field: field.kw_only is True
+        )
         known = ", ".join(field.name for field in fields)
         raise MethodError(f"method {name!r}: {error}; its settings are {known}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +64,13 @@ class Method:
         return torch.cat(values).mean() if values else latent.new_zeros(())
 
     def constants(self, site: Site) -> tuple[Any, ...]:
-        """The op's remaining arguments: numbers, flags, and last the groups if there are any."""
-        return self.granularity.constants(site)
+        """The method's own further arguments of the op: numbers, flags."""
+        return ()
+
+    @final
+    def arguments(self, site: Site) -> tuple[Any, ...]:
+        """All further arguments of the op: the constants, then the groups if there are any."""
+        return (*self.constants(site), *self.granularity.constants(site))
 
     def state(self, site: Site, weight: Tensor) -> dict[str, Tensor]:
         """The site's tensors at conversion, by name, in the order of the op's arguments."""
@@ -85,9 +90,9 @@ class ScheduledMethod(Method):
     """One global threshold for a sparsity that follows a schedule.
 
     Attributes:
-        sparsity: Final sparsity over all sites, 0 ≤ sparsity < 1.
+        sparsity: Final sparsity over all sites, 0 ≤ sparsity < 1; by default 0.9, of N of M the one
+            that it has.
         schedule: The sparsity over training.
-            By default 0.9, of N of M what it leaves no choice in.
         budget: What the sparsity is a share of: ``"weights"`` counts each weight once, ``"macs"``
             as often as it multiplies in the example, so that the share of multiplications left is
             1 − sparsity.

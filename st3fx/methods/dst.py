@@ -125,9 +125,8 @@ class DST(LearnedMethod):
         return per_channel(site, weight, mean).detach()
 
     def constants(self, site: Site) -> tuple[Any, ...]:
-        """Output-channel layout and the groups."""
-        layout = (list(site.layout.channel_dims), site.layout.groups)
-        return (*layout, *super().constants(site))
+        """Output-channel layout."""
+        return (list(site.layout.channel_dims), site.layout.groups)
 
     def penalty(self, threshold: Tensor) -> Tensor:
         """``α · Σ exp(−t)``; constant while inactive."""

@@ -90,5 +90,5 @@ class Feather(ScheduledMethod):
             raise MethodError(f"Feather(p={self.p}): give a power of 1 or more, for example 3")
 
     def constants(self, site: Site) -> tuple[Any, ...]:
-        """``p``, ``g`` and the groups."""
-        return (self.p, 0.5 if self.sparsity > 0.95 else 1.0, *super().constants(site))
+        """``p`` and ``g``."""
+        return (self.p, 0.5 if self.sparsity > 0.95 else 1.0)

@@ -219,9 +219,8 @@ class ST3(ScheduledMethod):
             raise MethodError(f"ST3(normalize={self.normalize!r}): give None or 'sigma'")
 
     def constants(self, site: Site) -> tuple[Any, ...]:
-        """Output-channel layout, the rescaling flag and the groups."""
-        layout = (list(site.layout.channel_dims), site.layout.groups)
-        return (*layout, self.rescale, *super().constants(site))
+        """Output-channel layout and the rescaling flag."""
+        return (list(site.layout.channel_dims), site.layout.groups, self.rescale)
 
     def scale(self, site: Site) -> float:
         """``σ_l``."""

@@ -6,6 +6,7 @@ It ends with the commands that make a run again, with the options that differ fr
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from typing import Any
 
 import networkx as nx
 
+from st3fx import methods
 from st3fx.bench.bench_result import BenchResult
 from st3fx.export.export_result import Size
 from st3fx.files.manifest import Recipe
 from st3fx.flops.flops_report import FlopsReport, LayerFlops
+from st3fx.methods.base import Method, ScheduledMethod
 from st3fx.plan.settings import NAMES as CONVERSION_SETTINGS
 from st3fx.plan.sites import Site, SparsityPlan
 from st3fx.report.histogram import Counts, Spread
@@ -194,13 +197,7 @@ def convert_command(recipe: Recipe, bundle: Path) -> str:
     words = ["st3fx", "convert", recipe.spec]
     for text in recipe.inputs or ():
         words += ["--input", text]
-    words += ["--method", _method(recipe.method)]
-    for name in ("sparsity",):
-        if name in recipe.method:
-            words += [f"--{name}", f"{recipe.method[name]:g}"]
-    granularity = recipe.method.get("granularity", "unstructured")
-    if granularity != "unstructured":
-        words += ["--granularity", granularity]
+    words += _method_words(methods.from_dict(recipe.method))
     defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
     for name in ("total_steps", *CONVERSION_SETTINGS, "seed"):
         value = getattr(recipe, name)
@@ -209,9 +206,19 @@ def convert_command(recipe: Recipe, bundle: Path) -> str:
     return shlex.join([*words, "-o", str(bundle)])
 
 
-def _method(method: dict[str, Any]) -> str:
-    """As ``--method`` spells it."""
-    return "st3-sigma" if method.get("normalize") == "sigma" else str(method["name"])
+def _method_words(method: Method) -> list[str]:
+    """As options: the method, and those of its settings that are no defaults."""
+    name = methods.key_of(method)
+    words, plain = ["--method", name], methods.to_dict(methods.create(name))
+    if isinstance(method, ScheduledMethod):
+        words += ["--sparsity", f"{method.sparsity:g}"]
+    if method.granularity.text != plain["granularity"]:
+        words += ["--granularity", method.granularity.text]
+    for key, value in methods.to_dict(method).items():
+        simple = isinstance(value, int | float | str) and key not in ("sparsity", "granularity")
+        if simple and value != plain[key]:
+            words += ["--method-option", f"{key}={json.dumps(value).strip(chr(34))}"]
+    return words
 
 
 def _flag(field: dataclasses.Field[Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 from st3fx import methods
@@ -101,9 +100,10 @@ def adjusted(method: Method, settings: Settings) -> Method:
     Raises:
         TrainError: When they ask for another method: the bundle's graphs are made for its own.
     """
-    if settings.method not in (None, method.name) or settings.method_options:
+    name = methods.key_of(method)
+    if settings.method not in (None, method.name, name) or settings.method_options:
         raise TrainError(
-            f"the bundle was converted for {method.name}: convert the model again for another "
+            f"the bundle was converted for {name}: convert the model again for another "
             "--method or --method-option"
         )
     if settings.granularity not in (None, method.granularity.text):
@@ -132,17 +132,4 @@ def _options(settings: Settings) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if settings.granularity is not None:
         options["granularity"] = settings.granularity
-    for text in settings.method_options:
-        key, mark, value = text.partition("=")
-        if not mark:
-            raise TrainError(f"--method-option {text!r}: give NAME=VALUE, e.g. normalize=sigma")
-        options[key.strip()] = _value(value.strip())
-    return options
-
-
-def _value(text: str) -> Any:
-    """A number or a boolean where the text is one, else the text."""
-    try:
-        return json.loads(text.lower())
-    except ValueError:
-        return text
+    return options | methods.own_settings(settings.method_options)

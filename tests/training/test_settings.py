@@ -171,7 +171,7 @@ def test_methods_from_settings() -> None:
     for settings, error, message in (
         (Settings(method="str", budget="macs"), TrainError, "str learns its thresholds, and has"),
         (Settings(method="nope"), MethodError, "no method 'nope'"),
-        (Settings(method_options=("rescale",)), TrainError, "'rescale': give NAME=VALUE"),
+        (Settings(method_options=("rescale",)), MethodError, "'rescale': give NAME=VALUE"),
         (Settings(method_options=("power=3",)), MethodError, "its settings are sparsity"),
     ):
         kind: type[St3fxError] = error
@@ -184,7 +184,8 @@ def test_a_bundle_keeps_its_method() -> None:
     changed = adjusted(sigma, Settings(sparsity=0.5, ramp=(0.0, 0.5)))
     assert changed == methods.ST3(0.5, "sigma", schedule=CubicSchedule(0.0, 0.5))
     assert adjusted(sigma, Settings(method="st3")) == sigma
-    with pytest.raises(TrainError, match="the bundle was converted for st3: convert the model"):
+    assert adjusted(sigma, Settings(method="st3-sigma")) == sigma
+    with pytest.raises(TrainError, match="the bundle was converted for st3-sigma: convert the model"):
         adjusted(sigma, Settings(method="gmp"))
     with pytest.raises(TrainError, match="dst learns its thresholds, and has no sparsity"):
         adjusted(methods.DST(), Settings(sparsity=0.5))

@@ -229,7 +229,11 @@ def test_an_error_that_is_caught_closes_its_region() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "reason"), [(Crossed, "has not entered last"), (Switches, "runs under no_grad")]
+    ("model", "reason"),
+    [
+        (Crossed, "has not entered last"),
+        (Switches, "runs with gradients switched in a torch.autograd.Function, or"),
+    ],
 )
 def test_what_is_no_region_is_refused(model: type[nn.Module], reason: str) -> None:
     checked = check(model(), X, in_eval=False)
