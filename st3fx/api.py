@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from st3fx.passes.convert.verify import find_faults
 from st3fx.plan.example import examples_of
 from st3fx.plan.selection import Selectors, named, selectors_of
 from st3fx.plan.settings import ConversionSettings
+from st3fx.plan.sites import Site
 from st3fx.sparsifier.run import run_of, runs_in
 from st3fx.sparsifier.sparsifier import Sparsifier
 
@@ -167,6 +168,7 @@ def convert_with(
                 )
                 begin("discover")  # so only modules with sites are traced into
                 found = discover(converted, observed, settings, others)
+                _require_prunable(method, found.sites)
             while True:
                 with not_collecting():
                     begin("trace")
@@ -194,6 +196,15 @@ def convert_with(
         watch_values(converted)
     run_of(converted).keep_zeros(pin=settings.keep_zeros)
     return converted, Sparsifier(converted)
+
+
+def _require_prunable(method: Method, sites: Sequence[Site]) -> None:
+    """Refuse a granularity by which no weight can go."""
+    if sites and not any(method.granularity.prunable(site) for site in sites):
+        raise PlanError(
+            f"{method.granularity.text} can prune none of the {len(sites)} weights: they have too "
+            f"few input channels, for example {sites[0].name} of shape {sites[0].shape}"
+        )
 
 
 def _announcing(progress: Callable[[str], None] | None) -> Callable[[str], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, final
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from st3fx.errors import MethodError
 from st3fx.plan.sites import Site
 from st3fx.sparsity.formula import INACTIVE, Formula, channel_view
-from st3fx.sparsity.granularity import Granularity, Unstructured, scores
+from st3fx.sparsity.granularity import Granularity, Unstructured, granularity_of, scores
 from st3fx.sparsity.ops import Op
 from st3fx.sparsity.schedule import CubicSchedule
 
@@ -106,11 +107,14 @@ class ScheduledMethod(Method):
     budget: Literal["weights", "macs"] = field(default="weights", kw_only=True)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "granularity", granularity_of(self.granularity))
         most = self.granularity.most
         if self.sparsity is _DEFAULT:
             object.__setattr__(self, "sparsity", 0.9 if most == 1 else most)
         check_sparsity(self.sparsity)
-        if most < 1 and self.sparsity != most:
+        if most < 1 and math.isclose(self.sparsity, most):
+            object.__setattr__(self, "sparsity", most)
+        elif most < 1:
             raise MethodError(
                 f"{self.granularity.text} has a sparsity of {most:.4g}, not {self.sparsity}: leave "
                 "the sparsity out"
@@ -134,6 +138,18 @@ class ScheduledMethod(Method):
     def scale(self, site: Site) -> float:
         """``σ_l``: divides the site's magnitudes before the global quantile."""
         return 1.0
+
+    def level_of(self, site: Site, level: Tensor, dtype: torch.dtype) -> Tensor:
+        """``θ_l`` of a site from the global threshold ``T``, both fp32.
+
+        It is ``T·σ_l``. Of groups, where that product or their scores are rounded, it is two units
+        in the last place more, so that the group whose score is ``T`` does go: N of M would not be
+        that without it.
+        """
+        scale = self.scale(site)
+        own = level * scale
+        rounded = scale != 1.0 or dtype == torch.float64
+        return own * (1 + 2**-22) if rounded and self.granularity.grouping(site) else own
 
     def share_of_groups(self, sparsity: float) -> float:
         """The share of what can go that goes, for a sparsity of all weights."""
@@ -164,6 +180,7 @@ class LearnedMethod(Method):
     straight_through: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "granularity", granularity_of(self.granularity))
         if self.granularity.most < 1:
             raise MethodError(
                 f"{self.name} learns its thresholds, which may leave groups dense: "

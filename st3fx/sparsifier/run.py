@@ -320,7 +320,9 @@ class Run(Thresholds):
         if not pairs:
             for site in bound:
                 level = leader.level
-                self._put(site, INACTIVE if level is None else level * method.scale(site.site))
+                dtype = site.sources()[0].dtype
+                own = None if level is None else method.level_of(site.site, level, dtype)
+                self._put(site, INACTIVE if own is None else own)
             return
         over, digest = self._over, [digests_of([("", own.sources())]) for own, _ in pairs]
         if digest == [digests_of([("", other.sources())]) for _, other in pairs]:

@@ -20,6 +20,7 @@ from st3fx.plan.sites import Site
 from st3fx.sparsifier.bound import ASSIGNED, Bound, bound_sites, part_sites
 from st3fx.sparsity.digest import Digest, digests
 from st3fx.sparsity.formula import INACTIVE
+from st3fx.sparsity.granularity import magnitudes
 from st3fx.sparsity.shards import masked
 from st3fx.sparsity.threshold.search import GlobalThreshold
 
@@ -182,13 +183,18 @@ class Thresholds:
         weights = [(site, site.weight()) for site in bound if not site.site.computed]
         if not all(is_plain(weight) for _, weight in weights):
             return self.floor
-        counts = [weight.numel() - int(torch.count_nonzero(weight)) for _, weight in weights]
+        # Of groups those that are zero as a whole; a zero in another may come back with it.
+        left = [
+            magnitudes(weight.detach(), *site.sparse.method.granularity.constants(site.site)) != 0
+            for site, weight in weights
+        ]
+        counts = [own.numel() - int(torch.count_nonzero(own)) for own in left]
         shares = [n / max(1, own.numel()) for n, (_, own) in zip(counts, weights, strict=True)]
         is_sparse = any(_FEWEST_ZEROS <= share < 1 for share in shares)
-        for (site, weight), share in zip(weights if pin else (), shares, strict=False):
+        for (site, weight), share, own in zip(weights if pin else (), shares, left, strict=False):
             kept = share > 0 and is_sparse
             for module, parameter in site.places:
-                mask = weight != 0 if kept else weight.new_empty(0, dtype=torch.bool)
+                mask = own.clone() if kept else weight.new_empty(0, dtype=torch.bool)
                 module.__dict__[state_name(parameter, "mask")] = mask
             if kept and share == 1:
                 self._warn_of_kept(site.site.name)
@@ -223,9 +229,10 @@ class Thresholds:
             self.level = self._finder.find(weights, scales, share, costs, groupings)
             for index in self._finder.empty:
                 self._warn_of_empty(sites[index].name, sparsity)
-        for item, scale in zip(bound, scales, strict=True):
-            value = INACTIVE if self.level is None else self.level * scale
-            self._put(item, value)
+        for item in bound:
+            dtype = item.sources()[0].dtype
+            own = None if self.level is None else method.level_of(item.site, self.level, dtype)
+            self._put(item, INACTIVE if own is None else own)
 
     # --- what is said once
 

@@ -349,7 +349,7 @@ class Block(Granularity):
     size: int = 4
 
     def __post_init__(self) -> None:
-        if self.size < 2:
+        if type(self.size) is not int or self.size < 2:
             raise MethodError(f"Block({self.size}): give 2 or more input channels, for example 4")
 
     @property
@@ -381,7 +381,7 @@ class NM(Granularity):
     m: int = 4
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n < self.m <= 32:
+        if {type(self.n), type(self.m)} != {int} or not 1 <= self.n < self.m <= 32:
             raise MethodError(f"NM({self.n}, {self.m}): give n of m with 1 <= n < m <= 32")
 
     @property
@@ -435,6 +435,21 @@ def parse(text: str) -> Granularity:
     if match := re.fullmatch(r"nm:(\d+):(\d+)", text):
         return NM(int(match[1]), int(match[2]))
     raise MethodError(f"granularity {text!r}: give unstructured, block:4, nm:2:4 or channels")
+
+
+def granularity_of(value: object) -> Granularity:
+    """A granularity from one, or from its text.
+
+    Raises:
+        MethodError: For anything else.
+    """
+    if isinstance(value, str):
+        return parse(value)
+    if not isinstance(value, Granularity):
+        raise MethodError(
+            f"granularity={value!r}: give st3fx.Unstructured(), Block(4), NM(2, 4) or Channels()"
+        )
+    return value
 
 
 def _view_shape(site: Site) -> tuple[int, ...]:

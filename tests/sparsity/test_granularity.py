@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import st3fx
 from st3fx import methods, native
-from st3fx.errors import FoldError, MethodError
+from st3fx.errors import FoldError, MethodError, PlanError
 from st3fx.methods.st3 import effective_weight
 from st3fx.native import latent
 from st3fx.plan.sites import Layout, Site
@@ -417,3 +417,68 @@ def test_half_precision_and_copies(method: str) -> None:
     loss = half.train()(x.bfloat16()).float().square().mean()
     loss.backward()
     assert all(p.grad is None or p.grad.dtype == torch.bfloat16 for p in half.parameters())
+
+
+def converted(model: nn.Module, x: Tensor, method: methods.Method) -> Any:
+    return st3fx.convert(model, x, method, total_steps=20)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("normalize", [None, "sigma"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_last_group_goes_too(seed: int, normalize: Any, dtype: torch.dtype) -> None:
+    """Scores and thresholds are rounded, in double precision and where a layer is scaled."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 24)).to(dtype)
+    x = torch.randn(3, 16, dtype=dtype)
+    for n, m in ((2, 4), (1, 3), (1, 32)):
+        method = methods.ST3(normalize=normalize, granularity=NM(n, m))
+        model, sparsifier = converted(net, x, method)
+        sparsifier.set_sparsity(method.target)
+        st3fx.fold(model)
+    for parameter in net.parameters():
+        parameter.data.copy_(parameter.data.sign().mul_(0.7))
+    for granularity in (Block(4), Channels()):
+        _, sparsifier = converted(net, x, methods.ST3(0.5, granularity=granularity))
+        sparsifier.set_sparsity(0.5)
+        assert sparsifier.sparsity == 1.0  # all are equal
+
+
+@pytest.mark.parametrize("granularity", [Block(4), NM(2, 4), Channels()], ids=name_of)
+@pytest.mark.parametrize("zeros", [0.3, 0.6, 0.9])
+def test_zeros_that_a_model_comes_with(granularity: Granularity, zeros: float) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    for index in (0, 2):
+        net.get_parameter(f"{index}.weight").data.mul_(torch.rand(64, 64) > zeros)
+    model, sparsifier = converted(
+        net, torch.randn(8, 64), methods.ST3(0.5, granularity=granularity)
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sparsifier.attach(optimizer)
+    for _ in range(24):
+        optimizer.zero_grad()
+        model(torch.randn(8, 64)).square().mean().backward()
+        optimizer.step()
+    wanted = max(0.5, sparsifier.run.floor)
+    assert wanted - 1e-6 <= sparsifier.sparsity <= wanted + 64 / 8192
+    st3fx.fold(model)
+
+
+def test_what_cannot_be_is_said_in_a_line() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4))
+    with pytest.raises(PlanError, match="nm:2:4 can prune none of the 1 weights"):
+        converted(net, torch.randn(1, 4, 8, 8), methods.ST3(granularity=NM(2, 4)))
+    assert methods.ST3(granularity="block:8").granularity == Block(8)  # type: ignore[arg-type]
+    assert methods.ST3(2 / 3, granularity=NM(1, 3)).target == NM(1, 3).most
+    wrong: Any
+    for wrong in (4, None, Block):
+        with pytest.raises(MethodError, match="granularity="):
+            methods.GMP(granularity=wrong)
+        with pytest.raises(MethodError, match="granularity="):
+            methods.DST(granularity=wrong)
+    for wrong in ("4", None, 4.0, True):
+        with pytest.raises(MethodError):
+            Block(wrong)
+        with pytest.raises(MethodError):
+            NM(1, wrong)

@@ -185,7 +185,9 @@ def test_a_bundle_keeps_its_method() -> None:
     assert changed == methods.ST3(0.5, "sigma", schedule=CubicSchedule(0.0, 0.5))
     assert adjusted(sigma, Settings(method="st3")) == sigma
     assert adjusted(sigma, Settings(method="st3-sigma")) == sigma
-    with pytest.raises(TrainError, match="the bundle was converted for st3-sigma: convert the model"):
+    with pytest.raises(
+        TrainError, match="the bundle was converted for st3-sigma: convert the model"
+    ):
         adjusted(sigma, Settings(method="gmp"))
     with pytest.raises(TrainError, match="dst learns its thresholds, and has no sparsity"):
         adjusted(methods.DST(), Settings(sparsity=0.5))
