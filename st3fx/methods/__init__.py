@@ -20,7 +20,6 @@ from st3fx.methods.feather import Feather
 from st3fx.methods.gmp import GMP
 from st3fx.methods.st3 import ST3
 from st3fx.methods.str import STR
-from st3fx.sparsity.granularity import Granularity, Unstructured, parse
 from st3fx.sparsity.schedule import CubicSchedule
 
 __all__ = [
@@ -106,9 +105,7 @@ def from_dict(data: dict[str, Any]) -> Method:
 
 
 def _construct(name: str, make: Callable[..., Method], settings: dict[str, Any]) -> Method:
-    schedule, granularity = settings.get("schedule"), settings.get("granularity", Unstructured())
-    if not isinstance(granularity, Granularity):
-        settings = {**settings, "granularity": parse(granularity)}
+    schedule = settings.get("schedule")
     try:
         if isinstance(schedule, dict):
             settings = {**settings, "schedule": CubicSchedule(**schedule)}

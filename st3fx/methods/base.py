@@ -40,6 +40,9 @@ class Method:
     formula: ClassVar[Formula]
     straight_through: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "granularity", granularity_of(self.granularity))
+
     @property
     def target(self) -> float | None:
         """Final sparsity over all sites; ``None`` where thresholds are learned."""
@@ -107,7 +110,7 @@ class ScheduledMethod(Method):
     budget: Literal["weights", "macs"] = field(default="weights", kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "granularity", granularity_of(self.granularity))
+        super().__post_init__()
         most = self.granularity.most
         if self.sparsity is _DEFAULT:
             object.__setattr__(self, "sparsity", 0.9 if most == 1 else most)
@@ -180,7 +183,7 @@ class LearnedMethod(Method):
     straight_through: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "granularity", granularity_of(self.granularity))
+        super().__post_init__()
         if self.granularity.most < 1:
             raise MethodError(
                 f"{self.name} learns its thresholds, which may leave groups dense: "

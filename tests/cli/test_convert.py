@@ -82,6 +82,17 @@ def test_every_method_converts(folder: Path, method: str) -> None:
     assert recipe.method["name"] == METHODS[method]().name
 
 
+def test_a_method_takes_settings_of_its_own(folder: Path) -> None:
+    asked = ("--granularity", "block:2", "--method-option", "rescale=false")
+    assert _run("model.py", *asked).exit_code == 0
+    recipe = read_bundle(folder / "model.st3fx").manifest.recipe
+    assert (recipe.method["granularity"], recipe.method["rescale"]) == ("block:2", False)
+    for wrong in (("--method-option", "rescale"), ("--granularity", "rows")):
+        refused = _run("model.py", *wrong, "-o", "other.st3fx")
+        assert refused.exit_code == 2
+        assert wrong[1] in refused.stderr
+
+
 def test_a_learned_sparsity_cannot_be_set(folder: Path) -> None:
     result = _run("model.py", "--method", "dst", "--sparsity", "0.9")
     assert result.exit_code == 2

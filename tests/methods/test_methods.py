@@ -51,6 +51,19 @@ def test_every_method_keeps_the_protocol(name: str) -> None:
     assert 0.2 < (trial == 0).float().mean().item() < 0.8
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_prunes_groups(name: str) -> None:
+    """Also where it knows nothing of them: they are arguments that it does not give itself."""
+    method = create(name, granularity="block:3")
+    assert from_dict(json.loads(json.dumps(to_dict(method)))) == method
+    weight = torch.randn(SITE.shape) * 0.1
+    threshold, mask = method.trial(SITE, weight), torch.empty(0, dtype=torch.bool)
+    pruned = method.op(weight, threshold, mask, *method.arguments(SITE)) == 0
+    assert 0.1 < pruned.float().mean().item() < 0.9
+    blocks = pruned.split(3, dim=1)
+    assert all(torch.equal(block.any(1), block.all(1)) for block in blocks)
+
+
 @pytest.mark.parametrize(
     "method",
     [

@@ -13,6 +13,7 @@ from st3fx.cli.train import train
 from st3fx.files.manifest import Recipe
 from st3fx.methods import ST3, STR, to_dict
 from st3fx.report.facts import convert_command, train_command
+from st3fx.sparsity.granularity import Block
 from st3fx.training.recipes import RECIPES, resolve
 from st3fx.training.settings import Settings
 
@@ -56,3 +57,8 @@ def test_a_bundle_is_converted_the_same_way_again(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, [*shlex.split(again)[1:], "--help"]).exit_code == 0
     learned = convert_command(Recipe("m.py", to_dict(STR())), Path("b"))
     assert learned == "st3fx convert m.py --method str -o b"
+    own = ST3(0.7, rescale=False, granularity=Block(8))
+    assert convert_command(Recipe("m.py", to_dict(own)), Path("b")) == (
+        "st3fx convert m.py --method st3 --sparsity 0.7 --granularity block:8 "
+        "--method-option rescale=false -o b"
+    )
