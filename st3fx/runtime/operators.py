@@ -44,10 +44,32 @@ CHANNEL_SCALE: Final = "ChannelScale"
 CONCAT: Final = "ImageConcat"
 LAYOUT: Final = "Layout"
 
+QUANT_CONV: Final = "QuantConv"
+QUANT_DEPTHWISE_CONV: Final = "QuantDepthwiseConv"
+QUANT_LINEAR: Final = "QuantLinear"
+QUANT_ADD: Final = "QuantAdd"
+QUANT_LOOKUP: Final = "QuantLookup"
+QUANT_MAX_POOL: Final = "QuantMaxPool"
+QUANT_AVERAGE_POOL: Final = "QuantAveragePool"
+QUANT_GLOBAL_AVERAGE_POOL: Final = "QuantGlobalAveragePool"
+QUANT_SCALE: Final = "QuantScale"
+QUANT_CHANNELS: Final = "QuantChannels"
+QUANTIZE_IMAGE: Final = "QuantizeImage"
+DEQUANTIZE_IMAGE: Final = "DequantizeImage"
+QUANT_LAYOUT: Final = "QuantLayout"
+
 OPERATORS: Final = (
     SPARSE_CONV, DEPTHWISE_CONV, SPARSE_LINEAR, MAX_POOL, AVERAGE_POOL, GLOBAL_AVERAGE_POOL, ADD,
     CHANNEL_SCALE, CONCAT, LAYOUT,
 )  # fmt: skip
+"""Of float32."""
+
+QUANT_OPERATORS: Final = (
+    QUANT_CONV, QUANT_DEPTHWISE_CONV, QUANT_LINEAR, QUANT_ADD, QUANT_LOOKUP, QUANT_MAX_POOL,
+    QUANT_AVERAGE_POOL, QUANT_GLOBAL_AVERAGE_POOL, QUANT_SCALE, QUANT_CHANNELS, QUANTIZE_IMAGE,
+    DEQUANTIZE_IMAGE, QUANT_LAYOUT,
+)  # fmt: skip
+"""Of quantized numbers."""
 
 FORMER: Final = {
     "MaxPool": MAX_POOL,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
@@ -40,12 +41,14 @@ class Node:
         attributes: Of the node.
         inputs: Names in order: ``x``, ``z``, … are fed, others are constants, empty ones absent.
         constants: By name.
+        types: Of what is fed, and of the output ``y``, where they are not float32.
     """
 
     op: str
     attributes: dict[str, Any]
     inputs: Sequence[str]
     constants: dict[str, NDArray[Any]] = field(default_factory=dict)
+    types: dict[str, int] = field(default_factory=dict)
 
     def model(self) -> bytes:
         """The model, with sizes that are all free."""
@@ -56,8 +59,8 @@ class Node:
         graph = helper.make_graph(
             [node],
             "graph",
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in fed],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [self._value(name) for name in fed],
+            [self._value("y")],
             [numpy_helper.from_array(array, name) for name, array in self.constants.items()],
         )
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid(runtime.DOMAIN, runtime.OPSET)]
@@ -65,6 +68,9 @@ class Node:
             graph, opset_imports=opsets, ir_version=8
         ).SerializeToString()
         return model
+
+    def _value(self, name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, self.types.get(name, TensorProto.FLOAT), None)
 
     def session(self, isa: str | None = None, threads: int = 1) -> ort.InferenceSession:
         """A session whose kernel uses that instruction set."""
@@ -75,9 +81,9 @@ class Node:
         with native.using_isa(isa or native.isa()):
             return ort.InferenceSession(self.model(), options, providers=["CPUExecutionProvider"])
 
-    def run(self, isa: str | None = None, threads: int = 1, /, **feeds: Array) -> Array:
+    def run(self, isa: str | None = None, threads: int = 1, /, **feeds: NDArray[Any]) -> Any:
         """The output for these inputs."""
-        result: Array = self.session(isa, threads).run(None, feeds)[0]
+        result: NDArray[Any] = self.session(isa, threads).run(None, feeds)[0]
         return result
 
 
