@@ -64,7 +64,9 @@ def reach_line(plan: SparsityPlan) -> str:
     noun = "guard" if guards == 1 else "guards"
     conditions = f"; {guards:,} {noun} on sizes and settings" if guards else ""
     reached = f"{plan.numel:,} of {plan.prunable:,} prunable parameters reached ({share:.1%})"
-    return f"{reached}{conditions}; --explain NAME says why"
+    beside = sum(item.numel for item in plan.skipped) - (plan.prunable - plan.numel)
+    apart = f"; {beside:,} skipped ones are in no product, or vectors" if beside else ""
+    return f"{reached}{apart}{conditions}; --explain NAME says why"
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ def convert(
       st3fx convert model.py:build -o out.st3fx --weights best.safetensors --skip-first
       st3fx convert torchvision:fcos_resnet50_fpn --explain backbone
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
+    if explained is not None and output is not None:
+        raise click.UsageError("--explain writes no bundle: leave -o out, or ask without --explain")
     # A model's own file may print: with --json that must not mix with the result.
     quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with quiet, Progress() as report:

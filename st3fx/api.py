@@ -35,6 +35,7 @@ from st3fx.plan.settings import ConversionSettings
 from st3fx.plan.sites import Site
 from st3fx.sparsifier.run import run_of, runs_in
 from st3fx.sparsifier.sparsifier import Sparsifier
+from st3fx.whose import callers_level
 
 __all__ = ["convert", "dataflow", "fold"]
 
@@ -147,7 +148,7 @@ def convert_with(
     examples = examples_of(example_inputs, example_kwargs, model)
     converted = model if inplace else _copied(model)
     others = [] if inplace else strangers(converted, model)
-    _warn_of(others, "convert", 5)
+    _warn_of(others, "convert")
     source = _source(model, converted)
     method = method if method is not None else ST3()
     unloaded = on_meta(converted)  # parameters on the meta device have no values to compare
@@ -242,13 +243,13 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _warn_of(others: list[Stranger], verb: str, stacklevel: int) -> None:
+def _warn_of(others: list[Stranger], verb: str) -> None:
     for other in others:
         put = "register it" if other.is_hook else "set it"
         warnings.warn(
             f"{other.message} that {verb} makes, too: give inplace=True, or {put} on the result",
             HookWarning,
-            stacklevel=stacklevel,
+            stacklevel=callers_level(),
         )
 
 
@@ -316,7 +317,7 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     if not is_converted(inner):
         raise FoldError(f"{type(model).__name__} is not a converted model: fold what convert gave")
     target = inner if inplace else copied(inner)
-    _warn_of([] if inplace else strangers(target, inner), "fold", 4)
+    _warn_of([] if inplace else strangers(target, inner), "fold")
     for run in runs_in(target):
         run.before_fold()
     return fold_in_place(target)

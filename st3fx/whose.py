@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Final
@@ -15,6 +18,17 @@ PACKAGE: Final = str(Path(__file__).parent)
 _STANDARD = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
 _INSTALLED = ("site-packages", "dist-packages")
 _COMPILER = tuple(str(Path(PACKAGE) / name) for name in ("passes", "graphs", "modules", "sparsity"))
+
+
+_PASSING = (PACKAGE + os.sep, TORCH + os.sep, contextlib.__file__)
+
+
+def callers_level() -> int:
+    """The ``stacklevel`` of a warning that names the line from which st3fx was called."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PASSING):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def is_torchs(file: str) -> bool:

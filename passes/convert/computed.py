@@ -1,16 +1,21 @@
-"""Computed weights: find in one module's graph where a weight that was computed is multiplied.
+"""Computed weights: a layer whose forward makes the weight that it multiplies with.
 
-The threshold stands after the computation, on the tensor that really multiplies. Fold replaces
-such a module by the plain layer of its kind with the static weight, so only modules for which such
-a layer exists qualify: a parametrized layer (``torch.nn.utils.parametrizations``), or a subclass of
-a convolution or linear layer whose forward is that layer's with another weight.
+Examples are weight standardisation and ``torch.nn.utils.parametrizations.weight_norm``. The
+threshold has to stand behind the computation, on the tensor that multiplies.
+:func:`computed_weights` traces the layer's forward alone, finds that tensor in the graph, and cuts
+the computation out.
 
-Weights that a layer's own forward projects before it multiplies: max norm, masks, clamps.
+``fold`` puts a plain layer with the static weight in place of such a layer. So its forward must be
+that of a convolution or linear layer of torch.nn but for the weight, which is checked node by node.
 
-The projected values are written back to the parameter, so that the optimizer goes on from them. In
-the layer's graph that is a weight which is computed from itself. It can be a site where nobody else
-writes to the parameter, and where projecting twice is projecting once: then it does not matter how
-often the weight is looked at between two steps.
+Some layers write the computed weight back to their parameter, so that the optimizer goes on from
+there: max norm, causal masks, clamps. Their weight is computed from itself.
+:func:`require_projection` accepts it where nobody else writes to the parameter and where projecting
+twice gives what projecting once does; then it does not matter how often the weight is looked at
+between two steps.
+
+What stands in the way is a ``TraceError`` whose words follow "computed" or, for a parameter that is
+written to, "written to": ``before it multiplies: ...``, ``in a forward that ...``.
 """
 
 from __future__ import annotations
@@ -64,7 +69,8 @@ def require_projection(
         raise TraceError(f"before it multiplies: its forward writes to {name}, and it has hooks")
     if not _stays(module, parameters[name], compute):
         raise TraceError(
-            f"before it multiplies: its forward writes other values to {name} in each call"
+            f"before it multiplies: its forward writes other values to {name} in each call, where "
+            "only a projection (a clamp, a norm) could be followed"
         )
 
 
@@ -148,7 +154,10 @@ def computed_weights(
                 captures[mode] = _traced(holder, module, spec)
     if not captures:
         raise TraceError("in a forward whose calls were not seen")
-    uses = [_only_use(traced.graph) for traced in captures.values()]
+    modes = [mode for mode, traced in captures.items() if computed_nodes(traced.graph)]
+    if 0 < len(modes) < len(captures):
+        raise TraceError(f"in {modes[0]} mode alone")
+    uses = [_only_use(module, traced.graph) for traced in captures.values()]
     graph, (consumer, op, weight) = next(iter(captures.values())).graph, uses[0]
     compute = _extract(graph, weight)
     with preserved(module), torch.no_grad():
@@ -163,18 +172,23 @@ def computed_weights(
     return [ComputedWeight(site, captures, compute)]
 
 
-def _only_use(graph: fx.Graph) -> tuple[fx.Node, str, fx.Node]:
+def _only_use(module: nn.Module, graph: fx.Graph) -> tuple[fx.Node, str, fx.Node]:
     """The node that multiplies with a computed weight, its operator, and the weight.
 
     Raises:
         TraceError: If there is none, or more than one.
     """
     nodes = computed_nodes(graph)
+    if not nodes and writes_in(graph).keys() & dict(module.named_parameters()).keys():
+        raise TraceError("after it multiplies: write before that, or outside of the forward")
+    if not nodes and has_hooks(module):
+        raise TraceError(
+            "before it multiplies: by a hook, as torch.nn.utils.weight_norm does (use "
+            "torch.nn.utils.parametrizations instead)"
+        )
     if not nodes:
         raise TraceError(
-            "before it multiplies: no convolution or linear layer in it reads the result (of a "
-            "forward hook, as torch.nn.utils.weight_norm's: use torch.nn.utils.parametrizations), "
-            "or not in train and eval mode alike"
+            "before it multiplies: no convolution or linear layer in its forward reads the result"
         )
     if len(nodes) > 1:
         raise TraceError(

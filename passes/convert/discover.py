@@ -1,29 +1,23 @@
-"""Discover: from what was observed to the sites, and the reason for each weight that is none.
+"""Decides for each parameter of an observed model whether it becomes sparse, or why it stays dense.
 
-1. A parameter that only multiplies, as it is or seen through views, is a site.
-2. A parameter from which the multiplied weight is computed (weight standardisation,
-   ``weight_norm``) is a site after the computation, where the multiplying forward can be traced.
-3. The projection of a tied embedding is a site where the user asks for it: its own forward
-   multiplies with the effective weight, and the embedding's lookups read the dense table.
-4. Everything else that multiplies is skipped: a vector, a weight that is also read otherwise or
-   that the forward writes to, a weight computed in a forward that cannot be traced, an adapter's
-   factor, what the user leaves out.
-5. So is what reaches an output without multiplying; and a layer's weight that does not multiply
-   at all in the example. So every parameter that an output depends on is in one list or the other.
+:func:`discover` is given what :mod:`observe` has seen and gives two lists, sites and skipped sites.
+Each parameter that multiplies is asked in this order (``_sorted``):
 
-Tied embeddings: the projection as a site of its own, beside the table that lookups read.
+1. Does a hook of ``torch.nn.utils.prune`` mask it? Then the conversion is refused, or, where the
+   user leaves the weight out, it is skipped (``require_unmasked``).
+2. Does it multiply as it is, or as a view of itself? Then it is a site, unless it is a vector,
+   empty, not floating-point, or something else reads its values as well (``_direct_site``).
+3. Does an embedding look up its rows too? Then it is skipped, unless the user asks for
+   ``include_tied``: then the projection alone becomes sparse (``projection``).
+4. Does the layer compute the weight that multiplies from it, or write to it? Then the threshold
+   stands behind that computation where :mod:`computed` finds a place for it; otherwise the weight
+   is skipped with the reason that :mod:`computed` gives (``_add_computed``).
 
-Adapters: the small factors that are trained beside a frozen layer, as LoRA's A and B.
-
-They are dense by design and a few percent of the layer; pruned by one threshold with it they would
-vanish. PEFT says of each of its layers which attributes are an adapter's; others name them alike.
-
-Weights that ``torch.nn.utils.prune`` masks: its hooks multiply them with a mask in each call.
-
-Parameters that reach an output and multiply in no convolution or matrix product, with reasons.
-
-Nothing is dense silently: every parameter with two dimensions or more that an output depends on is
-a site, or it is in the plan with the reason.
+What no product reads is skipped too, with what reads it instead (``beside``), and so are weights
+of layers that the example does not reach. In the end the user's selectors are applied, and the
+factors of adapters are left out (``_select``): LoRA's A and B are a few percent of their layer and
+would vanish under a threshold that they share with it. ``require_complete`` then checks that every
+parameter of two dimensions or more that an output depends on is in one of the two lists.
 """
 
 from __future__ import annotations
@@ -43,6 +37,8 @@ from st3fx.modules.strangers import Stranger
 from st3fx.passes.convert.computed import ComputedWeight, computed_weights
 from st3fx.passes.convert.observation import Multiplication, Observation
 from st3fx.passes.convert.products import LOOKUPS
+from st3fx.passes.convert.tracker import AS_INPUT, FOREIGN
+from st3fx.passes.convert.written import ELSEWHERE
 from st3fx.plan.names import ancestors, is_below, owner, submodule
 from st3fx.plan.selection import reasons, wants
 from st3fx.plan.settings import ConversionSettings
@@ -83,7 +79,10 @@ _NAMED = re.compile(r"lora_?(embedding_)?([a-z]|down|up|mid|left|right)", re.IGN
 
 
 def adapter_factors(model: nn.Module) -> set[str]:
-    """Full names, all of them, of parameters that belong to adapters."""
+    """Full names, all of them, of parameters that belong to adapters.
+
+    PEFT says of each of its layers which attributes are an adapter's; others name them alike.
+    """
     inside = {
         f"{path}.{attribute}" if path else attribute
         for path, module in model.named_modules(remove_duplicate=False)
@@ -168,8 +167,10 @@ def _op(name: str, observation: Observation) -> str:
 def _reason(name: str, shape: tuple[int, ...], observation: Observation) -> str:
     uses = observation.other_uses.get(name, set())
     words = ", ".join(sorted(uses))
-    if name in observation.unseen or "NumPy" in uses:
-        return "reaches an output where st3fx cannot follow it (NumPy, a foreign library)"
+    foreign = [use for use in uses if use.startswith(FOREIGN)]
+    if name in observation.unseen or foreign:
+        by = foreign[0] if foreign else "a foreign library"
+        return f"reaches an output through {by}, which st3fx cannot follow: use torch's operators"
     if not uses:
         return "reaches an output without meeting an activation"
     if uses <= LOOKUPS:
@@ -226,7 +227,7 @@ class Discovery:
         """Leave a site dense after all."""
         site = next(site for site in self.sites if site.name == name)
         self.sites.remove(site)
-        self.skipped.append(SkippedSite(site.name, site.shape, site.op, reason))
+        self.skipped.append(SkippedSite(site.name, site.shape, site.op, reason, site.aliases))
         del self.users[name]
         self.computed.pop(name, None)
 
@@ -291,6 +292,9 @@ def _sorted(model: nn.Module, observation: Observation, settings: ConversionSett
             _add_computed(found, model, observation, name, uses)
     found.skipped += beside(model, observation)
     found.skipped += idle(model, observation.reached())
+    found.skipped = [
+        dataclasses.replace(item, aliases=aliases.get(item.name, ())) for item in found.skipped
+    ]
     _select(found, model, settings)
     require_complete(model, observation, found.sites, found.skipped)
     require_sites(model, found)
@@ -327,7 +331,7 @@ def _direct_site(
     elif len(shape) < 2:
         reason = f"a vector of {shape[0] if shape else 1}: too few weights to prune"
     elif others - LOOKUPS:
-        reason = f"also read by {', '.join(sorted(others))}"
+        reason = _read_otherwise(name, others, observation)
     elif any(isinstance(submodule(model, n), _SCRIPT) for n in _involved(name, uses)):
         reason = "inside a ScriptModule"
     elif len({use.computed for use in uses}) == 2 and name not in observation.written:
@@ -350,7 +354,15 @@ def _direct_site(
     )
 
 
-WRITTEN = "the forward writes to it: a threshold would meet other values in each call"
+def _read_otherwise(name: str, others: set[str], observation: Observation) -> str:
+    """Why a parameter stays dense that something beside products reads, and which forward does."""
+    read = sorted(others - {AS_INPUT})
+    where = ", ".join(reader or "the model" for reader in sorted(observation.readers[name]))
+    learned = "what another weight multiplies, as a learned query or token is"
+    if not read:
+        return f"{learned} (in the forward of {where})"
+    words = f"also read by {', '.join(read)} in the forward of {where}, which needs it dense"
+    return f"{words}; and {learned}" if AS_INPUT in others else words
 
 
 def _users(name: str, uses: list[Multiplication], observation: Observation) -> set[str]:
@@ -400,8 +412,8 @@ def _add_computed(
     try:
         weight = _computed_weight(model, observation, name, uses)
     except TraceError as error:
-        reason = WRITTEN if name in observation.written else f"computed {error}"
-        found.leave_out(model, name, uses[0].op, reason)
+        done = "written to" if name in observation.written else "computed"
+        found.leave_out(model, name, uses[0].op, f"{done} {error}")
         return
     _add(found, weight.site, set(weight.site.holders))
     found.computed[weight.site.name] = weight
@@ -419,13 +431,26 @@ def _computed_weight(
     if len(modules) > 1:
         raise TraceError(f"in {len(modules)} places: {', '.join(sorted(modules))}")
     holder = modules.pop()
+    _require_own_writes(observation, name, holder)
     for weight in computed_weights(model, holder, observation):
         for parameter in weight.site.parameters:
-            if observation.written.get(parameter, {holder}) != {holder}:
-                raise TraceError(f"before it multiplies, from {parameter}: {WRITTEN}")
+            _require_own_writes(observation, parameter, holder)
         if name in weight.site.parameters:
             return weight
     raise TraceError("before it multiplies")
+
+
+def _require_own_writes(observation: Observation, name: str, holder: str) -> None:
+    """Refuse a parameter that others than its layer's forward write to.
+
+    Raises:
+        TraceError: With who does.
+    """
+    writers = observation.written.get(name, {holder}) - {holder}
+    if writers:
+        inside = ", ".join(writer or "the model" for writer in sorted(writers - {ELSEWHERE}))
+        who = f"the forward of {inside}" if inside else "code around it (a hook, a module above)"
+        raise TraceError(f"by {who}, and a threshold would meet other values in each call")
 
 
 def _select(found: Discovery, model: nn.Module, settings: ConversionSettings) -> None:
@@ -452,7 +477,9 @@ def require_sites(model: nn.Module, found: Discovery) -> None:
     chosen = ("not in include", "excluded by")
     own = [item for item in found.skipped if not item.reason.startswith(chosen)]
     item = (own or found.skipped)[0]
+    all_of = f"all {len(found.skipped)} are" if len(found.skipped) > 1 else "its only one is"
+    example = "for example " if len(found.skipped) > 1 else ""
     raise PlanError(
-        f"{name} has no weight to make sparse: all {len(found.skipped)} are left out, "
-        f"for example {item.name} {item.shape}: {item.reason}"
+        f"{name} has no weight to make sparse: {all_of} left out, "
+        f"{example}{item.name} {item.shape}: {item.reason}"
     )

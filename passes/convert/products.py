@@ -328,6 +328,8 @@ def describe(
     right = position == ATEN_MULTIPLY[op.name][-1]
     columns = tensor.dim() - 1 if right else tensor.dim() - 2
     layout = Layout(_source_dims(tensor, base, [*range(tensor.dim() - 2), columns]))
+    if op.is_linear and right and base is not None and base.shape == (1, tensor.shape[0]):
+        layout = Layout((0,))  # a single output feature has no stride to be found by
     return ("linear" if layout.channel_dims == (0,) and right else "matmul"), layout, 1
 
 

@@ -29,11 +29,16 @@ from st3fx.passes.convert.products import (
     describe,
     is_weight,
 )
+from st3fx.passes.trace import place
 from st3fx.plan.example import Example
 from st3fx.provenance import written_by
 from st3fx.tensors import is_dense
 
-AS_INPUT = "the product with another weight, as its input"
+AS_INPUT = "a product as its input"
+"""The use of a parameter that another one, a weight, multiplies."""
+
+FOREIGN = "NumPy"
+"""Begins the name of a use in code outside of torch; the place in the model's code follows."""
 
 
 class Tracker(TorchDispatchMode):
@@ -71,8 +76,10 @@ class Tracker(TorchDispatchMode):
 
     def hand_out(self, tensor: Tensor) -> None:
         """Code outside of torch gets a tensor's memory, to read or to write."""
-        for parameter in sorted(self._origins.in_memory(tensor)):
-            self._events.append(Event(parameter, self._running.modules[-1], "NumPy"))
+        parameters = sorted(self._origins.in_memory(tensor))
+        use = f"{FOREIGN} at {place()}" if parameters else ""
+        for parameter in parameters:
+            self._events.append(Event(parameter, self._running.modules[-1], use))
 
     def report(self, observation: Observation) -> None:
         """Add what was seen."""

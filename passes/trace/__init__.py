@@ -26,8 +26,8 @@ that goes on living in eager mode:
   bit, and is dropped where one differs.
 """
 
-from st3fx.passes.trace.ambient import source_line
+from st3fx.passes.trace.ambient import place, source_line
 from st3fx.passes.trace.trace import HANDED, Capture, capture
 from st3fx.passes.trace.writes import writes_in
 
-__all__ = ["HANDED", "Capture", "capture", "source_line", "writes_in"]
+__all__ = ["HANDED", "Capture", "capture", "place", "source_line", "writes_in"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 import sys
 import traceback
 import types
@@ -23,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from st3fx.errors import TraceError
+from st3fx.errors import St3fxError, TraceError
 from st3fx.modules import rnn
 from st3fx.modules.hooks import has_hooks, has_other_hooks, is_recording
 from st3fx.modules.same import tensors_in
@@ -126,10 +127,22 @@ def ambient_state() -> dict[str, Any]:
 def reason_of(error: BaseException) -> str:
     """What stopped a trace, in one line with the place in the model's code."""
     message = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if " at " in message and ".py:" in message:
+    if not isinstance(error, St3fxError | fx.proxy.TraceError):
+        message = _in_words(error, message)
+    elif " at " in message and ".py:" in message:
         return message  # passed on from a submodule
     place = _place_of(error)
     return f"{message} at {Path(place.filename).name}:{place.lineno}" if place else message
+
+
+def _in_words(error: BaseException, message: str) -> str:
+    """What a forward did that Python or torch refused, because proxies stood for its tensors."""
+    held = re.fullmatch(r"argument of type: <class '(.+)'>", message)
+    if held is not None:
+        return f"computes with a {held[1]}, which no graph holds (a tensor or a number can be held)"
+    if "Proxy" in message or "__array__" in message:
+        return "gives a tensor to code that needs its values, as NumPy or a text does"
+    return f"raises {type(error).__name__} ({message}) when run without the values of tensors"
 
 
 def _is_models(file: str) -> bool:

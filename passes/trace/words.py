@@ -16,6 +16,12 @@ _SIGNS = {
     operator.truediv: "/", operator.floordiv: "//", operator.mod: "%", operator.pow: "**",
 }  # fmt: skip
 
+_STRENGTH = {"+": 2, "-": 2, "*": 3, "/": 3, "//": 3, "%": 3, "**": 5}
+"""Of signs; that of comparisons is 1."""
+
+_ATOM = 6
+"""The strength of what binds more tightly than any sign: a dot, a bracket."""
+
 _DEPTH = 6
 """Below this, a value is called by its node's name."""
 
@@ -45,9 +51,14 @@ def _expression(node: fx.Node, known: Known, depth: int) -> str:
         return node.name
     _, *rest = [_argument(argument, known, depth - 1) for argument in node.args]
     if node.target in _SIGNS and rest:
-        right = _owner(node.args[1], known, depth - 1)
-        return f"{_owner(node.args[0], known, depth - 1)} {_SIGNS[node.target]} {right}"
-    owner = _owner(node.args[0], known, depth - 1)
+        sign = _SIGNS[node.target]
+        strength = _STRENGTH.get(sign, 1)
+        same = strength in (2, 3)  # from left to right; ``a < b < c`` and powers mean otherwise
+        left = _operand(node.args[0], known, depth - 1, strength if same else strength + 1)
+        return f"{left} {sign} {_operand(node.args[1], known, depth - 1, strength + 1)}"
+    owner = _operand(node.args[0], known, depth - 1, _ATOM)
+    if node.target is operator.neg:
+        return f"-{owner}"
     if node.op == "call_method":
         named = [f"{key}={_argument(v, known, depth - 1)}" for key, v in node.kwargs.items()]
         return f"{owner}.{node.target}({', '.join([*rest, *named])})"
@@ -58,11 +69,19 @@ def _expression(node: fx.Node, known: Known, depth: int) -> str:
     return node.name
 
 
-def _owner(value: Any, known: Known, depth: int) -> str:
-    """What stands before a dot or beside a sign."""
+def _operand(value: Any, known: Known, depth: int, least: int) -> str:
+    """What stands before a dot or beside a sign, in parentheses if it binds less than ``least``."""
     words = _argument(value, known, depth)
-    is_operation = isinstance(value, fx.Node) and value.target in _SIGNS and depth > 0
-    return f"({words})" if is_operation else words
+    if not isinstance(value, fx.Node):
+        comma = "," if isinstance(value, tuple) and len(value) == 1 else ""
+        return f"({words}{comma})" if isinstance(value, tuple) else words
+    strength = _ATOM
+    if depth > 0 and value.args:
+        if value.target is operator.neg:
+            strength = 4
+        elif value.target in _SIGNS:
+            strength = _STRENGTH.get(_SIGNS[value.target], 1)
+    return f"({words})" if strength < least else words
 
 
 def _argument(value: Any, known: Known, depth: int) -> str:

@@ -30,6 +30,7 @@ from st3fx.passes.channels.channel_report import ChannelReport
 from st3fx.passes.convert.fold import is_converted
 from st3fx.plan.example import Example
 from st3fx.runtime.operators import plain_path
+from st3fx.whose import callers_level
 
 
 def export_onnx(
@@ -116,7 +117,9 @@ def export_onnx(
         plain(model), example, Path(path), settings, before=before, progress=progress or silent
     )
     if result.says_little:
-        warnings.warn(f"{path}: {result.says_little}", EmptyLayerWarning, stacklevel=2)
+        warnings.warn(
+            f"{path}: {result.says_little}", EmptyLayerWarning, stacklevel=callers_level()
+        )
     return result
 
 

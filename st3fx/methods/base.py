@@ -14,7 +14,7 @@ from st3fx.errors import MethodError
 from st3fx.plan.sites import Site
 from st3fx.sparsity.formula import INACTIVE, Formula, channel_view
 from st3fx.sparsity.granularity import Granularity, Unstructured, granularity_of, scores
-from st3fx.sparsity.ops import Op
+from st3fx.sparsity.ops import Op, Operator
 from st3fx.sparsity.schedule import CubicSchedule
 
 
@@ -27,21 +27,32 @@ class Method:
 
     Attributes:
         name: Name in the table of methods and in bundles.
-        op: The registered operator, an ``OpOverload``.
-        formula: The effective weight.
-        straight_through: Whether the latent weight gets the effective weight's gradient as it is.
+        operator: The registered operator with its formula and gradient rule.
         granularity: What is pruned together: single weights, blocks, N of M, channels.
     """
 
     granularity: Granularity = field(default=Unstructured(), kw_only=True)
 
     name: ClassVar[str]
-    op: ClassVar[Op]
-    formula: ClassVar[Formula]
-    straight_through: ClassVar[bool] = True
+    operator: ClassVar[Operator]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "granularity", granularity_of(self.granularity))
+
+    @property
+    def op(self) -> Op:
+        """The registered ``OpOverload``."""
+        return self.operator.op
+
+    @property
+    def formula(self) -> Formula:
+        """The effective weight."""
+        return self.operator.formula
+
+    @property
+    def straight_through(self) -> bool:
+        """Whether the latent weight gets the effective weight's gradient as it is."""
+        return self.operator.gradient is None
 
     @property
     def target(self) -> float | None:
@@ -179,8 +190,6 @@ class LearnedMethod(Method):
     Raises:
         MethodError: For N of M.
     """
-
-    straight_through: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

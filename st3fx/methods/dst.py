@@ -87,8 +87,9 @@ def gradient(
     return weight_grad.reshape(weight.shape), threshold_grad.to(threshold.dtype)
 
 
-FORMULA = Formula(formula)
-OP = ops.define("trained_threshold", f"int[] channel_dims, int groups, {SCHEMA}", FORMULA, gradient)
+OPERATOR = ops.define(
+    "trained_threshold", f"int[] channel_dims, int groups, {SCHEMA}", Formula(formula), gradient
+)
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,7 @@ class DST(LearnedMethod):
     alpha: float = 5e-6
 
     name: ClassVar[str] = "dst"
-    op: ClassVar[ops.Op] = OP
-    formula: ClassVar[Formula] = FORMULA
+    operator: ClassVar[ops.Operator] = OPERATOR
 
     def __post_init__(self) -> None:
         super().__post_init__()

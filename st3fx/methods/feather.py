@@ -57,8 +57,9 @@ def gradient(
     return torch.where(above(weight, threshold, *grouping), grad, grad * pruned_gradient), None
 
 
-FORMULA = Formula(formula)
-OP = ops.define("power_threshold", f"float p, float pruned_gradient, {SCHEMA}", FORMULA, gradient)
+OPERATOR = ops.define(
+    "power_threshold", f"float p, float pruned_gradient, {SCHEMA}", Formula(formula), gradient
+)
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,7 @@ class Feather(ScheduledMethod):
     schedule: CubicSchedule = field(default_factory=lambda: CubicSchedule(0.0, 0.5), kw_only=True)
 
     name: ClassVar[str] = "feather"
-    op: ClassVar[ops.Op] = OP
-    formula: ClassVar[Formula] = FORMULA
-    straight_through: ClassVar[bool] = False
+    operator: ClassVar[ops.Operator] = OPERATOR
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,8 +33,7 @@ def gradient(
     return grad * above(weight, threshold, *grouping), None
 
 
-FORMULA = Formula(formula)
-OP = ops.define("hard_threshold", SCHEMA, FORMULA, gradient)
+OPERATOR = ops.define("hard_threshold", SCHEMA, Formula(formula), gradient)
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,4 @@ class GMP(ScheduledMethod):
     """
 
     name: ClassVar[str] = "gmp"
-    op: ClassVar[ops.Op] = OP
-    formula: ClassVar[Formula] = FORMULA
-    straight_through: ClassVar[bool] = False
+    operator: ClassVar[ops.Operator] = OPERATOR

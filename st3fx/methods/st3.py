@@ -158,7 +158,7 @@ def _on_gpu(jobs: Sequence[Job]) -> None:
 
 
 FORMULA = Formula(formula, together)
-OP = ops.define(
+OPERATOR = ops.define(
     "soft_threshold", f"int[] channel_dims, int groups, bool rescale, {SCHEMA}", FORMULA
 )
 
@@ -210,8 +210,7 @@ class ST3(ScheduledMethod):
     rescale: bool = True
 
     name: ClassVar[str] = "st3"
-    op: ClassVar[ops.Op] = OP
-    formula: ClassVar[Formula] = FORMULA
+    operator: ClassVar[ops.Operator] = OPERATOR
 
     def __post_init__(self) -> None:
         super().__post_init__()

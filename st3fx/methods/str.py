@@ -64,8 +64,7 @@ def gradient(
     return weight_grad, threshold_grad.to(threshold.dtype)
 
 
-FORMULA = Formula(formula)
-OP = ops.define("sigmoid_threshold", SCHEMA, FORMULA, gradient)
+OPERATOR = ops.define("sigmoid_threshold", SCHEMA, Formula(formula), gradient)
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,7 @@ class STR(LearnedMethod):
     decay: float | None = None
 
     name: ClassVar[str] = "str"
-    op: ClassVar[ops.Op] = OP
-    formula: ClassVar[Formula] = FORMULA
+    operator: ClassVar[ops.Operator] = OPERATOR
 
     def __post_init__(self) -> None:
         super().__post_init__()

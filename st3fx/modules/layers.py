@@ -53,7 +53,10 @@ def plain_layer(module: nn.Module, weight: Tensor) -> nn.Module:
             layer: nn.Module = kind(*arguments, device="meta")
             break
     else:
-        raise TraceError(f"no plain layer does what {type(module).__name__} does")
+        raise TraceError(
+            f"fold could put no plain layer in place of {type(module).__name__}; derived from "
+            "nn.Linear or a convolution of torch.nn it could be sparse"
+        )
     for name in layer.__dict__:
         if name not in ("_parameters", "_buffers", "_modules"):
             layer.__dict__[name] = module.__dict__[name]

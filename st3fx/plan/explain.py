@@ -44,7 +44,8 @@ def explain(plan: SparsityPlan, name: str) -> Explanation:
 
     Args:
         plan: What the conversion did.
-        name: Full name of a weight (an alias, too) or of a module; ``(the model)`` or the empty
+        name: Full name of a weight, any that it has, of a parameter that one is computed from, or
+            of a module; ``(the model)`` or the empty
             string for the model itself.
 
     Raises:
@@ -52,29 +53,37 @@ def explain(plan: SparsityPlan, name: str) -> Explanation:
     """
     name = "" if name == ROOT else name
     for site in plan.sites:
-        if name in (site.name, *site.aliases):
-            return Explanation(name, _sparse(site), (*_site_facts(site), *_run_by(plan, site)))
+        if name in (site.name, *site.aliases, *site.parameters):
+            facts = dict.fromkeys((*_site_facts(site, name), *_run_by(plan, site)))
+            return Explanation(name, _verdict(site, name), tuple(facts))
     for skipped in plan.skipped:
-        if name == skipped.name:
-            return _dense(skipped)
+        if name in (skipped.name, *skipped.aliases):
+            return _dense(skipped, name)
     return _module(plan, name)
 
 
-def _sparse(site: Site) -> str:
+def _verdict(site: Site, name: str) -> str:
     shape = "x".join(map(str, site.shape))
-    return f"sparse: {site.op} multiplies with it ({shape}, {site.numel:,} parameters)"
+    if name in (site.name, *site.aliases):
+        return f"sparse: {site.op} multiplies with it ({shape}, {site.numel:,} parameters)"
+    if site.tied:
+        return f"dense: rows of this table are looked up; its projection {site.name} is sparse"
+    return f"sparse: {site.op} multiplies with {site.name} ({shape}), computed from it"
 
 
-def _dense(item: SkippedSite) -> Explanation:
+def _dense(item: SkippedSite, name: str) -> Explanation:
     shape = "x".join(map(str, item.shape))
-    facts = (("parameters", f"{item.numel:,} ({shape})"), ("operator", item.op))
-    return Explanation(item.name, f"dense: {item.reason}", facts)
+    facts = [("parameters", f"{item.numel:,} ({shape})"), ("operator", item.op)]
+    others = [other for other in (item.name, *item.aliases) if other != name]
+    facts += [("also called", ", ".join(others))] if others else []
+    return Explanation(name, f"dense: {item.reason}", tuple(facts))
 
 
-def _site_facts(site: Site) -> Iterator[tuple[str, str]]:
+def _site_facts(site: Site, name: str) -> Iterator[tuple[str, str]]:
     yield "multiplied in", ", ".join(holder or ROOT for holder in site.holders)
-    if site.aliases:
-        yield "also called", ", ".join(site.aliases)
+    others = [other for other in (site.name, *site.aliases) if other != name]
+    if others and not site.computed:
+        yield "also called", ", ".join(others)
     if site.computed:
         yield "computed from", ", ".join(site.parameters)
 
@@ -123,16 +132,21 @@ def _opaque_facts(item: OpaqueModule) -> Iterator[tuple[str, str]]:
 
 
 def _module(plan: SparsityPlan, name: str) -> Explanation:
-    below = [s for s in plan.sites if any(is_below(n, name) for n in (s.name, *s.holders))]
-    dense = [item for item in plan.skipped if is_below(item.name, name)]
+    below = [
+        s for s in plan.sites if any(is_below(n, name) for n in (s.name, *s.aliases, *s.holders))
+    ]
+    dense = [d for d in plan.skipped if any(is_below(n, name) for n in (d.name, *d.aliases))]
     island, opaque = _where(plan, name)
     if not below and not dense and name not in {item.name for item in plan.opaque}:
         raise PlanError(_unknown(plan, name))
     facts: list[tuple[str, str]] = []
     if island is not None:
         facts += _island_facts(island)
-    if opaque is not None:
-        facts += _opaque_facts(opaque)
+    stopped = [item for item in plan.opaque if item is not opaque and is_below(item.name, name)]
+    for item in [opaque, *stopped[:_SHOWN]] if opaque is not None else stopped[:_SHOWN]:
+        facts += _opaque_facts(item)
+    if len(stopped) > _SHOWN:
+        facts.append(("not captured", f"and {len(stopped) - _SHOWN:,} more modules below it"))
     facts += [("sparse", text) for text in _listed([site.name for site in below])]
     facts += [("dense", f"{item.name}: {item.reason}") for item in dense]
     if opaque is not None and opaque.name == name:
@@ -152,7 +166,8 @@ def _listed(names: list[str]) -> list[str]:
 
 
 def _unknown(plan: SparsityPlan, name: str) -> str:
-    known = {site.name for site in plan.sites} | {item.name for item in plan.skipped}
+    items = (*plan.sites, *plan.skipped)
+    known = {called for item in items for called in (item.name, *item.aliases)}
     known |= {above for full in known for above in _upwards(full.rpartition(".")[0]) if above}
     near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.4)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""

@@ -98,12 +98,13 @@ class Site:
 
 @dataclass(frozen=True)
 class SkippedSite:
-    """A parameter that multiplies and stays dense, with the reason."""
+    """A parameter that multiplies and stays dense, with the reason; ``aliases`` as of a site."""
 
     name: str
     shape: tuple[int, ...]
     op: str
     reason: str
+    aliases: tuple[str, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -210,7 +211,13 @@ class SparsityPlan:
                 **data,
                 "sites": tuple(Site.from_dict(item) for item in data["sites"]),
                 "skipped": tuple(
-                    SkippedSite(**{**item, "shape": tuple(item["shape"])})
+                    SkippedSite(
+                        **{
+                            **item,
+                            "shape": tuple(item["shape"]),
+                            "aliases": tuple(item.get("aliases", ())),
+                        }
+                    )
                     for item in data["skipped"]
                 ),
                 "islands": tuple(

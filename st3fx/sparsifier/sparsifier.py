@@ -19,6 +19,7 @@ from st3fx.sparsifier.bound import Bound, drop, marks
 from st3fx.sparsifier.run import Run, run_of
 from st3fx.sparsity import cache
 from st3fx.sparsity.shards import Spread, fill, local, spread_of, whole
+from st3fx.whose import callers_level
 
 
 class Sparsifier:
@@ -290,7 +291,7 @@ class Sparsifier:
                 f"weights of {', '.join(sorted(names))} are trained: steps smaller than their "
                 "precision are lost; keep the model in float32 and compute under torch.autocast"
             )
-            warnings.warn(message, HalfPrecisionWarning, stacklevel=4)
+            warnings.warn(message, HalfPrecisionWarning, stacklevel=callers_level())
 
     def _warn_of_optimizer(self, bound: list[Bound], *, trained: bool) -> None:
         """Once: the model is trained, and no weight moves. What is attached was looked at then."""
@@ -303,7 +304,7 @@ class Sparsifier:
                 "no weight moves, though the model is trained: was the optimizer made before "
                 "convert? Make it from the converted model's parameters()",
                 OptimizerWarning,
-                stacklevel=4,
+                stacklevel=callers_level(),
             )
 
     @torch.no_grad()

@@ -23,6 +23,7 @@ from st3fx.sparsity.formula import INACTIVE
 from st3fx.sparsity.granularity import magnitudes
 from st3fx.sparsity.shards import masked
 from st3fx.sparsity.threshold.search import GlobalThreshold
+from st3fx.whose import callers_level
 
 _FEWEST_ZEROS = 0.05
 """Share of zeros of a site from which a model is sparse; fewer are chance."""
@@ -263,7 +264,7 @@ class Thresholds:
         key = f"{category.__name__} {subject or message}"
         if key not in self._warned:
             self._warned.add(key)
-            warnings.warn(message, category, stacklevel=6)
+            warnings.warn(message, category, stacklevel=callers_level())
 
     def warn_of_drift(self, *, folded: bool = False) -> None:
         """Name sites that were replaced, where the forward goes on without them.

@@ -12,6 +12,7 @@ zero from then on, whatever becomes of weight and threshold, and get no gradient
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -30,7 +31,24 @@ Gradient: TypeAlias = Callable[..., tuple[Tensor, Tensor | None]]
 Op: TypeAlias = Callable[..., Tensor]
 
 
-def define(name: str, constants: str, formula: Formula, gradient: Gradient | None = None) -> Op:
+@dataclass(frozen=True)
+class Operator:
+    """What :func:`define` has registered.
+
+    Attributes:
+        op: ``op(weight, threshold, mask, *constants)``, the ``OpOverload``.
+        formula: What it computes.
+        gradient: Its gradient rule; ``None`` is straight through.
+    """
+
+    op: Op
+    formula: Formula
+    gradient: Gradient | None = None
+
+
+def define(
+    name: str, constants: str, formula: Formula, gradient: Gradient | None = None
+) -> Operator:
     """Register an operator.
 
     Args:
@@ -38,9 +56,6 @@ def define(name: str, constants: str, formula: Formula, gradient: Gradient | Non
         constants: Schema of the arguments after weight, threshold and mask; may be empty.
         formula: The effective weight.
         gradient: ``None`` is straight through: ``∂L/∂w := ∂L/∂ŵ``, and nothing is saved.
-
-    Returns:
-        The ``OpOverload``.
     """
     full_name = f"st3fx::{name}"
     arguments = ", ".join(filter(None, ("Tensor weight, Tensor threshold, Tensor mask", constants)))
@@ -60,7 +75,7 @@ def define(name: str, constants: str, formula: Formula, gradient: Gradient | Non
     torch.library.impl(full_name, "CompositeExplicitAutograd")(kernel)
     torch.library.register_fake(full_name)(fake)
     torch.library.impl(full_name, "Autograd")(_autograd(op, formula, gradient))
-    return op
+    return Operator(op, formula, gradient)
 
 
 def _autograd(op: Op, formula: Formula, gradient: Gradient | None) -> Op:

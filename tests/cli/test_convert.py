@@ -14,10 +14,12 @@ from click.testing import CliRunner, Result
 
 import st3fx
 from st3fx.cli import main
+from st3fx.cli.convert import reach_line
 from st3fx.cli.options import METHOD_NAMES
 from st3fx.commands.convert import load_bundle
 from st3fx.files.bundle import read_bundle
 from st3fx.methods import METHODS
+from st3fx.plan.sites import SkippedSite, SparsityPlan
 from tests.models import TINY, write
 
 
@@ -359,6 +361,13 @@ def test_explains_one_weight_and_writes_nothing(folder: Path) -> None:
     assert _files(folder) == {"model.py"}
 
 
+def test_an_explanation_and_a_bundle_are_asked_for_apart(folder: Path) -> None:
+    result = _run("model.py", "--explain", "conv.weight", "-o", "there.st3fx")
+    assert result.exit_code == 2
+    assert "--explain writes no bundle: leave -o out" in result.output
+    assert _files(folder) == {"model.py"}
+
+
 def test_explains_as_json_too() -> None:
     result = _run("model.py", "--explain", "(the model)", "--json")
     assert result.exit_code == 0, result.output
@@ -375,3 +384,16 @@ def test_explaining_an_unknown_name_is_an_error(folder: Path) -> None:
 def test_says_how_much_is_reached() -> None:
     result = _run("model.py", "--dry-run")
     assert "128 of 128 prunable parameters reached (100.0%); --explain NAME" in result.stdout
+
+
+def test_says_what_the_skipped_ones_are_that_do_not_count() -> None:
+    skipped = (
+        SkippedSite("table", (5, 4), "none", "its rows are looked up"),
+        SkippedSite("vector", (3,), "linear", "a vector of 3"),
+        SkippedSite("dense", (2, 2), "linear", "excluded"),
+    )
+    line = reach_line(SparsityPlan((), skipped))
+    assert line == (
+        "0 of 4 prunable parameters reached (0.0%); 23 skipped ones are in no product, or vectors; "
+        "--explain NAME says why"
+    )

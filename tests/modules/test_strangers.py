@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import st3fx
-from st3fx.errors import HookWarning, PlanError
+from st3fx.errors import HookWarning, OptimizerWarning, PlanError, TargetWarning
 from st3fx.modules.copying import copied
 from st3fx.modules.strangers import strangers
 
@@ -108,6 +108,13 @@ def test_in_place_it_means_the_converted_model(make: Any) -> None:
     assert torch.equal(st3fx.fold(converted, inplace=True)(X), output)
 
 
+def train(model: nn.Module, sparsifier: st3fx.Sparsifier) -> None:
+    """Without an optimizer."""
+    for _ in range(4):
+        model(X).sum().backward()
+        sparsifier.step()
+
+
 def test_the_warning_points_at_the_line_that_calls() -> None:
     model = mlp()
     model[2].forward = in_cell(model)
@@ -118,7 +125,13 @@ def test_the_warning_points_at_the_line_that_calls() -> None:
     converted.register_forward_hook(lambda *args: args[2] + 0 * layer.bias.sum())  # type: ignore[operator]
     with pytest.warns(HookWarning) as folding:
         st3fx.fold(converted)
-    assert {found[0].filename for found in (converting, folding)} == {__file__}
+    converted, sparsifier = st3fx.convert(mlp(), X, total_steps=9, verify=False)
+    with pytest.warns(TargetWarning) as early:
+        st3fx.fold(converted)
+    sparsifier.step()
+    with pytest.warns(OptimizerWarning) as still:
+        train(converted, sparsifier)
+    assert {found[0].filename for found in (converting, folding, early, still)} == {__file__}
 
 
 def test_where_nothing_else_multiplies_the_error_says_why() -> None:

@@ -84,6 +84,57 @@ def test_modules(plan: SparsityPlan) -> None:
         assert any(what == "dense" and "table.weight" in words for what, words in whole.facts)
 
 
+def test_the_model_lists_the_modules_below_it_that_were_not_captured(plan: SparsityPlan) -> None:
+    found = explain(plan, ROOT).facts
+    assert ("stopped by", explain(plan, "inner").facts[-2][1]) in found
+    (stopped,) = (words for what, words in found if what == "not captured")
+    assert stopped.startswith("inner (Inner): branches on")
+
+
+class Tied(nn.Module):
+    """A table and its projection, and one weight with two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(6, 6)
+        self.head = nn.Linear(6, 6, bias=False)
+        self.head.weight = self.table.weight
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.b.weight = self.a.weight
+
+    def forward(self, ids: Tensor) -> Any:
+        return self.head(self.b(self.a(self.table(ids))))
+
+
+@pytest.mark.parametrize("include_tied", [True, False])
+def test_a_weight_is_known_by_each_of_its_names(include_tied: bool) -> None:
+    model, ids = Tied(), torch.tensor([[0, 1, 2]])
+    plan = st3fx.convert(model, ids, verify=False, include_tied=include_tied)[1].plan
+    again = SparsityPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert again == plan
+    for name, other in (("a.weight", "b.weight"), ("b.weight", "a.weight")):
+        found = explain(again, name)
+        assert (found.name, found.verdict[:7]) == (name, "sparse:")
+        assert dict(found.facts)["also called"] == other
+    assert explain(again, "b").verdict == f"is part of the graph of {ROOT}"
+    table, head = explain(again, "table.weight"), explain(again, "head.weight")
+    assert table.verdict.startswith("dense: ")
+    if include_tied:
+        assert head.verdict.startswith("sparse: ")
+        assert table.verdict.endswith("its projection head.weight is sparse")
+    else:
+        assert head.verdict == table.verdict
+        assert dict(head.facts)["also called"] == "table.weight"
+        assert ("dense", f"table.weight: {table.verdict[7:]}") in explain(again, "head").facts
+
+
+def test_a_parameter_that_a_weight_is_computed_from() -> None:
+    model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)))
+    plan = st3fx.convert(model, X, verify=False)[1].plan
+    verdict = explain(plan, "0.parametrizations.weight.original1").verdict
+    assert verdict == "sparse: linear multiplies with 0.weight (6x6), computed from it"
+
+
 def test_an_unknown_name_gives_the_nearest(plan: SparsityPlan) -> None:
     with pytest.raises(
         PlanError, match=r"nothing called 'frist.weight'.*did you mean first.weight"

@@ -133,6 +133,9 @@ def through_numpy(x: Tensor, w: Tensor) -> Tensor:
     return x + torch.from_numpy(np.tanh(w.detach().numpy()))
 
 
+NUMPY = f"NumPy at test_beside.py:{through_numpy.__code__.co_firstlineno + 1}"
+
+
 SKIPPED: dict[str, tuple[Callable[..., Any], tuple[int, ...], str, bool]] = {
     "distances": (
         torch.cdist, (5, 8), "read by _cdist_forward: no convolution or matrix product", False,
@@ -176,7 +179,9 @@ SKIPPED: dict[str, tuple[Callable[..., Any], tuple[int, ...], str, bool]] = {
     ),
     "NumPy": (
         through_numpy,
-        (4, 8), "reaches an output where st3fx cannot follow it (NumPy, a foreign library)", False,
+        (4, 8),
+        f"reaches an output through {NUMPY}, which st3fx cannot follow: use torch's operators",
+        False,
     ),
 }  # fmt: skip
 
@@ -196,7 +201,10 @@ def test_memory_that_is_given_away_may_be_written_to() -> None:
         np.clip(values, -9, 9, out=values)  # changes nothing, today
         return x @ w
 
-    assert plan(clipped, (8, 5))[1] == {"w.0": "also read by NumPy"}
+    place = f"test_beside.py:{clipped.__code__.co_firstlineno + 1}"
+    assert plan(clipped, (8, 5))[1]["w.0"].startswith(
+        f"also read by NumPy at {place} in the forward"
+    )
 
 
 def test_an_unused_parameter_is_not_listed() -> None:
@@ -239,7 +247,7 @@ def test_what_no_operator_reads_is_found_by_its_effect() -> None:
     assert found.unseen == {"hidden"}
     skipped = st3fx.convert(model, X, inplace=True)[1].plan.skipped
     assert [(item.name, item.op) for item in skipped] == [("hidden", "none")]
-    assert "cannot follow it" in skipped[0].reason
+    assert "through a foreign library, which st3fx cannot follow" in skipped[0].reason
 
 
 def test_a_model_that_is_not_deterministic_is_no_proof() -> None:

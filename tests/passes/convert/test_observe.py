@@ -39,6 +39,14 @@ def test_multiplications_in_order_with_the_module_that_issues_them() -> None:
     assert list(found.multiplied()) == list(dict.fromkeys(name for name, _, _ in uses))
 
 
+@pytest.mark.parametrize("size", [4, 1])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_with_one_output_is_a_linear_layer(size: int, bias: bool) -> None:
+    found = observe(nn.Linear(size, 1, bias=bias), Example.of(torch.randn(3, size)))
+    (use,) = found.multiplied()["weight"]
+    assert (use.op, use.layout) == ("linear", Layout((0,)))
+
+
 def test_biases_and_norms_are_no_multiplications() -> None:
     names = observe(Net(), Example.of(image())).multiplied()
     assert not any("bias" in name or "norm" in name for name in names)

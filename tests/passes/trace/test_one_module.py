@@ -50,7 +50,7 @@ def test_a_failed_trace_takes_its_patches_off() -> None:
         def forward(self, x: Tensor) -> Any:
             raise ValueError("not today")
 
-    with pytest.raises(TraceError, match=r"not today at test_one_module.py:\d+"):
+    with pytest.raises(TraceError, match=r"ValueError \(not today\) .* at test_one_module.py:\d+"):
         captured(Fails(), X)
     assert "__getattribute__" not in nn.Module.__dict__
 

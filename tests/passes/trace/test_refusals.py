@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
 
 import numpy as np
@@ -195,6 +196,27 @@ def test_either_way_is_right_as_long_as_it_computes_the_same(model: type[nn.Modu
 )
 def test_the_reason_is_told(model: type[nn.Module], reason: str) -> None:
     assert reason in check(model(), X).opaque[""]
+
+
+@pytest.mark.parametrize(
+    ("use", "reason"),
+    [
+        (lambda x: np.asarray(x).mean(), "gives a tensor to code that needs its values"),
+        (lambda x: f"{x.mean():.3f}", "gives a tensor to code that needs its values"),
+        (lambda x: x * np.float32(2), "computes with a numpy.float32, which no graph holds"),
+        (lambda x: {}[0] if x is not X else 0, "raises KeyError (0) when run without the values"),
+    ],
+)
+def test_errors_of_python_are_told_as_what_the_forward_did(use: Any, reason: str) -> None:
+    class Uses(Two):
+        def forward(self, x: Tensor) -> Any:
+            with torch.no_grad():
+                use(x.detach() if "raises" not in reason else x)
+            return self.out(self.fc(x))
+
+    plan = st3fx.convert(Uses(), X, verify=False)[1].plan
+    assert plan.opaque[0].reason.startswith(reason)
+    assert re.search(r" at test_refusals.py:\d+$", plan.opaque[0].reason)
 
 
 def test_the_reason_names_the_line() -> None:

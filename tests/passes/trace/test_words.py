@@ -31,6 +31,12 @@ def words(compute: Any) -> str:
         (lambda x: x.view(2, -1).transpose(0, 1)[:, -1], "x.view(2, -1).transpose(0, 1)[:, -1]"),
         (lambda x: (x + 1).sum() == (x - 1).sum(), "(x + 1).sum() == (x - 1).sum()"),
         (lambda x: x.shape[0] - (x.shape[1] - 1), "x.shape[0] - (x.shape[1] - 1)"),
+        (lambda x: ((x.shape[0] + 1) % 2) == 0, "(x.shape[0] + 1) % 2 == 0"),
+        (lambda x: (x.shape[0] + 1) - 1, "x.shape[0] + 1 - 1"),
+        (lambda x: (x.shape[0] ** 2) ** 3, "(x.shape[0] ** 2) ** 3"),
+        (lambda x: (x + 1 > 0) == (x > 0), "(x + 1 > 0) == (x > 0)"),
+        (lambda x: (-x).dim() > 1, "(-x).dim() > 1"),
+        (lambda x: x.shape[1:] == (4,), "x.shape[1:] == (4,)"),
         (lambda x: x.to(torch.bool).all(dim=1), "x.to(torch.bool).all(dim=1)"),
     ],
 )
