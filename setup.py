@@ -44,9 +44,19 @@ FEATURE_FLAGS = {
     "latent_avx512.cpp": [*AVX512, "-ffp-contract=off"],
     "latent_avx2.cpp": ["-mavx2", "-ffp-contract=off"],
     "latent_baseline.cpp": ["-ffp-contract=off"],
+    "quant_avx512vnni.cpp": [*AVX512, "-mavx512vnni", "-ffp-contract=off"],
+    "quant_avxvnni.cpp": ["-mavx2", "-mavxvnni", "-ffp-contract=off"],
+    "quant_avx2.cpp": ["-mavx2", "-ffp-contract=off"],
+    "quant_baseline.cpp": ["-ffp-contract=off"],
+    "quant_neondot.cpp": ["-march=armv8.2-a+dotprod", "-ffp-contract=off"],
+    "quant.cpp": ["-ffp-contract=off"],
 }
 """Further flags by file name. The other sources run on every CPU of their architecture."""
-X86_ONLY = {"isa_avx512.cpp", "isa_avx2.cpp", "latent_avx512.cpp", "latent_avx2.cpp"}
+X86_ONLY = {
+    "isa_avx512.cpp", "isa_avx2.cpp", "latent_avx512.cpp", "latent_avx2.cpp",
+    "quant_avx512vnni.cpp", "quant_avxvnni.cpp", "quant_avx2.cpp",
+}  # fmt: skip
+ARM_ONLY = {"quant_neondot.cpp"}
 
 
 def compiler() -> list[str]:
@@ -71,8 +81,8 @@ def compile_library(target: Path, objects: Path) -> None:
     command = compiler()
     own = shlex.split(os.environ.get("CXXFLAGS", ""))
     sources = sorted(SOURCES.glob("*.cpp"))
-    if not is_x86(command):
-        sources = [source for source in sources if source.name not in X86_ONLY]
+    others = ARM_ONLY if is_x86(command) else X86_ONLY
+    sources = [source for source in sources if source.name not in others]
     objects.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
 

@@ -22,7 +22,7 @@ from st3fx.errors import NativeError
 ABI = 3
 """What ``st3fx_abi_version()`` of a fitting library gives."""
 
-ISAS = ("avx512", "avx2", "neon", "baseline", "scalar")
+ISAS = ("avx512vnni", "avx512", "avxvnni", "avx2", "neondot", "neon", "baseline", "scalar")
 """All instruction sets, best first; ``scalar`` is the plain reference."""
 
 _REBUILD = "build it with `python setup.py build_ext --inplace` or by installing st3fx again"

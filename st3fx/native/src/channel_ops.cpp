@@ -3,23 +3,12 @@
 #include <algorithm>
 #include <numeric>
 
+#include "parallel_ranges.h"
 #include "scalar.h"
 #include "window.h"
 
 namespace st3fx {
 namespace {
-
-constexpr int64_t kTaskFloats = 16 * 1024;  // a task's share of an elementwise operator
-
-/// Cuts `total` items of `floats` each into tasks and calls `run_range(begin, end)` for each.
-template <class RunRange>
-void parallel_ranges(const Run& run, int64_t total, int64_t floats, const RunRange& run_range) {
-  const int64_t step = std::max<int64_t>(kTaskFloats / std::max<int64_t>(floats, 1), 1);
-  if (total == 0) return;
-  run.parallel_for((total + step - 1) / step, [&](int64_t task) {
-    run_range(task * step, std::min((task + 1) * step, total));
-  });
-}
 
 Layout layout_attribute(const NodeInfo& node, const char* name) {
   return parse_layout(node.text(name, "nchw"));

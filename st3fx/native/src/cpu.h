@@ -3,9 +3,10 @@
 
 namespace st3fx {
 
-enum class Isa { scalar, baseline, avx2, avx512 };
+enum class Isa { scalar, baseline, neondot, avx2, avxvnni, avx512, avx512vnni };
 
-/// The name that users see: "scalar", "baseline" ("neon" on ARM), "avx2", "avx512".
+/// The name that users see: as here, but "neon" for the baseline on ARM. Those with a dot product of
+/// bytes have the floating-point kernels of the one without.
 const char* name_of(Isa isa);
 
 /// The instruction set of that name if this library has it and this CPU can run it, else null.

@@ -16,8 +16,13 @@ namespace {
 
 const Kernels& kernels() {
 #if defined(__x86_64__)
-  if (current_isa() == Isa::avx512) return avx512_kernels;
-  if (current_isa() == Isa::avx2) return avx2_kernels;
+  switch (current_isa()) {
+    case Isa::avx512vnni:
+    case Isa::avx512: return avx512_kernels;
+    case Isa::avxvnni:
+    case Isa::avx2: return avx2_kernels;
+    default: break;
+  }
 #endif
   return baseline_kernels;
 }

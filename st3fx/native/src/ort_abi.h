@@ -26,6 +26,8 @@ enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum ElementType : int {
   kAnyType = 0,
   kFloat = 1,
+  kUint8 = 2,
+  kInt8 = 3,
   kUint16 = 4,
   kInt32 = 6,
   kInt64 = 7,

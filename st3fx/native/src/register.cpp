@@ -4,6 +4,10 @@
 
 #include "channel_ops.h"
 #include "ort.h"
+#include "quant_conv.h"
+#include "quant_linear.h"
+#include "quant_ops.h"
+#include "quant_window.h"
 #include "sparse_conv.h"
 #include "sparse_linear.h"
 #include "window_op.h"
@@ -105,6 +109,39 @@ Operator with_sparse_weights(Operator op) {
   return op;
 }
 
+/// Inputs 1 to 3 are sparse blocks, from `bias` on other constants.
+template <int images = ort::kUint8, int bias = ort::kInt32>
+Operator with_sparse_blocks(Operator op) {
+  op.get_input_type = [](const CustomOp*, size_t i) {
+    return int{i == 1   ? ort::kInt8
+               : i == 2 ? ort::kAnyType
+               : i == 3 ? ort::kInt32
+               : i == 4 ? bias
+               : i == 5 ? ort::kFloat
+                        : images};
+  };
+  op.get_output_type = [](const CustomOp*, size_t) { return int{images}; };
+  return op;
+}
+
+/// From tensors of one type to another.
+template <int input, int output>
+Operator with_types(Operator op) {
+  op.get_input_type = [](const CustomOp*, size_t) { return int{input}; };
+  op.get_output_type = [](const CustomOp*, size_t) { return int{output}; };
+  return op;
+}
+
+Operator with_depthwise_bytes(Operator op) {
+  op.get_input_type = [](const CustomOp*, size_t i) {
+    return int{i == 1 ? ort::kInt8 : i == 2 ? ort::kInt32 : i == 3 ? ort::kFloat : ort::kUint8};
+  };
+  op.get_output_type = [](const CustomOp*, size_t) { return int{ort::kUint8}; };
+  return op;
+}
+
+constexpr auto of_bytes = with_types<ort::kUint8, ort::kUint8>;
+
 /// One input or more.
 Operator with_any_inputs(Operator op) {
   op.get_input_characteristic = [](const CustomOp*, size_t) { return 2; };
@@ -132,6 +169,19 @@ const Operator kOperators[] = {
     in_place<0>(make<ChannelScale>("ChannelScale", 2, 2)),
     with_any_inputs(make<Concat>("ImageConcat", 1, 1)),
     make<ChangeLayout>("Layout", 1, 1),
+    in_place<6>(with_sparse_blocks(make<QuantConv>("QuantConv", 7, 6))),
+    in_place<4>(with_depthwise_bytes(make<QuantDepthwiseConv>("QuantDepthwiseConv", 5, 4))),
+    with_sparse_blocks<ort::kFloat, ort::kFloat>(make<QuantLinear>("QuantLinear", 6, 6)),
+    in_place<0>(of_bytes(make<QuantAdd>("QuantAdd", 2, 2))),
+    in_place<0>(of_bytes(make<QuantLookup>("QuantLookup", 2, 2))),
+    of_bytes(make<QuantMaxPool>("QuantMaxPool", 1, 1)),
+    of_bytes(make<QuantAveragePool>("QuantAveragePool", 1, 1)),
+    of_bytes(make<QuantGlobalAveragePool>("QuantGlobalAveragePool", 1, 1)),
+    of_bytes(make<QuantScale>("QuantScale", 2, 2)),
+    with_any_inputs(of_bytes(make<QuantChannels>("QuantChannels", 1, 1))),
+    with_types<ort::kFloat, ort::kUint8>(make<QuantizeImage>("QuantizeImage", 1, 1)),
+    with_types<ort::kUint8, ort::kFloat>(make<DequantizeImage>("DequantizeImage", 1, 1)),
+    of_bytes(make<QuantLayout>("QuantLayout", 1, 1)),
     // As files of earlier versions call them: names of ONNX, which tools take for its operators.
     make<MaxPool>("MaxPool", 1, 1),
     make<AveragePool>("AveragePool", 1, 1),

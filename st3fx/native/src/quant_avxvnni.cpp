@@ -1,0 +1,2 @@
+#define ST3FX_ISA avxvnni
+#include "quant_tile.h"

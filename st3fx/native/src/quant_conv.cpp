@@ -1,0 +1,217 @@
+#include "quant_conv.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "scratch.h"
+
+namespace st3fx {
+namespace {
+
+constexpr int64_t kEnoughTasks = 8;     // with fewer tiles the rows are split too
+constexpr int64_t kPackTasks = 4;       // shares of a tile's channels
+constexpr int64_t kMaxParts = 8;        // of rows
+constexpr int64_t kQuadCost = 24;       // work of four rows beside their blocks, in blocks
+constexpr int64_t kCacheBytes = 24 * 1024;
+constexpr int64_t kLeastChunk = 32;     // positions: fewer cost more in overhead than a cache saves
+constexpr int64_t kAlignBlocks = 6;     // of a column: fewer do not make up for packing each tap
+
+/// Four times a byte, as a float's bits.
+float repeated(int32_t byte) {
+  const uint32_t bits = static_cast<uint32_t>(byte) * 0x01010101U;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+}  // namespace
+
+std::vector<int64_t> cut_quads(const QuadMatrix& matrix) {
+  const int64_t parts = std::clamp<int64_t>(matrix.quads / 4, 1, kMaxParts);
+  const int64_t total = matrix.blocks() + kQuadCost * matrix.quads;
+  std::vector<int64_t> cuts{0};
+  for (int64_t quad = 0; quad < matrix.quads; ++quad) {
+    const int64_t done = matrix.row_start[4 * quad] + kQuadCost * quad;
+    const auto cut = static_cast<int64_t>(cuts.size());
+    if (cut < parts && done * parts >= cut * total) cuts.push_back(quad);
+  }
+  while (static_cast<int64_t>(cuts.size()) <= parts) cuts.push_back(matrix.quads);
+  return cuts;
+}
+
+int64_t chunk_for(const QuantKernels& kernels, int64_t floats_per_position) {
+  const int64_t cached = kCacheBytes / (4 * std::max<int64_t>(floats_per_position, 1));
+  return std::clamp(cached, std::min(kLeastChunk, kernels.largest_chunk), kernels.largest_chunk);
+}
+
+const Kernels& moving_kernels(Isa isa) {
+  const Kernels* kernels = kernels_of(isa);
+  return *(kernels ? kernels : kernels_of(Isa::baseline));
+}
+
+/// What depends on the size of the images alone.
+struct QuantConv::Sized {
+  TapPlan taps;
+  bool is_direct;  ///< A tile of the input is its taps as it is; blocks have a quad for an offset.
+  std::vector<QuantBlock> blocks;
+};
+
+/// One run: its tensors and sizes.
+struct QuantConv::Call {
+  Images in;
+  std::shared_ptr<const Sized> sized;
+  const float* x;
+  const float* residual;
+  float* y;
+
+  const TapPlan& taps() const { return sized->taps; }
+  const Images& out() const { return taps().out(); }
+  int64_t tiles() const { return taps().tiles(); }
+};
+
+QuantConv::QuantConv(const NodeInfo& node)
+    : kernels_(quant_kernels_of(current_isa())),
+      moves_(moving_kernels(current_isa())),
+      channels_(node.required_integer("channels")),
+      groups_(node.integer("group", 1)),
+      x_zero_point_(byte_attribute(node, "x_zero_point", 0)),
+      window_(WindowAttributes::of(node)),
+      has_residual_(node.input_count() > 6),
+      sized_(std::make_unique<SizedCache<Sized>>()) {
+  if (groups_ < 1 || channels_ % groups_ || (groups_ > 1 && channels_ / groups_ % 4))
+    throw Error(std::to_string(channels_) + " channels do not fall into " +
+                std::to_string(groups_) + " groups of whole blocks of four");
+  requantize_ = requantize_of(node, has_residual_);
+  rows_ = rows_of(node, 3);
+  if (rows_ % groups_)
+    throw Error(std::to_string(rows_) + " outputs do not fall into " + std::to_string(groups_) +
+                " groups");
+  matrix_ = QuadMatrix::of(node, 1, (channels_ / groups_ + 3) / 4 * window_.taps(), kernels_,
+                           x_zero_point_, read_integers(node, 4, "bias", rows_),
+                           read_numbers(node, 5, "multiplier", rows_));
+  requantize_.wide = matrix_.wide;
+  parts_ = cut_quads(matrix_);
+}
+
+void QuantConv::operator()(const Run& run) const {
+  const Tensor x = run.input(0);
+  Call call{};
+  call.x = quad_data(x);
+  call.in = quads_of(x, channels_);
+  call.sized = sized_->get(call.in, [&] { return work_out(call.in); });
+  const std::optional<Tensor> residual = run.optional_input(6);
+  if (residual.has_value() != has_residual_) throw Error("input 'residual' comes and goes");
+  call.residual = residual ? quad_data(same_bytes(*residual, call.out())) : nullptr;
+  call.y = run.output(byte_shape(call.out()));
+  const int64_t tiles = call.in.batch * call.tiles();
+  if (tiles == 0) return;
+  const auto parts = static_cast<int64_t>(parts_.size()) - 1;
+  const int64_t shares = std::min(parts, (kEnoughTasks + tiles - 1) / tiles);
+  auto run_share = [&](int64_t task, const float* taps) {
+    const int64_t share = task % shares;
+    run_tile(call, task / shares, parts_[parts * share / shares],
+             parts_[parts * (share + 1) / shares], taps);
+  };
+  if (call.sized->is_direct) {
+    return run.parallel_for(tiles * shares, [&](int64_t task) {
+      const int64_t tile = task / shares;
+      run_share(task, call.x + call.in.tile_offset(tile / call.tiles(), tile % call.tiles()));
+    });
+  }
+  const int64_t quads = call.in.channels, quad_floats = call.taps().channel_floats();
+  if (shares == 1) {
+    return run.parallel_for(tiles, [&](int64_t task) {
+      const Scratch taps(quads * quad_floats);
+      pack(call, task, 0, quads, taps.data());
+      run_share(task, taps.data());
+    });
+  }
+  // Few tiles: their input is packed once, by all threads, and then shared.
+  const Scratch packed(tiles * quads * quad_floats);
+  run.parallel_for(tiles * kPackTasks, [&](int64_t task) {
+    const int64_t tile = task / kPackTasks, share = task % kPackTasks;
+    const int64_t begin = quads * share / kPackTasks, end = quads * (share + 1) / kPackTasks;
+    pack(call, tile, begin, end, packed.data() + (tile * quads + begin) * quad_floats);
+  });
+  run.parallel_for(tiles * shares, [&](int64_t task) {
+    run_share(task, packed.data() + task / shares * quads * quad_floats);
+  });
+}
+
+QuantConv::Sized QuantConv::work_out(const Images& in) const {
+  const int64_t taps = window_.taps(), quads = in.channels / groups_;
+  const Window window = window_.on(in.plane);
+  // Aligned taps where enough blocks read them, and where images are large, as in SparseConv.
+  const bool per_tap = taps > 1 && window.stride_width == 1 &&
+                       window.out_height * window.out_width / kTile >= kEnoughTasks &&
+                       matrix_.blocks() >= kAlignBlocks * groups_ * quads * taps;
+  Sized sized{TapPlan(window_, in, Layout::blocked, matrix_.quads, kTile,
+                      per_tap ? Packing::per_tap : Packing::gaps),
+              is_identity(window), {}};
+  std::vector<uint32_t> offsets;
+  if (!sized.is_direct) offsets = sized.taps.column_offsets(in.channels * taps);
+  sized.blocks.reserve(matrix_.column.size());
+  for (int64_t row = 0; row < matrix_.rows; ++row) {
+    const int64_t group = row / (rows_ / groups_);
+    for (uint32_t i = matrix_.row_start[row]; i < matrix_.row_start[row + 1]; ++i) {
+      const int64_t column = group * quads * taps + matrix_.column[i];
+      const uint32_t offset = sized.is_direct ? static_cast<uint32_t>(column) : offsets[column];
+      sized.blocks.push_back({offset, matrix_.weights[i]});
+    }
+  }
+  return sized;
+}
+
+/// Packs the input of a tile, quads [begin, end) of it.
+void QuantConv::pack(const Call& call, int64_t tile, int64_t begin, int64_t end,
+                     float* taps) const {
+  const float* x = call.x + tile / call.tiles() * call.in.image_size();
+  PackJob job = call.taps().pack_job(tile % call.tiles(), x, begin, end, taps);
+  job.outside = repeated(x_zero_point_);
+  moves_.pack_taps(job);
+}
+
+/// Quads [begin, end) of the outputs of one tile, whose input `taps` holds.
+void QuantConv::run_tile(const Call& call, int64_t tile, int64_t begin, int64_t end,
+                         const float* taps) const {
+  const int64_t n = tile / call.tiles(), t = tile % call.tiles(), width = call.taps().width(t);
+  const bool staged = call.taps().is_staged(t);
+  const Scratch stage(staged ? (end - begin) * width : 0);
+  QuantTileJob job{};
+  job.blocks = call.sized->blocks.data();
+  job.row_start = matrix_.row_start.data();
+  job.quad_begin = begin;
+  job.quad_end = end;
+  job.taps = taps;
+  job.offset_bytes = 4 * (call.sized->is_direct ? width : 1);
+  job.width = width;
+  const int64_t tile_floats =
+      call.in.channels * (call.sized->is_direct ? width : call.taps().channel_floats());
+  job.chunk = chunk_for(kernels_, tile_floats / groups_ / width);
+  job.bias = matrix_.bias.data();
+  job.multiplier = matrix_.multiplier.data();
+  job.requantize = &requantize_;
+  const int64_t image = n * call.out().image_size();
+  if (!staged) {
+    const int64_t offset = call.out().tile_offset(n, t);
+    job.out = call.y + offset;
+    job.residual = call.residual ? call.residual + offset : nullptr;
+    job.row_stride = call.out().channel_stride(t);
+    return kernels_.sparse_tile(job);
+  }
+  StageJob rows = call.taps().stage_job(t, stage.data(), call.y + image);
+  rows.stage_row = rows.row_begin = begin;
+  rows.row_end = end;
+  if (call.residual) {
+    StageJob from = rows;
+    from.y = const_cast<float*>(call.residual) + image;
+    moves_.gather_rows(from);
+    job.residual = stage.data() - begin * width;
+  }
+  job.out = stage.data() - begin * width;
+  job.row_stride = width;
+  kernels_.sparse_tile(job);
+  moves_.scatter_rows(rows);
+}
+
+}  // namespace st3fx

@@ -1,0 +1,2 @@
+#define ST3FX_ISA neondot
+#include "quant_tile.h"
