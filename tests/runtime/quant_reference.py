@@ -216,12 +216,10 @@ def _dequantize(inputs: Inputs, about: About) -> Array:
 
 def _layout(inputs: Inputs, about: About) -> Array:
     layouts = (about.get("input_layout", "nchw"), about.get("output_layout", "nchw"))
-    signed, value = about.get("signed", 0), inputs[0]
     if layouts == ("nchw", "blocked"):
-        return to_blocked_bytes((value.astype(np.int64) + 128 * signed).astype(np.uint8))
+        return to_blocked_bytes(inputs[0])
     assert layouts == ("blocked", "nchw")
-    images = from_blocked_bytes(value, about["channels"])
-    return (images.astype(np.int64) - 128).astype(np.int8) if signed else images
+    return from_blocked_bytes(inputs[0], about["channels"])
 
 
 OPERATORS: dict[str, Callable[[Inputs, About], Array]] = {

@@ -41,7 +41,7 @@ QuantLinear::QuantLinear(const NodeInfo& node)
       x_zero_point_(byte_attribute(node, "x_zero_point", 0)),
       activation_(activation_of(node)),
       weight_scale_(in_fours(read_numbers(node, 5, "weight_scale", rows_))),
-      bias_(in_fours(read_numbers(node, 4, "bias", rows_))) {
+      bias_(in_fours(read_bias(node, 4, rows_))) {
   if (!std::isfinite(x_scale_) || x_scale_ < 0)
     throw Error("attribute 'x_scale' is out of range: " + std::to_string(x_scale_));
   const std::vector<int32_t> none(rows_, 0);

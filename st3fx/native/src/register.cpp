@@ -171,7 +171,7 @@ const Operator kOperators[] = {
     make<ChangeLayout>("Layout", 1, 1),
     in_place<6>(with_sparse_blocks(make<QuantConv>("QuantConv", 7, 6))),
     in_place<4>(with_depthwise_bytes(make<QuantDepthwiseConv>("QuantDepthwiseConv", 5, 4))),
-    with_sparse_blocks<ort::kFloat, ort::kFloat>(make<QuantLinear>("QuantLinear", 6, 6)),
+    with_sparse_blocks<ort::kFloat, ort::kFloat>(make<QuantLinear>("QuantLinear", 6, 4)),
     in_place<0>(of_bytes(make<QuantAdd>("QuantAdd", 2, 2))),
     in_place<0>(of_bytes(make<QuantLookup>("QuantLookup", 2, 2))),
     of_bytes(make<QuantMaxPool>("QuantMaxPool", 1, 1)),
