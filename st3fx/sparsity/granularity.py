@@ -99,18 +99,30 @@ def _root_mean_square(part: Part, pruned: Tensor | None = None, among: int = 0) 
             part.view, dim=part.dims, keepdim=True, dtype=torch.float64
         )
         return (norm * norm).div_(part.size).sqrt_().to(part.view.dtype)
-    # In order, with the same bits on every device.
-    squares = part.view * part.view
+    count = among or part.size
+    total = _sum_of_squares(part.view, part.dims[0], pruned)
+    # In fp32 torch's square root is not rounded correctly everywhere (MKL's is not); this one is.
+    root = (total / count).double().sqrt_()
+    if total.dtype == torch.float32:
+        exact = _sum_of_squares(part.view.double(), part.dims[0], pruned).div_(count).sqrt_()
+        root = torch.where((total >= _SMALLEST) & (total <= _LARGEST), root, exact)
+    return root.to(total.dtype).unsqueeze_(part.dims[0])
+
+
+_SMALLEST, _LARGEST = 2.0**-100, torch.finfo(torch.float32).max
+"""Where a sum of squares is exact in single precision; elsewhere it is taken in double."""
+
+
+def _sum_of_squares(view: Tensor, dim: int, pruned: Tensor | None) -> Tensor:
+    """In the order of the weights, with the same bits on every device."""
+    squares = view * view
     if pruned is not None:
         squares.masked_fill_(~pruned, 0.0)
-    (dim,) = part.dims
     first, *others = squares.unbind(dim)
     total = first.clone()
     for other in others:
         total += other
-    # In fp32 torch's square root is not rounded correctly everywhere (MKL's is not); this one is.
-    root = total.div_(among or part.size).double().sqrt_()
-    return root.to(total.dtype).unsqueeze_(dim)
+    return total
 
 
 def _smallest(part: Part, count: int) -> Tensor:

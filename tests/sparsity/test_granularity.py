@@ -8,6 +8,7 @@ import itertools
 import math
 import pickle
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,60 @@ def weight_of(site: Site, *, channels_last: bool = False) -> Tensor:
     return weight
 
 
+EXTREMES = torch.tensor([1e20, 1e-30, 1.0, 1e-19, 1e35, 0.0, 1e-40])
+"""Squares of most of these leave the range of fp32; those of some are denormal."""
+
+
+def extreme_weight_of(site: Site, *, mixed: bool) -> Tensor:
+    """Weights of very different sizes: in each group, or from one output to the next."""
+    weight = weight_of(site)
+    places = (weight.numel(),) if mixed else (len(weight),)
+    scales = EXTREMES[torch.arange(places[0]) % len(EXTREMES)]
+    return weight * (scales.view_as(weight) if mixed else scales.view(-1, *[1] * (weight.dim() - 1)))
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES, ids=name_of)
+def test_weights_of_extreme_size(granularity: Granularity, isa: str) -> None:
+    """No square overflows or vanishes: magnitudes, effective weights and gradients are right."""
+    for site, mixed in itertools.product(SITE_LIST, (True, False)):
+        constants = granularity.constants(site)
+        if not constants or site.numel > 10_000:
+            continue
+        weight = extreme_weight_of(site, mixed=mixed)
+        expected, _ = by_loops(site, granularity, weight.double())
+        own = magnitudes(weight, *constants)
+        expected = expected.clamp_max(torch.finfo(torch.float32).max)
+        torch.testing.assert_close(own.double(), expected, rtol=1e-6, atol=1e-44)
+        for level in (1e19, 3e-31):
+            threshold = torch.tensor(level)
+            effective = effective_weight(weight, threshold, site.layout, False, constants)
+            wanted = weight.double() * (1 - float(threshold) / expected).clamp_min(0)
+            wanted[wanted.abs() < torch.finfo(torch.float32).tiny] = 0
+            torch.testing.assert_close(effective.double(), wanted, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("op", ["sigmoid_threshold", "trained_threshold"])
+def test_gradients_of_weights_of_extreme_size(op: str, isa: str) -> None:
+    """As in double precision, where no square leaves the range."""
+    site, granularity = SITE_LIST[0], Block(4)
+    for scale in (1e20, 1e-25):
+        weight = weight_of(site).mul_(scale)
+        if op == "sigmoid_threshold":
+            constants, level = (), torch.tensor([-60.0])
+        else:
+            constants, level = ([0], 1), torch.full((6, 1, 1, 1), 0.5 * scale)
+        found = []
+        for dtype in (torch.float32, torch.float64):
+            w, t = (tensor.to(dtype).requires_grad_() for tensor in (weight, level))
+            mask = torch.empty(0, dtype=torch.bool)
+            result = getattr(torch.ops.st3fx, op)(
+                w, t, mask, *constants, *granularity.constants(site)
+            )
+            found.append([g.double() for g in torch.autograd.grad(result.sum(), (w, t))])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=name_of)
 def test_magnitudes_and_scores(granularity: Granularity, isa: str) -> None:
     for site in SITE_LIST:
@@ -166,7 +221,8 @@ def test_the_library_gives_the_bits_of_torch(monkeypatch: pytest.MonkeyPatch) ->
     cases = list(itertools.product(SITE_LIST, GRANULARITIES))
 
     def every() -> list[Tensor]:
-        return [magnitudes(weight_of(site), *own.constants(site)) for site, own in cases]
+        made = (weight_of, partial(extreme_weight_of, mixed=True))
+        return [magnitudes(w(site), *own.constants(site)) for w in made for site, own in cases]
 
     found = []
     for name in native.available_isas():
@@ -174,6 +230,19 @@ def test_the_library_gives_the_bits_of_torch(monkeypatch: pytest.MonkeyPatch) ->
             found.append(every())
     monkeypatch.setattr(latent, "available", lambda: False)
     for one, *others in zip(every(), *found, strict=True):
+        assert all(torch.equal(one, other) for other in others)
+
+
+def test_every_instruction_set_gives_the_same_effective_weights() -> None:
+    found = []
+    for name in native.available_isas():
+        with native.using_isa(name):
+            found.append([
+                effective_weight(make(site), torch.tensor(0.7), site.layout, True, own.constants(site))
+                for make in (weight_of, partial(extreme_weight_of, mixed=True))
+                for site, own in itertools.product(SITE_LIST, GRANULARITIES)
+            ])  # fmt: skip
+    for one, *others in zip(*found, strict=True):
         assert all(torch.equal(one, other) for other in others)
 
 

@@ -158,16 +158,20 @@ ST3FX_EXPORT void st3fx_soft_threshold(const Channels* sites, int64_t count, Par
   for_each(tasks.size(), parallel, threads, [&](int64_t i) {
     const Task& task = tasks[i];
     const Channels& site = sites[task.site];
-    thread_local std::vector<float> deciding;
     for (int64_t k = task.first; k < task.first + task.size; k++) {
       const float* weight = site.weight + k * site.length;
       float* out = site.out + k * site.length;
       if (site.groups.size) {
-        deciding.resize(site.length);
-        const int64_t row = site.groups.extent * site.groups.inner;
-        for (int64_t i = 0; i < site.length; i += row)
-          measure_row(run, weight + i, site.groups, true, deciding.data() + i);
-        run.soften_groups(weight, deciding.data(), site.length, site.threshold, site.rescale, out);
+        Shares shares;
+        const auto [extent, inner, size, kept] = site.groups;
+        const int64_t whole = extent / size, rest = extent % size, end = whole * size * inner;
+        for (int64_t i = 0; i < site.length; i += extent * inner) {
+          run.soften_blocks(weight + i, whole, inner, size, kept, site.threshold, out + i, shares);
+          if (rest)
+            run.soften_blocks(weight + i + end, 1, inner, static_cast<int>(rest), kept,
+                              site.threshold, out + i + end, shares);
+        }
+        run.finish(shares, site.length, site.rescale, out);
       } else {
         run.soften(weight, site.length, site.threshold, site.rescale, out);
       }

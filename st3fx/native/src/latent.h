@@ -8,6 +8,14 @@ namespace st3fx::latent {
 /// Floats at a time: what a task reads stays in the nearest caches.
 constexpr int64_t kPiece = 1 << 14;
 
+/// Independent sums, which are added up in one order.
+constexpr int kLanes = 64;
+
+/// Sums over a channel's weights: of all magnitudes, and of those that are kept.
+struct Shares {
+  float total[kLanes] = {}, kept[kLanes] = {};
+};
+
 /// What lies around a band. Scores compare as their bits do; NaN is larger than all others.
 struct Tally {
   int64_t below = 0, inside = 0;
@@ -40,9 +48,12 @@ struct Kernels {
   void (*measure)(const float* weight, int64_t blocks, int64_t inner, int size, int kept,
                   bool spread, float* out);
 
-  /// As `soften`, of weights whose groups have the magnitudes `deciding`.
-  void (*soften_groups)(const float* weight, const float* deciding, int64_t size, float threshold,
-                        bool rescale, float* out);
+  /// As `soften`, without the rescaling, of weights in groups as for `measure`; adds to `shares`.
+  void (*soften_blocks)(const float* weight, int64_t blocks, int64_t inner, int size, int kept,
+                        float threshold, float* out, Shares& shares);
+
+  /// Rescales a channel whose groups have been softened, and rounds denormal numbers to zero.
+  void (*finish)(Shares& shares, int64_t size, bool rescale, float* out);
 
   /// A hash of bytes.
   uint64_t (*digest)(const uint8_t* bytes, int64_t size);

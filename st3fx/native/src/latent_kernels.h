@@ -8,13 +8,12 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "latent.h"
 
 namespace st3fx::latent {
 namespace {
-
-constexpr int kLanes = 64;
 
 int32_t magnitude_bits(float value) {
   int32_t bits;
@@ -76,29 +75,28 @@ float sum(float (&lanes)[kLanes]) {
 }
 
 /// c_k: 1.01 over the share of the channel's magnitude that is kept, and 0.01.
-///
-/// `deciding(i)` is compared with the threshold.
-template <class Deciding>
-float rescale_factor(const float* weight, int64_t size, float threshold, const Deciding& deciding) {
-  float total[kLanes] = {}, kept[kLanes] = {};
-  const auto take = [&](int lane, int64_t i) {
-    const float magnitude = std::fabs(weight[i]);
-    total[lane] += magnitude;
-    kept[lane] += deciding(i) > threshold ? magnitude : 0.0f;
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes)
-    for (int lane = 0; lane < kLanes; lane++) take(lane, i + lane);
-  for (int lane = 0; i + lane < size; lane++) take(lane, i + lane);
-
+float factor_of(float (&kept)[kLanes], float (&total)[kLanes], int64_t size) {
   const auto length = static_cast<float>(size);
   const float rho = (sum(kept) / length + 1e-6f) / (sum(total) / length + 1e-6f);
   return 1.01f / (rho + 0.01f);
 }
 
+float rescale_factor(const float* weight, int64_t size, float threshold) {
+  float total[kLanes] = {}, kept[kLanes] = {};
+  const auto take = [&](int lane, int64_t i) {
+    const float magnitude = std::fabs(weight[i]);
+    total[lane] += magnitude;
+    kept[lane] += magnitude > threshold ? magnitude : 0.0f;
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes)
+    for (int lane = 0; lane < kLanes; lane++) take(lane, i + lane);
+  for (int lane = 0; i + lane < size; lane++) take(lane, i + lane);
+  return factor_of(kept, total, size);
+}
+
 void soften(const float* weight, int64_t size, float threshold, bool rescale, float* out) {
-  const auto deciding = [&](int64_t i) { return std::fabs(weight[i]); };
-  const float factor = rescale ? rescale_factor(weight, size, threshold, deciding) : 1.0f;
+  const float factor = rescale ? rescale_factor(weight, size, threshold) : 1.0f;
   for (int64_t i = 0; i < size; i++) {
     const float shrunk = std::fabs(weight[i]) - threshold;
     const float scaled = std::copysign(shrunk * factor, weight[i]);
@@ -110,97 +108,225 @@ constexpr float kLargest = std::numeric_limits<float>::max();
 constexpr float kNormal = std::numeric_limits<float>::min();
 constexpr int kLongest = 64;
 
-/// `measure` for groups of `Size` weights, or of any size if that is 0.
-///
-/// Squares are added in the order of the weights, as torch's operators do.
+/// The weights of up to kLanes groups: a plane for the first weight of each, one for the second and
+/// so on, so that arithmetic fills vectors however groups lie in memory.
 template <int Size>
-void measure_whole(const float* weight, int64_t blocks, int64_t inner, int any_size, bool spread,
-                   float* out) {
-  const int size = Size ? Size : any_size;
-  const int64_t step = size * inner;
-  for (int64_t block = 0; block < blocks; block++) {
-    const float* from = weight + block * step;
-    float* to = out + block * (spread ? step : inner);
-    for (int64_t j = 0; j < inner; j++) {
-      float sum = 0;
-      for (int i = 0; i < size; i++) sum += from[i * inner + j] * from[i * inner + j];
-      const float magnitude = std::sqrt(sum / static_cast<float>(size));
-      if (spread)
-        for (int i = 0; i < size; i++) to[i * inner + j] = magnitude;
-      else
-        to[j] = magnitude;
-    }
+using Planes = float[Size ? Size : kLongest][kLanes];
+
+/// Groups side by side: `width` of each of `blocks` blocks, the first of which begins at `start`.
+struct Tile {
+  int64_t start, first;
+  int blocks, width;
+
+  int lanes() const { return blocks * width; }
+};
+
+/// Groups of `Size` weights, `Inner` floats apart, or of any size or distance where that is 0.
+template <int Size, int Inner>
+struct Layout {
+  int any_size;
+  int64_t any_inner;
+
+  int size() const { return Size ? Size : any_size; }
+  int64_t inner() const { return Inner ? Inner : any_inner; }
+
+  template <class Body>
+  void for_each_tile(int64_t blocks, const Body& body) const {
+    const int width = static_cast<int>(std::min<int64_t>(inner(), kLanes)), high = kLanes / width;
+    for (int64_t block = 0; block < blocks; block += high)
+      for (int64_t j = 0; j < inner(); j += width)
+        body(Tile{block * size() * inner() + j, block * inner() + j,
+                  static_cast<int>(std::min<int64_t>(high, blocks - block)),
+                  static_cast<int>(std::min<int64_t>(width, inner() - j))});
   }
-}
 
-/// `measure` for the smallest of each group. Of equal weights the later ones are smaller.
-///
-/// Takes kLanes groups at a time, a plane of memory for the first weight of each, one for the second
-/// and so on, so that comparisons fill vectors however the groups lie.
-template <int Size>
-void measure_smallest(const float* weight, int64_t blocks, int64_t inner, int any_size, int kept,
-                      bool spread, float* out) {
-  const int size = Size ? Size : any_size, gone = size - kept;
-  const int64_t step = size * inner, groups = blocks * inner;
-  float planes[Size ? Size : kLongest][kLanes];
-  int64_t places[kLanes];
-  for (int64_t first = 0; first < groups; first += kLanes) {
-    const int lanes = static_cast<int>(std::min<int64_t>(kLanes, groups - first));
-    int64_t block = first / inner, j = first % inner;
-    for (int lane = 0; lane < lanes; lane++) {
-      places[lane] = block * step + j;
-      if (++j == inner) j = 0, block++;
-    }
-    for (int lane = 0; lane < lanes; lane++)
-      for (int i = 0; i < size; i++)
-        planes[i][lane] = std::fabs(weight[places[lane] + i * inner]);
-
-    float sums[kLanes] = {};
-    int32_t goes[Size ? Size : kLongest][kLanes];
-    for (int i = 0; i < size; i++) {
-      int32_t smaller[kLanes] = {};
-      for (int k = 0; k < i; k++)
-        for (int lane = 0; lane < kLanes; lane++) smaller[lane] += planes[k][lane] < planes[i][lane];
-      for (int k = i + 1; k < size; k++)
-        for (int lane = 0; lane < kLanes; lane++) smaller[lane] += planes[k][lane] <= planes[i][lane];
-      for (int lane = 0; lane < kLanes; lane++) {
-        goes[i][lane] = smaller[lane] < gone;
-        sums[lane] += goes[i][lane] ? planes[i][lane] * planes[i][lane] : 0.0f;
+  /// Calls `move(plane, lane, offset)` for each weight of a tile, `offset` floats from its start.
+  template <class Move>
+  void for_each_weight(const Tile& tile, const Move& move) const {
+    if constexpr (Inner == 1) {
+      if (Size != 0 && tile.blocks == kLanes) {  // a loop of fixed length fills vectors
+        for (int lane = 0; lane < kLanes; lane++)
+          for (int i = 0; i < Size; i++) move(i, lane, lane * Size + i);
+        return;
       }
+      for (int lane = 0; lane < tile.blocks; lane++)
+        for (int i = 0; i < size(); i++) move(i, lane, lane * size() + i);
+      return;
     }
-    for (int lane = 0; lane < kLanes; lane++)
-      sums[lane] = std::sqrt(sums[lane] / static_cast<float>(gone));
-    if (!spread) {
-      std::copy_n(sums, lanes, out + first);
-      continue;
+    const int width = Inner ? Inner : tile.width;
+    for (int block = 0; block < tile.blocks; block++)
+      for (int i = 0; i < size(); i++)
+        for (int j = 0; j < width; j++)
+          move(i, block * width + j, (block * size() + i) * inner() + j);
+  }
+
+  /// Lanes that have no group are filled with zeros.
+  void load(const float* from, const Tile& tile, Planes<Size>& planes) const {
+    for (int i = 0; i < size(); i++)
+      std::fill(planes[i] + tile.lanes(), planes[i] + kLanes, 0.0f);
+    for_each_weight(tile, [&](int i, int lane, int64_t at) { planes[i][lane] = from[at]; });
+  }
+
+  void store(const Planes<Size>& planes, const Tile& tile, float* to) const {
+    for_each_weight(tile, [&](int i, int lane, int64_t at) { to[at] = planes[i][lane]; });
+  }
+};
+
+/// As many lanes as a register has; results do not depend on their number.
+#if defined(__AVX512F__)
+constexpr int kWide = 16;
+#elif defined(__AVX__)
+constexpr int kWide = 8;
+#else
+constexpr int kWide = 4;
+#endif
+using Vector = float __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
+using Mask = int32_t __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
+
+Vector& at(float* lanes) { return *reinterpret_cast<Vector*>(lanes); }
+Mask& at(int32_t* lanes) { return *reinterpret_cast<Mask*>(lanes); }
+const Mask& at(const int32_t* lanes) { return *reinterpret_cast<const Mask*>(lanes); }
+
+Vector only(Mask mask, Vector values) { return (Vector)(mask & (Mask)values); }
+Vector absolute(Vector values) { return (Vector)((Mask)values & 0x7fffffff); }
+
+/// A tile of groups with what decides on each weight.
+template <int Size, bool Some>
+struct Group {
+  Planes<Size> weights;
+  int32_t goes[Some ? (Size ? Size : kLongest) : 1][kLanes];  // all bits of those that go
+  float magnitude[kLanes];
+
+  /// Those of a group that go are the `gone` smallest; of equals the later ones.
+  void choose(int size, int gone) {
+    for (int lane = 0; lane < kLanes; lane += kWide)
+      for (int i = 0; i < size; i++) {
+        const Vector own = absolute(at(weights[i] + lane));
+        Mask smaller = {};
+        for (int k = 0; k < i; k++) smaller -= (Mask)(absolute(at(weights[k] + lane)) < own);
+        for (int k = i + 1; k < size; k++)
+          smaller -= (Mask)(absolute(at(weights[k] + lane)) <= own);
+        at(goes[i] + lane) = (Mask)(smaller < gone);
+      }
+  }
+
+  /// The root mean square of those that go. Squares are added in the order of the weights; in
+  /// double precision where their sum leaves what single precision can do.
+  void measure(int size, int gone, int lanes) {
+    constexpr float kSmallest = 0x1p-100f;
+    float sums[kLanes];
+    for (int lane = 0; lane < kLanes; lane += kWide) {
+      Vector sum = {};
+      for (int i = 0; i < size; i++) {
+        Vector own = at(weights[i] + lane);
+        if constexpr (Some) own = only(at(goes[i] + lane), own);
+        sum += own * own;
+      }
+      at(sums + lane) = sum;
     }
+    std::fill(sums + lanes, sums + kLanes, 1.0f);
+    int32_t fits = -1;
+    for (int lane = 0; lane < kLanes; lane++) {
+      fits &= -(sums[lane] >= kSmallest && sums[lane] <= kLargest);
+      magnitude[lane] = std::sqrt(sums[lane] / static_cast<float>(gone));
+    }
+    if (fits) return;
+    double exact[kLanes] = {};
     for (int i = 0; i < size; i++)
-      for (int lane = 0; lane < kLanes; lane++)
-        planes[i][lane] = goes[i][lane] ? sums[lane] : kLargest;
-    for (int lane = 0; lane < lanes; lane++)
-      for (int i = 0; i < size; i++) out[places[lane] + i * inner] = planes[i][lane];
+      for (int lane = 0; lane < kLanes; lane++) {
+        const double own = Some && !goes[Some ? i : 0][lane] ? 0.0f : weights[i][lane];
+        exact[lane] += own * own;
+      }
+    for (int lane = 0; lane < kLanes; lane++)
+      if (!(sums[lane] >= kSmallest && sums[lane] <= kLargest))
+        magnitude[lane] = static_cast<float>(std::sqrt(exact[lane] / gone));
   }
+
+  /// `own` where a weight goes, else `free`.
+  Vector pick(int i, int lane, Vector own, Vector free) const {
+    if constexpr (Some) {
+      const Mask mask = at(goes[i] + lane);
+      return (Vector)((mask & (Mask)own) | (~mask & (Mask)free));
+    }
+    return own;
+  }
+};
+
+/// Calls `use(tile, group)` for all groups.
+template <bool Some, int Size, int Inner, class Use>
+void for_each_group(const Layout<Size, Inner>& layout, const float* weight, int64_t blocks,
+                    int kept, const Use& use) {
+  Group<Size, Some> group;
+  const int size = layout.size(), gone = size - kept;
+  layout.for_each_tile(blocks, [&](const Tile& tile) {
+    layout.load(weight + tile.start, tile, group.weights);
+    if constexpr (Some) group.choose(size, gone);
+    group.measure(size, gone, tile.lanes());
+    use(tile, group);
+  });
 }
 
-/// `measure` for long groups that lie in one piece each. The sum is in double precision: whatever
-/// its order, the result is the same but for the rarest of cases.
-void measure_long(const float* weight, int64_t blocks, int size, bool spread, float* out) {
-  for (int64_t block = 0; block < blocks; block++) {
-    const float* from = weight + block * size;
-    double sums[kLanes] = {};
-    int i = 0;
-    for (; i + kLanes <= size; i += kLanes)
-      for (int lane = 0; lane < kLanes; lane++) {
-        const double value = from[i + lane];
-        sums[lane] += value * value;
-      }
-    for (int lane = 0; i + lane < size; lane++) {
-      const double value = from[i + lane];
-      sums[lane] += value * value;
+/// Calls `run` with the layout of groups that there is code for, and whether some of a group stay.
+template <class Run>
+void with_layout(int64_t inner, int size, int kept, const Run& run) {
+  const auto with = [&](const auto& layout) {
+    kept ? run(layout, std::true_type()) : run(layout, std::false_type());
+  };
+  if (size == 4 && inner == 1)
+    with(Layout<4, 1>{size, inner});
+  else if (size == 4 && inner == 9)
+    with(Layout<4, 9>{size, inner});
+  else if (size == 4)
+    with(Layout<4, 0>{size, inner});
+  else if (inner == 1)
+    with(Layout<0, 1>{size, inner});
+  else
+    with(Layout<0, 0>{size, inner});
+}
+
+/// The magnitude of a long group in one piece. Whatever the order of a sum in double precision, the
+/// result is the same but for the rarest of cases.
+float long_magnitude(const float* weight, int64_t size) {
+  double sums[kLanes] = {};
+  const auto take = [&](int lane, int64_t i) {
+    const double value = weight[i];
+    sums[lane] += value * value;
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes)
+    for (int lane = 0; lane < kLanes; lane++) take(lane, i + lane);
+  for (int lane = 0; i + lane < size; lane++) take(lane, i + lane);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int lane = 0; lane < width; lane++) sums[lane] += sums[lane + width];
+  return static_cast<float>(std::sqrt(sums[0] / static_cast<double>(size)));
+}
+
+template <bool Some, int Size, int Inner>
+void measure_in(const Layout<Size, Inner>& layout, const float* weight, int64_t blocks, int kept,
+                bool spread, float* out) {
+  for_each_group<Some>(layout, weight, blocks, kept, [&](const Tile& tile, auto& group) {
+    if (!spread) {
+      std::copy_n(group.magnitude, tile.lanes(), out + tile.first);
+      return;
     }
-    for (int width = kLanes / 2; width > 0; width /= 2)
-      for (int lane = 0; lane < width; lane++) sums[lane] += sums[lane + width];
-    const auto magnitude = static_cast<float>(std::sqrt(sums[0] / size));
+    for (int i = 0; i < layout.size(); i++)
+      for (int lane = 0; lane < kLanes; lane += kWide)
+        at(group.weights[i] + lane) =
+            group.pick(i, lane, at(group.magnitude + lane), Vector{} + kLargest);
+    layout.store(group.weights, tile, out + tile.start);
+  });
+}
+
+void measure(const float* weight, int64_t blocks, int64_t inner, int size, int kept, bool spread,
+             float* out) {
+  if (kept >= size)
+    std::fill_n(out, blocks * inner * (spread ? size : 1), kLargest);
+  else if (kept >= 0)
+    with_layout(inner, size, kept, [&](const auto& layout, auto some) {
+      measure_in<some>(layout, weight, blocks, kept, spread, out);
+    });
+  for (int64_t block = 0; kept < 0 && block < blocks; block++) {
+    const float magnitude = long_magnitude(weight + block * size, size);
     if (spread)
       std::fill_n(out + block * size, size, magnitude);
     else
@@ -208,30 +334,71 @@ void measure_long(const float* weight, int64_t blocks, int size, bool spread, fl
   }
 }
 
-void measure(const float* weight, int64_t blocks, int64_t inner, int size, int kept, bool spread,
-             float* out) {
-  if (kept < 0)
-    measure_long(weight, blocks, size, spread, out);
-  else if (kept >= size)
-    std::fill_n(out, blocks * inner * (spread ? size : 1), kLargest);
-  else if (kept && size == 4)
-    measure_smallest<4>(weight, blocks, inner, size, kept, spread, out);
-  else if (kept)
-    measure_smallest<0>(weight, blocks, inner, size, kept, spread, out);
-  else if (size == 4)
-    measure_whole<4>(weight, blocks, inner, size, spread, out);
-  else
-    measure_whole<0>(weight, blocks, inner, size, spread, out);
+template <bool Some, int Size, int Inner>
+void soften_in(const Layout<Size, Inner>& layout, const float* weight, int64_t blocks, int kept,
+               float threshold, float* out, Shares& shares) {
+  // What no threshold reaches has the largest number as its magnitude.
+  const Vector free = Vector{} + (kLargest - threshold) / kLargest;
+  Shares own = shares;
+  for_each_group<Some>(layout, weight, blocks, kept, [&](const Tile& tile, auto& group) {
+    for (int lane = 0; lane < kLanes; lane += kWide) {
+      const Vector magnitude = at(group.magnitude + lane);
+      const Vector over = magnitude - threshold, ratio = over / magnitude;
+      Vector total = at(own.total + lane), left = at(own.kept + lane);
+      for (int i = 0; i < layout.size(); i++) {
+        Vector& place = at(group.weights[i] + lane);
+        const Vector value = place, above = group.pick(i, lane, over, free);
+        total += absolute(value);
+        left += only((Mask)(above > 0.0f), absolute(value));
+        // NaN stays.
+        place = only(~(Mask)(above <= 0.0f), group.pick(i, lane, ratio, free) * value);
+      }
+      at(own.total + lane) = total;
+      at(own.kept + lane) = left;
+    }
+    layout.store(group.weights, tile, out + tile.start);
+  });
+  shares = own;
 }
 
-void soften_groups(const float* weight, const float* deciding, int64_t size, float threshold,
-                   bool rescale, float* out) {
-  const auto own = [&](int64_t i) { return deciding[i]; };
-  const float factor = rescale ? rescale_factor(weight, size, threshold, own) : 1.0f;
+/// Weights that share a magnitude.
+void soften_long(const float* weight, int64_t size, float magnitude, float threshold, float* out,
+                 Shares& shares) {
+  const float over = magnitude - threshold, ratio = over / magnitude;
+  float total[kLanes] = {};
+  const auto take = [&](int lane, int64_t i) {
+    total[lane] += std::fabs(weight[i]);
+    out[i] = over <= 0.0f ? 0.0f : ratio * weight[i];
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes)
+    for (int lane = 0; lane < kLanes; lane++) take(lane, i + lane);
+  for (int lane = 0; i + lane < size; lane++) take(lane, i + lane);
+  for (int lane = 0; lane < kLanes; lane++) {
+    shares.total[lane] += total[lane];
+    shares.kept[lane] += over > 0.0f ? total[lane] : 0.0f;
+  }
+}
+
+void soften_blocks(const float* weight, int64_t blocks, int64_t inner, int size, int kept,
+                   float threshold, float* out, Shares& shares) {
+  if (kept >= size) {
+    soften_long(weight, blocks * inner * size, kLargest, threshold, out, shares);
+  } else if (kept >= 0) {
+    with_layout(inner, size, kept, [&](const auto& layout, auto some) {
+      soften_in<some>(layout, weight, blocks, kept, threshold, out, shares);
+    });
+  } else {
+    for (int64_t block = 0; block < blocks; block++, weight += size, out += size)
+      soften_long(weight, size, long_magnitude(weight, size), threshold, out, shares);
+  }
+}
+
+void finish(Shares& shares, int64_t size, bool rescale, float* out) {
+  const float factor = rescale ? factor_of(shares.kept, shares.total, size) : 1.0f;
   for (int64_t i = 0; i < size; i++) {
-    const float over = deciding[i] - threshold;
-    const float scaled = over / deciding[i] * weight[i] * factor;
-    out[i] = over <= 0.0f || std::fabs(scaled) < kNormal ? 0.0f : scaled;  // NaN stays
+    const float scaled = out[i] * factor;
+    out[i] = std::fabs(scaled) < kNormal ? 0.0f : scaled;  // NaN stays
   }
 }
 
@@ -284,6 +451,6 @@ uint64_t digest(const uint8_t* bytes, int64_t size) {
 
 }  // namespace
 
-extern const Kernels KERNELS = {score, count, collect, soften, measure, soften_groups, digest};
+extern const Kernels KERNELS = {score, count, collect, soften, measure, soften_blocks, finish, digest};
 
 }  // namespace st3fx::latent
