@@ -18,6 +18,7 @@ depthwise convolution) is pruned weight by weight.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -175,26 +176,39 @@ def magnitudes(weight: Tensor, *grouping: Any) -> Tensor:
 
 def in_memory(weight: Tensor, grouping: Grouping) -> latent.Groups | None:
     """How groups lie in memory, for the kernel library; ``None`` where it does not fit."""
-    dims, kept, size, view = grouping
     if (
         type(weight) not in (Tensor, torch.nn.Parameter)
         or weight.device.type != "cpu"
         or weight.dtype != torch.float32
-        or view > 1
+        or not latent.available()
+    ):
+        return None
+    dims, *others = grouping
+    return _in_memory(weight.shape, weight.stride(), Grouping(tuple(dims), *others))
+
+
+@functools.lru_cache(maxsize=4096)
+def _in_memory(
+    shape: tuple[int, ...], stride: tuple[int, ...], grouping: Grouping
+) -> latent.Groups | None:
+    """The same for memory of a shape and strides; asked for each site several times a step."""
+    dims, kept, size, view = grouping
+    weight = torch.empty_strided(shape, stride, device="meta")
+    if (
+        view > 1
         or size > latent.LONGEST
         or not weight.numel()
         or not in_memory_order(weight).is_contiguous()
-        or not latent.available()
     ):
         return None
     if size == 0:
         length = weight.numel() // len(weight)
-        if tuple(dims) != tuple(range(1, weight.dim())) or weight.stride(0) != length:
+        if dims != tuple(range(1, weight.dim())) or stride[0] != length:
             return None
         return latent.Groups(length, 1, length, -1)
-    if weight.shape[dims[0]] < 2:  # its stride says nothing
+    if shape[dims[0]] < 2:  # its stride says nothing
         return None
-    return latent.Groups(weight.shape[dims[0]], weight.stride(dims[0]), size, kept)
+    return latent.Groups(shape[dims[0]], stride[dims[0]], size, kept)
 
 
 def _measure(weight: Tensor, out: Tensor, groups: latent.Groups, *, spread: bool) -> None:

@@ -140,7 +140,9 @@ def extreme_weight_of(site: Site, *, mixed: bool) -> Tensor:
     weight = weight_of(site)
     places = (weight.numel(),) if mixed else (len(weight),)
     scales = EXTREMES[torch.arange(places[0]) % len(EXTREMES)]
-    return weight * (scales.view_as(weight) if mixed else scales.view(-1, *[1] * (weight.dim() - 1)))
+    return weight * (
+        scales.view_as(weight) if mixed else scales.view(-1, *[1] * (weight.dim() - 1))
+    )
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=name_of)
@@ -238,7 +240,9 @@ def test_every_instruction_set_gives_the_same_effective_weights() -> None:
     for name in native.available_isas():
         with native.using_isa(name):
             found.append([
-                effective_weight(make(site), torch.tensor(0.7), site.layout, True, own.constants(site))
+                effective_weight(
+                    make(site), torch.tensor(0.7), site.layout, True, own.constants(site)
+                )
                 for make in (weight_of, partial(extreme_weight_of, mixed=True))
                 for site, own in itertools.product(SITE_LIST, GRANULARITIES)
             ])  # fmt: skip
