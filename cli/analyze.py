@@ -37,6 +37,11 @@ CONVENTIONS = ("exact", "st3", "str")
     help="Samples in the call.  [default: as in the example; 1 where a graph leaves it free]",
 )  # fmt: skip
 @click.option(
+    "--blocks", type=click.IntRange(2), metavar="N",
+    help="Count blocks of N consecutive inputs, too: those left, and the zeros in these.  "
+    "[default: as the bundle is pruned]",
+)  # fmt: skip
+@click.option(
     "--sort", type=click.Choice(("order", "macs", "name", "sparsity")), default="order",
     show_default=True, help="Of the layers: as they run, or the largest first.",
 )  # fmt: skip
@@ -48,6 +53,7 @@ def analyze(
     *,
     convention: Any,
     batch: int | None,
+    blocks: int | None,
     sort: str,
     layers: bool,
     table: str | None,
@@ -66,11 +72,16 @@ def analyze(
     computed from constants where its values are. Operators that no rule knows, and loops and
     branches that depend on values, are named, and are in no total.
 
+    --blocks 4 says whether a file is block sparse: kernels for INT8 multiply four consecutive
+    inputs at once, and gain only where all four are zero. "fullest" is the largest number of
+    nonzeros in a block: 2 where 2 of 4 are left.
+
     \b
     Examples
       st3fx analyze runs/resnet20/model.st3fx
       st3fx analyze torchvision:resnet50 --input 1x3x224x224 --convention st3 --no-layers
       st3fx analyze torchvision:resnet50 --input 1x3x224x224 --weights folded.safetensors
+      st3fx analyze model.onnx --blocks 4
       st3fx analyze model.onnx --batch 8 --sort macs --csv layers.csv
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
     from st3fx.commands.analyze import analyze as count
@@ -83,7 +94,7 @@ def analyze(
     quiet = contextlib.redirect_stdout(sys.stderr)
     with quiet, Progress() as report:
         request = Request(**asked, allow_dense=True)
-        result = count(request, convention, batch=batch, progress=report)
+        result = count(request, convention, batch=batch, blocks=blocks, progress=report)
     rows = ordered(result, sort)
     if target is not None:
         _write(result, rows, target)

@@ -56,6 +56,8 @@ def totals(report: FlopsReport) -> Iterable[tuple[str, str]]:
             f"{report.parameter_sparsity:.2%} of all {report.parameters:,} parameters"
         ),
     )
+    if report.block is not None:
+        yield "blocks", _blocks(report)
     rows = report.by_layer.values()
     outputs, inputs = sum(r.dead_outputs for r in rows), sum(r.dead_inputs for r in rows)
     if outputs or inputs:
@@ -88,11 +90,27 @@ def totals(report: FlopsReport) -> Iterable[tuple[str, str]]:
         yield "unknown", f"no rule says what these cost, and they are in no total: {names}"
 
 
+def _blocks(report: FlopsReport) -> str:
+    left = report.blocks_left / report.blocks if report.blocks else 0.0
+    inside = report.weight_nonzeros + report.block_zeros
+    zeros = report.block_zeros / inside if inside else 0.0
+    most = ""
+    if 0 < report.fullest_block < report.block:
+        most = f", and none has more than {report.fullest_block} nonzeros"
+    return (
+        f"{report.blocks_left:,} of {report.blocks:,} blocks of {report.block} inputs are left "
+        f"({left:.1%}), {zeros:.1%} of the weights in them zero{most}: kernels that take blocks "
+        f"whole multiply {report.block_share:.1%} of the weights"
+    )
+
+
 def _layers(report: FlopsReport, rows: Sequence[LayerFlops], out: Console) -> Table:
     wide = out.width >= _WIDE
     dead = any(row.dead_inputs or row.dead_outputs for row in rows)
     names = ["layer", "op", "shape", "weights", "nonzeros"] if wide else ["layer", "shape"]
     names += ["zeros", "dense MACs" if wide else "dense", "MACs", "share"]
+    if report.block is not None:
+        names += ["blocks", "left", "zeros in these", "fullest"] if wide else ["blocks"]
     names += ["dead in", "dead out"] if wide and dead else []
     cells = []
     for row in rows:
@@ -107,6 +125,7 @@ def _layers(report: FlopsReport, rows: Sequence[LayerFlops], out: Console) -> Ta
             "dense": short(row.dense_macs),
             "MACs": f"{row.sparse_macs:,}" if wide else short(row.sparse_macs),
             "share": f"{row.sparse_macs / report.sparse_macs if report.sparse_macs else 0:.1%}",
+            **_block_cells(row, wide=wide),
             "dead in": _part(row.dead_inputs, row.inputs),
             "dead out": _part(row.dead_outputs, row.outputs),
         }
@@ -115,6 +134,18 @@ def _layers(report: FlopsReport, rows: Sequence[LayerFlops], out: Console) -> Ta
     return make_table(
         names, cells, numbers={*names} - words - {"shape"}, whole={*names} - words
     )  # fmt: skip
+
+
+def _block_cells(row: LayerFlops, *, wide: bool) -> dict[str, str]:
+    if not row.block_fill:
+        return dict.fromkeys(("blocks", "left", "zeros in these", "fullest"), "")
+    left, inside = row.blocks_left / row.blocks, row.nonzeros + row.block_zeros
+    return {
+        "blocks": f"{row.blocks:,}" if wide else f"{left:.1%}",
+        "left": f"{left:.1%}",
+        "zeros in these": f"{row.block_zeros / inside if inside else 0:.1%}",
+        "fullest": str(row.fullest_block),
+    }
 
 
 def _operations(report: FlopsReport) -> Table:

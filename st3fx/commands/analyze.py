@@ -22,6 +22,7 @@ from st3fx.modules.marks import conversion_of
 from st3fx.modules.unwrap import unwrapped
 from st3fx.passes.convert.fold import is_converted
 from st3fx.plan.example import Example, batch_in
+from st3fx.sparsity.granularity import parse
 
 WEIGHT_FILES = (".safetensors", ".st3w", ".pt", ".pth", ".bin", ".ckpt")
 """Suffixes of files that hold weights and no graph."""
@@ -34,6 +35,7 @@ def count_flops(
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     batch: int | None = None,
+    blocks: int | None = None,
 ) -> FlopsReport:
     """Count the multiplications of one call, exactly.
 
@@ -53,6 +55,8 @@ def count_flops(
         example_kwargs: Keyword arguments beside positional ``example_inputs``.
         batch: Count for so many samples; by default as many as the example has, and 1 where an
             ONNX graph leaves it free.
+        blocks: Count blocks of so many consecutive inputs, too: how many are left, and the zeros in
+            these. By default the blocks that a converted model is pruned in, if it is.
 
     Returns:
         ``dense_macs``, ``sparse_macs``, ``by_layer`` and more; operators without a rule are in
@@ -66,12 +70,15 @@ def count_flops(
         raise FlopsError(f"convention {convention!r}: choose exact, st3 or str")
     if batch is not None and batch < 1:
         raise FlopsError(f"batch {batch}: give a number of samples, 1 or more")
+    if blocks is not None and blocks < 2:
+        raise FlopsError(f"blocks of {blocks}: give 2 or more consecutive inputs, for example 4")
     if isinstance(model, str | Path):
-        return _count_file(Path(model), convention, _shapes(example_inputs, example_kwargs), batch)
+        shapes = _shapes(example_inputs, example_kwargs)
+        return _count_file(Path(model), convention, shapes, batch, blocks)
     if not isinstance(model, nn.Module):
         raise FlopsError(f"model is a {type(model).__name__}: give an nn.Module or an ONNX file")
     example = Example.of(example_inputs, example_kwargs, model)
-    return _count_model(model, _resized(example, batch), convention)
+    return _count_model(model, _resized(example, batch), convention, blocks)
 
 
 def analyze(
@@ -79,6 +86,7 @@ def analyze(
     convention: Convention = "exact",
     *,
     batch: int | None = None,
+    blocks: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> FlopsReport:
     """Count what a command line names: a bundle, a SPEC, or an ONNX file.
@@ -87,6 +95,7 @@ def analyze(
         request: Which, with which weights and inputs, and how sparse.
         convention: As for :func:`count_flops`.
         batch: As for :func:`count_flops`.
+        blocks: As for :func:`count_flops`.
         progress: Called with the name of each stage as it begins.
 
     Raises:
@@ -106,22 +115,29 @@ def analyze(
             raise FlopsError(f"{path} has its weights: leave --weights and --sparsity out")
         report("counting multiplications")
         # Values do not matter: sizes alone are read.
-        return count_flops(path, _sizes(request.inputs) or None, convention, batch=batch)
+        sizes = _sizes(request.inputs) or None
+        return count_flops(path, sizes, convention, batch=batch, blocks=blocks)
     model = folded(request, report, with_example=True)
     if model.example is None:
         raise no_example(request.spec)
     report("counting multiplications")
-    counted = count_flops(model.model, model.example, convention, batch=batch)
+    if blocks is None:
+        blocks = parse(model.granularity).consecutive
+    counted = count_flops(model.model, model.example, convention, batch=batch, blocks=blocks)
     pruned = request.is_bundle or request.sparsity is not None
     sites = frozenset(model.weights) if pruned else None
     return dataclasses.replace(counted, model=request.name, sites=sites)
 
 
-def _count_model(model: nn.Module, example: Example, convention: str) -> FlopsReport:
+def _count_model(
+    model: nn.Module, example: Example, convention: str, blocks: int | None
+) -> FlopsReport:
     plain = unwrapped(model)
     sites = None
     if is_converted(plain):
-        sites = frozenset(site.name for site in conversion_of(plain).plan.sites)
+        plan = conversion_of(plain).plan
+        sites = frozenset(site.name for site in plan.sites)
+        blocks = parse(plan.granularity).consecutive if blocks is None else blocks
         plain = fold(plain)
     leaves = pytree.tree_leaves((example.args, example.kwargs))
     steps = aten.observe(plain, example)
@@ -130,17 +146,20 @@ def _count_model(model: nn.Module, example: Example, convention: str) -> FlopsRe
         level="aten",
         convention=convention,
         inputs=tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)),
-        **_rows(aten.count(steps, convention)),
+        **_rows(aten.count(steps, convention, blocks)),
         parameters=sum(parameter.numel() for parameter in plain.parameters()),
         sites=sites,
+        block=blocks,
     )
 
 
-def _count_file(path: Path, convention: str, shapes: Any, batch: int | None) -> FlopsReport:
+def _count_file(
+    path: Path, convention: str, shapes: Any, batch: int | None, blocks: int | None
+) -> FlopsReport:
     # onnx takes a second to import.
     from st3fx.flops.onnx_file import count_file  # noqa: PLC0415
 
-    counted = count_file(path, convention, shapes, batch)
+    counted = count_file(path, convention, shapes, batch, blocks)
     return FlopsReport(
         model=path.name,
         level="onnx",
@@ -148,6 +167,7 @@ def _count_file(path: Path, convention: str, shapes: Any, batch: int | None) -> 
         inputs=counted.inputs,
         **_rows(counted.rows),
         parameters=counted.parameters,
+        block=blocks,
     )
 
 

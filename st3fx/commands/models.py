@@ -66,12 +66,14 @@ class Folded:
         weights: Names of the parameters that can be sparse.
         before: Size of the weights before.
         example: One call of the model; ``None`` where none is known.
+        granularity: What was pruned together.
     """
 
     model: nn.Module
     weights: tuple[str, ...]
     before: Size
     example: Any
+    granularity: str = "unstructured"
 
     def tensors(self) -> dict[str, Tensor]:
         """Those parameters."""
@@ -157,9 +159,10 @@ def no_example(spec: str, loaded: LoadedSpec | None = None) -> SpecError:
 
 def _fold(model: nn.Module, name: str, example: Any, progress: Callable[[str], None]) -> Folded:
     before = _size(name, model)
-    names = tuple(site.name for site in Sparsifier(model).plan.sites)
+    plan = Sparsifier(model).plan
+    names = tuple(site.name for site in plan.sites)
     progress("fold")
-    return Folded(fold(model, inplace=True), names, before, example)
+    return Folded(fold(model, inplace=True), names, before, example, plan.granularity)
 
 
 def _size(name: str, model: nn.Module) -> Size:

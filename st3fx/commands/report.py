@@ -32,6 +32,7 @@ from st3fx.files.manifest import Recipe
 from st3fx.flops.flops_report import Convention, FlopsReport
 from st3fx.loading.spec import parse_spec
 from st3fx.modules.marks import is_state
+from st3fx.plan.sites import SparsityPlan
 from st3fx.report.facts import (
     Facts,
     Layer,
@@ -53,6 +54,7 @@ from st3fx.report.page import (
 from st3fx.report.png import to_png
 from st3fx.report.section import Section
 from st3fx.sparsifier.sparsifier import Sparsifier
+from st3fx.sparsity.granularity import parse
 from st3fx.training.folder import RunFolder
 from st3fx.training.log import Log
 from st3fx.training.settings import from_dict, read_toml
@@ -84,7 +86,7 @@ def measure(bundle: Path, files: Sequence[Path], progress: Callable[[str], None]
     progress("fold")
     folded = fold(model)
     progress("count")
-    flops, uncounted = _count(folded, manifest.recipe, frozenset(weights))
+    flops, uncounted = _count(folded, manifest.recipe, sparsifier.plan)
     rows = flops["exact"].by_layer if flops else {}
     progress("measure")
     return ModelFacts(
@@ -124,16 +126,18 @@ def _weights(sparsifier: Sparsifier) -> dict[str, Weights]:
 
 
 def _count(
-    folded: nn.Module, recipe: Recipe, sites: frozenset[str]
+    folded: nn.Module, recipe: Recipe, plan: SparsityPlan
 ) -> tuple[dict[str, FlopsReport], str]:
     """The count by each convention for one sample, or why there is none."""
     try:
-        example = bundle_example(recipe)
+        example, blocks = bundle_example(recipe), parse(plan.granularity).consecutive
         counts = {
-            name: count_flops(folded, example, name, batch=1) for name in get_args(Convention)
+            name: count_flops(folded, example, name, batch=1, blocks=blocks)
+            for name in get_args(Convention)
         }
     except St3fxError as error:
         return {}, describe(error)
+    sites = frozenset(site.name for site in plan.sites)
     return {name: dataclasses.replace(c, sites=sites) for name, c in counts.items()}, ""
 
 

@@ -132,9 +132,15 @@ def observe(model: nn.Module, example: Example) -> list[Step]:
         ) from error
 
 
-def count(steps: list[Step], convention: str) -> Collector:
-    """Give every operator to its rule; those without one are named."""
-    collector = Collector(convention)
+def count(steps: list[Step], convention: str, block: int | None = None) -> Collector:
+    """Give every operator to its rule; those without one are named.
+
+    Args:
+        steps: What a model did.
+        convention: What counts.
+        block: How many consecutive inputs are counted as a block.
+    """
+    collector = Collector(convention, block)
     for step in steps:
         rule = RULES.get(step.call.op)
         if rule is None:

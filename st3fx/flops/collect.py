@@ -10,10 +10,15 @@ from st3fx.flops.operand import Constant, Counted, Elementwise, Lookup, Operand,
 
 
 class Collector:
-    """Rows of a report in the making."""
+    """Rows of a report in the making.
 
-    def __init__(self, convention: str) -> None:
-        self.convention = convention
+    Args:
+        convention: ``exact``, ``st3`` or ``str``.
+        block: How many consecutive inputs are counted as a block; ``None`` counts none.
+    """
+
+    def __init__(self, convention: str, block: int | None = None) -> None:
+        self.convention, self.block = convention, block
         self.layers: dict[str, LayerFlops] = {}
         self.ops: dict[str, OtherFlops] = {}
         self.unknown: dict[str, int] = {}
@@ -127,8 +132,20 @@ class Collector:
         if item.channels is None or id(item.constant) in parts:
             return row
         parts.add(id(item.constant))
-        found = dataclasses.asdict(item.channels)
-        return dataclasses.replace(row, **{k: getattr(row, k) + v for k, v in found.items()})
+        found = item.channels
+        row = dataclasses.replace(
+            row,
+            inputs=row.inputs + found.inputs,
+            outputs=row.outputs + found.outputs,
+            dead_inputs=row.dead_inputs + found.dead_inputs,
+            dead_outputs=row.dead_outputs + found.dead_outputs,
+        )
+        if self.block is None or item.constant is None or not row.parameters:
+            return row
+        blocks = item.constant.blocks(found, self.block)
+        before = row.block_fill or (0,) * (self.block + 1)
+        fill = tuple(a + b for a, b in zip(before, blocks.fill, strict=True))
+        return dataclasses.replace(row, block_fill=fill, block_zeros=row.block_zeros + blocks.zeros)
 
     def _put(self, row: LayerFlops, times: int, **more: int) -> None:
         added = {name: getattr(row, name) + times * value for name, value in more.items()}

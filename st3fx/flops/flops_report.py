@@ -35,6 +35,9 @@ class LayerFlops:
         weight_bytes: Reads of the weight, once a call.
         sparse_weight_bytes: The same with a bit for each scalar and the nonzeros' values.
         activation_bytes: Inputs read and outputs written.
+        block_fill: How many blocks of consecutive inputs have 0, 1, 2, ... nonzeros; empty where
+            none were counted.
+        block_zeros: Zeros in the blocks that have a nonzero.
     """
 
     name: str
@@ -52,11 +55,28 @@ class LayerFlops:
     weight_bytes: int = 0
     sparse_weight_bytes: int = 0
     activation_bytes: int = 0
+    block_fill: tuple[int, ...] = ()
+    block_zeros: int = 0
 
     @property
     def sparsity(self) -> float:
         """Share of the weight that is zero."""
         return 1 - self.nonzeros / self.parameters if self.parameters else 0.0
+
+    @property
+    def blocks(self) -> int:
+        """All blocks."""
+        return sum(self.block_fill)
+
+    @property
+    def blocks_left(self) -> int:
+        """Blocks that have a nonzero."""
+        return sum(self.block_fill[1:])
+
+    @property
+    def fullest_block(self) -> int:
+        """Nonzeros of the block that has the most: the N of N of M."""
+        return max((left for left, blocks in enumerate(self.block_fill) if blocks), default=0)
 
 
 @dataclass(frozen=True)
@@ -91,6 +111,7 @@ class FlopsReport:
         parameters: Scalars in all parameters of the model, tied ones once.
         sites: The weights that a conversion made sparse, over which ``weight_sparsity`` is taken;
             ``None`` for all weights that multiply.
+        block: Inputs that were counted as a block; ``None`` where none were.
     """
 
     model: str
@@ -102,6 +123,7 @@ class FlopsReport:
     unknown: dict[str, int] = field(default_factory=dict)
     parameters: int = 0
     sites: frozenset[str] | None = None
+    block: int | None = None
 
     @property
     def dense_macs(self) -> int:
@@ -142,6 +164,36 @@ class FlopsReport:
         return (self.weights - self.weight_nonzeros) / self.parameters if self.parameters else 0.0
 
     @property
+    def block_fill(self) -> tuple[int, ...]:
+        """Of ``weights``: how many blocks have 0, 1, 2, ... nonzeros."""
+        return tuple(map(sum, zip(*(r.block_fill for r in self._block_layers()), strict=True)))
+
+    @property
+    def blocks(self) -> int:
+        """Of ``weights``: all blocks."""
+        return sum(self.block_fill)
+
+    @property
+    def blocks_left(self) -> int:
+        """Those that have a nonzero."""
+        return sum(self.block_fill[1:])
+
+    @property
+    def block_zeros(self) -> int:
+        """Zeros in these."""
+        return sum(layer.block_zeros for layer in self._block_layers())
+
+    @property
+    def fullest_block(self) -> int:
+        """Nonzeros of the block that has the most."""
+        return max((layer.fullest_block for layer in self._block_layers()), default=0)
+
+    @property
+    def block_share(self) -> float:
+        """Share of ``weights`` that kernels multiply which take blocks whole."""
+        return (self.weight_nonzeros + self.block_zeros) / self.weights if self.weights else 0.0
+
+    @property
     def weight_bytes(self) -> int:
         """Reads of dense weights."""
         return sum(layer.weight_bytes for layer in self.by_layer.values())
@@ -176,10 +228,17 @@ class FlopsReport:
         """This report as JSON values, totals first."""
         data = dataclasses.asdict(self)
         layers, ops, sites = data.pop("by_layer"), data.pop("by_op"), data.pop("sites")
+        counted = () if self.block is None else BLOCK_TOTALS
+        if self.block is None:
+            del data["block"]
         for name, row in layers.items():
+            if self.block is None:
+                del row["block_fill"], row["block_zeros"]
+            else:
+                row |= {of: getattr(self.by_layer[name], of) for of in BLOCKS}
             row["sparsity"] = self.by_layer[name].sparsity
             row["share"] = _share(row["sparse_macs"], self.sparse_macs)
-        totals = {name: _finite(getattr(self, name)) for name in TOTALS}
+        totals = {name: _finite(getattr(self, name)) for name in (*TOTALS, *counted)}
         over = "layers" if sites is None else "sites"
         rows = {"by_layer": list(layers.values()), "by_op": list(ops.values())}
         return {**data, **totals, "weights_over": over, **rows}
@@ -188,6 +247,9 @@ class FlopsReport:
         rows = [row for row in self.by_layer.values() if row.parameters and row.dense_macs]
         return [row for row in rows if self.sites is None or row.name in self.sites]
 
+    def _block_layers(self) -> list[LayerFlops]:
+        return [layer for layer in self._weight_layers() if layer.block_fill]
+
 
 TOTALS = (
     "dense_macs", "sparse_macs", "elementwise_flops", "weights", "weight_nonzeros",
@@ -195,6 +257,12 @@ TOTALS = (
     "activation_bytes", "mac_bound", "flop_bound",
 )  # fmt: skip
 """Properties of a report that go into JSON."""
+
+BLOCKS = ("blocks", "blocks_left", "fullest_block")
+"""Properties of a layer that do where blocks were counted."""
+
+BLOCK_TOTALS = ("block_fill", "block_zeros", *BLOCKS, "block_share")
+"""Those of a report."""
 
 
 def _ratio(dense: int, sparse: int) -> float:
@@ -205,7 +273,7 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def _finite(value: float) -> float | None:
+def _finite(value: Any) -> Any:
     """JSON has no infinity."""
     return None if value == float("inf") else value
 
@@ -218,7 +286,12 @@ def to_csv(rows: Iterable[LayerFlops], sparse_macs: int) -> str:
         sparse_macs: Of the whole model: what shares are taken of.
     """
     text = io.StringIO()
-    names = [field.name for field in dataclasses.fields(LayerFlops)]
+    rows = list(rows)
+    names = [field.name for field in dataclasses.fields(LayerFlops) if field.name != "block_fill"]
+    if any(row.block_fill for row in rows):
+        names += BLOCKS
+    else:
+        names.remove("block_zeros")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*names, "sparsity", "share"])
     for row in rows:

@@ -37,7 +37,11 @@ class GraphCount:
 
 
 def count_file(
-    path: Path, convention: str, shapes: Shapes | None = None, batch: int | None = None
+    path: Path,
+    convention: str,
+    shapes: Shapes | None = None,
+    batch: int | None = None,
+    block: int | None = None,
 ) -> GraphCount:
     """Count on an ONNX file.
 
@@ -46,6 +50,7 @@ def count_file(
         convention: What counts.
         shapes: Sizes of all inputs in their order, or of some by name.
         batch: What a free size in dimension 0 becomes; 1 by default.
+        block: How many consecutive inputs are counted as a block.
 
     Raises:
         FlopsError: When the file cannot be read, or a size cannot be known.
@@ -55,7 +60,7 @@ def count_file(
     types = fix_inputs(model, shapes or example_shapes(model, batch or 1) or None, batch)
     walk = Walk(form, types, onnx_control.take)
     walk.nodes(model.graph.node)
-    collector = Collector(convention)
+    collector = Collector(convention, block)
     for entry in walk.entries:
         entry.add(collector)
     inputs = tuple(shape for name in types if (shape := walk.types.shape(name)) is not None)

@@ -16,12 +16,37 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Channels:
-    """Channels of a weight, and how many of them have no nonzero."""
+    """Channels of a weight, and how many of them have no nonzero.
+
+    Attributes:
+        inputs: Input channels, of all groups together.
+        outputs: Output channels.
+        dead_inputs: Input channels without a nonzero.
+        dead_outputs: Output channels without one.
+        seen: The shape (groups, first, second) that the weight's first dimensions are seen in.
+        outputs_first: Whether ``first`` are the outputs of a group, or its inputs.
+    """
 
     inputs: int
     outputs: int
     dead_inputs: int = 0
     dead_outputs: int = 0
+    seen: tuple[int, int, int] = (1, 1, 1)
+    outputs_first: bool = True
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of consecutive input channels at one tap, for one output channel.
+
+    Attributes:
+        fill: How many blocks have 0, 1, 2, ... nonzeros, as many entries as a block has weights
+            and one.
+        zeros: Zeros in blocks that have a nonzero.
+    """
+
+    fill: tuple[int, ...]
+    zeros: int
 
 
 @dataclass(frozen=True)
@@ -157,6 +182,21 @@ class Constant:
     def per_matrix(self) -> list[int]:
         """Nonzeros of each matrix of a batch, along the first dimension."""
         return [int(count) for count in self.mask.flatten(1).sum(1)]
+
+    def blocks(self, channels: Channels, size: int) -> Blocks:
+        """Blocks of ``size`` weights along the input channels; a row's last may be shorter."""
+        dim = 2 if channels.outputs_first else 1
+        mask = self.mask.reshape(*channels.seen, -1).movedim(dim, -1)
+        rest = mask.shape[-1] % size
+        fill, zeros = [0] * (size + 1), 0
+        for part, length in ((mask[..., : mask.shape[-1] - rest], size), (mask[..., -rest:], rest)):
+            if not length or not part.numel():
+                continue
+            counts = part.unflatten(-1, (-1, length)).sum(-1, dtype=torch.int32).flatten()
+            for left, blocks in enumerate(torch.bincount(counts, minlength=length + 1).tolist()):
+                fill[left] += blocks
+                zeros += blocks * (length - left) if left else 0
+        return Blocks(tuple(fill), zeros)
 
     def dead(self, groups: int, first: int, second: int) -> tuple[int, int]:
         """Channels without a nonzero, of the tensor seen as (groups, first, second, rest).

@@ -290,7 +290,11 @@ def channels(
         outputs_first: Which of them comes first.
     """
     if outputs_first:
-        dead_outputs, dead_inputs = constant.dead(groups, outputs, inputs)
+        seen = (groups, outputs, inputs)
+        dead_outputs, dead_inputs = constant.dead(*seen)
     else:
-        dead_inputs, dead_outputs = constant.dead(groups, inputs, outputs)
-    return Channels(groups * inputs, groups * outputs, dead_inputs, dead_outputs)
+        seen = (groups, inputs, outputs)
+        dead_inputs, dead_outputs = constant.dead(*seen)
+    return Channels(
+        groups * inputs, groups * outputs, dead_inputs, dead_outputs, seen, outputs_first
+    )

@@ -229,6 +229,27 @@ def macs_chart(report: FlopsReport) -> BarChart:
     )
 
 
+def blocks_chart(report: FlopsReport) -> BarChart:
+    """Blocks of the sites by how many of their weights are left.
+
+    Args:
+        report: A count with blocks.
+    """
+    bars = []
+    for left, blocks in enumerate(report.block_fill):
+        share = blocks / report.blocks if report.blocks else 0.0
+        tip = f"{blocks:,} of {report.blocks:,} blocks have {markup.plural(left, 'weight')} left"
+        bars.append(Bar(f"{left} left", 100 * share, markup.percent(share), tip))
+    said = "; ".join(f"{bar.text} have {bar.label}" for bar in bars)
+    return BarChart(
+        key="blocks",
+        title=f"Blocks of {report.block} consecutive inputs, %",
+        alt=f"Blocks by the weights that are left in them: {said}",
+        x=Axis("of all blocks, %", low=0, high=100),
+        bars=tuple(bars),
+    )
+
+
 def weights_chart(spread: Spread) -> Histogram:
     """Latent weights, what the threshold prunes apart from what it keeps."""
     counts = spread.counts

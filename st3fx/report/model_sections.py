@@ -8,7 +8,8 @@ from markupsafe import Markup
 
 from st3fx.flops.flops_report import FlopsReport, LayerFlops
 from st3fx.report import markup
-from st3fx.report.charts import macs_chart, sparsity_chart, weights_chart
+from st3fx.report.chart import Chart
+from st3fx.report.charts import blocks_chart, macs_chart, sparsity_chart, weights_chart
 from st3fx.report.facts import Facts, Layer, ModelFacts
 from st3fx.report.flow import flow_chart
 from st3fx.report.markup import join, tag
@@ -24,6 +25,8 @@ _COLUMNS = (
 )  # fmt: skip
 _DEAD = (Column("dead out", number=True), Column("dead in", number=True))
 """Shown where there are any."""
+_BLOCKS = (Column("blocks left", number=True), Column("zeros in these", number=True))
+"""Shown where blocks were counted."""
 
 
 def site_table(layers: Sequence[Layer], macs: int) -> Table:
@@ -35,8 +38,16 @@ def site_table(layers: Sequence[Layer], macs: int) -> Table:
     """
     counted = [layer.flops for layer in layers if layer.flops]
     dead = any(row.dead_outputs or row.dead_inputs for row in counted)
-    columns = _COLUMNS + _DEAD if dead else _COLUMNS
-    rows = [_row(index, layer, macs)[: len(columns)] for index, layer in enumerate(layers, start=1)]
+    blocks = any(row.block_fill for row in counted)
+    columns = _COLUMNS + (_BLOCKS if blocks else ()) + (_DEAD if dead else ())
+    rows = [
+        [
+            *_row(index, layer, macs),
+            *(_block_cells(layer.flops) if blocks else ()),
+            *(_dead_cells(layer.flops) if dead else ()),
+        ]
+        for index, layer in enumerate(layers, start=1)
+    ]
     return Table(columns, rows, "sites")
 
 
@@ -55,7 +66,7 @@ def _row(index: int, layer: Layer, macs: int) -> list[Cell]:
         Cell(markup.percent(layer.sparsity), layer.sparsity),
         Cell(draw_small(counts.kept, counts.pruned, said)),
         Cell("–", -1) if threshold is None else Cell(markup.three(threshold), threshold),
-        *(_costs(flops, macs) if flops else [Cell("–", -1)] * 5),
+        *(_costs(flops, macs) if flops else [Cell("–", -1)] * 3),
     ]
 
 
@@ -65,6 +76,21 @@ def _costs(flops: LayerFlops, macs: int) -> list[Cell]:
         Cell(markup.count(flops.dense_macs), flops.dense_macs),
         Cell(markup.count(flops.sparse_macs), flops.sparse_macs),
         Cell(markup.percent(share), share),
+    ]
+
+
+def _block_cells(flops: LayerFlops | None) -> list[Cell]:
+    if flops is None or not flops.block_fill:
+        return [Cell("–", -1)] * 2
+    left, inside = flops.blocks_left / flops.blocks, flops.nonzeros + flops.block_zeros
+    zeros = flops.block_zeros / inside if inside else 0.0
+    return [Cell(markup.percent(left), left), Cell(markup.percent(zeros), zeros)]
+
+
+def _dead_cells(flops: LayerFlops | None) -> list[Cell]:
+    if flops is None:
+        return [Cell("–", -1)] * 2
+    return [
         Cell(_part(flops.dead_outputs, flops.outputs), flops.dead_outputs),
         Cell(_part(flops.dead_inputs, flops.inputs), flops.dead_inputs),
     ]
@@ -106,7 +132,17 @@ def zeros(facts: Facts) -> Section:
     )
     if not pruned:
         lead = f"Nothing is pruned yet: the {model.plan.numel:,} weights of the sites are dense."
-    charts = (sparsity_chart(model.zeros, model.sparsity), weights_chart(model.spread))
+    charts: tuple[Chart, ...] = (
+        sparsity_chart(model.zeros, model.sparsity), weights_chart(model.spread)
+    )  # fmt: skip
+    exact = model.flops.get("exact")
+    if exact is not None and exact.blocks:
+        lead += (
+            f" They are pruned as {model.plan.granularity}: {exact.blocks_left:,} of "
+            f"{exact.blocks:,} blocks of {exact.block} consecutive inputs are left, and kernels "
+            f"that take blocks whole multiply {markup.percent(exact.block_share)} of the weights."
+        )
+        charts += (blocks_chart(exact),)
     return Section("zeros", title, lead, charts, _remarks(model), _skipped(model))
 
 

@@ -317,6 +317,11 @@ class Granularity:
         raise NotImplementedError
 
     @property
+    def consecutive(self) -> int | None:
+        """Inputs of a block; ``None`` where there are none."""
+        return None
+
+    @property
     def most(self) -> float:
         """The sparsity at which all groups that can go have gone."""
         return 1.0
@@ -383,6 +388,11 @@ class Block(Granularity):
         """``block:4``."""
         return f"block:{self.size}"
 
+    @property
+    def consecutive(self) -> int:
+        """``size``."""
+        return self.size
+
     def grouping(self, site: Site) -> Grouping | None:
         """Blocks along the input channels, where there are enough of them."""
         dim = _input_dim(site)
@@ -414,6 +424,11 @@ class NM(Granularity):
     def text(self) -> str:
         """``nm:2:4``."""
         return f"nm:{self.n}:{self.m}"
+
+    @property
+    def consecutive(self) -> int:
+        """``m``."""
+        return self.m
 
     @property
     def most(self) -> float:
