@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from st3fx.cli.options import json_option, model_options
+from st3fx.cli.options import force_option, json_option, model_options
 from st3fx.cli.views.flops import print_report
 from st3fx.cli.views.progress import Progress
 
@@ -47,7 +47,7 @@ CONVENTIONS = ("exact", "st3", "str")
 )  # fmt: skip
 @click.option("--layers/--no-layers", default=True, help="Each layer, or the totals alone.")
 @click.option("--csv", "table", metavar="FILE", help="Write the layers as CSV; - prints them.")
-@click.option("--force", is_flag=True, help="Replace a CSV file that is already there.")
+@force_option("a CSV file that is already there")
 @json_option
 def analyze(
     *,
@@ -86,10 +86,14 @@ def analyze(
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
     from st3fx.commands.analyze import analyze as count
     from st3fx.commands.models import Request
+    from st3fx.errors import FlopsError
+    from st3fx.files.atomic import check_file
 
     if as_json and table == "-":
         raise click.UsageError("--json and --csv - would both print to stdout")
-    target = None if table in (None, "-") else _target(str(table), force=force)
+    target = None
+    if table not in (None, "-"):
+        target = check_file(str(table), force=force, error=FlopsError, in_folder=True)
     # A model's own file may print: that must not mix with the result.
     quiet = contextlib.redirect_stdout(sys.stderr)
     with quiet, Progress() as report:
@@ -119,17 +123,6 @@ def ordered(report: FlopsReport, sort: str) -> list[LayerFlops]:
     elif sort == "name":
         rows.sort(key=lambda row: row.name)
     return rows
-
-
-def _target(text: str, *, force: bool) -> Path:
-    """Fail before the work if the file cannot be written."""
-    from st3fx.commands.export import check_target
-    from st3fx.errors import FlopsError
-
-    path = check_target(text, force=force)
-    if not path.parent.is_dir():
-        raise FlopsError(f"cannot write {text}: there is no folder {path.parent}")
-    return path
 
 
 def _csv(report: FlopsReport, rows: list[LayerFlops]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sysconfig
 import traceback
+import warnings
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,10 +49,29 @@ class ErrorBoundary(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that the context names."""
+        plain, warnings.formatwarning = warnings.formatwarning, _warning
         try:
             return super().invoke(ctx)
         except St3fxError as error:
             raise Failure(error) from error
+        finally:
+            warnings.formatwarning = plain
+
+
+def _warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning of ours in one line, as an error is; others with the line that they came from."""
+    if category.__module__ == St3fxError.__module__:
+        return f"warning: {message}\n"
+    return _PLAIN(message, category, filename, lineno, line)
+
+
+_PLAIN = warnings.formatwarning
 
 
 def user_traceback(cause: BaseException | None) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from st3fx.cli.completion import Spec
-from st3fx.cli.options import json_option, prune_options
+from st3fx.cli.options import force_option, json_option, prune_options
 from st3fx.cli.output import show
 from st3fx.cli.views.bench import print_bench, print_calibration
 from st3fx.cli.views.progress import Progress
@@ -97,7 +96,7 @@ def _numbers(
     "about a minute. st3fx export uses them from then on.",
 )  # fmt: skip
 @click.option("-x", "--export", "target", metavar="FILE", help="Write the result as JSON.")
-@click.option("--force", is_flag=True, help="Replace a file that is already there.")
+@force_option("a file that is already there")
 @json_option
 def bench(
     *,
@@ -141,12 +140,16 @@ def bench(
     from st3fx.bench.variant import BenchSettings
     from st3fx.commands.bench import benchmark
     from st3fx.commands.models import Request
+    from st3fx.errors import BenchError
+    from st3fx.files.atomic import check_file
 
     about = ("inputs", "weights", "sparsity", "allow_dense")
     requests = [Request(spec, **{key: asked[key] for key in about}, seed=seed) for spec in models]
     rest = {key: value for key, value in asked.items() if key not in about}
     settings = BenchSettings(**rest, torch=torch_modes, seed=seed)
-    path = None if target is None else _target(target, force=force)
+    path = None
+    if target is not None:
+        path = check_file(target, force=force, error=BenchError, in_folder=True)
     # A model's own file may print: that must not mix with the result.
     quiet = contextlib.redirect_stdout(sys.stderr)
     with quiet, Progress(refresh=2) as report:
@@ -164,14 +167,3 @@ def _calibrate(models: tuple[str, ...], *, as_json: bool) -> None:
     with Progress(refresh=2) as report:
         result = calibrate(progress=report)
     show(result, print_calibration, as_json=as_json)
-
-
-def _target(text: str, *, force: bool) -> Path:
-    """Fail before the work if the file cannot be written."""
-    from st3fx.commands.export import check_target
-    from st3fx.errors import BenchError
-
-    path = check_target(text, force=force)
-    if not path.parent.is_dir():
-        raise BenchError(f"cannot write {text}: there is no folder {path.parent}")
-    return path

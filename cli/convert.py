@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from st3fx.cli.completion import FOLDER
-from st3fx.cli.options import conversion_options, json_option, method_options, model_options
+from st3fx.cli.options import (
+    conversion_options,
+    force_option,
+    json_option,
+    method_options,
+    model_options,
+)
 from st3fx.cli.views.plan import print_plan, total_line
 from st3fx.cli.views.progress import Progress
 from st3fx.cli.views.tables import console
@@ -102,7 +108,7 @@ class ExplainResult:
 @method_options
 @conversion_options
 @click.option("--no-verify", is_flag=True, help="Do not compare with the original model.")
-@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@force_option("a bundle that is already there")
 @click.option("--dry-run", is_flag=True, help="Convert and print, but write nothing.")
 @click.option(
     "--explain",

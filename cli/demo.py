@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from st3fx.cli.completion import FOLDER
-from st3fx.cli.options import json_option
+from st3fx.cli.options import force_option, json_option
 from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.demo import DemoView, print_demo
 
@@ -27,7 +27,7 @@ INTERRUPTED = 130
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", default=0,
               show_default=True, help="For weights, shuffling and inputs.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with a demo that was stopped.")
-@click.option("--force", is_flag=True, help="Replace a demo that is already there.")
+@force_option("a demo that is already there")
 @json_option
 def demo(*, output_dir: str, seed: int, resume: bool, force: bool, as_json: bool) -> None:
     """Show the whole way on data that comes with st3fx: no configuration, no download.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from st3fx.cli.completion import ONNX
-from st3fx.cli.options import json_option, model_options, prune_options
+from st3fx.cli.options import force_option, json_option, model_options, prune_options
 from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.outcome import print_export
 from st3fx.cli.views.progress import Progress
@@ -89,7 +89,7 @@ def _free(
     "The plain file, which runs everywhere, is written beside it: NAME.onnx beside "
     "NAME.sparse.onnx, which is the default, FILE.plain.onnx beside another FILE.onnx.",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace a file that is already there.")
+@force_option("a file that is already there")
 @json_option
 def export(
     *,
@@ -123,14 +123,17 @@ def export(
       st3fx export resnet50.st3fx --sparsity 0.9 -o sparse.onnx --sparse-initializers
       st3fx export torchvision:resnet50 --weights resnet50.safetensors --input 1x3x224x224
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
-    from st3fx.commands.export import check_target, export_spec
+    from st3fx.commands.export import export_spec
     from st3fx.commands.models import Request
-    from st3fx.runtime.operators import SUFFIX
+    from st3fx.files.atomic import check_file
+    from st3fx.runtime.operators import SUFFIX, plain_path
 
     request = Request(**asked)
     # Now rather than after minutes of work.
     name = output or request.name + (SUFFIX if sparse_kernels else ".onnx")
-    target = check_target(name, force=force, sparse=sparse_kernels)
+    target = check_file(name, force=force)
+    if sparse_kernels:
+        check_file(plain_path(target), force=force)
     with stdout_for(as_json=as_json), Progress() as report:
         result = export_spec(
             request,

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from st3fx.cli.completion import WEIGHTS
-from st3fx.cli.options import json_option, model_options, prune_options
+from st3fx.cli.options import force_option, json_option, model_options, prune_options
 from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.outcome import print_fold
 from st3fx.cli.views.progress import Progress
@@ -31,7 +31,7 @@ from st3fx.cli.views.progress import Progress
     "lose any: NAME.pt2 has a graph of plain operators with the smaller weights, which "
     "torch.export.load(FILE).module() gives back without st3fx.",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace a file that is already there.")
+@force_option("a file that is already there")
 @json_option
 def fold(
     *,
@@ -55,10 +55,10 @@ def fold(
       st3fx fold resnet50.st3fx --compact
       st3fx fold resnet50.st3fx --sparsity 0.95 --eliminate-dead-channels
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
-    from st3fx.commands.export import check_target
     from st3fx.commands.fold import SUFFIX, fold_reduced, fold_spec
     from st3fx.commands.models import Request
     from st3fx.files import compact as compact_file
+    from st3fx.files.atomic import check_file
 
     request = Request(**asked)
     compact = compact or (output or "").endswith(compact_file.SUFFIX)
@@ -68,7 +68,7 @@ def fold(
     suffix = compact_file.SUFFIX if compact else ".safetensors"
     suffix = SUFFIX if eliminate_dead_channels else suffix
     # Now rather than after minutes of work.
-    target = check_target(output or f"{request.name}{suffix}", force=force)
+    target = check_file(output or f"{request.name}{suffix}", force=force)
     with stdout_for(as_json=as_json), Progress() as report:
         if eliminate_dead_channels:
             result = fold_reduced(request, target, progress=report)

@@ -36,6 +36,11 @@ def _all(*options: Callable[[Command], Command]) -> Callable[[Command], Command]
     return decorate
 
 
+def force_option(what: str) -> Callable[[Command], Command]:
+    """``--force``, of a command that writes ``what``."""
+    return click.option("--force", is_flag=True, help=f"Replace {what}.")
+
+
 def model_options(command: Command) -> Command:
     """What model, with which weights and inputs."""
     return _all(

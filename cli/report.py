@@ -8,7 +8,7 @@ import click
 from rich.text import Text
 
 from st3fx.cli.completion import FOLDER
-from st3fx.cli.options import json_option
+from st3fx.cli.options import force_option, json_option
 from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.progress import Progress
 from st3fx.cli.views.tables import console, make_grid
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     help="What st3fx bench -x wrote.  [default: bench.json in the run, if it is there]",
 )  # fmt: skip
 @click.option("--png", "pictures", metavar="DIR", help="Write the charts as PNG files too.")
-@click.option("--force", is_flag=True, help="Replace files that no report wrote.")
+@force_option("files that no report wrote")
 @json_option
 def report(
     *,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from st3fx.cli.completion import FOLDER, SETTINGS, Spec
-from st3fx.cli.options import SectionedCommand, given, json_option, settings_options
+from st3fx.cli.options import SectionedCommand, force_option, given, json_option, settings_options
 
 if TYPE_CHECKING:
     from st3fx.training.report import TrainResult
@@ -40,7 +40,7 @@ INTERRUPTED = 130
               help="Go on with the run in DIR, by default in --output-dir, from its last "
               "checkpoint, or from the checkpoint that is named.")  # fmt: skip
 @click.option("--test-only", is_flag=True, help="Evaluate, and write nothing.")
-@click.option("--force", is_flag=True, help="Replace a run that is already there.")
+@force_option("a run that is already there")
 @json_option
 def train(
     *,

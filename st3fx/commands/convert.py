@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from st3fx.loading.spec import LoadedSpec, load_spec, parse_spec
 from st3fx.loading.weights import load_weights
 from st3fx.methods import from_dict as method_from_dict
 from st3fx.modules.marks import change_conversion, conversion_of, found_conversion
-from st3fx.plan.sites import SparsityPlan
+from st3fx.plan.sites import Layout, Site, SparsityPlan
 
 
 @dataclass(frozen=True)
@@ -149,14 +149,15 @@ def restored(bundle: Bundle) -> nn.Module:
     now = converted.recipe.source
     if recipe.source and (now is None or now.sha256 != recipe.source.sha256):
         raise BundleError(f"{_changed(bundle)}: {recipe.spec} is another file than it was")
-    if converted.plan.sites != bundle.manifest.plan.sites:
+    if not _same_sites(converted.plan.sites, bundle.manifest.plan.sites):
         raise BundleError(f"{_changed(bundle)}: it has other sites than the bundle's plan")
     _cast_like(converted.model, bundle.state_dict)
     try:
         converted.model.load_state_dict(bundle.state_dict, strict=True)
     except (RuntimeError, StateError) as error:
         raise BundleError(f"{_changed(bundle)}: {describe(error)}") from error
-    change_conversion(converted.model, plan=bundle.manifest.plan)  # with what verification said
+    plan = dataclasses.replace(bundle.manifest.plan, sites=converted.plan.sites)
+    change_conversion(converted.model, plan=plan)  # with what verification said
     return converted.model
 
 
@@ -181,6 +182,20 @@ def located(recipe: Recipe) -> Recipe:
     return dataclasses.replace(
         recipe, spec=str(dataclasses.replace(spec, target=str(recipe.source.path)))
     )
+
+
+def _same_sites(now: Sequence[Site], then: Sequence[Site]) -> bool:
+    """Whether the sites are those of the bundle.
+
+    A linear layer with one output was once called a matmul without output channels.
+    """
+    alike = [
+        dataclasses.replace(old, op=new.op, layout=new.layout)
+        if (old.op, old.layout, new.shape[0]) == ("matmul", Layout(()), 1)
+        else old
+        for new, old in zip(now, then, strict=False)
+    ]
+    return len(now) == len(then) and list(now) == alike
 
 
 def _same_islands(converted: Converted, bundle: Bundle) -> bool:

@@ -29,7 +29,6 @@ from st3fx.modules.unwrap import is_masked, make_permanent, unwrapped
 from st3fx.passes.channels.channel_report import ChannelReport
 from st3fx.passes.convert.fold import is_converted
 from st3fx.plan.example import Example
-from st3fx.runtime.operators import plain_path
 from st3fx.whose import callers_level
 
 
@@ -153,27 +152,6 @@ def export_spec(
         before=lambda: model.before,
         progress=report,
     )
-
-
-def check_target(path: str | Path, *, force: bool, sparse: bool = False) -> Path:
-    """Fail early if a file cannot be written. Writes nothing.
-
-    Args:
-        path: The file.
-        force: Whether one that is there may be replaced.
-        sparse: Whether it gets sparse kernels, and a plain file beside it.
-
-    Raises:
-        ExportError: When something is there and ``force`` is not given, or it is a folder.
-    """
-    target = Path(path)
-    if sparse:
-        check_target(plain_path(target), force=force)
-    if target.is_dir():
-        raise ExportError(f"{path} is a folder: name the file to write")
-    if target.exists() and not force:
-        raise ExportError(f"{path} exists: choose another file, or replace it by --force")
-    return target
 
 
 def plain(model: nn.Module) -> nn.Module:

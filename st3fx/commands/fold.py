@@ -10,10 +10,7 @@ from torch import Tensor
 
 from st3fx.commands.models import Request, folded, no_example
 from st3fx.commands.progress import silent
-from st3fx.export.batch import batched
-from st3fx.export.call import Call
 from st3fx.export.export_result import FoldResult, Size
-from st3fx.export.reduced import check_reduced, reduce, write_reduced
 from st3fx.export.weights import size_of_files, write_weights
 from st3fx.modules.state import preserved, to_eval
 from st3fx.passes.channels.channel_report import ChannelReport
@@ -68,6 +65,11 @@ def fold_reduced(
         St3fxError: As :func:`st3fx.commands.models.folded` and ``st3fx.eliminate_dead_channels``,
             and when the file cannot be written.
     """
+    # The exporter brings ONNX and ONNX Runtime, which a fold to weights has no use for.
+    from st3fx.export.batch import batched  # noqa: PLC0415
+    from st3fx.export.call import Call  # noqa: PLC0415
+    from st3fx.export.reduced import check_reduced, reduce, write_reduced  # noqa: PLC0415
+
     target, model = Path(path), folded(request, progress, with_example=True)
     if model.example is None:
         raise no_example(request.spec)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from st3fx import methods
 from st3fx.api import fold
-from st3fx.commands.convert import convert_spec, load_bundle, save_bundle
+from st3fx.commands.convert import convert_spec, restored, save_bundle
 from st3fx.data import Data, DataSettings, make_data
 from st3fx.errors import EmptyLayerWarning, InputError, TrainError
 from st3fx.files.atomic import replace_file
-from st3fx.files.bundle import MANIFEST, read_bundle
+from st3fx.files.bundle import MANIFEST, Bundle, read_bundle
 from st3fx.files.manifest import Recipe
 from st3fx.loading.spec import parse_spec
 from st3fx.modules.marks import change_conversion, conversion_of
@@ -45,22 +45,13 @@ from st3fx.training.settings import Settings
 from st3fx.version import VERSION
 
 
-def bundle_recipe(spec: str) -> Recipe | None:
-    """How the bundle at ``spec`` was converted; ``None`` if it is no bundle.
-
-    Raises:
-        BundleError: When it is damaged.
-    """
-    return read_bundle(spec).manifest.recipe if (Path(spec) / MANIFEST).is_file() else None
-
-
-def data_settings(settings: Settings, bundle: Recipe | None) -> DataSettings:
+def data_settings(settings: Settings, bundle: Bundle | None) -> DataSettings:
     """Which data, in a form that the model takes.
 
     Raises:
         DataError: For a number outside its range.
     """
-    spec = parse_spec(settings.spec if bundle is None else bundle.spec)
+    spec = parse_spec(settings.spec if bundle is None else bundle.manifest.recipe.spec)
     # torchvision's models take three channels and nothing else: grey images are repeated.
     channels = settings.channels or (3 if spec.kind == "torchvision" else None)
     return DataSettings(
@@ -129,7 +120,7 @@ def _as_text(example: Any) -> tuple[str, ...] | None:
 
 
 def from_bundle(
-    settings: Settings, recipe: Recipe, steps: int, progress: Callable[[str], None]
+    settings: Settings, bundle: Bundle, steps: int, progress: Callable[[str], None]
 ) -> tuple[nn.Module, Recipe]:
     """The model of a bundle, for a run of its own length and sparsity.
 
@@ -137,6 +128,7 @@ def from_bundle(
         TrainError: When settings contradict the bundle's conversion.
         BundleError: As ``load_bundle``.
     """
+    recipe = bundle.manifest.recipe
     plain = Settings()
     for name in ("weights", "inputs", *CONVERSION_SETTINGS):
         if getattr(settings, name) != getattr(plain, name):
@@ -146,7 +138,7 @@ def from_bundle(
             )
     progress("load")
     method = adjusted(methods.from_dict(recipe.method), settings)
-    model = load_bundle(settings.spec)
+    model = restored(bundle)
     change_conversion(
         model,
         method=method,
@@ -246,7 +238,8 @@ def _prepared(settings: Settings, folder: RunFolder, report: Reporter) -> Iterat
     report = report if accelerator.is_main_process else Silent()
     try:
         report.stage("data")
-        bundle = bundle_recipe(settings.spec)
+        is_bundle = (Path(settings.spec) / MANIFEST).is_file()
+        bundle = read_bundle(settings.spec) if is_bundle else None
         data = make_data(data_settings(settings, bundle))
         batches = Batches(data, accelerator, settings.seed)
         steps = -(-batches.count // settings.grad_accum_steps) * settings.epochs

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from st3fx.errors import ExportError, St3fxError
+
 
 @contextlib.contextmanager
 def temporary_neighbour(target: Path) -> Iterator[Path]:
@@ -78,3 +80,32 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_file(
+    path: str | Path,
+    *,
+    force: bool,
+    error: type[St3fxError] = ExportError,
+    in_folder: bool = False,
+) -> Path:
+    """Fail early if a file cannot be written. Writes nothing.
+
+    Args:
+        path: The file.
+        force: Whether one that is there may be replaced.
+        error: Raised.
+        in_folder: Whether its folder must be there.
+
+    Raises:
+        St3fxError: Of the class ``error``: when something is there and ``force`` is not given, when
+            it is a folder, or where its folder is missing.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise error(f"{path} is a folder: name the file to write")
+    if target.exists() and not force:
+        raise error(f"{path} exists: choose another file, or replace it by --force")
+    if in_folder and not target.parent.is_dir():
+        raise error(f"cannot write {path}: there is no folder {target.parent}")
+    return target

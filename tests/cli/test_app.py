@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from st3fx.cli import main
 from st3fx.cli.app import SECTIONS
+from tests.models import TINY, write
 
 COMMANDS = list(main.commands)
 
@@ -51,3 +54,32 @@ def test_every_command_is_under_a_heading() -> None:
     listed = [command for commands in SECTIONS.values() for command in commands]
     assert listed == list(main.commands.values())
     assert all(command.help for command in listed)
+
+
+@pytest.mark.parametrize("command", ["fold model.st3fx --sparsity 0.5", "analyze model.py"])
+def test_a_model_is_folded_and_counted_without_onnx(tmp_path: Path, command: str) -> None:
+    write(tmp_path, "model.py", TINY)
+    code = f"""
+import sys
+from st3fx.cli import main
+main("convert model.py".split(), standalone_mode=False)
+main({command!r}.split(), standalone_mode=False)
+print([name for name in ("onnx", "onnxruntime", "onnxscript") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_warning_of_ours_is_one_line(tmp_path: Path) -> None:
+    write(tmp_path, "model.py", TINY)
+    code = """
+from st3fx.cli import main
+main("convert model.py".split(), standalone_mode=False)
+main("fold model.st3fx --allow-dense".split(), standalone_mode=False)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert re.fullmatch(r"warning: folded at sparsity 0 of the target 0.9: .*\n", done.stderr)

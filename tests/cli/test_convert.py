@@ -18,6 +18,7 @@ from st3fx.cli.convert import reach_line
 from st3fx.cli.options import METHOD_NAMES
 from st3fx.commands.convert import load_bundle
 from st3fx.files.bundle import read_bundle
+from st3fx.files.manifest import _digest
 from st3fx.methods import METHODS
 from st3fx.plan.sites import SkippedSite, SparsityPlan
 from tests.models import TINY, write
@@ -74,6 +75,19 @@ def test_load_bundle_gives_the_model_back(folder: Path, monkeypatch: pytest.Monk
     assert [site.name for site in bundle.manifest.plan.sites] == ["conv.weight"]
     x = torch.randn(3, 3, 8, 8)
     assert torch.equal(model.eval()(x), again.eval()(x))
+
+
+def test_a_bundle_of_before_calls_one_output_a_matmul(folder: Path) -> None:
+    write(folder, "model.py", TINY.replace("5)", "1)"))
+    assert _run("model.py").exit_code == 0
+    path = folder / "model.st3fx" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    head = manifest["plan"]["sites"][-1]
+    assert (head["op"], head["shape"][0]) == ("linear", 1)
+    head["op"], head["layout"]["channel_dims"] = "matmul", []
+    del manifest["digest"]
+    path.write_text(json.dumps(manifest | {"digest": _digest(manifest)}))
+    assert load_bundle(folder / "model.st3fx").st3fx_plan.sites[-1].op == "linear"
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
