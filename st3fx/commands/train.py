@@ -33,9 +33,8 @@ from st3fx.report.facts import TrainingFacts
 from st3fx.report.png import run_picture
 from st3fx.sparsifier.run import run_of
 from st3fx.training.batches import Batches
-from st3fx.training.finish import finish
 from st3fx.training.folder import RunFolder
-from st3fx.training.loop import train
+from st3fx.training.loop import finish, train
 from st3fx.training.machine import leave_group, make_accelerator, release
 from st3fx.training.method import adjusted, make_method
 from st3fx.training.report import Reporter, Silent, TrainResult

@@ -27,7 +27,8 @@ class Method:
 
     Attributes:
         name: Name in the table of methods and in bundles.
-        operator: The registered operator with its formula and gradient rule.
+        operator: The registered operator with its formula and gradient rule, whose contract is
+            that of :class:`st3fx.sparsity.formula.Formula`.
         granularity: What is pruned together: single weights, blocks, N of M, channels.
     """
 

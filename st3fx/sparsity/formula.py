@@ -139,7 +139,27 @@ def has_dense_channels(weight: Tensor, layout: Layout) -> bool:
 
 @dataclass(frozen=True)
 class Formula:
-    """How a method makes effective weights.
+    """How a method makes effective weights: the whole contract of a formula and its gradient rule.
+
+    The formula:
+
+    * With an inactive threshold the effective weight is the latent one, bit for bit. Of a scheduled
+      method every negative threshold is inactive (:data:`INACTIVE` is one); a learned one says
+      itself where it is (STR: where its sigmoid is 0).
+    * An active threshold is raised to ``smallest`` (:func:`active_bound`), so that no effective
+      weight is denormal. A pruned weight is ``+0.0``, never ``-0.0``.
+    * Equal inputs give equal bits, alone or among other sites. It draws no random numbers, and
+      writes to ``out`` alone.
+    * The frozen mask is none of its business: it is put on afterwards.
+    * ``*constants`` are what the method's ``constants(site)`` gives, then the groups if there are
+      any (:data:`st3fx.sparsity.granularity.SCHEMA`); the schema that the operator is defined with
+      names them in that order, with ``SCHEMA`` at the end.
+
+    The gradient rule, ``gradient(grad, weight, threshold, *constants)``, gives the gradients of
+    weight and threshold (``None`` for a threshold that is not learned); ``None`` in its place is
+    straight through. It is given the latent weight as it is, in half precision too, and must agree
+    with the formula on which weights are left: :func:`above` compares as formulas do. The gradient
+    that it is given is 0 for weights that the frozen mask has pruned.
 
     Attributes:
         one: ``one(weight, threshold, smallest, out, *constants)`` writes a site's effective weight

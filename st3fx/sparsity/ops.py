@@ -1,9 +1,10 @@
 """Defines the operators that make effective weights: dispatch, gradients, frozen masks.
 
-A method gives a formula and, unless its gradient is straight through, a gradient rule; here they
-become ``st3fx::NAME(weight, threshold, mask, constants...)``, an operator with its own autograd
-kernel that works eagerly (with cached effective weights, see ``st3fx.sparsity.cache``), compiled,
-on fake tensors and under ``torch.func``.
+A method gives a formula and, unless its gradient is straight through, a gradient rule; the contract
+of both is that of :class:`st3fx.sparsity.formula.Formula`. Here they become
+``st3fx::NAME(weight, threshold, mask, constants...)``, an operator with its own autograd kernel
+that works eagerly (with cached effective weights, see ``st3fx.sparsity.cache``), compiled, on fake
+tensors and under ``torch.func``.
 
 ``mask`` is empty, or holds the weights that are left when the sparsity was frozen: the others are
 zero from then on, whatever becomes of weight and threshold, and get no gradient.

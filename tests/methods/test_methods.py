@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 
 from st3fx import ST3, CubicSchedule, Method
 from st3fx.errors import MethodError
-from st3fx.methods import METHODS, create, from_dict, to_dict
+from st3fx.methods import METHODS, create, from_dict, own_settings, to_dict
 from st3fx.plan.sites import Layout, Site
 
 SITE = Site("conv.weight", ("conv.weight",), (64, 3, 7, 7), "conv2d", Layout((0,), 1), ("conv",))
@@ -119,3 +121,17 @@ def test_the_state_is_an_inactive_scalar_in_full_precision() -> None:
 def test_the_constants_carry_layout_and_rescaling() -> None:
     site = dataclasses.replace(SITE, layout=Layout((0, 2), 4))
     assert ST3(rescale=False).constants(site) == ([0, 2], 4, False)
+
+
+def test_the_table_in_the_readme_has_every_method_and_settings_that_it_takes() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    table = text.partition("### Methods\n")[2].partition("\n### ")[0]
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| `")]
+    assert {row[0].split("`")[1] for row in rows} == set(METHODS)
+    for name, cls, _, options in rows:
+        key = name.split("`")[1]
+        made = create(key)
+        assert cls.split("`")[1].partition("(")[0] == type(made).__name__
+        for option in re.findall(r"`(\w+=[^`]*)`", options):
+            ((setting, value),) = own_settings([option]).items()
+            assert getattr(create(key, **{setting: value}), setting) == value
