@@ -24,6 +24,7 @@ from st3fx.cli.demo import demo
 from st3fx.cli.doctor import doctor
 from st3fx.cli.export import export
 from st3fx.cli.fold import fold
+from st3fx.cli.quantize import quantize
 from st3fx.cli.report import report
 from st3fx.cli.train import train
 from st3fx.errors import St3fxError
@@ -122,7 +123,7 @@ _FOLDERS = _our_folders()
 
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Make a model sparse": (convert, train),
-    "Put it to use": (fold, export),
+    "Put it to use": (fold, export, quantize),
     "See what it is worth": (analyze, bench, report),
     "Find your way": (demo, doctor, completion),
 }
@@ -156,9 +157,9 @@ def main() -> None:
     """Sparse training for any PyTorch model.
 
     A model goes through the commands from the top: convert finds the weights that multiply, train
-    prunes them while it trains, fold and export write what is left, analyze and bench say what that
-    is worth, and report shows all of it on one page. Each has --help with examples, and --json
-    where it has a result.
+    prunes them while it trains, fold, export and quantize write what is left, analyze and bench say
+    what that is worth, and report shows all of it on one page. Each has --help with examples, and
+    --json where it has a result.
     """
 
 

@@ -71,6 +71,10 @@ class ExportError(St3fxError):
     """A model cannot be written as ONNX or as a weight file, or what was written differs."""
 
 
+class QuantizeError(St3fxError):
+    """A model cannot be quantized: its calibration data, a layer that is named, or the outcome."""
+
+
 class FlopsError(St3fxError):
     """A graph cannot be counted: no ONNX, operators of its own, or sizes that are free."""
 

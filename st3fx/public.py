@@ -7,6 +7,7 @@ from st3fx.commands.analyze import count_flops
 from st3fx.commands.bench import benchmark
 from st3fx.commands.convert import load_bundle, save_bundle
 from st3fx.commands.export import eliminate_dead_channels, export_onnx
+from st3fx.commands.quantize import quantize
 from st3fx.commands.report import write_report
 from st3fx.errors import EmptyLayerWarning, St3fxError
 from st3fx.export.export_result import ExportResult
@@ -15,6 +16,7 @@ from st3fx.flops.flops_report import FlopsReport
 from st3fx.methods import DST, GMP, ST3, STR, Feather, Method
 from st3fx.plan.example import Call
 from st3fx.plan.sites import SparsityPlan
+from st3fx.quantization.quantize_result import QuantizeResult
 from st3fx.sparsifier.sparsifier import Sparsifier
 from st3fx.sparsity.granularity import NM, Block, Channels, Unstructured
 from st3fx.sparsity.schedule import CubicSchedule
@@ -36,6 +38,7 @@ __all__ = [
     "Feather",
     "FlopsReport",
     "Method",
+    "QuantizeResult",
     "Sparsifier",
     "SparsityPlan",
     "St3fxError",
@@ -49,6 +52,7 @@ __all__ = [
     "fold",
     "load_bundle",
     "load_compact",
+    "quantize",
     "save_bundle",
     "save_compact",
     "write_report",

@@ -57,7 +57,7 @@ def print_fold(result: FoldResult) -> None:
     """Sparsity and sizes."""
     out = console()
     print_channels(result.channels)
-    out.print(_size_table(result.sizes))
+    out.print(size_table(result.sizes))
     _empty(result.empty)
     share = result.elements / result.parameters if result.parameters else 0.0
     line = (
@@ -85,7 +85,7 @@ def print_export(result: ExportResult) -> None:
     print_channels(result.channels)
     if result.sparse is not None:
         print_kernels(result.sparse)
-    out.print(_size_table(result.sizes))
+    out.print(size_table(result.sizes))
     _empty(result.zeros.empty)
     for line in _notes(result):
         out.print(Text(line), soft_wrap=True)
@@ -133,7 +133,8 @@ def _empty(names: Sequence[str]) -> None:
         out.print(Text(f"{name} has no weight left"), soft_wrap=True)
 
 
-def _size_table(sizes: Sequence[Size]) -> Table:
+def size_table(sizes: Sequence[Size]) -> Table:
+    """Each size, and how many times smaller than the first it is."""
     raw, compressed = sizes[0].raw, sizes[0].compressed
     rows = [
         (s.name, size_text(s.raw), _ratio(raw, s.raw), size_text(s.compressed),

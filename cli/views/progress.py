@@ -27,6 +27,12 @@ STAGES = {
     "check": "checking the file",
     "compare": "comparing ONNX Runtime with PyTorch",
     "measure": "compressing, for the sizes",
+    "data": "reading the data",
+    "ranges": "taking the ranges of activations",
+    "rank": "trying each layer in fp32",
+    "search": "choosing layers for fp32",
+    "integers": "writing integers",
+    "score": "scoring both files",
     "draw": "drawing",
     "dense": "writing the dense counterpart",
 }

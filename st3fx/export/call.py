@@ -215,6 +215,8 @@ def _positional(model: nn.Module, count: int) -> list[str]:
             names += [f"{parameter.name}_{index}" for index in range(count - len(names))]
         elif parameter.kind is not parameter.KEYWORD_ONLY:
             names.append(parameter.name)
+    # More than it takes: calling it will say so.
+    names += [f"argument_{index}" for index in range(len(names), count)]
     return names[:count]
 
 

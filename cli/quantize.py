@@ -1,0 +1,133 @@
+"""``st3fx quantize``: write a trained model as ONNX with 8-bit integers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from st3fx.cli.completion import DATA, FOLDER, ONNX
+from st3fx.cli.options import given, json_option, model_options, prune_options
+from st3fx.cli.output import show, stdout_for
+from st3fx.cli.views.progress import Progress
+from st3fx.cli.views.quantize import print_quantize
+
+CALIBRATIONS = ("minmax", "percentile", "entropy")
+"""They equal those of ``st3fx.quantization.settings``, as a test sees to."""
+
+DATA_SETTINGS = ("data", "data_path", "workers", "channels", "image_size")
+"""Settings of a training run that say which data."""
+
+
+@click.command()
+@model_options
+@prune_options
+@click.option(
+    "-o", "--output", type=ONNX, metavar="FILE",
+    help="The file.  [default: model.int8.onnx in a run, else NAME.int8.onnx]",
+)  # fmt: skip
+@click.option(
+    "--data", type=DATA, metavar="TEXT",
+    help="Data to calibrate and score on: fashion-mnist-mini, fashion-mnist, cifar10, cifar100, "
+    "imagefolder, or your own loaders.py:make_loaders.  [default: the run's]",
+)  # fmt: skip
+@click.option("--data-path", type=FOLDER, metavar="TEXT", help="Folder of the data.")
+@click.option("-j", "--workers", type=int, metavar="N", help="Processes that load data.")
+@click.option("--channels", type=int, metavar="N", help="3 repeats grey images.")
+@click.option("--image-size", type=int, metavar="N", help="Side of the images, in pixels.")
+@click.option(
+    "--calibration", type=click.Choice(CALIBRATIONS), default="minmax", show_default=True,
+    help="The range of an activation: of all its values, without the rarest, or that whose "
+    "histogram loses least.",
+)  # fmt: skip
+@click.option(
+    "--percentile", type=float, metavar="X", default=99.99, show_default=True,
+    help="With --calibration percentile, how many of a hundred values a range keeps.",
+)  # fmt: skip
+@click.option(
+    "--calibration-images", type=click.IntRange(1), metavar="N", default=256, show_default=True,
+    help="Training samples to calibrate on.",
+)  # fmt: skip
+@click.option(
+    "--keep-fp32", multiple=True, metavar="NAME",
+    help="A layer that stays in fp32, by its name or a glob like layer1.*. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--max-drop", type=float, metavar="POINTS",
+    help="Leave as many layers in fp32 as needed to lose no more points of accuracy than this, on "
+    "training samples that calibration has not seen.",
+)  # fmt: skip
+@click.option(
+    "--held-out-images", type=click.IntRange(1), metavar="N", default=1024, show_default=True,
+    help="How many these are.",
+)  # fmt: skip
+@click.option(
+    "--test-images", type=click.IntRange(1), metavar="N",
+    help="Score on so many of the test samples.  [default: all]",
+)  # fmt: skip
+@click.option(
+    "--weight-range", type=click.Choice(("safe", "full")), default="safe", show_default=True,
+    help="safe: no product overflows on any CPU. full: all of an int8, which rounds a little less "
+    "and is wrong on x86 without VNNI.",
+)  # fmt: skip
+@click.option(
+    "--rank/--no-rank", default=True, show_default=True, help="Try each layer in fp32 by itself."
+)
+@click.option(
+    "--opset", type=int, metavar="N", help="Of the file, from 13 on.  [default: PyTorch's own]"
+)
+@click.option("-x", "--export", "record", metavar="FILE", help="Write the result as JSON.")
+@click.option("--force", is_flag=True, help="Replace files that are already there.")
+@json_option
+def quantize(
+    *,
+    output: str | None,
+    calibration_images: int,
+    held_out_images: int,
+    test_images: int | None,
+    opset: int | None,
+    record: str | None,
+    force: bool,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Write SPEC as ONNX with 8-bit integers, and check the file.
+
+    SPEC is the folder of a training, its bundle, or a model as for st3fx export with --data. It is
+    folded and exported in fp32, calibrated on its training data, and quantized by ONNX Runtime's
+    quantizer: activations uint8, weights int8 with one scale for each output channel. The file runs
+    in the stock ONNX Runtime.
+
+    It is there only if every zero of the weights is still a zero, and if its outputs are those of
+    the fp32 file up to rounding. Both are scored on the test data. Each layer is tried in fp32 by
+    itself, to say what it costs. With --max-drop those that cost most stay in fp32, as many as
+    needed: by training samples that calibration has not seen, so that the test data, which has
+    chosen nothing, tells what came of it.
+
+    \b
+    Examples
+      st3fx quantize runs/resnet20
+      st3fx quantize runs/resnet20 --max-drop 0.2
+      st3fx quantize runs/resnet20/model.st3fx --calibration percentile --keep-fp32 conv1
+      st3fx quantize torchvision:resnet50 --weights folded.safetensors --data imagefolder \\
+        --data-path ~/imagenet
+    """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
+    from st3fx.commands.export import check_target
+    from st3fx.commands.models import Request
+    from st3fx.commands.quantize import Images, quantize_spec, subject
+    from st3fx.quantization.settings import Settings
+
+    about = ("spec", "weights", "inputs", "seed", "sparsity", "allow_dense")
+    request = Request(**{name: asked[name] for name in about})
+    found = subject(request, given({name: asked[name] for name in DATA_SETTINGS}))
+    names = ("calibration", "percentile", "keep_fp32", "max_drop", "weight_range", "rank")
+    settings = Settings(**{name: asked[name] for name in names})
+    # Now rather than after minutes of work.
+    target = check_target(output or found.target, force=force)
+    path = None if record is None else check_target(record, force=force)
+    images = Images(calibration_images, held_out_images, test_images)
+    with stdout_for(as_json=as_json), Progress() as report:
+        result = quantize_spec(found, target, settings, images, opset=opset, progress=report)
+    if path is not None:
+        result.write(path)
+    show(result, print_quantize, as_json=as_json)

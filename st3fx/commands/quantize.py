@@ -1,0 +1,487 @@
+"""From a trained model to a file of 8-bit integers: the facade's verb that quantizes.
+
+The data of a run, in the parts that have no sample in common: a choice of training images for the
+ranges of activations, a few for comparing outputs, others for choosing layers. Test data only says
+what came of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from st3fx.commands.export import export_onnx
+from st3fx.commands.models import Request, folded
+from st3fx.commands.progress import silent
+from st3fx.commands.train import bundle_recipe, data_settings
+from st3fx.data import Data, DataSettings, make_data
+from st3fx.errors import QuantizeError
+from st3fx.export.batch import batched
+from st3fx.export.call import Call
+from st3fx.export.export_result import ExportResult
+from st3fx.loading.input_spec import parse_inputs
+from st3fx.passes.onnx.values import Array
+from st3fx.plan.example import Example
+from st3fx.quantization import engine
+from st3fx.quantization.calibrate import Feed
+from st3fx.quantization.measure import Run
+from st3fx.quantization.quantize_result import QuantizeResult
+from st3fx.quantization.settings import Settings
+from st3fx.training.batches import Stream
+from st3fx.training.folder import RunFolder
+from st3fx.training.settings import Settings as TrainingSettings
+from st3fx.training.settings import from_dict, read_toml
+
+CALIBRATION_BATCH = 8
+"""Samples in one call while ranges are taken: histograms need all activations of a call."""
+
+SCORE_BATCH = 32
+"""Samples in one call while outputs are compared and scored."""
+
+COMPARED = 64
+"""Samples by which outputs are compared."""
+
+SUFFIX = ".int8.onnx"
+"""Of a file of integers where no name was asked for."""
+
+RECORD = "quantize.json"
+"""In a run's folder: what its quantization did."""
+
+
+def quantize(
+    model: nn.Module,
+    calibration_batches: Iterable[Any],
+    path: str | Path,
+    *,
+    calibration: str = "minmax",
+    percentile: float = 99.99,
+    weight_range: str = "safe",
+    keep_fp32: Sequence[str] = (),
+    evaluate: Callable[[Callable[..., Any]], float] | None = None,
+    max_drop: float | None = None,
+    rank: bool = True,
+    opset: int | None = None,
+    fixed_batch: bool = False,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> QuantizeResult:
+    """Write a model as ONNX with 8-bit integers, which the stock ONNX Runtime runs anywhere.
+
+    The model is folded and exported in fp32, as ``export_onnx`` does it, and quantized after
+    training by ONNX Runtime's quantizer: QuantizeLinear and DequantizeLinear around what runs in
+    integers, activations uint8, weights int8 with one scale for each output channel. Every zero of
+    the weights stays a zero. The file is there only if that was so, and if its outputs are those
+    of the fp32 file up to rounding.
+
+    Args:
+        model: A folded model, or any other; a converted one is folded first, on a copy.
+        calibration_batches: What the model is called with, without targets: tensors, tuples of
+            positional or dicts of keyword arguments. A few hundred samples like those it will see;
+            the first of them are the example that it is exported with.
+        path: The file; one that is there is replaced.
+        calibration: ``minmax`` takes the range of all values, ``percentile`` cuts off the rarest,
+            ``entropy`` the range whose histogram loses least.
+        percentile: With ``percentile``, how many of a hundred values a range keeps.
+        weight_range: ``safe`` leaves weights so much room that no CPU overflows; ``full`` uses all
+            of an int8, which rounds a little less, and which x86 without VNNI computes wrongly.
+        keep_fp32: Globs over names of weights or of the modules that own them: these layers stay in
+            fp32.
+        evaluate: Called with a function that is called as the model is and gives its outputs as
+            tensors; gives a share, larger is better. Called for both files.
+        max_drop: Points of it that may be lost: as many layers as needed stay in fp32. Let it
+            measure on data by which the model is not judged in the end.
+        rank: Try each layer in fp32 by itself.
+        opset: Of the file, from 13 on; ``None`` for the exporter's default.
+        fixed_batch: Build the batch size of the first batch in.
+        seed: Of the random values that the export is compared with.
+        progress: Called with the name of each stage as it begins.
+
+    Returns:
+        Zeros before and after, layers with what each costs, scores, sizes.
+
+    Raises:
+        QuantizeError: When the data does not fit, or what comes out is wrong.
+        ExportError: As ``export_onnx``.
+    """
+    began, report = time.perf_counter(), progress or silent
+    settings = Settings(calibration, percentile, tuple(keep_fp32), max_drop, weight_range, rank)
+    batches = iter(calibration_batches)
+    try:
+        first = next(batches)
+    except StopIteration:
+        raise QuantizeError("the calibration data has no batch: give at least one") from None
+    with tempfile.TemporaryDirectory() as folder:
+        exported = _export(model, first, Path(folder), opset, report, fixed_batch, seed)
+        calls = _Calls(model, exported)
+        feeds = (
+            feed
+            for batch in itertools.chain([first], batches)
+            for _, feed in calls.feeds(batch, CALIBRATION_BATCH)
+        )
+        seen: list[Feed] = []
+        score = None if evaluate is None else _UsersScore(evaluate, calls)
+        data = engine.Data(
+            calibration=_remembering(feeds, seen),
+            compared=seen,
+            held_out=score if max_drop is not None else None,
+            test=score,
+        )
+        return engine.quantize(
+            exported.path, Path(path), data, settings, began=began, progress=report
+        )
+
+
+def _remembering(feeds: Iterable[Feed], seen: list[Feed]) -> Iterator[Feed]:
+    """The feeds, of which the first are noted when they are read."""
+    samples = 0
+    for feed in feeds:
+        if samples < COMPARED:
+            seen.append(feed)
+            samples += _samples(feed)
+        yield feed
+
+
+class _UsersScore:
+    """What a user's function says of a file."""
+
+    samples = None
+
+    def __init__(self, evaluate: Callable[[Callable[..., Any]], float], calls: _Calls) -> None:
+        self._evaluate, self._calls = evaluate, calls
+
+    def __call__(self, run: Run) -> float:
+        """Let it call the file as it would the model."""
+
+        def predict(*args: Any, **kwargs: Any) -> Any:
+            outputs = run(self._calls.feed(Example(args, kwargs)))
+            tensors = tuple(torch.from_numpy(array.copy()) for array in outputs.values())
+            return tensors[0] if len(tensors) == 1 else tensors
+
+        value = float(self._evaluate(predict))
+        if not 0 <= value <= 1:
+            raise QuantizeError(f"evaluate gave {value:g}: it must give a share, from 0 to 1")
+        return value
+
+
+class _Calls:
+    """Turns calls of a model into inputs of its file."""
+
+    def __init__(self, model: nn.Module, exported: ExportResult) -> None:
+        self._model, self._ports = model, exported.inputs
+        sizes = (size for port in exported.inputs for size in port.shape[:1])
+        batch = next((size for size in sizes if isinstance(size, int)), 1)
+        self._batch = None if exported.dynamic_batch else batch
+
+    def feed(self, example: Example) -> Feed:
+        """The inputs of one call.
+
+        Raises:
+            QuantizeError: When they are not those that the model was exported with.
+        """
+        return self._parts(example)[0]
+
+    def feeds(
+        self, batch: Any, size: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[slice, Feed]]:
+        """The inputs of one call, cut into calls of fewer samples, with their places in it.
+
+        Args:
+            batch: As the model is called.
+            size: Samples in each; those of the file where its batch is fixed.
+            start: The first sample.
+            stop: The one behind the last.
+        """
+        feed, has = self._parts(Example.of(batch, None, self._model))
+        samples = max((len(array) for name, array in feed.items() if has[name]), default=1)
+        if not samples:
+            raise QuantizeError("a batch has no sample: leave it out")
+        size, stop = self._batch or size, samples if stop is None else min(stop, samples)
+        for low in range(start, stop, size):
+            part = slice(low, min(low + size, stop))
+            if self._batch is None or part.stop - low == size:
+                yield part, {k: v[part] if has[k] else v for k, v in feed.items()}
+
+    def _parts(self, example: Example) -> tuple[dict[str, Array], dict[str, bool]]:
+        call = Call.of(self._model, example)
+        names = [port.name for port in self._ports]
+        pairs = list(zip(call.tensors, self._ports, strict=False))
+        if len(call.tensors) != len(names) or not all(_fits(t, p.shape) for t, p in pairs):
+            given = " and ".join(shape_text(tensor.shape) for tensor in call.tensors)
+            wanted = " and ".join(shape_text(port.shape) for port in self._ports)
+            raise QuantizeError(
+                f"a batch of {given} does not fit the model, which takes {wanted}: give what it is "
+                "called with, without targets"
+            )
+        arrays = [tensor.numpy() for tensor in call.tensors]
+        return (
+            dict(zip(names, arrays, strict=True)),
+            dict(zip(names, batched(call.tensors), strict=True)),
+        )
+
+
+def _fits(tensor: Tensor, shape: Sequence[int | str]) -> bool:
+    return tensor.dim() == len(shape) and all(
+        isinstance(size, str) or size == there
+        for size, there in zip(shape, tensor.shape, strict=True)
+    )
+
+
+def shape_text(shape: Sequence[int | str]) -> str:
+    """``batchx3x32x32``."""
+    return "x".join(map(str, shape)) or "a number"
+
+
+def _samples(feed: Feed) -> int:
+    return len(next(iter(feed.values())))
+
+
+class _Parts:
+    """The data of a run as calls of a file: training samples in a seeded order, test samples."""
+
+    def __init__(self, data: Data, calls: _Calls, images: Images, seed: int) -> None:
+        self._data, self._calls, self._images, self._seed = data, calls, images, seed
+
+    def calibration(self) -> Iterator[Feed]:
+        """For ranges."""
+        return (feed for feed, _ in self._train(0, self._images.calibration, CALIBRATION_BATCH))
+
+    def compared(self) -> list[Feed]:
+        """Those behind them; where there are none, the same."""
+        for start in (self._images.calibration, 0):
+            feeds = [feed for feed, _ in self._train(start, start + COMPARED, SCORE_BATCH)]
+            if feeds:
+                break
+        return feeds
+
+    def held_out(self) -> _Score:
+        """Scores training samples behind those.
+
+        Raises:
+            QuantizeError: When there is none.
+        """
+        start = self._images.calibration + COMPARED
+        stop = start + self._images.held_out
+        missing = (
+            f"{self._data.name} has no training sample behind the first {start:,}, by which "
+            "--max-drop could choose: give fewer --calibration-images"
+        )
+        return _Score(lambda: self._train(start, stop, SCORE_BATCH), missing)
+
+    def test(self) -> _Score:
+        """Scores the test samples.
+
+        Raises:
+            QuantizeError: When there is none.
+        """
+        return _Score(self._test, f"{self._data.name} has no test sample")
+
+    def _train(self, start: int, stop: int, size: int) -> Iterator[tuple[Feed, Tensor]]:
+        stream = Stream(self._seed, 0)
+        self._data.set_epoch(0)
+        with stream.active():
+            batches = iter(self._data.train)
+        yield from self._calls_of(_steps(batches, stream), start, stop, size)
+
+    def _test(self) -> Iterator[tuple[Feed, Tensor]]:
+        stop = self._images.test
+        yield from self._calls_of(iter(self._data.test), 0, stop, SCORE_BATCH)
+
+    def _calls_of(
+        self, batches: Iterator[Any], start: int, stop: int | None, size: int
+    ) -> Iterator[tuple[Feed, Tensor]]:
+        position = 0
+        while stop is None or position < stop:
+            batch = next(batches, None)
+            if batch is None:
+                return
+            inputs, targets = batch
+            low, high = max(0, start - position), None if stop is None else stop - position
+            for part, feed in self._calls.feeds(inputs, size, low, high):
+                yield feed, targets[part]
+            position += len(targets)
+
+
+def _steps(batches: Iterator[Any], stream: Stream) -> Iterator[Any]:
+    while True:
+        with stream.active():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+class _Score:
+    """The share of samples whose best class is right.
+
+    Attributes:
+        samples: How many there are; ``None`` before the first call.
+    """
+
+    def __init__(self, calls: Callable[[], Iterator[tuple[Feed, Tensor]]], missing: str) -> None:
+        if next(calls(), None) is None:
+            raise QuantizeError(missing)
+        self._calls = calls
+        self.samples: int | None = None
+
+    def __call__(self, run: Run) -> float:
+        """Score a file."""
+        right = count = 0
+        for feed, targets in self._calls():
+            outputs = run(feed)
+            logits = outputs.get("logits", next(iter(outputs.values())))
+            # Probabilities as targets: the likeliest class counts.
+            labels = targets if targets.dtype == torch.int64 else targets.argmax(1)
+            right += int((logits.argmax(1) == labels.numpy()).sum())
+            count += labels.numel()
+        self.samples = count
+        return right / count
+
+
+def _export(
+    model: nn.Module,
+    example: Any,
+    folder: Path,
+    opset: int | None,
+    progress: Callable[[str], None],
+    fixed_batch: bool,
+    seed: int,
+) -> ExportResult:
+    kinds = {str(p.dtype) for p in model.parameters() if p.dtype.is_floating_point}
+    if kinds - {"torch.float32"}:
+        raise QuantizeError(
+            f"the model has weights of {' and '.join(sorted(kinds))}: give model.float()"
+        )
+    return export_onnx(
+        model, example, folder / "model.onnx",
+        opset=opset, fixed_batch=fixed_batch, seed=seed, progress=progress,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Images:
+    """How many samples each part of the work sees.
+
+    Attributes:
+        calibration: Training samples for ranges.
+        held_out: Others, for choosing layers.
+        test: Test samples; ``None`` for all.
+    """
+
+    calibration: int = 256
+    held_out: int = 1024
+    test: int | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a user names, and the data that belongs to it.
+
+    Attributes:
+        request: The model.
+        data: Which data; ``None`` where none is known.
+        run: The run's folder, where it was named by that.
+    """
+
+    request: Request
+    data: DataSettings | None
+    run: RunFolder | None
+
+    @property
+    def target(self) -> Path:
+        """Where the file is written if nothing is said: in the run, else here."""
+        if self.run is not None:
+            return self.run.path / f"{self.run.bundle.stem}{SUFFIX}"
+        return Path(f"{self.request.name}{SUFFIX}")
+
+
+def subject(request: Request, data: Mapping[str, Any]) -> Subject:
+    """Find a run's bundle, and the data of a run, a bundle or a SPEC.
+
+    Args:
+        request: ``spec`` may be the folder of a run.
+        data: Fields of the training's settings that say which data, as far as they are given.
+
+    Raises:
+        QuantizeError: When a run has no model yet.
+    """
+    folder = RunFolder(Path(request.spec))
+    run = folder if folder.settings.is_file() else None
+    if run is not None:
+        if not run.bundle.is_dir():
+            raise QuantizeError(
+                f"{run.path} has no {run.bundle.name} yet: its training has not ended; go on with "
+                f"it by st3fx train --resume {run.path}"
+            )
+        request = dataclasses.replace(request, spec=str(run.bundle))
+    recipe = bundle_recipe(request.spec)
+    of_run = run or RunFolder(Path(request.spec).resolve().parent)
+    if recipe is not None and of_run.settings.is_file() and "data" not in data:
+        known = from_dict(read_toml(of_run.settings), str(of_run.settings))
+        settings = dataclasses.replace(known, **data)
+    elif "data" in data:
+        settings = TrainingSettings(spec=request.spec, **data)
+    else:
+        return Subject(request, None, run)
+    # Ranges are those of images as they are, and the seed chooses which of them.
+    plain = dataclasses.replace(settings, augment=False, seed=request.seed)
+    return Subject(request, data_settings(plain, recipe), run)
+
+
+def quantize_spec(
+    subject: Subject,
+    path: str | Path,
+    settings: Settings,
+    images: Images,
+    *,
+    opset: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> QuantizeResult:
+    """Quantize the model of a run, a bundle or a SPEC on its data.
+
+    Args:
+        subject: Which model and data.
+        path: The file; one that is there is replaced.
+        settings: How.
+        images: How many samples.
+        opset: Of the file.
+        progress: Called with the name of each stage as it begins.
+
+    Raises:
+        QuantizeError: As :func:`quantize`, and where there is no data.
+        St3fxError: As ``st3fx.commands.models.folded``, ``make_data`` and ``export_onnx``.
+    """
+    began, report = time.perf_counter(), progress or silent
+    if subject.data is None:
+        raise QuantizeError(
+            f"no data for {subject.request.spec}: name the run that it is from, or give --data, "
+            "which calibration needs"
+        )
+    report("data")
+    data = make_data(subject.data)
+    model = folded(subject.request, report, with_example=False).model
+    with tempfile.TemporaryDirectory() as folder:
+        given = subject.request.inputs
+        example = parse_inputs(given, seed=subject.request.seed) if given else data.example(2)
+        exported = _export(model, example, Path(folder), opset, report, False, subject.data.seed)
+        parts = _Parts(data, _Calls(model, exported), images, subject.data.seed)
+        measured = engine.Data(
+            calibration=parts.calibration(),
+            compared=parts.compared(),
+            held_out=parts.held_out() if settings.max_drop is not None else None,
+            test=parts.test(),
+        )
+        result = engine.quantize(
+            exported.path, Path(path), measured, settings, began=began, progress=report
+        )
+    if subject.run is not None:
+        result.write(subject.run.path / RECORD)
+    return result

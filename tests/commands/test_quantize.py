@@ -1,0 +1,221 @@
+"""``st3fx.quantize``: a model in memory and batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+import st3fx
+from st3fx.errors import InputError, QuantizeError
+
+
+class Net(nn.Module):
+    """Convolutions with batch norm around an addition, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.body = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        return self.head((x + self.body(x)).relu().mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    """Folded at 70 %."""
+    torch.manual_seed(0)
+    converted, sparsifier = st3fx.convert(Net(), torch.randn(2, 3, 8, 8), st3fx.ST3(0.7))
+    sparsifier.set_sparsity(0.7)
+    return st3fx.fold(converted).eval()
+
+
+def batches(count: int = 4, *, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(16, 3, 8, 8, generator=generator) for _ in range(count)]
+
+
+def agreement(model: nn.Module) -> Callable[[Callable[..., Any]], float]:
+    """The share of samples for which a file has the model's best class."""
+    calls = batches(seed=1)
+
+    def evaluate(predict: Callable[..., Any]) -> float:
+        with torch.no_grad():
+            same = [predict(x).argmax(1) == model(x).argmax(1) for x in calls]
+        return float(torch.cat(same).double().mean())
+
+    return evaluate
+
+
+def test_a_sparse_model_keeps_its_zeros_and_its_outputs(model: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "net.int8.onnx"
+    stages: list[str] = []
+    result = st3fx.quantize(
+        model, batches(), path, evaluate=agreement(model), progress=stages.append
+    )
+    assert stages[-4:] == ["rank", "integers", "score", "measure"]
+    assert result.files == (path,)
+    assert list(path.parent.iterdir()) == [path]
+    assert result.calibration_samples == 64
+    assert [row.name for row in result.layers] == ["stem.weight", "body.weight", "head.weight"]
+    stored = {item.name: item for item in onnx.load(path).graph.initializer}
+    parameters = dict(model.named_parameters())
+    for row in result.layers:
+        integers = numpy_helper.to_array(stored[f"{row.name}_quantized"])
+        weight = parameters[row.name].detach().numpy()
+        assert integers.dtype == np.int8
+        assert not integers[weight == 0].any()
+        assert row.zeros == (weight == 0).sum() > 0
+        assert row.integer_zeros == (integers == 0).sum()
+        assert row.gain is not None
+    assert result.zeros == sum(row.zeros for row in result.layers)
+    assert result.rounded == sum(row.rounded for row in result.layers)
+    session = ort.InferenceSession(path)
+    for size in (1, 7):
+        x = torch.randn(size, 3, 8, 8)
+        (found,) = session.run(None, {"x": x.numpy()})
+        wanted = model(x).detach().numpy()
+        assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+    assert result.sqnr is not None
+    assert result.sqnr > 25
+    assert result.accuracy is not None
+    assert result.accuracy.fp32 == 1
+    assert result.accuracy.int8 > 0.9
+    assert result.sizes[0].raw > result.sizes[1].raw * 0.9
+    values = json.loads(json.dumps(result.to_dict()))
+    assert values["layers"][1]["rounded"] == result.layers[1].rounded
+    # What counts multiplications sees the same zeros, and those that rounding adds.
+    counted = st3fx.count_flops(path, [(1, 3, 8, 8)])
+    assert counted.weights == result.elements
+    assert counted.weight_nonzeros == result.elements - result.zeros - result.rounded
+
+
+def test_layers_stay_in_fp32_by_name_and_by_accuracy(model: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    result = st3fx.quantize(model, batches(), path, keep_fp32=["stem"], rank=False)
+    assert [row.reason for row in result.layers] == ["asked for", "", ""]
+    assert result.layers[0].integer_zeros is None
+    stored = {item.name: item for item in onnx.load(path).graph.initializer}
+    assert stored["stem.weight"].data_type == onnx.TensorProto.FLOAT
+    assert "body.weight" not in stored
+
+    seen: list[float] = []
+
+    def evaluate(predict: Callable[..., Any]) -> float:
+        """A model whose accuracy is 90 %, and in integers falls with the noise."""
+        x = batches(1)[0]
+        noise = float((predict(x) - model(x)).square().mean().detach())
+        seen.append(noise)
+        return 0.9 - min(0.05, noise * 3e3)
+
+    full = st3fx.quantize(model, batches(), path, evaluate=evaluate)
+    assert full.accuracy is not None
+    all_int8 = full.accuracy.drop
+    assert all_int8 > 0
+    found = st3fx.quantize(model, batches(), path, evaluate=evaluate, max_drop=all_int8 * 0.75)
+    assert found.held_out is not None
+    assert found.held_out.drop <= all_int8 * 0.75
+    assert found.meets
+    kept = [row for row in found.layers if row.integer_zeros is None]
+    assert kept
+    assert {row.reason for row in kept} == {"costs accuracy"}
+    best = max((row for row in found.layers), key=lambda row: row.gain or 0)
+    assert best in kept
+    with pytest.raises(QuantizeError, match="with all but one of 3 layers in fp32 still more than"):
+        st3fx.quantize(model, batches(), path, evaluate=evaluate, max_drop=0)
+
+
+def test_a_converted_model_and_keyword_arguments(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(6, 8)
+
+        def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+            return {"sum": self.a(left) + self.b(right), "other": self.a(left).relu()}
+
+    torch.manual_seed(0)
+    calls = [{"left": torch.randn(4, 3, 6), "right": torch.randn(4, 3, 6)} for _ in range(3)]
+    converted, sparsifier = st3fx.convert(Two(), calls[0], st3fx.ST3(0.5))
+    sparsifier.set_sparsity(0.5)
+    result = st3fx.quantize(converted, calls, tmp_path / "two.onnx")
+    assert result.zeros == 48
+    assert {row.op for row in result.layers} == {"MatMul"}
+    assert [p.name for p in ort.InferenceSession(result.path).get_outputs()] == ["sum", "other"]
+
+
+def test_a_fixed_batch(model: nn.Module, tmp_path: Path) -> None:
+    few = [batch[:5] for batch in batches()]
+    result = st3fx.quantize(model, few, tmp_path / "net.onnx", fixed_batch=True)
+    assert ort.InferenceSession(result.path).get_inputs()[0].shape[0] == 5
+    assert result.calibration_samples == 20
+
+
+def _nan(value: float) -> list[Tensor]:
+    return [torch.full((2, 3, 8, 8), value)]
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        ([], QuantizeError, "the calibration data has no batch"),
+        ([(x, torch.zeros(16)) for x in batches(1)], InputError, "Net refuses the example inputs"),
+        ([*batches(1), torch.zeros(2, 3, 9, 9)], QuantizeError,
+         "a batch of 2x3x9x9 does not fit the model, which takes batchx3x8x8"),
+        ([*batches(1), *_nan(float("nan"))], QuantizeError, "x that are not finite"),
+        ([*batches(1), torch.zeros(0, 3, 8, 8)], QuantizeError, "a batch has no sample"),
+    ],
+)  # fmt: skip
+def test_wrong_batches_are_one_line_and_leave_nothing(
+    model: nn.Module, tmp_path: Path, data: list[Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        st3fx.quantize(model, data, tmp_path / "net.onnx")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep_fp32": ["body.wieght"]}, r"'body.wieght' names no layer; did you mean body.weight"),
+        ({"keep_fp32": ["*"]}, r"--keep-fp32 \* leaves no layer for integers"),
+        ({"max_drop": 1}, "--max-drop needs data with targets"),
+        ({"evaluate": lambda predict: 88.5}, "evaluate gave 88.5: it must give a share"),
+        ({"calibration": "kl"}, "calibration 'kl': give minmax or"),
+    ],
+)
+def test_wrong_options(
+    model: nn.Module, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(QuantizeError, match=message):
+        st3fx.quantize(model, batches(1), tmp_path / "net.onnx", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_wrong_in_integers_is_no_file(model: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_text("what was there")
+    scores = iter([0.9, 0.79])
+    with pytest.raises(QuantizeError, match=r"the accuracy falls from 90.0% to 79.0%: "):
+        st3fx.quantize(model, batches(1), path, evaluate=lambda predict: next(scores))
+    assert path.read_text() == "what was there"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_half_precision_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(QuantizeError, match=r"weights of torch.float16: give model.float\(\)"):
+        st3fx.quantize(nn.Linear(3, 4).half(), [torch.randn(2, 3).half()], tmp_path / "h.onnx")
