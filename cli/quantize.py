@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from st3fx.cli.completion import DATA, FOLDER, ONNX
-from st3fx.cli.options import given, json_option, model_options, prune_options
+from st3fx.cli.options import force_option, given, json_option, model_options, prune_options
 from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.progress import Progress
 from st3fx.cli.views.quantize import print_quantize
@@ -77,7 +77,7 @@ DATA_SETTINGS = ("data", "data_path", "workers", "channels", "image_size")
     "--opset", type=int, metavar="N", help="Of the file, from 13 on.  [default: PyTorch's own]"
 )
 @click.option("-x", "--export", "record", metavar="FILE", help="Write the result as JSON.")
-@click.option("--force", is_flag=True, help="Replace files that are already there.")
+@force_option("files that are already there")
 @json_option
 def quantize(
     *,
@@ -112,9 +112,10 @@ def quantize(
       st3fx quantize torchvision:resnet50 --weights folded.safetensors --data imagefolder \\
         --data-path ~/imagenet
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
-    from st3fx.commands.export import check_target
     from st3fx.commands.models import Request
     from st3fx.commands.quantize import Images, quantize_spec, subject
+    from st3fx.errors import QuantizeError
+    from st3fx.files.atomic import check_file
     from st3fx.quantization.settings import Settings
 
     about = ("spec", "weights", "inputs", "seed", "sparsity", "allow_dense")
@@ -123,8 +124,12 @@ def quantize(
     names = ("calibration", "percentile", "keep_fp32", "max_drop", "weight_range", "rank")
     settings = Settings(**{name: asked[name] for name in names})
     # Now rather than after minutes of work.
-    target = check_target(output or found.target, force=force)
-    path = None if record is None else check_target(record, force=force)
+    target = check_file(output or found.target, force=force, error=QuantizeError)
+    path = (
+        None
+        if record is None
+        else check_file(record, force=force, error=QuantizeError, in_folder=True)
+    )
     images = Images(calibration_images, held_out_images, test_images)
     with stdout_for(as_json=as_json), Progress() as report:
         result = quantize_spec(found, target, settings, images, opset=opset, progress=report)

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from st3fx.commands.export import export_onnx
 from st3fx.commands.models import Request, folded
 from st3fx.commands.progress import silent
-from st3fx.commands.train import bundle_recipe, data_settings
+from st3fx.commands.train import data_settings
 from st3fx.data import Data, DataSettings, make_data
 from st3fx.errors import QuantizeError
 from st3fx.export.batch import batched
 from st3fx.export.call import Call
 from st3fx.export.export_result import ExportResult
+from st3fx.files.bundle import MANIFEST, read_bundle
 from st3fx.loading.input_spec import parse_inputs
 from st3fx.passes.onnx.values import Array
 from st3fx.plan.example import Example
@@ -422,9 +423,9 @@ def subject(request: Request, data: Mapping[str, Any]) -> Subject:
                 f"it by st3fx train --resume {run.path}"
             )
         request = dataclasses.replace(request, spec=str(run.bundle))
-    recipe = bundle_recipe(request.spec)
+    is_bundle = (Path(request.spec) / MANIFEST).is_file()
     of_run = run or RunFolder(Path(request.spec).resolve().parent)
-    if recipe is not None and of_run.settings.is_file() and "data" not in data:
+    if is_bundle and of_run.settings.is_file() and "data" not in data:
         known = from_dict(read_toml(of_run.settings), str(of_run.settings))
         settings = dataclasses.replace(known, **data)
     elif "data" in data:
@@ -433,7 +434,8 @@ def subject(request: Request, data: Mapping[str, Any]) -> Subject:
         return Subject(request, None, run)
     # Ranges are those of images as they are, and the seed chooses which of them.
     plain = dataclasses.replace(settings, augment=False, seed=request.seed)
-    return Subject(request, data_settings(plain, recipe), run)
+    bundle = read_bundle(request.spec) if is_bundle else None
+    return Subject(request, data_settings(plain, bundle), run)
 
 
 def quantize_spec(
