@@ -68,6 +68,7 @@ def test_a_graph_of_one_kernel_is_not_for_calls_that_choose_another() -> None:
             require_same(model(X, X, X), original(X, X, X), "under autocast")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verify", [False, True])
 def test_a_transformer_encoder_with_a_mask(verify: bool) -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -78,6 +79,7 @@ def test_a_transformer_encoder_with_a_mask(verify: bool) -> None:
     assert checked.islands == {"": ("train", "eval")}
 
 
+@pytest.mark.slow
 def test_a_whole_transformer() -> None:
     model = nn.Transformer(8, 2, 1, 1, 16, dropout=0.1, batch_first=True)
     checked = check(model, (X, torch.randn(2, 3, 8)))

@@ -118,6 +118,7 @@ def test_before_the_first_step_it_trains_as_the_original(
     assert sparsifier.sparsity == 0.0
 
 
+@pytest.mark.slow
 @names
 @models
 def test_fold_copies_and_files_keep_the_output(name: str, kind: str) -> None:
@@ -238,6 +239,7 @@ def test_dst_sets_a_layer_back_that_keeps_one_percent(left: int, reset: bool) ->
     assert sparsifier.thresholds["1.weight"] == pytest.approx(0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 @pytest.mark.parametrize("name", ["dst", "st3"])
 def test_recurrent_layers_train(kind: Any, name: str) -> None:
@@ -276,6 +278,7 @@ def evaluated_sequence(model: nn.Module, x: Tensor) -> Any:
     return model.eval()(x)
 
 
+@pytest.mark.slow
 def test_weight_decay_raises_the_threshold_of_str() -> None:
     model, sparsifier = converted("str")
     x = image()
@@ -293,6 +296,7 @@ def test_weight_decay_raises_the_threshold_of_str() -> None:
     assert sparsifier.sparsity > 0.3
 
 
+@pytest.mark.slow
 @names
 def test_compiled_in_one_graph_it_trains_the_same(name: str) -> None:
     torch._dynamo.reset()
@@ -378,6 +382,7 @@ def test_frozen_zeros_stay(name: str, make: Callable[[Any], torch.optim.Optimize
         assert not folded.get_parameter(site)[zero].any()
 
 
+@pytest.mark.slow
 @names
 def test_checkpoints_go_between_frozen_and_free_models(name: str) -> None:
     model, sparsifier, x = trained(name)
@@ -418,6 +423,7 @@ def test_the_users_own_weights_leave_masks_and_thresholds_alone(name: str) -> No
     assert sparsifier.thresholds == thresholds
 
 
+@pytest.mark.slow
 @names
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_sparsifiers_state_goes_into_another(name: str, frozen: bool) -> None:
@@ -443,6 +449,7 @@ def test_the_sparsifiers_state_goes_into_another(name: str, frozen: bool) -> Non
     assert sparsifier.steps == STEPS
 
 
+@pytest.mark.slow
 def test_states_share_no_memory() -> None:
     model, sparsifier, _ = trained("st3")
     sparsifier.freeze()
@@ -459,6 +466,7 @@ def test_states_share_no_memory() -> None:
         assert module.stem.st3fx_weight_threshold.item() < 9
 
 
+@pytest.mark.slow
 @scheduled
 def test_thresholds_are_set_every_few_steps(name: str) -> None:
     model, sparsifier = converted(name, update_every=3)
@@ -526,6 +534,7 @@ def test_no_sparsity_can_be_set_where_it_is_learned(name: str) -> None:
         sparsifier.set_sparsity(0.5)
 
 
+@pytest.mark.slow
 @scheduled
 def test_accumulated_gradients_count_once(name: str) -> None:
     model, sparsifier = converted(name)

@@ -40,6 +40,7 @@ def test_all_are_tested() -> None:
     assert [name for name, *_ in SIZES] == list(MODELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "sites"), [(name, sites) for name, _, sites in SIZES])
 def test_converts_as_one_island_for_grey_images(name: str, sites: int) -> None:
     model = MODELS[name](num_classes=4, in_channels=1, **SMALL.get(name, {}))

@@ -40,6 +40,7 @@ def test_single_precision_under_autocast_is_not_warned_of() -> None:
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
 def test_a_wrapped_model_is_refused_with_what_to_do(wrap: Any) -> None:
     with pytest.raises(InputError, match="wraps a model: convert the model in it, then wrap"):

@@ -28,6 +28,7 @@ child.wait()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["end_with_parent", "watch_parent"])
 def test_a_busy_child_ends_with_its_parent(call: str) -> None:
     with family("-c", PARENT, CHILD.format(call=call)) as (parent, child):

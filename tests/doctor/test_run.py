@@ -33,6 +33,7 @@ def test_each_probe_is_a_line_whatever_the_others_do() -> None:
     assert begun == list(names)
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_ended() -> None:
     hangs, fine = diagnose([_probe("hangs", limit=2.0), _probe("fine")]).findings
     assert hangs.detail == "it did not end within 2 s"

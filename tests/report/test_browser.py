@@ -18,6 +18,8 @@ from tests.report.browser import Page, browser
 from tests.report.made import block_names, made_facts
 from tests.report.test_page import ODD
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pages(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:

@@ -145,6 +145,7 @@ def test_pictures_are_png_and_the_same_each_time(chart: Chart) -> None:
     assert picture == to_png(chart, "st3fx report 1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [(), (step(5), evaluation(1), step(15), evaluation(2))])
 def test_the_picture_of_a_run_is_png_whatever_its_log_has(rows: tuple[dict[str, Any], ...]) -> None:
     names = block_names(100)

@@ -473,6 +473,7 @@ def test_an_average_that_cannot_be_looked_at_is_refused_or_named() -> None:
     torch.testing.assert_close(compiled(X), st3fx.fold(average.module)(X))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("looked", [False, True])
 def test_weights_that_are_swapped_in_without_a_trace(compiled: bool, looked: bool) -> None:

@@ -66,6 +66,7 @@ def test_the_files_of_a_run(tmp_path: Path) -> None:
     assert abs(result.sparsity - 0.9) < 1e-3
 
 
+@pytest.mark.slow
 def test_logits_sparsity_and_threshold_come_back(tmp_path: Path) -> None:
     """A checkpoint in the middle of the ramp, loaded into a fresh model, goes on as the first."""
     one = settings(tmp_path, checkpoint_every=3)

@@ -115,6 +115,7 @@ def test_nothing_is_kept_when_the_first_row_is_not_a_number(tmp_path: Path) -> N
         train_spec(settings(tmp_path, ramp=(0.5, 1.0)))
 
 
+@pytest.mark.slow
 def test_a_missed_sparsity_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when somebody counts the steps of an epoch in another way than the loop."""
     monkeypatch.setattr(

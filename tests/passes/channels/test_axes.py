@@ -214,6 +214,7 @@ NUMBERS: tuple[Callable[[Tensor], Tensor], ...] = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_numbers_that_meet_constants() -> None:
     """Powers, numbers that single precision does not have, and sizes that are free."""
     model = chain(conv(4, 8, empty=3), lambda x: torch.cat([f(x) for f in NUMBERS], 1),
@@ -221,6 +222,7 @@ def test_numbers_that_meet_constants() -> None:
     assert sizes(model)[0] == {"0": 8, "2": 6}
 
 
+@pytest.mark.slow
 def test_padding_of_two_axes_that_have_channels_leaves_both() -> None:
     first = conv(4, 8, empty=3, bias=0.0)
     padded = Function(lambda x: F.pad(x, (1, 1, 0, 0, 1, 1)))

@@ -133,6 +133,7 @@ class Shared(nn.Module):
         return self.head(self.twice(self.twice(self.stem(x)).relu()))  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_shared_weights_are_cut_once_and_shared_biases_stay() -> None:
     model = Shared()
     with torch.no_grad():

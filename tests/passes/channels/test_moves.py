@@ -37,12 +37,14 @@ def test_spatial_operators(pool: nn.Module, left: int) -> None:
     assert sizes(chain(conv(4, 8, empty=3), pool, conv(8, 6)))[0]["0"] == left
 
 
+@pytest.mark.slow
 def test_flattening_repeats() -> None:
     model = chain(conv(4, 8, empty=3), F.relu, nn.Flatten(), nn.Linear(8 * 36, 5))
     graph, _ = reduced(model.double(), image())
     assert graph.state_dict()["3.weight"].shape == (5, 5 * 36)
 
 
+@pytest.mark.slow
 def test_channels_that_padding_adds_are_constants() -> None:
     padded = Function(lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)))
     inner = conv(8, 12, 3, stride=2, empty=3, bias=0.0)
@@ -56,6 +58,7 @@ def test_pixel_shuffle_takes_four_for_one() -> None:
     assert found == {"0": 12, "2": 6}
 
 
+@pytest.mark.slow
 def test_channel_shuffle_and_halves() -> None:
     halves = Both(
         Function(lambda x: x.chunk(2, 1)[0]), Function(lambda x: x[:, 4:].relu()), concatenated

@@ -44,6 +44,7 @@ def test_random_networks(first: int) -> None:
     assert removed > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(PROGRAMS))
 def test_random_axes(seed: int) -> None:
     """One in three with a free batch: expressions for sizes take most of the time."""

@@ -62,6 +62,7 @@ def test_a_branch_on_data_breaks_as_it_does_in_the_original() -> None:
         assert torch.equal(compiled(TOKENS, mask), model(TOKENS, mask))
 
 
+@pytest.mark.slow
 def test_with_fullgraph_the_branch_is_named() -> None:
     compiled = torch.compile(converted(Padding, TOKENS, GAP), backend="eager", fullgraph=True)
     with pytest.raises(torch._dynamo.exc.Unsupported, match=r"[Dd]ata-dependent branching"):
