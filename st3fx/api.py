@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from st3fx.errors import FoldError, HookWarning, InputError, PlanError
+from st3fx.errors import FoldError, GranularityWarning, HookWarning, InputError, PlanError
 from st3fx.graphs.forward import Islands
 from st3fx.methods import Method
 from st3fx.methods.st3 import ST3
@@ -35,6 +35,7 @@ from st3fx.plan.settings import ConversionSettings
 from st3fx.plan.sites import Site
 from st3fx.sparsifier.run import run_of, runs_in
 from st3fx.sparsifier.sparsifier import Sparsifier
+from st3fx.sparsity.granularity import Unstructured
 from st3fx.whose import callers_level
 
 __all__ = ["convert", "dataflow", "fold"]
@@ -170,6 +171,7 @@ def convert_with(
                 begin("discover")  # so only modules with sites are traced into
                 found = discover(converted, observed, settings, others)
                 _require_prunable(method, found.sites)
+                _warn_of_single(method, found.sites)
             while True:
                 with not_collecting():
                     begin("trace")
@@ -205,6 +207,20 @@ def _require_prunable(method: Method, sites: Sequence[Site]) -> None:
         raise PlanError(
             f"{method.granularity.text} can prune none of the {len(sites)} weights: they have too "
             f"few input channels, for example {sites[0].name} of shape {sites[0].shape}"
+        )
+
+
+def _warn_of_single(method: Method, sites: Sequence[Site]) -> None:
+    """Say of a model without any group that it is pruned weight by weight."""
+    granularity = method.granularity
+    if granularity == Unstructured() or any(granularity.grouping(site) for site in sites):
+        return
+    for site in sites[:1]:
+        warnings.warn(
+            f"{granularity.text} finds no groups in the weights, which have too few input "
+            f"channels, for example {site.name} of shape {site.shape}: they are pruned one by one",
+            GranularityWarning,
+            stacklevel=callers_level(),
         )
 
 

@@ -115,6 +115,10 @@ class OptimizerWarning(UserWarning):
     """An optimizer does not train the weights of the converted model."""
 
 
+class GranularityWarning(UserWarning):
+    """No weight of a model can be pruned in the groups that were asked for."""
+
+
 class HookWarning(UserWarning):
     """A hook, or another function on a module, means the given model in the copy made of it."""
 

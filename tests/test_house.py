@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = (
     # What a converted model is.
     "errors", "version", "whose", "processes", "tensors", "provenance", "plan", "native",
-    "sparsity", "sparsity.gpu", "sparsity.threshold", "methods", "modules", "graphs", "sparsifier",
+    "sparsity.gpu", "sparsity", "sparsity.threshold", "methods", "modules", "graphs", "sparsifier",
     # The compiler.
     "passes", "passes.trace", "passes.convert", "passes.channels",
     # What is made of models, measured and trained.

@@ -57,7 +57,7 @@ def totals(report: FlopsReport) -> Iterable[tuple[str, str]]:
         ),
     )
     if report.block is not None:
-        yield "blocks", _blocks(report)
+        yield "blocks", _blocks(report, report.block)
     rows = report.by_layer.values()
     outputs, inputs = sum(r.dead_outputs for r in rows), sum(r.dead_inputs for r in rows)
     if outputs or inputs:
@@ -90,15 +90,15 @@ def totals(report: FlopsReport) -> Iterable[tuple[str, str]]:
         yield "unknown", f"no rule says what these cost, and they are in no total: {names}"
 
 
-def _blocks(report: FlopsReport) -> str:
+def _blocks(report: FlopsReport, size: int) -> str:
     left = report.blocks_left / report.blocks if report.blocks else 0.0
     inside = report.weight_nonzeros + report.block_zeros
     zeros = report.block_zeros / inside if inside else 0.0
     most = ""
-    if 0 < report.fullest_block < report.block:
+    if 0 < report.fullest_block < size:
         most = f", and none has more than {report.fullest_block} nonzeros"
     return (
-        f"{report.blocks_left:,} of {report.blocks:,} blocks of {report.block} inputs are left "
+        f"{report.blocks_left:,} of {report.blocks:,} blocks of {size} inputs are left "
         f"({left:.1%}), {zeros:.1%} of the weights in them zero{most}: kernels that take blocks "
         f"whole multiply {report.block_share:.1%} of the weights"
     )

@@ -148,13 +148,23 @@ def _on_cpu(jobs: Sequence[Job]) -> None:
 
 
 def _on_gpu(jobs: Sequence[Job]) -> None:
-    from st3fx.sparsity.gpu import soft as kernel  # noqa: PLC0415 (Triton is not everywhere)
+    # Triton is not everywhere.
+    from st3fx.sparsity.gpu import groups as of_groups  # noqa: PLC0415
+    from st3fx.sparsity.gpu import soft as of_weights  # noqa: PLC0415
 
-    sites = [
-        kernel.Channels(job.inputs.weight, job.inputs.threshold, job.out, job.inputs.constants[2])
-        for job in jobs
-    ]
-    kernel.soft_threshold(sites, smallest_threshold(torch.float32))
+    single, grouped, smallest = [], [], smallest_threshold(torch.float32)
+    for job in jobs:
+        _, weight, threshold, _, (_, _, rescale, *grouping) = job.inputs
+        site = of_weights.Channels(weight, threshold, job.out, rescale)
+        memory = in_memory(weight, Grouping(*grouping)) if grouping else None
+        if memory is None:
+            single.append(site)
+        else:
+            grouped.append((site, memory))
+    if single:
+        of_weights.soft_threshold(single, smallest)
+    if grouped:
+        of_groups.soft_threshold(grouped, smallest)
 
 
 FORMULA = Formula(formula, together)

@@ -31,6 +31,7 @@ from torch import Tensor
 from st3fx.errors import MethodError
 from st3fx.native import latent
 from st3fx.plan.sites import Site
+from st3fx.sparsity import gpu
 from st3fx.tensors import in_memory_order
 
 SCHEMA = "int[] group_dims=[], int group_kept=0, int group_size=0, int group_view=0"
@@ -175,13 +176,11 @@ def magnitudes(weight: Tensor, *grouping: Any) -> Tensor:
 
 
 def in_memory(weight: Tensor, grouping: Grouping) -> latent.Groups | None:
-    """How groups lie in memory, for the kernel library; ``None`` where it does not fit."""
-    if (
-        type(weight) not in (Tensor, torch.nn.Parameter)
-        or weight.device.type != "cpu"
-        or weight.dtype != torch.float32
-        or not latent.available()
-    ):
+    """How groups lie in memory, for kernels; ``None`` where there are none that fit."""
+    if type(weight) not in (Tensor, torch.nn.Parameter) or weight.dtype != torch.float32:
+        return None
+    on_cpu = weight.device.type == "cpu" and latent.available()
+    if not on_cpu and not gpu.available(weight.device):
         return None
     dims, *others = grouping
     return _in_memory(weight.shape, weight.stride(), Grouping(tuple(dims), *others))
@@ -212,6 +211,11 @@ def _in_memory(
 
 
 def _measure(weight: Tensor, out: Tensor, groups: latent.Groups, *, spread: bool) -> None:
+    if gpu.available(weight.device):
+        from st3fx.sparsity.gpu import groups as kernel  # noqa: PLC0415 (Triton is not everywhere)
+
+        kernel.measure(weight, out, groups, spread=spread)
+        return
     rows = weight.numel() // (groups.extent * groups.inner)
     own = latent.Measured(weight.data_ptr(), out.data_ptr(), rows, groups, spread)
     latent.measure([own])
@@ -271,7 +275,7 @@ def scores(weight: Tensor, shape: Sequence[int], grouping: Grouping) -> list[Sco
     if memory is not None and weight.shape == tuple(shape):
         blocks = -(-memory.extent // memory.size)
         rows = weight.numel() // (memory.extent * memory.inner)
-        values = torch.empty(rows, blocks, memory.inner)
+        values = torch.empty(rows, blocks, memory.inner, device=weight.device)
         _measure(weight, values, memory, spread=False)
         whole, rest = divmod(memory.extent, memory.size)
         for size, here in ((memory.size, values[:, :whole]), (rest, values[:, whole:])):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import st3fx
 from st3fx import methods, native
-from st3fx.errors import FoldError, MethodError, PlanError
+from st3fx.errors import FoldError, GranularityWarning, MethodError, PlanError
 from st3fx.methods.st3 import effective_weight
 from st3fx.native import latent
 from st3fx.plan.sites import Layout, Site
@@ -536,6 +536,18 @@ def test_zeros_that_a_model_comes_with(granularity: Granularity, zeros: float) -
     wanted = max(0.5, sparsifier.run.floor)
     assert wanted - 1e-6 <= sparsifier.sparsity <= wanted + 64 / 8192
     st3fx.fold(model)
+
+
+def test_a_model_without_groups_says_so() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, groups=4))
+    x = torch.randn(1, 3, 8, 8)
+    said = r"block:4 finds no groups in the weights.* 0.weight of shape \(4, 3, 3, 3\): they are"
+    with pytest.warns(GranularityWarning, match=said) as found:
+        converted(net, x, methods.ST3(0.5, granularity=Block(4)))
+    assert len(found) == 1
+    assert found[0].filename == __file__
+    converted(net, x, methods.ST3(0.5, granularity=Block(3)))  # the first has groups
+    converted(net, x, methods.ST3(0.5, granularity=Channels()))
 
 
 def test_what_cannot_be_is_said_in_a_line() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -35,7 +35,9 @@ class Channels(NamedTuple):
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _soft_kernel(table: Any, smallest: Any, LONGEST: tl.constexpr, BLOCK: tl.constexpr) -> None:
+def _soft_kernel(
+    table: tl.tensor, smallest: tl.tensor, LONGEST: tl.constexpr, BLOCK: tl.constexpr
+) -> None:
     row = table + 5 * tl.program_id(0).to(tl.int64)
     weight = tl.load(row).to(tl.pointer_type(tl.float32))
     out = tl.load(row + 1).to(tl.pointer_type(tl.float32))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -59,9 +59,9 @@ _LARGEST = 0x7FFFFFFF
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _count_kernel(
-    table: Any,
-    prefix: Any,
-    counts: Any,
+    table: tl.tensor,
+    prefix: tl.tensor,
+    counts: tl.tensor,
     ABOVE: tl.constexpr,  # bits that were found before are those from here on
     SHIFT: tl.constexpr,
     BINS: tl.constexpr,
@@ -88,7 +88,7 @@ def _count_kernel(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _next_kernel(
-    table: Any, score: Any, result: Any, SIZE: tl.constexpr, BLOCK: tl.constexpr
+    table: tl.tensor, score: tl.tensor, result: tl.tensor, SIZE: tl.constexpr, BLOCK: tl.constexpr
 ) -> None:
     row = table + 4 * tl.program_id(0)
     pointer = tl.load(row).to(tl.pointer_type(tl.float32))
