@@ -21,8 +21,8 @@ PACKAGES = (
     # The compiler.
     "passes", "passes.trace", "passes.convert", "passes.channels",
     # What is made of models, measured and trained.
-    "files", "runtime", "passes.onnx", "passes.onnx.sparse_kernels", "export", "quantization",
-    "flops", "bench",
+    "files", "runtime", "passes.onnx", "passes.onnx.sparse_kernels",
+    "passes.onnx.quant_kernels", "export", "quantization", "flops", "bench",
     "models", "loading", "data", "training", "report",
     # What users call.
     "api", "commands", "public", "", "doctor", "cli.views", "cli", "__main__",
@@ -41,14 +41,30 @@ ONLY_IN = {
     "onnx": {
         "runtime",
         "passes.onnx.sparse_kernels",
+        "passes.onnx.quant_kernels",
         "passes.onnx",
         "export",
         "quantization",
         "flops",
         "bench",
     },
-    "onnx_ir": {"passes.onnx.sparse_kernels", "passes.onnx", "export", "quantization", "runtime"},
-    "onnxruntime": {"runtime", "passes.onnx", "export", "quantization", "flops", "bench"},
+    "onnx_ir": {
+        "passes.onnx.sparse_kernels",
+        "passes.onnx.quant_kernels",
+        "passes.onnx",
+        "export",
+        "quantization",
+        "runtime",
+    },
+    "onnxruntime": {
+        "runtime",
+        "passes.onnx.quant_kernels",
+        "passes.onnx",
+        "export",
+        "quantization",
+        "flops",
+        "bench",
+    },
     "onnxscript": {"passes.onnx", "export"},
     "click": {"cli"},
     "rich": {"cli", "cli.views"},

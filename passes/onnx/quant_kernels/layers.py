@@ -1,0 +1,311 @@
+"""Layers with weights: ``Conv`` before a ``QuantizeLinear``, and products of matrices.
+
+The multiplier of an output channel is ``x_scale · w_scale / y_scale`` in float32, as ONNX Runtime's
+own INT8 convolution computes it. A bias is rounded to units of ``x_scale · w_scale``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from st3fx.passes.onnx.quant_kernels.qdq import (
+    Numbers,
+    QuantWeight,
+    Range,
+    bias,
+    quantized,
+    weight,
+)
+from st3fx.passes.onnx.quant_kernels.quant_role import (
+    Picture,
+    QuantRefused,
+    QuantRole,
+    Step,
+    picture,
+)
+from st3fx.passes.onnx.sparse_kernels.fuse import activation_after
+from st3fx.passes.onnx.sparse_kernels.patterns import window
+from st3fx.passes.onnx.sparse_kernels.role import Attributes
+from st3fx.passes.onnx.values import Array, constant, is_op, only_user, rows
+from st3fx.runtime import operators
+from st3fx.runtime.costs import LANES, MANY, QuantWork
+from st3fx.runtime.layout import BLOCK, SparseBlocks, blocks, compress_blocks
+
+_FINE = 2.0**16
+"""Units of a bias in one of the output's, where a channel has no weights."""
+
+_COARSE = 0.5
+"""Largest multiplier with which rounding a bias moves no output by more than a quarter."""
+
+Found = QuantRole | QuantRefused | None
+
+
+def _named(value: ir.Value | None) -> tuple[str, tuple[int, ...]]:
+    """Name and shape of the constant behind what an operator reads."""
+    while value is not None and (node := value.producer()) is not None and node.inputs:
+        value = node.inputs[0]
+    array = constant(value)
+    return str(value.name if value is not None else "?"), () if array is None else array.shape
+
+
+def _refused(node: ir.Node, reason: str) -> QuantRefused:
+    return QuantRefused(node, *_named(node.inputs[1]), reason)
+
+
+def convolution_refused(conv: ir.Node, reason: str) -> QuantRefused:
+    """A convolution that stays, and why."""
+    return _refused(conv, reason)
+
+
+def convolution(quantize: ir.Node, conv: ir.Node, span: Range, after: Numbers) -> Found:
+    """``Conv`` of a quantized image and weight, and the range of what is quantized behind it."""
+    source, given = quantized(conv.inputs[0]), picture(conv.inputs[0])
+    taken = picture(conv.outputs[0])
+    kernel = weight(conv.inputs[1], 0, rank=4)
+    if source is None:
+        return _refused(conv, "its input is not quantized")
+    if isinstance(kernel, str):
+        return _refused(conv, kernel)
+    if given is None or taken is None:
+        return _refused(conv, "the channels of its input are not known")
+    if conv.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return _refused(conv, "its padding depends on the size (auto_pad)")
+    if only_user(conv.outputs[0]) is None:
+        return _refused(conv, "its output is used before it is quantized")
+    image, before = source
+    offset = conv.inputs[2] if len(conv.inputs) > 2 else None
+    real = np.zeros(len(kernel.array)) if offset is None else bias(offset, len(kernel.array))
+    if real is None:
+        return _refused(conv, "its bias is computed")
+    sums = _requantization(kernel, real, before, after)
+    if isinstance(sums, str):
+        return _refused(conv, sums)
+    array, offsets, multiplier = sums
+    attributes: Attributes = {
+        "channels": given.channels,
+        **window(conv, kernel.array.shape[2:]),
+        "x_zero_point": before.zero,
+        "y_zero_point": after.zero,
+        **span.limits,
+    }
+    constants = {f"{kernel.name}.bias": offsets, f"{kernel.name}.multiplier": multiplier}
+    step, work = _conv_step(image, kernel.name, array, constants, attributes,
+                            conv.attributes.get_int("group", 1), given, taken)  # fmt: skip
+    return QuantRole(quantize, (step,), after, (image,), kernel.name, "Conv", work,
+                     weight=kernel)  # fmt: skip
+
+
+def _requantization(
+    kernel: QuantWeight, real: Array, before: Numbers, after: Numbers
+) -> tuple[Array, Array, Array] | str:
+    """Weight, bias and multiplier of a convolution, or why there are none."""
+    x, y = np.float32(before.scale), np.float32(after.scale)
+    multiplier = ((x * kernel.scale) / y).astype(np.float32)
+    array = kernel.array.copy()
+    array[multiplier == 0] = 0
+    constant_rows = ~array.reshape(len(array), -1).any(axis=1)
+    multiplier[constant_rows] = 1 / _FINE
+    unit = np.where(constant_rows, float(y) / _FINE, float(x) * kernel.scale.astype(np.float64))
+    exact = np.where(constant_rows, np.clip(real / unit, -1024 * _FINE, 1024 * _FINE), real / unit)
+    offsets = np.rint(exact)
+    largest = np.abs(array.reshape(len(array), -1).astype(np.int64)).sum(axis=1) * 2 * 255
+    if not np.isfinite(exact).all() or (np.abs(offsets) + largest >= 1 << 31).any():
+        return "its bias is too large for sums of 32 bits"
+    if ((multiplier > _COARSE) & (np.abs(exact - offsets) > 1e-3)).any():
+        return "its bias is finer than its sums"
+    return array, offsets.astype(np.int32), multiplier
+
+
+def _conv_step(
+    image: ir.Value,
+    name: str,
+    array: Array,
+    constants: dict[str, Array],
+    attributes: Attributes,
+    group: int,
+    given: Picture,
+    taken: Picture,
+) -> tuple[Step, QuantWork]:
+    """Our operator for a convolution, and what it does."""
+    rows_, vectors = len(array), math.ceil(taken.positions / LANES)
+    taps = array.shape[2] * array.shape[3]
+    strides = attributes["strides"]
+    assert isinstance(strides, tuple)
+    read = 0 if taps == 1 and max(strides) == 1 else given.channels * given.positions
+    work = QuantWork(
+        rows=rows_ * vectors,
+        packed=read * (3 if taps > 1 else 1),
+        macs=array.size * taken.positions,
+    )
+    if group > 1 and group == given.channels == rows_:
+        # A block is a tap of four channels.
+        step = Step(operators.QUANT_DEPTHWISE_CONV, (image,), {name: array, **constants},
+                    attributes, rows_)  # fmt: skip
+        return step, replace(work, blocks=rows_ * taps * vectors / 2, moved=work.rows * LANES)
+    if group > 1 and array.shape[1] % BLOCK:
+        array, group = ungrouped(array, group), 1
+    packed = compress_blocks(array)
+    step = Step(
+        operators.QUANT_CONV, (image,), {**_sparse(name, packed), **constants},
+        {**attributes, "group": group}, rows_,
+    )  # fmt: skip
+    return step, replace(work, blocks=packed.blocks * vectors)
+
+
+def _sparse(name: str, packed: SparseBlocks) -> dict[str, Array]:
+    parts = ("values", "columns", "row_starts")
+    return {f"{name}.{part}": getattr(packed, part) for part in parts}
+
+
+def ungrouped(array: Array, group: int) -> Array:
+    """The weight of one group that computes the same: zeros for the channels of other groups."""
+    count, depth = len(array) // group, array.shape[1]
+    whole = np.zeros((len(array), depth * group, *array.shape[2:]), array.dtype)
+    for index in range(group):
+        mine = slice(index * count, (index + 1) * count)
+        whole[mine, index * depth : (index + 1) * depth] = array[mine]
+    return whole
+
+
+def gemm(node: ir.Node) -> Found:
+    """``Gemm`` of a quantized matrix and a constant one."""
+    about = node.attributes
+    transposed = about.get_int("transB", 0)
+    kernel = weight(node.inputs[1], 0 if transposed else 1, rank=2)
+    if _is_float(node.inputs[1], kernel):
+        return None
+    if isinstance(kernel, str):
+        return _refused(node, kernel)
+    scaled = about.get_float("alpha", 1.0) != 1 or about.get_float("beta", 1.0) != 1
+    if about.get_int("transA", 0) or scaled:
+        return _refused(node, "its input is transposed or scaled")
+    offset = node.inputs[2] if len(node.inputs) > 2 else None
+    real = None if offset is None else bias(offset, len(kernel.array))
+    if offset is not None and real is None:
+        return _refused(node, "its bias is computed")
+    return _static(node, kernel, real, node.outputs[0])
+
+
+def product(node: ir.Node) -> Found:
+    """``MatMul`` of a quantized tensor by a constant matrix, with the bias after it."""
+    kernel = weight(node.inputs[1], 1, rank=2)
+    if _is_float(node.inputs[1], kernel):
+        return None
+    if isinstance(kernel, str):
+        return _refused(node, kernel)
+    real, result = _bias_after(node.outputs[0], len(kernel.array))
+    return _static(node, kernel, real, result)
+
+
+def _is_float(value: ir.Value | None, kernel: QuantWeight | str) -> bool:
+    """Whether nothing about a product is quantized and constant: two activations, or float32."""
+    if not isinstance(kernel, str):
+        return False
+    node = value.producer() if value is not None else None
+    if node is not None and is_op(node, "Transpose"):
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node is None or not is_op(node, "DequantizeLinear") or quantized(value) is not None
+
+
+def _bias_after(value: ir.Value, size: int) -> tuple[Array | None, ir.Value]:
+    """The constant that is added to a product, if that is all that reads it, and the sum."""
+    adding = only_user(value)
+    if adding is not None and is_op(adding, "Add"):
+        other = next((v for v in adding.inputs if v is not value), None)
+        real = bias(other, size)
+        if real is not None:
+            return real, adding.outputs[0]
+    return None, value
+
+
+def _static(node: ir.Node, kernel: QuantWeight, real: Array | None, result: ir.Value) -> Found:
+    source = quantized(node.inputs[0])
+    if source is None:
+        return _refused(node, "its input is not quantized")
+    before = source[1]
+    attributes = {"x_scale": before.scale, "x_zero_point": before.zero}
+    return _linear(node, kernel, real, node.inputs[0], result, attributes)
+
+
+def dynamic(node: ir.Node) -> Found:
+    """``MatMulInteger`` of a ``DynamicQuantizeLinear``, scaled afterwards."""
+    quantize = node.inputs[0].producer() if node.inputs[0] is not None else None
+    array = constant(node.inputs[1])
+    if quantize is None or not is_op(quantize, "DynamicQuantizeLinear") or array is None:
+        return _refused(node, "its input is not quantized dynamically, or its weight is computed")
+    if array.ndim != 2 or len(node.inputs) < 3 or node.inputs[2] is not quantize.outputs[2]:
+        return _refused(node, "it has not the form that a dynamic quantizer writes")
+    zero = constant(node.inputs[3]) if len(node.inputs) > 3 else np.zeros(1, np.int8)
+    cast = only_user(node.outputs[0])
+    scaling = only_user(cast.outputs[0]) if cast is not None and is_op(cast, "Cast") else None
+    scales = None if scaling is None else _scales(scaling, quantize)
+    if scales is None or zero is None or scaling is None:
+        return _refused(node, "it has not the form that a dynamic quantizer writes")
+    wide = array.astype(np.int16) - zero.astype(np.int16)
+    if wide.min(initial=0) < -128 or wide.max(initial=0) > 127:
+        return _refused(node, "its weight is asymmetric: less its zero point it does not fit int8")
+    placed = np.ascontiguousarray(wide.T.astype(np.int8))
+    spread = np.ascontiguousarray(np.broadcast_to(scales.reshape(-1), (len(placed),)))
+    kernel = QuantWeight(_named(node.inputs[1])[0], placed, spread, array.shape)
+    real, result = _bias_after(scaling.outputs[0], len(placed))
+    return _linear(node, kernel, real, quantize.inputs[0], result, {})
+
+
+def _scales(scaling: ir.Node, quantize: ir.Node) -> Array | None:
+    """The constant scale in ``sums · (x_scale · w_scale)``."""
+    makers = [value.producer() for value in scaling.inputs if value is not None]
+    both = next((node for node in makers if is_op(node, "Mul")), None)
+    if both is None or not is_op(scaling, "Mul") or quantize.outputs[1] not in both.inputs:
+        return None
+    found = constant(next((v for v in both.inputs if v is not quantize.outputs[1]), None))
+    return found if found is not None and found.dtype == np.float32 else None
+
+
+def _linear(
+    node: ir.Node,
+    kernel: QuantWeight,
+    real: Array | None,
+    value: ir.Value | None,
+    result: ir.Value,
+    attributes: Attributes,
+) -> Found:
+    if value is None or value.dtype not in (None, ir.DataType.FLOAT):
+        return _refused(node, "its input is not float32")
+    count, features = kernel.array.shape
+    worst = np.abs(kernel.array.astype(np.int64)).sum(axis=1).max(initial=0) * 2 * 255
+    if worst >= 1 << 31:
+        return _refused(node, "its sums are too large for 32 bits")
+    packed = compress_blocks(kernel.array)
+    constants = _sparse(kernel.name, packed)
+    if real is not None:
+        constants[f"{kernel.name}.bias"] = real.astype(np.float32)
+    constants[f"{kernel.name}.scale"] = kernel.scale
+    activation = activation_after(result)
+    if activation is not None:
+        attributes = {**attributes, "activation": activation.name, **activation.limits}
+        result = activation.output
+    vectors = rows(value)
+    many = math.ceil(vectors / LANES)
+    work = QuantWork(
+        blocks=packed.blocks * many,
+        rows=count * many,
+        moved=4 * vectors * (features + count),
+        macs=kernel.array.size * vectors if vectors >= MANY else 0,
+        weights=kernel.array.size,
+    )
+    step = Step(operators.QUANT_LINEAR, (), constants, {"features": features, **attributes}, count)
+    return QuantRole(node, (step,), None, (), kernel.name, node.op_type, work, weight=kernel,
+                     value=value, output=result)  # fmt: skip
+
+
+def dense_blocks(role: QuantRole) -> int:
+    """Blocks that the dense weight of a layer has."""
+    assert role.weight is not None
+    array = role.weight.array
+    if role.steps[0].op == operators.QUANT_DEPTHWISE_CONV:
+        return array.size
+    return len(array) * blocks(array.shape[1]) * int(np.prod(array.shape[2:], dtype=np.int64))

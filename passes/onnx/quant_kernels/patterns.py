@@ -1,0 +1,223 @@
+"""What stands before each ``QuantizeLinear``, and which products become ours.
+
+Factors of sums are computed in float64 and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from st3fx.passes.onnx.quant_kernels import layers
+from st3fx.passes.onnx.quant_kernels.cones import function, moved, requantized
+from st3fx.passes.onnx.quant_kernels.layers import Found
+from st3fx.passes.onnx.quant_kernels.qdq import Numbers, Range, behind_range, numbers, quantized
+from st3fx.passes.onnx.quant_kernels.quant_role import (
+    Picture,
+    QuantRefused,
+    QuantRole,
+    Step,
+    picture,
+)
+from st3fx.passes.onnx.sparse_kernels.patterns import window
+from st3fx.passes.onnx.sparse_kernels.role import Attributes
+from st3fx.passes.onnx.values import constant, is_op
+from st3fx.runtime import operators
+from st3fx.runtime.costs import QuantWork
+
+
+def role(node: ir.Node) -> Found:
+    """What a node gives can be made by; ``None`` where it stays what it is."""
+    if match := _PRODUCTS.get(node.op_type if node.domain == "" else ""):
+        return match(node)
+    after = numbers(node)
+    value = node.inputs[0] if node.inputs else None
+    if after is None or value is None or not is_op(node, "QuantizeLinear"):
+        return None
+    # First: a sum or product of one tensor and a function of it is a function of it.
+    if (table := function(node, after)) is not None:
+        return table
+    span = behind_range(value, after)
+    behind = span.value.producer()
+    match_op = _BEFORE.get(behind.op_type if behind is not None and behind.domain == "" else "")
+    if behind is not None and match_op is not None:
+        found = match_op(node, behind, span, after)
+        if found is not None:
+            return found
+    return moved(node, after)
+
+
+def unquantized(node: ir.Node) -> QuantRefused | None:
+    """A quantized convolution whose output is not quantized."""
+    if not is_op(node, "Conv") or quantized(node.inputs[0]) is None:
+        return None
+    return layers.convolution_refused(node, "its output is not quantized right behind it")
+
+
+def _work(*pictures: Picture) -> QuantWork:
+    return QuantWork(moved=sum(one.channels * one.positions for one in pictures))
+
+
+def _made(
+    quantize: ir.Node,
+    behind: ir.Node,
+    op: str,
+    images: tuple[ir.Value, ...],
+    attributes: Attributes,
+    after: Numbers,
+    pictures: tuple[Picture, ...],
+    *,
+    flatten: bool = False,
+) -> QuantRole:
+    step = Step(op, images, {}, attributes, pictures[-1].channels)
+    return QuantRole(quantize, (step,), after, images, str(behind.name), behind.op_type,
+                     _work(*pictures), flatten=flatten)  # fmt: skip
+
+
+def addition(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbers) -> Found:
+    """``Add`` of two quantized images of one shape → ``QuantAdd``.
+
+    Where sizes are free in both, the operator itself refuses images that differ.
+    """
+    pair = [quantized(value) for value in behind.inputs]
+    pictures = [picture(value) for value in behind.inputs]
+    if None in pair or None in pictures or pictures[0] != pictures[1] or pictures[0] is None:
+        return None
+    (first, a), (second, b) = pair  # type: ignore[misc]
+    factors = a.scale / after.scale, b.scale / after.scale
+    attributes = {
+        "a_factor": factors[0], "b_factor": factors[1],
+        "offset": after.zero - a.zero * factors[0] - b.zero * factors[1], **span.limits,
+    }  # fmt: skip
+    return _made(quantize, behind, operators.QUANT_ADD, (first, second), attributes, after,
+                 (pictures[0],) * 3)  # fmt: skip
+
+
+def multiplication(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbers) -> Found:
+    """``Mul`` of a quantized image by one value for each channel → ``QuantScale``."""
+    pair = [quantized(value) for value in behind.inputs]
+    pictures = [picture(value) for value in behind.inputs]
+    if None in pair or None in pictures:
+        return None
+    for index in (0, 1):
+        (image, x), (scale, s) = pair[index], pair[1 - index]  # type: ignore[misc]
+        given, small = pictures[index], pictures[1 - index]
+        if given is None or small is None or (small.height, small.width) != (1, 1):
+            continue
+        if small.channels != given.channels or (given.height, given.width) == (1, 1):
+            continue
+        attributes = {
+            "channels": given.channels, "factor": x.scale * s.scale / after.scale,
+            "x_zero_point": x.zero, "s_zero_point": s.zero, "y_zero_point": after.zero,
+            **span.limits,
+        }  # fmt: skip
+        return _made(quantize, behind, operators.QUANT_SCALE, (image, scale), attributes, after,
+                     (given, given))  # fmt: skip
+    return None
+
+
+def max_pool(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbers) -> Found:
+    """``MaxPool`` → ``QuantMaxPool``, with a table behind it where the scale is another one."""
+    source, attributes = quantized(behind.inputs[0]), _pool(behind)
+    given, taken = picture(behind.inputs[0]), picture(behind.outputs[0])
+    if source is None or attributes is None or given is None or taken is None:
+        return None
+    image, before = source
+    largest = Step(operators.QUANT_MAX_POOL, (image,), {}, attributes, taken.channels)
+    if before.means == after.means and not span.limits:
+        steps: tuple[Step, ...] = (largest,)
+    else:
+        table = requantized(before, after).clip(span.minimum, span.maximum)
+        constants = {f"{quantize.outputs[0].name}.table": table}
+        steps = (largest, Step(operators.QUANT_LOOKUP, (0,), constants, {}, taken.channels))
+    return QuantRole(quantize, steps, after, (image,), str(behind.name), "MaxPool",
+                     _work(given, taken))  # fmt: skip
+
+
+def average_pool(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbers) -> Found:
+    """``AveragePool`` → ``QuantAveragePool``."""
+    source, attributes = quantized(behind.inputs[0]), _pool(behind)
+    given, taken = picture(behind.inputs[0]), picture(behind.outputs[0])
+    if source is None or attributes is None or given is None or taken is None:
+        return None
+    image, before = source
+    attributes = {
+        **attributes, **_average(before, after), **span.limits,
+        "count_include_pad": behind.attributes.get_int("count_include_pad", 0),
+    }  # fmt: skip
+    return _made(quantize, behind, operators.QUANT_AVERAGE_POOL, (image,), attributes, after,
+                 (given, taken))  # fmt: skip
+
+
+def _average(before: Numbers, after: Numbers) -> dict[str, int | float]:
+    return {
+        "factor": before.scale / after.scale,
+        "x_zero_point": before.zero,
+        "y_zero_point": after.zero,
+    }
+
+
+def _pool(node: ir.Node) -> Attributes | None:
+    given = picture(node.inputs[0])
+    if given is None or len(node.outputs) > 1:
+        return None
+    if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return None
+    kernel = tuple(node.attributes.get_ints("kernel_shape", ()))
+    return {
+        "channels": given.channels, **window(node, kernel),
+        "ceil_mode": node.attributes.get_int("ceil_mode", 0),
+    }  # fmt: skip
+
+
+def global_average(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbers) -> Found:
+    """The average of whole images, flattened behind it or not → ``QuantGlobalAveragePool``."""
+    flatten = False
+    if is_op(behind, "Flatten", "Reshape", "Squeeze"):
+        inner = behind.inputs[0].producer() if behind.inputs[0] is not None else None
+        given = picture(behind.inputs[0])
+        if inner is None or given is None or (given.height, given.width) != (1, 1):
+            return None
+        shape = behind.outputs[0].shape
+        if shape is None or len(shape) != 2 or shape[1] != given.channels:
+            return None
+        behind, flatten = inner, True
+    if not is_op(behind, "GlobalAveragePool", "ReduceMean"):
+        return None
+    source, given = quantized(behind.inputs[0]), picture(behind.inputs[0])
+    if source is None or given is None:
+        return None
+    if behind.op_type == "ReduceMean":
+        axes = constant(behind.inputs[1]) if len(behind.inputs) > 1 else None
+        listed = behind.attributes.get_ints("axes", ()) if axes is None else axes.reshape(-1)
+        if sorted(int(axis) % 4 for axis in listed) != [2, 3]:
+            return None
+        flatten = flatten or not behind.attributes.get_int("keepdims", 1)
+    image, before = source
+    attributes = {"channels": given.channels, **_average(before, after), **span.limits}
+    small = Picture(given.channels, 1, 1)
+    return _made(quantize, behind, operators.QUANT_GLOBAL_AVERAGE_POOL, (image,), attributes,
+                 after, (given, small), flatten=flatten)  # fmt: skip
+
+
+_BEFORE: dict[str, Callable[[ir.Node, ir.Node, Range, Numbers], Found]] = {
+    "Conv": layers.convolution,
+    "Add": addition,
+    "Mul": multiplication,
+    "MaxPool": max_pool,
+    "AveragePool": average_pool,
+    "GlobalAveragePool": global_average,
+    "ReduceMean": global_average,
+    "Flatten": global_average,
+    "Reshape": global_average,
+    "Squeeze": global_average,
+}
+"""Operator before a ``QuantizeLinear`` and the range of its numbers."""
+
+_PRODUCTS: dict[str, Callable[[ir.Node], Found]] = {
+    "Gemm": layers.gemm,
+    "MatMul": layers.product,
+    "MatMulInteger": layers.dynamic,
+}
+"""Operators whose input and output are float32 in our form."""

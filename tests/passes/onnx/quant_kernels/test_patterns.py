@@ -1,0 +1,369 @@
+"""What becomes which of our operators, and computes what the QDQ graph does within one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.passes.onnx.quant_kernels.agreement import agree
+from tests.passes.onnx.quant_kernels.nets import Net
+
+Build = Callable[[Net], str]
+
+
+def _name(case: object) -> str:
+    return getattr(case, "__name__", "")
+
+
+IMAGES = ("N", 8, 9, 11)
+
+SMALL = 63
+"""Weights with which ONNX Runtime's own integer kernels saturate on no CPU: 2 · 255 · 63 < 2¹⁵."""
+
+
+def plain_conv(net: Net) -> str:
+    return net.q(net.conv(net.q("x"), 12, 8, 3), 0.05, 100)
+
+
+def relu(net: Net) -> str:
+    return net.q(net.op("Relu", net.conv(net.q("x"), 12, 8)), 0.02, 30)
+
+
+def clip(net: Net) -> str:
+    limits = net.hold(np.float32(-0.4)), net.hold(np.float32(1.1))
+    return net.q(net.op("Clip", net.conv(net.q("x"), 12, 8), *limits), 0.02, 60)
+
+
+def depthwise(net: Net) -> str:
+    return net.q(net.conv(net.q("x"), 8, 8, 3, group=8, strides=[2, 2]), 0.01, 90)
+
+
+def groups(net: Net) -> str:
+    return net.q(net.conv(net.q("x"), 10, 8, 3, group=2), 0.02, 90)
+
+
+def narrow_groups(net: Net) -> str:
+    return net.q(net.conv(net.q("x"), 12, 8, 3, group=4), 0.02, 90)
+
+
+def signed(net: Net) -> str:
+    return net.q(net.conv(net.q("x", zero=-8, kind=np.int8), 12, 8, 3), 0.05, -20, np.int8)
+
+
+def residual(net: Net) -> str:
+    first = net.q(net.op("Relu", net.conv(net.q("x"), 8, 8)), 0.03, 0)
+    second = net.q(net.conv(first, 8, 8, 3), 0.035, 110)
+    return net.q(net.op("Relu", net.op("Add", second, first)), 0.04, 0)
+
+
+def two_branches(net: Net) -> str:
+    start = net.q("x")
+    pair = [net.q(net.conv(start, 8, 8), 0.03, 110), net.q(net.conv(start, 8, 8, 3), 0.035, 120)]
+    return net.q(net.op("Add", *pair), 0.05, 100)
+
+
+def sum_of_read(net: Net) -> str:
+    one = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    return net.q(net.op("Add", net.q(net.op("Sigmoid", one), 0.004, 0), one), 0.03, 100)
+
+
+def max_pool(net: Net) -> str:
+    inner = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    about = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
+    return net.q(net.op("MaxPool", inner, **about), 0.03, 110)
+
+
+def max_pool_rescaled(net: Net) -> str:
+    inner = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    return net.q(net.op("Relu", net.op("MaxPool", inner, kernel_shape=[2, 2])), 0.02, 10)
+
+
+def average_pool(net: Net) -> str:
+    inner = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    about = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}
+    return net.q(net.op("AveragePool", inner, **about), 0.02, 100)
+
+
+def squeeze_and_excite(net: Net) -> str:
+    start = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    mean = net.q(net.op("GlobalAveragePool", start), 0.01, 100)
+    gate = net.q(net.conv(mean, 8, 8), 0.02, 120)
+    gate = net.q(net.op("Sigmoid", gate), 1 / 256, 0)
+    return net.q(net.op("Mul", gate, start), 0.02, 110)
+
+
+def silu(net: Net) -> str:
+    start = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    return net.q(net.op("Mul", start, net.q(net.op("Sigmoid", start), 1 / 256, 0)), 0.02, 20)
+
+
+def hard_swish(net: Net) -> str:
+    start = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    return net.q(net.op("HardSwish", start), 0.02, 20)
+
+
+def other_scale(net: Net) -> str:
+    start = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    return net.q(start, 0.011, 77)
+
+
+def concat(net: Net) -> str:
+    start = net.q("x")
+    parts = [net.q(net.conv(start, 5, 8), 0.03, 110), net.q(net.conv(start, 6, 8), 0.02, 120)]
+    return net.q(net.op("Concat", *parts, start, axis=1), 0.03, 110)
+
+
+def split(net: Net) -> str:
+    start = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    sizes = net.hold(np.array([3, 5]))
+    first, second = net.ops(2, "Split", start, sizes, axis=1)
+    tail = net.q(second, 0.02, 115)
+    return net.q(net.op("Concat", tail, net.q(first, 0.03, 110), axis=1), 0.03, 110)
+
+
+def shuffle(net: Net) -> str:
+    start = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    for shape, order in (([-1, 2, 4, 9, 11], [0, 2, 1, 3, 4]), ([-1, 8, 9, 11], None)):
+        start = net.q(net.op("Reshape", start, net.hold(np.array(shape))), 0.03, 110)
+        if order:
+            start = net.q(net.op("Transpose", start, perm=order), 0.03, 110)
+    return start
+
+
+CASES: list[tuple[Build, dict[str, int]]] = [
+    (plain_conv, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
+    (relu, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
+    (clip, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
+    (depthwise, {"QuantizeImage": 1, "QuantDepthwiseConv": 1, "DequantizeImage": 1}),
+    (groups, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
+    (narrow_groups, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
+    (signed, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
+    (residual, {"QuantizeImage": 1, "QuantConv": 2, "DequantizeImage": 1}),
+    (two_branches, {"QuantizeImage": 1, "QuantConv": 2, "DequantizeImage": 1}),
+    (sum_of_read, {"QuantizeImage": 1, "QuantConv": 1, "QuantLookup": 1, "DequantizeImage": 1}),
+    (max_pool, {"QuantizeImage": 1, "QuantConv": 1, "QuantMaxPool": 1, "DequantizeImage": 1}),
+    (max_pool_rescaled, {"QuantizeImage": 1, "QuantConv": 1, "QuantMaxPool": 1, "QuantLookup": 1,
+                         "DequantizeImage": 1}),
+    (average_pool, {"QuantizeImage": 1, "QuantConv": 1, "QuantAveragePool": 1,
+                    "DequantizeImage": 1}),
+    (squeeze_and_excite, {"QuantizeImage": 1, "QuantConv": 2, "QuantGlobalAveragePool": 1,
+                          "QuantLookup": 1, "QuantScale": 1, "DequantizeImage": 1}),
+    (silu, {"QuantizeImage": 1, "QuantConv": 1, "QuantLookup": 1, "DequantizeImage": 1}),
+    (hard_swish, {"QuantizeImage": 1, "QuantConv": 1, "QuantLookup": 1, "DequantizeImage": 1}),
+    (other_scale, {"QuantizeImage": 1, "QuantConv": 1, "QuantLookup": 1, "DequantizeImage": 1}),
+    (concat, {"QuantizeImage": 1, "QuantConv": 2, "QuantLookup": 2, "QuantChannels": 1,
+              "DequantizeImage": 1}),
+    (split, {"QuantizeImage": 1, "QuantConv": 1, "QuantLookup": 2, "QuantChannels": 3,
+             "DequantizeImage": 1}),
+    (shuffle, {"QuantizeImage": 1, "QuantConv": 1, "QuantChannels": 1, "DequantizeImage": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("build", "operators"), CASES, ids=_name)
+@pytest.mark.parametrize("free", [False, True], ids=["sizes", "free"])
+def test_images(build: Build, operators: dict[str, int], free: bool) -> None:
+    """Each case, with sizes of images that are known and, where the file leaves them so, free."""
+    if free and build is shuffle:
+        pytest.skip("its file has the sizes in it")
+    net = Net("N", 8, "H", "W") if free else Net(*IMAGES)
+    model = net.model(build(net))
+    net.shape = IMAGES
+    result = agree(model, net.feeds())
+    assert result.report.operators == operators
+    assert all(np.ptp(value) > 0 for value in result.outputs)
+    declared = {value.name: value for value in result.model.graph.value_info}
+    blocked = [n for n in result.model.graph.node if n.op_type.startswith("QuantC")]
+    for node in [] if free else blocked:
+        sizes = declared[node.output[0]].type.tensor_type.shape.dim
+        assert all(dim.dim_value for dim in sizes[1:])
+
+
+def gemm(net: Net) -> str:
+    return net.op("Gemm", net.q("x"), net.weight(10, 21), net.floats(10), transB=1)
+
+
+def gemm_upright(net: Net) -> str:
+    return net.op("Gemm", net.q("x"), net.weight(21, 10, axis=1), net.floats(10))
+
+
+def matmul(net: Net) -> str:
+    product = net.op("MatMul", net.q("x"), net.weight(21, 10, axis=1))
+    return net.op("Relu", net.op("Add", net.floats(10), product))
+
+
+def transposed(net: Net) -> str:
+    weight = net.op("Transpose", net.weight(10, 21), perm=[1, 0])
+    return net.op("MatMul", net.q("x"), weight)
+
+
+def one_scale(net: Net) -> str:
+    return net.op("MatMul", net.q("x"), net.weight(21, 10, axis=1, per_channel=False))
+
+
+def dynamic(net: Net) -> str:
+    whole = net.integers(21, 10, axis=1, limit=SMALL)
+    bytes_, scale, zero = net.ops(3, "DynamicQuantizeLinear", "x")
+    held = net.hold(whole), net.hold(np.int8(0))
+    sums = net.op("MatMulInteger", bytes_, held[0], zero, held[1])
+    factor = net.op("Mul", scale, net.hold(np.float32(2e-3)))
+    return net.op("Add", net.op("Mul", net.op("Cast", sums, to=1), factor), net.floats(10))
+
+
+@pytest.mark.parametrize(
+    "build", [gemm, gemm_upright, matmul, transposed, one_scale, dynamic],
+    ids=lambda build: build.__name__,
+)  # fmt: skip
+def test_products_read_and_give_floats(build: Build) -> None:
+    net = Net("N", 21)
+    result = agree(net.model(build(net)), net.feeds(5))
+    assert result.report.operators == {"QuantLinear": 1}
+    (wanted,), (value,) = result.plain, result.outputs
+    assert np.ptp(wanted) > 0
+    np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    left = {node.op_type for node in result.model.graph.node}
+    assert not left & {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+
+
+def test_a_classifier_has_one_way_out_of_bytes() -> None:
+    net = Net(*IMAGES)
+    inner = net.q(net.op("Relu", net.conv(net.q("x"), 12, 8, 3)), 0.02, 0)
+    mean = net.op("ReduceMean", inner, net.hold(np.array([2, 3])), keepdims=1)
+    flat = net.q(net.op("Reshape", mean, net.hold(np.array([-1, 12]))), 0.01, 0)
+    result = agree(
+        net.model(net.op("Gemm", flat, net.weight(5, 12), net.floats(5), transB=1)), net.feeds()
+    )
+    assert result.report.operators == {
+        "QuantizeImage": 1, "QuantConv": 1, "QuantGlobalAveragePool": 1, "DequantizeImage": 1,
+        "QuantLinear": 1,
+    }  # fmt: skip
+    assert [n.op_type for n in result.model.graph.node if not n.domain] == ["Flatten"]
+
+
+def integer_conv(net: Net) -> str:
+    """As SparseML writes it."""
+    bytes_, about = net.bytes("x")
+    whole = net.hold(net.integers(6, 8, 3, 3, limit=SMALL))
+    sums = net.op("ConvInteger", bytes_, whole, about[1], net.hold(np.int8(0)), pads=[1, 1, 1, 1])
+    offsets = net.generator.integers(-900, 900, (1, 6, 1, 1)).astype(np.int32)
+    sums = net.op("Add", sums, net.hold(offsets))
+    scale = net.hold(np.float32(0.03 * 2e-3))
+    return net.q(net.op("Relu", net.op("Mul", net.op("Cast", sums, to=1), scale)), 0.02, 0)
+
+
+def qlinear_conv(net: Net) -> str:
+    """As ONNX Runtime's QOperator format has it, with the bytes pooled and added."""
+    bytes_, about = net.bytes("x")
+    scale = net.generator.uniform(1e-3, 3e-3, 8).astype(np.float32)
+    weight = (
+        net.hold(net.integers(8, 8, 3, 3, limit=SMALL)),
+        net.hold(scale),
+        net.hold(np.zeros(8, np.int8)),
+    )
+    after = net.hold(np.float32(0.03)), net.hold(np.uint8(99))
+    offsets = net.hold(net.generator.integers(-900, 900, 8).astype(np.int32))
+    conv = net.op("QLinearConv", bytes_, *about, *weight, *after, offsets, pads=[1, 1, 1, 1])
+    added = net.op("QLinearAdd", conv, *after, bytes_, *about, *after, domain="com.microsoft")
+    return net.op("DequantizeLinear", added, *after)
+
+
+def float_weight(net: Net) -> str:
+    """As NNCF and PyTorch write it: the weight is quantized in the graph."""
+    scale = net.hold(np.full(6, 0.02, np.float32)), net.hold(np.zeros(6, np.int8))
+    whole = net.op("QuantizeLinear", net.floats(6, 8, 3, 3), *scale, axis=0)
+    weight = net.op("DequantizeLinear", whole, *scale, axis=0)
+    return net.q(net.op("Conv", net.q("x"), weight), 0.2, 120)
+
+
+def microsoft(net: Net) -> str:
+    inner = net.conv(net.q("x", domain="com.microsoft"), 8, 8)
+    return net.q(inner, domain="com.microsoft")
+
+
+def twice(net: Net) -> str:
+    """Each reader has a pair of its own, and one is quantized twice."""
+    start = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    again = [net.q(net.q(start, 0.03, 110), 0.03, 110) for _ in range(2)]
+    return net.q(net.op("Add", net.q(net.conv(again[0], 8, 8), 0.03, 100), again[1]), 0.05, 100)
+
+
+@pytest.mark.parametrize(
+    ("build", "operators"),
+    [
+        (integer_conv, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
+        (qlinear_conv, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
+        (float_weight, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
+        (microsoft, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
+        (twice, {"QuantizeImage": 1, "QuantConv": 2, "DequantizeImage": 1}),
+    ],
+    ids=_name,
+)
+def test_what_other_tools_write(build: Build, operators: dict[str, int]) -> None:
+    net = Net(*IMAGES)
+    result = agree(net.model(build(net)), net.feeds())
+    assert result.report.operators == operators
+    (wanted,), (value,) = result.plain, result.outputs
+    assert np.ptp(wanted) > 0
+    assert np.abs(value - wanted).max() <= 0.2001
+
+
+def sixteen_bits(net: Net) -> str:
+    return net.q(net.conv(net.q("x", kind=np.uint16), 8, 8))
+
+
+def asymmetric(net: Net) -> str:
+    whole = net.hold(net.generator.integers(0, 256, (8, 8, 1, 1)).astype(np.uint8))
+    weight = net.op("DequantizeLinear", whole, net.hold(np.float32(1e-3)), net.hold(np.uint8(3)))
+    return net.q(net.op("Conv", net.q("x"), weight))
+
+
+def unread(net: Net) -> str:
+    return net.conv(net.q("x"), 8, 8)
+
+
+def shown(net: Net) -> str:
+    inner = net.conv(net.q("x"), 8, 8)
+    return net.op("Add", inner, net.q(inner))
+
+
+def huge_bias(net: Net) -> str:
+    bias = net.hold(np.full(8, 3e5, np.float32))
+    return net.q(net.op("Conv", net.q("x"), net.weight(8, 8, 1, 1), bias), 2000.0, 0)
+
+
+def float_input(net: Net) -> str:
+    return net.q(net.op("Conv", "x", net.weight(8, 8, 1, 1)))
+
+
+def other_axis(net: Net) -> str:
+    return net.q(net.op("Conv", net.q("x"), net.weight(8, 8, 1, 1, axis=1)))
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (sixteen_bits, "input is not quantized"),
+        (asymmetric, "asymmetric"),
+        (unread, "output is not quantized"),
+        (shown, "used before it is quantized"),
+        (huge_bias, "too large for sums of 32 bits"),
+        (float_input, "input is not quantized"),
+        (other_axis, "not those of output channels"),
+    ],
+    ids=_name,
+)
+def test_what_stays_says_why(build: Build, reason: str) -> None:
+    net = Net(*IMAGES, opset=21)
+    model = net.model(build(net))
+    result = agree(model, net.feeds())
+    assert result.report.operators == {}
+    assert [row.is_ours for row in result.report.rows] == [False]
+    assert reason in result.report.rows[0].reason
+    assert _nodes(result.model) == _nodes(model)
+
+
+def _nodes(model: onnx.ModelProto) -> list[Any]:
+    return [(node.op_type, list(node.input), list(node.output)) for node in model.graph.node]
