@@ -258,3 +258,25 @@ def test_parity_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["given", "2", "1.2e-07", "3e-08"] in lines
     assert ["input", "x", "float", "batch", "x", "3"] in lines
+
+
+def test_a_zero_among_random_weights_is_no_sparsity(folder: Path) -> None:
+    write(folder, "odd.py", """
+        import torch
+        from torch import nn
+
+        def build_model():
+            layer = nn.Linear(40, 40)
+            nn.init.zeros_(layer.weight[0, :1])
+            return layer
+
+        def example_inputs():
+            return torch.randn(2, 40)
+    """)  # fmt: skip
+    _ok("convert", "odd.py")
+    for spec, said in (
+        ("odd.st3fx", "is not trained yet"),
+        ("odd.py", "has only 1 of 1,600 weights"),
+    ):
+        result = _run("fold", spec)
+        assert (result.exit_code, said in result.stderr) == (2, True), result.output
