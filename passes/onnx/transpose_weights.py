@@ -62,7 +62,10 @@ class TransposeWeights(GraphPass):
         array = weight.const_value.numpy()
         tensor = ir.tensor(array.T.copy() if turned else array, name=name)
         copy = ir.Value(
-            name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=name,
+            shape=ir.Shape(tensor.shape.numpy()),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
         )
         graph.register_initializer(copy)
         self.names[name] = str(weight.name)

@@ -154,7 +154,7 @@ def _remembering(feeds: Iterable[Feed], seen: list[Feed]) -> Iterator[Feed]:
 class _UsersScore:
     """What a user's function says of a file."""
 
-    samples = None
+    samples: int | None = None
 
     def __init__(self, evaluate: Callable[[Callable[..., Any]], float], calls: _Calls) -> None:
         self._evaluate, self._calls = evaluate, calls

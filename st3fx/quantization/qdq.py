@@ -197,11 +197,12 @@ def _own_scales(
 def _inputs(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
     """Input channels of a product with a constant weight."""
     numbers = {item.name: int(item.i) for item in node.attribute}
+    dims: Sequence[int] = weight.dims
     if node.op_type == "Conv":
-        return weight.dims[1] * numbers.get("group", 1)
+        return dims[1] * numbers.get("group", 1)
     if node.op_type == "Gemm" and numbers.get("transB", 0):
-        return weight.dims[1]
-    return weight.dims[0]
+        return dims[1]
+    return dims[0]
 
 
 def weight_scales(weight: Array, axis: int, weight_range: str) -> Array:

@@ -93,8 +93,8 @@ def test_a_bundle_of_a_run_and_what_stays_in_fp32(folder: Path) -> None:
     reasons = {row["name"]: row["reason"] for row in values["layers"]}
     assert reasons == {"stem.weight": "", "head.weight": "asked for"}
     assert not Path("run/quantize.json").exists()
-    args = ("run/model.st3fx", "--max-drop", "50", "--held-out-images", "100", "--force")
-    held_out = json.loads(_ok(*args, "--json", "--test-images", "200").stdout)["held_out"]
+    more = ("run/model.st3fx", "--max-drop", "50", "--held-out-images", "100", "--force")
+    held_out = json.loads(_ok(*more, "--json", "--test-images", "200").stdout)["held_out"]
     assert held_out["samples"] == 100
 
 

@@ -31,7 +31,8 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.stem(x)).relu()
-        return self.head((x + self.body(x)).relu().mean((2, 3)))
+        logits: Tensor = self.head((x + self.body(x)).relu().mean((2, 3)))
+        return logits
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,8 @@ def _reference(model: onnx.ModelProto, x: Array) -> Array:
     sums += values["b_quantized"].astype(np.int64)[channels]
     real = sums * (scale.astype(np.float64) * values["w_scale"].astype(np.float64))[channels]
     out, zero = values["y_scale"].astype(np.float64), values["y_zero_point"].astype(np.int64)
-    return (np.clip(np.rint(real / out) + zero, 0, 255) - zero) * out
+    steps: Array = np.clip(np.rint(real / out) + zero, 0, 255) - zero
+    return steps * out
 
 
 @pytest.mark.parametrize("weight_range", ["safe", "full"])
