@@ -166,7 +166,7 @@ def _listed(names: list[str]) -> list[str]:
 
 
 def _unknown(plan: SparsityPlan, name: str) -> str:
-    items = (*plan.sites, *plan.skipped)
+    items: tuple[Site | SkippedSite, ...] = (*plan.sites, *plan.skipped)
     known = {called for item in items for called in (item.name, *item.aliases)}
     known |= {above for full in known for above in _upwards(full.rpartition(".")[0]) if above}
     near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.4)
