@@ -26,7 +26,7 @@ LEARNED: dict[str, Any] = {"dst": DST(1e-3), "str": STR(), "gmp": GMP(0.9)}
 def operator(method: Any, threshold: Tensor, mask: Tensor) -> Any:
     site = Site("w", ("w",), (4, 3), "linear", Layout((0,)), ("",))
     constants = method.constants(site)
-    return lambda w: type(method).op(w, threshold, mask, *constants)
+    return lambda w: method.op(w, threshold, mask, *constants)
 
 
 def cube(weight: Tensor) -> Any:
