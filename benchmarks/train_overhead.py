@@ -260,7 +260,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{row['extra_per_weight_byte']:.2f} x weights",
         )
         for name, found in row.get("of_groups", {}).items():
-            ratio, more = found["ratio"], f"+{found['more']['median']:.3f}, goal +{row['goal']:.2f}"
+            ratio, more = found["ratio"], f"{found['more']['median']:+.3f}, goal +{row['goal']:.2f}"
             quartiles = f"{ratio['q1']:.3f} – {ratio['q3']:.3f}"
             table.add_row(f"  {name}", "", "", f"{ratio['median']:.3f}", quartiles, more, "")
     Console(width=140).print(table)
