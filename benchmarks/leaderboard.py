@@ -5,7 +5,7 @@
     python -m benchmarks.leaderboard --device cuda      # the full length
     python -m benchmarks.leaderboard --only st3 --sparsity 0.9 --seed 0
     python -m benchmarks.leaderboard --only gmp --sparsity 0.99 --epochs 8   # in a file of its own
-    python -m benchmarks.leaderboard --entry "Feather, blocks of 4" --fp32   # in one of its own, too
+    python -m benchmarks.leaderboard --entry "Feather, blocks of 4" --fp32   # in its own, too
 
 Without instructions for bfloat16 a CPU emulates it, ten times as slowly as fp32.
 
