@@ -6,10 +6,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from st3fx.cli.completion import ONNX
 from st3fx.cli.options import force_option, json_option, model_options, prune_options
 from st3fx.cli.output import show, stdout_for
+from st3fx.cli.views.lowered import print_lowered
 from st3fx.cli.views.outcome import print_export
 from st3fx.cli.views.progress import Progress
 
@@ -87,7 +89,8 @@ def _free(
     "--sparse-kernels", is_flag=True,
     help="Layers that gain run by sparse kernels, in sessions that st3fx.runtime.session opens. "
     "The plain file, which runs everywhere, is written beside it: NAME.onnx beside "
-    "NAME.sparse.onnx, which is the default, FILE.plain.onnx beside another FILE.onnx.",
+    "NAME.sparse.onnx, which is the default, FILE.plain.onnx beside another FILE.onnx. Of a "
+    "quantized ONNX file: NAME.int8.sparse.onnx beside NAME.int8.onnx.",
 )  # fmt: skip
 @force_option("a file that is already there")
 @json_option
@@ -113,6 +116,9 @@ def export(
     free in the file. Inputs are named after the arguments of the model's forward, outputs after
     keys and fields of what it returns.
 
+    Of a quantized ONNX file, with --sparse-kernels, the layers that gain get INT8 kernels that skip
+    blocks of zeros.
+
     The file is there only if all checks held: onnx.checker, the number of zeros in every weight,
     and ONNX Runtime against PyTorch on the example and on random values.
 
@@ -122,12 +128,17 @@ def export(
       st3fx export resnet50.st3fx --sparse-kernels
       st3fx export resnet50.st3fx --sparsity 0.9 -o sparse.onnx --sparse-initializers
       st3fx export torchvision:resnet50 --weights resnet50.safetensors --input 1x3x224x224
+      st3fx export resnet50.int8.onnx --sparse-kernels
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
     from st3fx.commands.export import export_spec
     from st3fx.commands.models import Request
     from st3fx.files.atomic import check_file
     from st3fx.runtime.operators import SUFFIX, plain_path
 
+    if asked["spec"].endswith(".onnx"):
+        options = {"shapes": asked["inputs"], "verify": not no_verify, "seed": asked["seed"]}
+        _lower(asked["spec"], output, options, force=force, as_json=as_json)
+        return
     request = Request(**asked)
     # Now rather than after minutes of work.
     name = output or request.name + (SUFFIX if sparse_kernels else ".onnx")
@@ -151,3 +162,31 @@ def export(
             seed=request.seed,
         )
     show(result, print_export, as_json=as_json)
+
+
+_OF_FILES = ("spec", "output", "sparse_kernels", "no_verify", "force", "as_json", "inputs", "seed")
+"""Parameters that say something about an ONNX file."""
+
+
+def _lower(
+    spec: str, output: str | None, options: dict[str, Any], *, force: bool, as_json: bool
+) -> None:
+    """Our kernels for a quantized ONNX file."""
+    from st3fx.commands.lower import lower_file, target_of
+    from st3fx.errors import ExportError
+    from st3fx.files.atomic import check_file
+
+    context = click.get_current_context()
+    given = {
+        parameter for parameter in context.command.params
+        if parameter.name is not None
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    }  # fmt: skip
+    if "sparse_kernels" not in {parameter.name for parameter in given}:
+        raise ExportError(f"{spec} is an ONNX file already: give --sparse-kernels for INT8 kernels")
+    if others := [p.opts[-1] for p in given if p.name not in _OF_FILES]:
+        raise ExportError(f"{spec} is an ONNX file: leave out {', '.join(sorted(others))}")
+    target = check_file(output or target_of(spec), force=force)
+    with stdout_for(as_json=as_json), Progress() as report:
+        result = lower_file(spec, target, progress=report, **options)
+    show(result, print_lowered, as_json=as_json)
