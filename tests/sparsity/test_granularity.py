@@ -171,6 +171,7 @@ def test_gradients_of_weights_of_extreme_size(op: str, isa: str) -> None:
     site, granularity = SITE_LIST[0], Block(4)
     for scale in (1e20, 1e-25):
         weight = weight_of(site).mul_(scale)
+        constants: tuple[Any, ...]
         if op == "sigmoid_threshold":
             constants, level = (), torch.tensor([-60.0])
         else:

@@ -6,6 +6,8 @@ of the values and two bits for each, which they multiply from, does not.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ class Net(nn.Module):
         return result
 
 
-def matrices(net: Net) -> dict[str, Tensor]:
+def matrices(net: Any) -> dict[str, Tensor]:
     """What a kernel multiplies with: of a convolution, taps of all input channels side by side."""
     return {
         "conv": net.conv.weight.detach().permute(0, 2, 3, 1).flatten(1).half(),
