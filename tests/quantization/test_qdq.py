@@ -20,25 +20,26 @@ SIGNATURE = "float[N,3,6,6] x => float[N,8,6,6] y"
 BIAS = np.linspace(-1, 1, 8, dtype=np.float32)
 
 RESIDUAL = """
-    a = Conv <pads = [1, 1, 1, 1]> (x, w0, b)
+    a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
     r = Relu (a)
-    c = Conv <pads = [1, 1, 1, 1]> (r, w1, b)
+    c = Conv <pads = [1, 1, 1, 1]> (r, w1, b1)
     d = Relu (c)
-    e = Conv <pads = [1, 1, 1, 1]> (d, w2, b)
+    e = Conv <pads = [1, 1, 1, 1]> (d, w2, b2)
     f = Add (e, r)
     g = Relu (f)
-    h = Conv <pads = [1, 1, 1, 1]> (g, w3, b)
+    h = Conv <pads = [1, 1, 1, 1]> (g, w3, b3)
     i = Add (h, g)
     j = Relu (i)
     p = MaxPool <kernel_shape = [6, 6]> (j)
     q = Flatten (p)
-    y = Gemm <transB = 1> (q, w4, b)
+    y = Gemm <transB = 1> (q, w4, b4)
 """
 RESIDUAL_WEIGHTS = {
     "w0": weight(8, 3, 3, 3, density=0.5), "w1": weight(8, 8, 3, 3, seed=1),
     "w2": weight(8, 8, 3, 3, seed=2), "w3": weight(8, 8, 3, 3, seed=3),
     "w4": weight(8, 8, density=0.6, seed=4),
 }  # fmt: skip
+BIASES = {f"b{index}": np.roll(BIAS, index) for index in range(5)}
 
 
 def _reference(model: onnx.ModelProto, x: Array) -> Array:
@@ -136,7 +137,7 @@ def test_a_bias_that_is_large_beside_its_weights_does_not_overflow(tmp_path: Pat
 
 
 def test_everything_of_a_residual_network_runs_in_integers(tmp_path: Path) -> None:
-    model = graph("float[N,3,6,6] x => float[N,8] y", RESIDUAL, b=BIAS, **RESIDUAL_WEIGHTS)
+    model = graph("float[N,3,6,6] x => float[N,8] y", RESIDUAL, **BIASES, **RESIDUAL_WEIGHTS)
     made = make(model, tmp_path, 2, 3, 6, 6)
     found = run_ops(made.quantized(), tmp_path)
     assert found["QLinearConv"] == 4
@@ -197,7 +198,7 @@ def test_what_is_kept_in_fp32_is_computed_in_fp32(tmp_path: Path, kept: str) -> 
     # between integers.
     factors = np.geomspace(1e-3, 1, 8, dtype=np.float32)
     weights[kept] = weights[kept] * factors.reshape(8, *[1] * (weights[kept].ndim - 1))
-    model = graph("float[N,3,6,6] x => float[N,8] y", RESIDUAL, b=BIAS, **weights)
+    model = graph("float[N,3,6,6] x => float[N,8] y", RESIDUAL, **BIASES, **weights)
     made = make(model, tmp_path, 2, 3, 6, 6)
     file = made.quantized([kept])
     assert constants(file)[kept].dtype == np.float32

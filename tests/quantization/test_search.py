@@ -18,7 +18,7 @@ from st3fx.quantization.search import gains, in_fp32, least_kept
 from st3fx.quantization.settings import METHODS, Settings
 from tests.passes.onnx.graphs import graph, weight
 from tests.quantization.made import Made, make, outputs
-from tests.quantization.test_qdq import BIAS, RESIDUAL, RESIDUAL_WEIGHTS
+from tests.quantization.test_qdq import BIASES, RESIDUAL, RESIDUAL_WEIGHTS
 
 RELU = "a = Conv (x, w)\ny = Relu (a)"
 SIGNATURE = "float[N,3,6,6] x => float[N,8,6,6] y"
@@ -135,7 +135,7 @@ def test_the_layer_that_costs_most_gains_most(tmp_path: Path) -> None:
     weights["w1"], weights["w2"] = weights["w1"].copy(), weights["w2"].copy()
     weights["w1"][0] = 0
     weights["w2"][:, 0, 0, 0] = 40
-    model = graph("float[N,3,6,6] x => float[N,8] y", RESIDUAL, b=BIAS, **weights)
+    model = graph("float[N,3,6,6] x => float[N,8] y", RESIDUAL, **BIASES, **weights)
     made = make(model, tmp_path, 8, 3, 6, 6)
     integers = made.quantized()
     run = opened(tmp_path / "model.onnx")
