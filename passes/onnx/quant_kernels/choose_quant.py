@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from st3fx.passes.onnx.quant_kernels.qdq import enters
 from st3fx.passes.onnx.quant_kernels.quant_role import QuantRole, picture
-from st3fx.passes.onnx.values import constant, is_op
 from st3fx.runtime.costs import QuantCosts, dense_quant_seconds, quant_seconds
 
 _ROUNDS = 4
@@ -155,15 +155,9 @@ class _Search:
         total = sum(quant_seconds(self._costs, role.work) for role in found.ours)
         total += sum(dense_quant_seconds(self._costs, role.work) for role in found.dense)
         # A new tensor is written, and the one of bytes is read again.
-        moved = [2 * _bytes(value) for value in found.to_blocked if not _enters(value)]
+        moved = [2 * _bytes(value) for value in found.to_blocked if not enters(value)]
         moved += [2 * _bytes(value) for value in found.to_plain]
         return total + sum(self._costs.call + self._costs.move * size for size in moved)
-
-
-def _enters(value: ir.Value) -> bool:
-    """Whether it is quantized in any case, and may be so into blocks."""
-    node = value.producer()
-    return is_op(node, "QuantizeLinear") and node is not None and constant(node.inputs[0]) is None
 
 
 def _bytes(value: ir.Value) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from st3fx.passes.onnx.quant_kernels.qdq import Numbers, numbers
+from st3fx.passes.onnx.quant_kernels.qdq import Numbers, enters, numbers
 from st3fx.passes.onnx.quant_kernels.quant_role import Picture, QuantRole, Step, picture
 from st3fx.passes.onnx.sparse_kernels.role import Attributes
 from st3fx.passes.onnx.values import initializer, is_op, only_user
@@ -152,7 +152,7 @@ class QuantEmitter:
         assert seen is not None
         about = numbers(maker) if is_op(maker, "QuantizeLinear") else None
         source = maker.inputs[0] if about is not None and maker is not None else None
-        if about is not None and source is not None and source.dtype == ir.DataType.FLOAT:
+        if enters(value) and about is not None and source is not None:
             attributes: Attributes = {
                 "channels": seen.channels, "scale": about.scale, "zero_point": about.zero
             }  # fmt: skip

@@ -32,7 +32,7 @@ from st3fx.passes.onnx.sparse_kernels.patterns import window
 from st3fx.passes.onnx.sparse_kernels.role import Attributes
 from st3fx.passes.onnx.values import Array, constant, is_op, only_user, rows
 from st3fx.runtime import operators
-from st3fx.runtime.costs import LANES, MANY, QuantWork
+from st3fx.runtime.costs import LANES, MANY, SHALLOW, QuantWork
 from st3fx.runtime.layout import BLOCK, SparseBlocks, blocks, compress_blocks
 
 _FINE = 2.0**16
@@ -139,7 +139,7 @@ def _conv_step(
     work = QuantWork(
         rows=rows_ * vectors,
         packed=read * (3 if taps > 1 else 1),
-        macs=array.size * taken.positions,
+        macs=array.size * taken.positions * (SHALLOW if group == 1 and array.shape[1] < 8 else 1),
     )
     if group > 1 and group == given.channels == rows_:
         # A block is a tap of four channels.

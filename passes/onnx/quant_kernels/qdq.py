@@ -92,6 +92,25 @@ def quantized(value: ir.Value | None) -> tuple[ir.Value, Numbers] | None:
     return None if about is None or source is None else (source, about)
 
 
+def enters(value: ir.Value) -> bool:
+    """Whether a tensor is quantized from floats in any case, and so may be into blocks at once.
+
+    Behind an operator that ONNX Runtime runs on bytes it is not: that one gives bytes.
+    """
+    node = value.producer()
+    if node is None or not is_op(node, "QuantizeLinear") or numbers(node) is None:
+        return False
+    source = node.inputs[0]
+    if source is None or source.dtype != ir.DataType.FLOAT or constant(source) is not None:
+        return False
+    maker = source.producer()
+    while maker is not None and is_op(maker, "Relu", "Clip") and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer()
+    return maker is None or not any(
+        given is not None and is_op(given.producer(), "DequantizeLinear") for given in maker.inputs
+    )
+
+
 @dataclass(frozen=True)
 class QuantWeight:
     """A constant int8 weight.
