@@ -7,8 +7,7 @@ values of a written graph are in another layout, that of ``st3fx/runtime/ops.md`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx
@@ -17,10 +16,11 @@ from onnx import helper
 from onnx_ir.passes import common
 
 from st3fx.passes.onnx.graph_pass import GraphPass
-from st3fx.passes.onnx.values import initializer, take_place
+from st3fx.passes.onnx.plain_quant import PLAIN_QUANT
+from st3fx.passes.onnx.tape import Tape
+from st3fx.passes.onnx.values import take_place
 from st3fx.runtime import operators
 from st3fx.runtime.inference import DOMAIN, HINT
-from st3fx.runtime.layout import SparseWeights
 
 OURS = (DOMAIN, HINT)
 """Domains of our operators."""
@@ -68,7 +68,7 @@ class PlainOperators(GraphPass):
             del model.functions[key]
         _forget_shapes(ours)
         for node in ours:
-            take_place(_PLAIN[operators.current_name(node.op_type)](_Tape(graph, node)), node)
+            take_place(_PLAIN[operators.current_name(node.op_type)](Tape(graph, node)), node)
         _forget_shapes(graph)
         for domain in OURS:
             model.opset_imports.pop(domain, None)
@@ -84,65 +84,7 @@ def _forget_shapes(nodes: Iterable[ir.Node]) -> None:
                 value.shape = None
 
 
-class _Tape:
-    """New nodes before one that goes."""
-
-    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
-        self.graph, self.node = graph, node
-        self.about = node.attributes
-
-    def __call__(self, op: str, inputs: Sequence[ir.Value | None], **attributes: Any) -> ir.Value:
-        made = ir.node(op, inputs, attributes)
-        self.graph.insert_before(self.node, made)
-        value = made.outputs[0]
-        value.dtype = ir.DataType.FLOAT
-        return value
-
-    def input(self, index: int) -> ir.Value | None:
-        """An input, or nothing where it is left out."""
-        return self.node.inputs[index] if index < len(self.node.inputs) else None
-
-    def constant(self, name: str, array: Any) -> ir.Value:
-        """An initializer; the one that is there where it holds the same."""
-        return initializer(self.graph, name, array)
-
-    def window(self, *more: str) -> dict[str, Any]:
-        """The attributes of a window that are there."""
-        names = ("kernel_shape", "strides", "dilations", "pads", *more)
-        return {name: self.about[name].value for name in names if name in self.about}
-
-    def weight(self, columns: int, shape: Callable[[int], tuple[int, ...]]) -> ir.Value:
-        """The sparse weight, dense, as an initializer."""
-        parts = [ir.convenience.get_const_tensor(value) for value in self.node.inputs[1:4]
-                 if value is not None]  # fmt: skip
-        arrays = [part.numpy() for part in parts if part is not None]
-        if len(arrays) != 3:
-            raise ValueError(f"the weights of {self.node.name} are not constant")
-        try:
-            dense = SparseWeights(*arrays).dense(columns)
-        except (IndexError, ValueError) as error:
-            raise ValueError(f"damaged weights of {self.node.name}: {error}") from error
-        source = self.node.inputs[1]
-        name = str(source.name if source is not None else "").removesuffix(".values")
-        return self.constant(name, dense.reshape(shape(len(dense))))
-
-    def finish(self, value: ir.Value, residual: ir.Value | None = None) -> ir.Value:
-        """Add the residual, then the activation."""
-        if residual is not None:
-            value = self("Add", [value, residual])
-        kind = self.about.get_string("activation", "none")
-        if kind == "relu":
-            return self("Relu", [value])
-        if kind == "clip":
-            low, high = self.about.get_float("minimum", 0.0), self.about.get_float("maximum", 6.0)
-            limits = [self.constant(f"limit_{x:g}", np.float32(x)) for x in (low, high)]
-            return self("Clip", [value, *limits])
-        if kind == "silu":
-            return self("Mul", [value, self("Sigmoid", [value])])
-        return self("HardSwish", [value]) if kind == "hard_swish" else value
-
-
-def _sparse_conv(tape: _Tape) -> ir.Value:
+def _sparse_conv(tape: Tape) -> ir.Value:
     group = tape.about.get_int("group", 1)
     kernel = tuple(tape.about.get_ints("kernel_shape"))
     channels = tape.about.get_int("channels") // group
@@ -151,7 +93,7 @@ def _sparse_conv(tape: _Tape) -> ir.Value:
     return tape.finish(made, tape.input(5))
 
 
-def _depthwise_conv(tape: _Tape) -> ir.Value:
+def _depthwise_conv(tape: Tape) -> ir.Value:
     stands_for = tape.about.get_string("stands_for", "convolution")
     if stands_for != "convolution":
         return tape.finish(_per_channel(tape, stands_for), tape.input(3))
@@ -160,7 +102,7 @@ def _depthwise_conv(tape: _Tape) -> ir.Value:
     return tape.finish(made, tape.input(3))
 
 
-def _per_channel(tape: _Tape, stands_for: str) -> ir.Value:
+def _per_channel(tape: Tape, stands_for: str) -> ir.Value:
     """A batch norm, or a scale, that was written as a convolution with one tap."""
     parts = [
         ir.convenience.get_const_tensor(value) if (value := tape.input(index)) else None
@@ -180,7 +122,7 @@ def _per_channel(tape: _Tape, stands_for: str) -> ir.Value:
     return tape("BatchNormalization", [tape.input(0), *values], epsilon=0.0)
 
 
-def _sparse_linear(tape: _Tape) -> ir.Value:
+def _sparse_linear(tape: Tape) -> ir.Value:
     features, value, bias = tape.about.get_int("features"), tape.input(0), tape.input(4)
     weight = tape.weight(features, lambda k: (k, features))
     if tape.about.get_string("side", "right") == "left":
@@ -194,17 +136,17 @@ def _sparse_linear(tape: _Tape) -> ir.Value:
     return tape.finish(made if bias is None else tape("Add", [made, bias]))
 
 
-def _max_pool(tape: _Tape) -> ir.Value:
+def _max_pool(tape: Tape) -> ir.Value:
     return tape("MaxPool", [tape.input(0)], **tape.window("ceil_mode"))
 
 
-def _average_pool(tape: _Tape) -> ir.Value:
+def _average_pool(tape: Tape) -> ir.Value:
     return tape("AveragePool", [tape.input(0)], **tape.window("ceil_mode", "count_include_pad"))
 
 
 _LAST = np.array([-1], dtype=np.int64)
 
-_PLAIN: dict[str, Callable[[_Tape], ir.Value]] = {
+_PLAIN: dict[str, Callable[[Tape], ir.Value]] = {
     operators.SPARSE_CONV: _sparse_conv,
     operators.DEPTHWISE_CONV: _depthwise_conv,
     operators.SPARSE_LINEAR: _sparse_linear,
@@ -215,6 +157,7 @@ _PLAIN: dict[str, Callable[[_Tape], ir.Value]] = {
     operators.CHANNEL_SCALE: lambda tape: tape("Mul", [tape.input(0), tape.input(1)]),
     operators.CONCAT: lambda tape: tape("Concat", tape.node.inputs, axis=1),
     operators.LAYOUT: lambda tape: tape("Identity", [tape.input(0)]),
+    **PLAIN_QUANT,
 }
 """Operator of ours -> what ONNX has for it."""
 

@@ -200,9 +200,9 @@ def seconds(costs: Costs, features: dict[str, float]) -> float:
 
 
 SHALLOW = 3
-"""How much longer ONNX Runtime's INT8 convolution takes for a product where fewer than eight channels
-come in: as graphs of one node, 26 G products a second for the first layer of a ResNet-50 and 85 G for
-its others (EPYC with AVX2)."""
+"""How much longer ONNX Runtime's INT8 convolution takes for a product where fewer than eight
+channels come in: as graphs of one node, 26 G products a second for the first layer of a ResNet-50
+and 85 G for its others (EPYC with AVX2)."""
 
 
 @dataclass(frozen=True)

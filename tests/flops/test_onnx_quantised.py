@@ -17,6 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import st3fx
 from tests.flops.graphs import Array
+from tests.passes.onnx.quant_kernels.agreement import lowered
+from tests.passes.onnx.quant_kernels.nets import Net
 
 MICROSOFT = "com.microsoft"
 F32 = np.float32
@@ -290,3 +292,29 @@ def test_a_packing_without_a_definition_is_named(tmp_path: Path) -> None:
     about = {"K": 32, "N": 8, "bits": 3, "block_size": 32}
     report = counted(model_of("MatMulNBits", inputs, domain=MICROSOFT, **about), tmp_path)
     assert (report.dense_macs, report.unknown) == (0, {"com.microsoft:MatMulNBits": 1})
+
+
+def test_a_lowered_file_counts_as_the_one_that_it_was_made_from(tmp_path: Path) -> None:
+    """Our quantized operators have the multiplications, zeros, names and shapes of QDQ."""
+    net = Net("N", 8, 9, 11)
+    inner = net.q(net.op("Relu", net.conv(net.q("x"), 8, 8, 3)), 0.03, 0)
+    inner = net.q(net.conv(inner, 8, 8, 3, group=8), 0.03, 110)
+    inner = net.q(net.op("Add", net.q(net.conv(inner, 8, 8, 1, group=2), 0.03, 90), inner))
+    mean = net.q(net.op("GlobalAveragePool", inner), 0.01, 100)
+    flat = net.op("Flatten", mean)
+    model = net.model(net.op("Gemm", flat, net.weight(5, 8), net.floats(5), transB=1))
+    onnx.save(model, tmp_path / "given.onnx")
+    ours, report = lowered(model)
+    assert report.ours == 4
+    onnx.save(ours, tmp_path / "ours.onnx")
+    given, counted = (
+        st3fx.count_flops(tmp_path / name).to_dict() for name in ("given.onnx", "ours.onnx")
+    )
+    same = ("dense_macs", "sparse_macs", "weights", "weight_nonzeros", "weight_sparsity")
+    assert {key: counted[key] for key in same} == {key: given[key] for key in same}
+    parts = ("name", "shape", "sparse_macs", "dense_macs")
+    rows = [
+        [[row[part] for part in parts] for row in told["by_layer"]] for told in (given, counted)
+    ]
+    assert rows[0] == rows[1]
+    assert 0 < given["sparse_macs"] < given["dense_macs"]

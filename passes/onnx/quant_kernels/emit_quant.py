@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from st3fx.passes.onnx.quant_kernels.layers import MOVES
 from st3fx.passes.onnx.quant_kernels.qdq import Numbers, enters, numbers
 from st3fx.passes.onnx.quant_kernels.quant_role import Picture, QuantRole, Step, picture
 from st3fx.passes.onnx.sparse_kernels.role import Attributes
@@ -183,8 +184,16 @@ class QuantEmitter:
         made.name = name
 
     def _unquantized(self, value: ir.Value) -> ir.Value:
-        """What was quantized to what a product reads: it quantizes itself."""
+        """What was quantized to what a product reads: it quantizes itself.
+
+        Nodes that move what is quantized, for the product alone, move it as it was before.
+        """
         back = value.producer()
+        if back is not None and is_op(back, *MOVES) and only_user(value) is not None:
+            source = back.inputs[0]
+            if source is not None and only_user(source) is back:
+                back.replace_input_with(0, self._unquantized(source))
+            return value
         bytes_ = back.inputs[0] if back is not None and is_op(back, "DequantizeLinear") else None
         if bytes_ is None or bytes_ in self._chosen:
             return value

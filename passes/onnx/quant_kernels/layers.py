@@ -171,6 +171,43 @@ def ungrouped(array: Array, group: int) -> Array:
     return whole
 
 
+_ONE = 127
+"""The int8 weight that stands for one."""
+
+
+def batch_norm(quantize: ir.Node, norm: ir.Node, span: Range, after: Numbers) -> Found:
+    """``BatchNormalization`` of a quantized image → ``QuantDepthwiseConv`` with one tap.
+
+    ``s x + (β − s μ)``, with weights of ±127 so that the shift has small units.
+    """
+    source, given = quantized(norm.inputs[0]), picture(norm.inputs[0])
+    if source is None or given is None or only_user(norm.outputs[0]) is None:
+        return None
+    parts = [bias(value, given.channels) for value in norm.inputs[1:5]]
+    known = [part for part in parts if part is not None]
+    if len(known) < 4:
+        return None
+    scale, shift, mean, variance = known
+    factor = scale / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
+    image, before = source
+    name = str(norm.outputs[0].name)
+    array = (_ONE * np.sign(factor)).astype(np.int8).reshape(-1, 1, 1, 1)
+    kernel = QuantWeight(f"{name}.weight", array, (np.abs(factor) / _ONE).astype(np.float32), ())
+    sums = _requantization(kernel, shift - factor * mean, before, after)
+    if isinstance(sums, str):
+        return None
+    array, offsets, multiplier = sums
+    step = Step(
+        operators.QUANT_DEPTHWISE_CONV, (image,),
+        {kernel.name: array, f"{name}.bias": offsets, f"{name}.multiplier": multiplier},
+        {"channels": given.channels, "kernel_shape": (1, 1), "stands_for": "batch_norm",
+         "x_zero_point": before.zero, "y_zero_point": after.zero, **span.limits},
+        given.channels,
+    )  # fmt: skip
+    work = QuantWork(moved=2 * given.channels * given.positions)
+    return QuantRole(quantize, (step,), after, (image,), name, "BatchNormalization", work)
+
+
 def gemm(node: ir.Node) -> Found:
     """``Gemm`` of a quantized matrix and a constant one."""
     about = node.attributes
@@ -223,12 +260,23 @@ def _bias_after(value: ir.Value, size: int) -> tuple[Array | None, ir.Value]:
 
 
 def _static(node: ir.Node, kernel: QuantWeight, real: Array | None, result: ir.Value) -> Found:
-    source = quantized(node.inputs[0])
+    source = quantized(_behind_moves(node.inputs[0]))
     if source is None:
         return _refused(node, "its input is not quantized")
     before = source[1]
     attributes = {"x_scale": before.scale, "x_zero_point": before.zero}
     return _linear(node, kernel, real, node.inputs[0], result, attributes)
+
+
+def _behind_moves(value: ir.Value | None) -> ir.Value | None:
+    """The value of which another one has all numbers, in other places."""
+    while value is not None and (node := value.producer()) is not None and is_op(node, *MOVES):
+        value = node.inputs[0]
+    return value
+
+
+MOVES = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators between a ``DequantizeLinear`` and a product that leave the numbers as they are."""
 
 
 def dynamic(node: ir.Node) -> Found:

@@ -203,6 +203,7 @@ def global_average(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbe
 
 _BEFORE: dict[str, Callable[[ir.Node, ir.Node, Range, Numbers], Found]] = {
     "Conv": layers.convolution,
+    "BatchNormalization": layers.batch_norm,
     "Add": addition,
     "Mul": multiplication,
     "MaxPool": max_pool,
