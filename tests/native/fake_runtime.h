@@ -20,9 +20,11 @@ struct Value {
   std::vector<float> floats;
   std::vector<int32_t> integers;
   std::vector<uint16_t> shorts;
+  std::vector<uint8_t> bytes;
 
   void* data() {
     if (type == abi::kFloat) return floats.data();
+    if (type == abi::kUint8 || type == abi::kInt8) return bytes.data();
     return type == abi::kInt32 ? static_cast<void*>(integers.data()) : shorts.data();
   }
 };
@@ -30,6 +32,7 @@ struct Value {
 /// A node: its attributes, and its inputs with null for what is fed later or absent.
 struct Node {
   std::map<std::string, std::vector<int64_t>> integers;
+  std::map<std::string, float> numbers;
   std::map<std::string, std::string> texts;
   std::vector<Value*> constants;
 };
@@ -81,7 +84,12 @@ inline Status* integer(const Node* node, const char* name, int64_t* value) {
   *value = found->second[0];
   return nullptr;
 }
-inline Status* number(const Node*, const char*, float*) { return new Status{"absent"}; }
+inline Status* number(const Node* node, const char* name, float* value) {
+  const auto found = node->numbers.find(name);
+  if (found == node->numbers.end()) return new Status{"absent"};
+  *value = found->second;
+  return nullptr;
+}
 inline Status* text(const Node* node, const char* name, char* value, size_t* size) {
   const auto found = node->texts.find(name);
   if (found == node->texts.end()) return new Status{"absent"};
@@ -123,7 +131,10 @@ inline Status* call_output(Call* call, size_t, const int64_t* sizes, size_t rank
   call->output.shape.assign(sizes, sizes + rank);
   size_t count = 1;
   for (int64_t size : call->output.shape) count *= static_cast<size_t>(size);
-  call->output.floats.assign(count, 0.0F);
+  if (call->output.type == abi::kUint8)
+    call->output.bytes.assign(count, 0);
+  else
+    call->output.floats.assign(count, 0.0F);
   *value = &call->output;
   return nullptr;
 }

@@ -5,6 +5,7 @@
 //     operators LIBRARY [CASES]
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -36,7 +37,8 @@ Value normal(Generator& g, std::vector<int64_t> shape) {
 struct Case {
   std::string op;
   Node node;
-  Value x, residual, weight, values, columns, starts, bias;
+  Value x, residual, weight, values, columns, starts, bias, multiplier;
+  int64_t outputs = 0;  ///< Channels of a quantized image that it gives, or 0.
   bool with_residual = false;
 };
 
@@ -101,6 +103,72 @@ void fill_case(Generator& g, Case& c) {
   }
 }
 
+Value random_bytes(Generator& g, std::vector<int64_t> shape, int type) {
+  Value value;
+  value.type = type;
+  int64_t count = 1;
+  for (int64_t size : shape) count *= size;
+  value.shape = std::move(shape);
+  for (int64_t i = 0; i < count; ++i) value.bytes.push_back(static_cast<uint8_t>(pick(g, 0, 255)));
+  return value;
+}
+
+Value random_integers(Generator& g, int64_t count) {
+  Value value;
+  value.type = abi::kInt32;
+  value.shape = {count};
+  for (int64_t i = 0; i < count; ++i) value.integers.push_back(pick(g, -5000, 5000));
+  return value;
+}
+
+/// Blocks of four weights in place of single ones, and what makes bytes of sums.
+void quantize(Generator& g, Case& c, int64_t rows) {
+  c.values = random_bytes(g, {4 * c.columns.shape[0]}, abi::kInt8);
+  c.multiplier = normal(g, {rows});
+  for (float& number : c.multiplier.floats) number = std::fabs(number) * 1e-3F;
+}
+
+void fill_quantized(Generator& g, Case& c) {
+  const int64_t channels = pick(g, 1, 70), rows = c.op == "QuantConv" ? pick(g, 1, 70) : channels;
+  if (c.op == "QuantLinear") {
+    const int64_t features = pick(g, 1, 90), outputs = pick(g, 1, 60);
+    c.node.integers["features"] = {features};
+    c.x = normal(g, {pick(g, 0, 1) ? 1 : pick(g, 2, 130), features});
+    sparse_weights(g, c, outputs, (features + 3) / 4, 0.3);
+    quantize(g, c, outputs);
+    c.bias = normal(g, {outputs});
+    if (pick(g, 0, 1)) c.node.numbers["x_scale"] = 0.02F, c.node.integers["x_zero_point"] = {100};
+    c.node.constants = {nullptr, &c.values, &c.columns, &c.starts, &c.bias, &c.multiplier};
+    return;
+  }
+  const int64_t kh = pick(g, 1, 3), kw = pick(g, 1, 3), most = pick(g, 0, 2) ? 20 : 45;
+  const int64_t height = pick(g, 3, static_cast<int>(most)), width = pick(g, 3, static_cast<int>(most));
+  const int64_t stored = 4 * storage_channels((channels + 3) / 4, height * width);
+  c.outputs = rows;
+  c.node.integers["channels"] = {channels};
+  c.node.integers["kernel_shape"] = {kh, kw};
+  c.node.integers["strides"] = {pick(g, 1, 3), pick(g, 1, 3)};
+  c.node.integers["pads"] = {pick(g, 0, kh - 1), pick(g, 0, kw - 1), pick(g, 0, kh - 1),
+                             pick(g, 0, kw - 1)};
+  c.node.integers["x_zero_point"] = {pick(g, 0, 255)};
+  c.node.integers["y_zero_point"] = {pick(g, 0, 255)};
+  c.node.numbers["factor"] = 0.9F;
+  c.x = random_bytes(g, {pick(g, 1, 2), stored, height, width}, abi::kUint8);
+  c.bias = random_integers(g, rows);
+  if (c.op == "QuantConv") {
+    sparse_weights(g, c, rows, (channels + 3) / 4 * kh * kw, 0.2);
+    quantize(g, c, rows);
+    c.node.constants = {nullptr, &c.values, &c.columns, &c.starts, &c.bias, &c.multiplier};
+  } else if (c.op == "QuantDepthwiseConv") {
+    c.columns.shape = {0};
+    quantize(g, c, rows);
+    c.weight = random_bytes(g, {channels, 1, kh, kw}, abi::kInt8);
+    c.node.constants = {nullptr, &c.weight, &c.bias, &c.multiplier};
+  } else {
+    c.node.constants = {nullptr};
+  }
+}
+
 const abi::CustomOp* find(const std::string& name) {
   for (const abi::CustomOp* op : fake::operators())
     if (name == op->get_name(op)) return op;
@@ -118,15 +186,32 @@ void* create(const Case& c) {
   return kernel;
 }
 
+/// The bytes of quantized images that mean something.
+std::vector<float> pixels(const Value& images, int64_t channels) {
+  std::vector<float> found;
+  if (images.shape.empty()) return found;
+  const int64_t positions = images.shape[2] * images.shape[3], quads = (channels + 3) / 4;
+  for (int64_t n = 0; n < images.shape[0]; ++n)
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t p = 0; p < positions; ++p) {
+        const int64_t tile = p / 112 * 112;
+        const int64_t width = std::min<int64_t>(112, (positions + 15) / 16 * 16 - tile);
+        const int64_t at = tile * quads + c / 4 * width + p % 112;
+        found.push_back(images.bytes[n * images.shape[1] * positions + 4 * at + c % 4]);
+      }
+  return found;
+}
+
 std::vector<float> run(Case& c, void* kernel, int threads) {
   Call call;
   call.inputs = c.node.constants;
   call.inputs[0] = &c.x;
   call.threads = threads;
+  call.output.type = c.outputs ? abi::kUint8 : abi::kFloat;
   auto* status = find(c.op)->compute_v2(kernel, fake::as<abi::KernelContext>(&call));
   if (status) std::printf("%s\n", fake::as<fake::Status>(status)->message.c_str());
   delete fake::as<fake::Status>(status);
-  return call.output.floats;
+  return call.output.type == abi::kUint8 ? pixels(call.output, c.outputs) : call.output.floats;
 }
 
 double difference(const std::vector<float>& a, const std::vector<float>& b) {
@@ -165,18 +250,21 @@ int main(int count, char** arguments) {
 
   const int cases = count > 2 ? std::atoi(arguments[2]) : 200;
   const char* const ops[] = {"SparseConv",    "SparseConv",   "SparseLinear",
-                             "DepthwiseConv", "ImageMaxPool", "ImageAveragePool"};
+                             "DepthwiseConv", "ImageMaxPool", "ImageAveragePool",
+                             "QuantConv",     "QuantConv",    "QuantLinear",
+                             "QuantDepthwiseConv", "QuantMaxPool", "QuantAveragePool"};
   int compared = 0, refused = 0, wrong = 0;
   for (int seed = 0; seed < cases; ++seed) {
     Generator g(static_cast<unsigned>(seed));
     Case c;
-    c.op = ops[seed % 6];
-    fill_case(g, c);
+    c.op = ops[seed % 12];
+    const bool quantized = c.op.rfind("Quant", 0) == 0;
+    quantized ? fill_quantized(g, c) : fill_case(g, c);
     select("scalar");
     void* reference = create(c);
     const std::vector<float> expected = run(c, reference, 1);
     find(c.op)->destroy(reference);
-    for (const char* isa : {"avx512", "avx2", "neon", "baseline"}) {
+    for (const char* isa : {"avx512vnni", "avx512", "avxvnni", "avx2", "neondot", "neon", "baseline"}) {
       if (!select(isa)) continue;
       void* kernel = create(c);
       std::vector<float> results[2];
@@ -186,15 +274,17 @@ int main(int count, char** arguments) {
       find(c.op)->destroy(kernel);
       for (const std::vector<float>& result : results) {
         ++compared;
-        if (difference(result, expected) <= 1e-5) continue;
+        // Sums of integers are exact: every byte is the reference's.
+        if (difference(result, expected) <= (c.outputs ? 0 : 1e-5)) continue;
         ++wrong;
         std::printf("seed %d, %s on %s: %g\n", seed, c.op.c_str(), isa,
                     difference(result, expected));
       }
-      if (c.values.floats.empty()) continue;
+      if (c.columns.shorts.empty()) continue;
       Case broken = c;
       broken.node.constants = {nullptr, &broken.values, &broken.columns, &broken.starts,
                                &broken.bias};
+      if (quantized) broken.node.constants.push_back(&broken.multiplier);
       damage(g, broken);
       if (void* survivor = create(broken)) {
         run(broken, survivor, 1);
