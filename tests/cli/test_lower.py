@@ -20,7 +20,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with ``net.int8.onnx`` and ``net.onnx`` in it."""
     monkeypatch.chdir(tmp_path)
     costs = QuantCosts(dense=2e-11)
-    monkeypatch.setattr(lower, "QuantCosts", lambda: costs)
+    monkeypatch.setattr(lower, "quant_costs", lambda: costs)
     net = Net("N", 64, 28, 28)
     onnx.save(net.model(net.q(net.conv(net.q("x"), 64, 64, 3), 0.03, 110)), "net.int8.onnx")
     plain = Net("N", 4, 8, 8)

@@ -38,7 +38,7 @@ def written(folder: Path, *, gains: bool = True) -> tuple[Path, dict[str, np.nda
 def dear_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of two in five blocks gain."""
     costs = QuantCosts(dense=2e-11)
-    monkeypatch.setattr(lower, "QuantCosts", lambda: costs)
+    monkeypatch.setattr(lower, "quant_costs", lambda: costs)
 
 
 def test_a_file_with_our_operators(tmp_path: Path) -> None:

@@ -140,12 +140,14 @@ def _conv_step(
         rows=rows_ * vectors,
         packed=read * (3 if taps > 1 else 1),
         macs=array.size * taken.positions * (SHALLOW if group == 1 and array.shape[1] < 8 else 1),
+        passed=given.channels * given.positions + rows_ * taken.positions,
     )
     if group > 1 and group == given.channels == rows_:
         # A block is a tap of four channels.
         step = Step(operators.QUANT_DEPTHWISE_CONV, (image,), {name: array, **constants},
                     attributes, rows_)  # fmt: skip
-        return step, replace(work, blocks=rows_ * taps * vectors / 2, moved=work.rows * LANES)
+        return step, replace(work, blocks=1.3 * rows_ * taps * vectors / 2, packed=3 * work.packed,
+                             macs=0, depthwise=work.macs)  # fmt: skip
     if group > 1 and array.shape[1] % BLOCK:
         array, group = ungrouped(array, group), 1
     packed = compress_blocks(array)

@@ -22,7 +22,7 @@ from st3fx.passes.onnx.quant_kernels.patterns import role, unquantized
 from st3fx.passes.onnx.quant_kernels.qdq_form import QdqForm
 from st3fx.passes.onnx.quant_kernels.quant_report import QuantReport, QuantRow
 from st3fx.passes.onnx.quant_kernels.quant_role import QuantRefused, QuantRole
-from st3fx.runtime.costs import QuantCosts, dense_quant_seconds, quant_seconds
+from st3fx.runtime.costs import QuantCosts, dense_quant_seconds, quant_costs, quant_seconds
 from st3fx.runtime.inference import DOMAIN, OPSET
 
 _SLOWER = "ONNX Runtime's own INT8 is expected to be as fast"
@@ -57,7 +57,7 @@ def lower_quantized(model: onnx.ModelProto, costs: QuantCosts | None = None) -> 
     QdqForm()(graph)
     shaped = onnx.shape_inference.infer_shapes(ir.to_proto(graph), data_prop=True)
     graph = ir.from_proto(shaped)
-    report = QuantKernels(costs or QuantCosts()).applied_to(graph).report
+    report = QuantKernels(costs or quant_costs()).applied_to(graph).report
     return LoweredFile(graph if report.operators else ir.from_proto(model), report)
 
 

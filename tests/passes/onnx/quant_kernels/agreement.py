@@ -25,7 +25,7 @@ from tests.runtime.quant_reference import reference
 
 Array = NDArray[Any]
 
-OURS_WIN = QuantCosts(dense=1.0, dense_weight=1.0)
+OURS_WIN = QuantCosts(dense=1.0, dense_depthwise=1.0, dense_weight=1.0)
 """Every layer that has a kernel of ours gets it."""
 
 
