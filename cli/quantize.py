@@ -74,6 +74,11 @@ DATA_SETTINGS = ("data", "data_path", "workers", "channels", "image_size")
     "--rank/--no-rank", default=True, show_default=True, help="Try each layer in fp32 by itself."
 )
 @click.option(
+    "--sparse-kernels", is_flag=True,
+    help="Write a second file beside it, NAME.int8.sparse.onnx, in which the layers that gain run "
+    "by INT8 kernels that skip blocks of zeros, in sessions that st3fx.runtime.session opens.",
+)  # fmt: skip
+@click.option(
     "--opset", type=int, metavar="N", help="Of the file, from 13 on.  [default: PyTorch's own]"
 )
 @click.option("-x", "--export", "record", metavar="FILE", help="Write the result as JSON.")
@@ -104,9 +109,13 @@ def quantize(
     needed: by training samples that calibration has not seen, so that the test data, which has
     chosen nothing, tells what came of it.
 
+    With --sparse-kernels a second file has our INT8 kernels, which skip blocks of zeros: train with
+    --granularity block:4 for it. Its outputs and its accuracy are those of the first.
+
     \b
     Examples
       st3fx quantize runs/resnet20
+      st3fx quantize runs/resnet20 --sparse-kernels
       st3fx quantize runs/resnet20 --max-drop 0.2
       st3fx quantize runs/resnet20/model.st3fx --calibration percentile --keep-fp32 conv1
       st3fx quantize torchvision:resnet50 --weights folded.safetensors --data imagefolder \\
@@ -115,16 +124,20 @@ def quantize(
     from st3fx.commands.models import Request
     from st3fx.commands.quantize import Images, quantize_spec, subject
     from st3fx.errors import QuantizeError
+    from st3fx.export.quantized import default_name
     from st3fx.files.atomic import check_file
     from st3fx.quantization.settings import Settings
 
     about = ("spec", "weights", "inputs", "seed", "sparsity", "allow_dense")
     request = Request(**{name: asked[name] for name in about})
     found = subject(request, given({name: asked[name] for name in DATA_SETTINGS}))
-    names = ("calibration", "percentile", "keep_fp32", "max_drop", "weight_range", "rank")
+    names = ("calibration", "percentile", "keep_fp32", "max_drop", "weight_range", "rank",
+             "sparse_kernels")  # fmt: skip
     settings = Settings(**{name: asked[name] for name in names})
     # Now rather than after minutes of work.
     target = check_file(output or found.target, force=force, error=QuantizeError)
+    if settings.sparse_kernels:
+        check_file(target.with_name(default_name(target)), force=force, error=QuantizeError)
     path = (
         None
         if record is None

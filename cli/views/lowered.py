@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -20,9 +21,15 @@ def print_lowered(result: QuantFile) -> None:
     out = console()
     if result.kernels.rows:
         out.print(quant_table(result.kernels))
-    for line in (_choice(result.kernels), _compared(result), _file(result)):
-        if line:
-            out.print(Text(line), soft_wrap=True)
+    for line in (*lowered_lines(result), _file(result)):
+        out.print(Text(line), soft_wrap=True)
+
+
+def lowered_lines(result: QuantFile) -> Iterator[str]:
+    """How many layers our kernels compute, and how near they come."""
+    yield _choice(result.kernels)
+    if result.path is not None:
+        yield _compared(result)
 
 
 def quant_table(report: QuantReport) -> Table:
@@ -65,8 +72,6 @@ def _choice(report: QuantReport) -> str:
 
 
 def _compared(result: QuantFile) -> str:
-    if result.path is None:
-        return ""
     if result.difference is None:
         return "not compared with the file that it was made from"
     return (

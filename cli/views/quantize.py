@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from st3fx.cli.views.lowered import lowered_lines
 from st3fx.cli.views.outcome import size_table
 from st3fx.cli.views.tables import console, make_table
 from st3fx.cli.views.words import shape_text
@@ -80,6 +81,12 @@ def _lines(result: QuantizeResult) -> Iterable[str]:
         )
     if result.accuracy is not None:
         yield f"test{_samples(result.accuracy)}: {_accuracy(result.accuracy)}"
+    if result.sparse is not None:
+        yield from lowered_lines(result.sparse)
+        if result.sparse.path is None:
+            yield "so there is no file with our kernels"
+    if result.sparse_accuracy is not None:
+        yield f"test with our kernels: int8 {100 * result.sparse_accuracy:.2f} %"
     if not result.meets:
         yield (
             f"the test data loses more than the {result.max_drop:g} points that were allowed: the "

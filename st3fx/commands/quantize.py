@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from st3fx import runtime
 from st3fx.commands.export import export_onnx
 from st3fx.commands.models import Request, folded
 from st3fx.commands.progress import silent
 from st3fx.commands.train import data_settings
 from st3fx.data import Data, DataSettings, make_data
-from st3fx.errors import QuantizeError
+from st3fx.errors import NativeError, QuantizeError
 from st3fx.export.batch import batched
 from st3fx.export.call import Call
 from st3fx.export.export_result import ExportResult
@@ -70,6 +71,7 @@ def quantize(
     evaluate: Callable[[Callable[..., Any]], float] | None = None,
     max_drop: float | None = None,
     rank: bool = True,
+    sparse_kernels: bool = False,
     opset: int | None = None,
     fixed_batch: bool = False,
     seed: int = 0,
@@ -101,6 +103,10 @@ def quantize(
         max_drop: Points of it that may be lost: as many layers as needed stay in fp32. Let it
             measure on data by which the model is not judged in the end.
         rank: Try each layer in fp32 by itself.
+        sparse_kernels: Write a second file beside it, ``model.int8.sparse.onnx`` beside
+            ``model.int8.onnx``, in which the layers that gain run by INT8 kernels that skip blocks
+            of zeros, in sessions that ``st3fx.runtime.session`` opens. Its outputs and its score
+            are compared with the first one's.
         opset: Of the file, from 13 on; ``None`` for the exporter's default.
         fixed_batch: Build the batch size of the first batch in.
         seed: Of the random values that the export is compared with.
@@ -111,10 +117,13 @@ def quantize(
 
     Raises:
         QuantizeError: When the data does not fit, or what comes out is wrong.
-        ExportError: As ``export_onnx``.
+        ExportError: As ``export_onnx``, and when the second file differs.
     """
     began, report = time.perf_counter(), progress or silent
-    settings = Settings(calibration, percentile, tuple(keep_fp32), max_drop, weight_range, rank)
+    settings = Settings(
+        calibration, percentile, tuple(keep_fp32), max_drop, weight_range, rank, sparse_kernels
+    )
+    _check_library(settings)
     batches = iter(calibration_batches)
     try:
         first = next(batches)
@@ -139,6 +148,23 @@ def quantize(
         return engine.quantize(
             exported.path, Path(path), data, settings, began=began, progress=report
         )
+
+
+def _check_library(settings: Settings) -> None:
+    """Fail early where the file with our kernels could not be run.
+
+    Raises:
+        QuantizeError: The kernel library is missing, or not for this machine.
+    """
+    if not settings.sparse_kernels:
+        return
+    try:
+        runtime.library()
+    except NativeError as error:
+        raise QuantizeError(
+            f"--sparse-kernels: {error}. Without --sparse-kernels the file of integers is written "
+            "alone, which runs everywhere"
+        ) from error
 
 
 def _remembering(feeds: Iterable[Feed], seen: list[Feed]) -> Iterator[Feed]:
@@ -467,6 +493,7 @@ def quantize_spec(
             f"no data for {subject.request.spec}: name the run that it is from, or give --data, "
             "which calibration needs"
         )
+    _check_library(settings)
     report("data")
     data = make_data(subject.data)
     model = folded(subject.request, report, with_example=False).model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import math
 import time
@@ -14,6 +15,7 @@ import onnx
 
 from st3fx.errors import QuantizeError, describe, few, suggest
 from st3fx.export.export_result import Size
+from st3fx.export.quantized import QuantFile, default_name, write_lowered
 from st3fx.export.weights import size_of_files
 from st3fx.export.write import data_path, save_proto, weights_beside
 from st3fx.files.atomic import temporary_neighbour
@@ -21,7 +23,7 @@ from st3fx.passes.onnx.values import Array
 from st3fx.quantization.calibrate import Feed, Ranges, find_ranges
 from st3fx.quantization.check import Rounding, check_outputs, check_weights
 from st3fx.quantization.layers import Layer
-from st3fx.quantization.measure import Run, compare, opened, opened_model
+from st3fx.quantization.measure import Run, compare, opened, opened_model, opened_sparse
 from st3fx.quantization.qdq import Source, quantized, read_source
 from st3fx.quantization.quantize_result import Accuracy, LayerRow, QuantizeResult
 from st3fx.quantization.search import gains, least_kept
@@ -43,6 +45,10 @@ class Score(Protocol):
 
 COLLAPSE = 10.0
 """Points of accuracy that no file may lose: more is no rounding, and nobody's aim."""
+
+APART = 1.0
+"""Points between the accuracies of a file and of its form with our kernels, at most: both compute
+the same but for bytes that rounding moves to their neighbours."""
 
 BY_HAND = "asked for"
 SEARCHED = "costs accuracy"
@@ -181,17 +187,25 @@ class _Job:
         comparison = compare(self.expected, run, self.data.compared)
         check_outputs(comparison)
         accuracy = self._accuracy(run)
+        sparse, sparse_accuracy = self._lowered(part, accuracy)
         self.progress("measure")
-        files = [part, *([data_path(part)] if data_path(part).exists() else [])]
+        made = [part] if sparse is None or sparse.path is None else [part, sparse.path]
         sizes = (
             _size("fp32", [self.exported, data_path(self.exported)]),
-            _size(path.name, files),
+            *(_size(file.name, [file, data_path(file)]) for file in made),
         )
-        for old in weights_beside(path):
-            path.unlink()  # never beside the weights of another
-            old.unlink()
+        files = [each for file in made for each in (file, data_path(file)) if each.exists()]
+        targets = [path, *([] if sparse is None else [path.with_name(default_name(path))])]
+        for target in targets:  # never beside the weights of another
+            for old in weights_beside(target):
+                target.unlink()
+                old.unlink()
         for file in reversed(files):  # the weights before the file that reads them
             file.replace(path.with_name(file.name))
+        if sparse is not None and sparse.path is None:
+            targets[-1].unlink(missing_ok=True)  # it was made from another file
+        elif sparse is not None:
+            sparse = dataclasses.replace(sparse, path=targets[-1])
         return QuantizeResult(
             path=path,
             files=tuple(path.with_name(file.name) for file in files),
@@ -208,7 +222,33 @@ class _Job:
             tried=self.tried,
             sizes=sizes,
             seconds=time.perf_counter() - began,
+            sparse=sparse,
+            sparse_accuracy=sparse_accuracy,
         )
+
+    def _lowered(
+        self, part: Path, accuracy: Accuracy | None
+    ) -> tuple[QuantFile | None, float | None]:
+        """The form with our kernels beside the file, and its score.
+
+        Raises:
+            QuantizeError: When it scores otherwise.
+            ExportError: As ``write_lowered``.
+        """
+        if not self.settings.sparse_kernels:
+            return None, None
+        path = part.with_name(default_name(part))
+        sparse = write_lowered(part, path, self.data.compared, progress=self.progress)
+        if sparse.path is None or self.data.test is None or accuracy is None:
+            return sparse, None
+        self.progress("score")
+        score = self.data.test(opened_sparse(path))
+        if not 100 * abs(score - accuracy.int8) <= APART:
+            raise QuantizeError(
+                f"with our kernels the accuracy is {score:.1%}, with ONNX Runtime's own "
+                f"{accuracy.int8:.1%}: no file is left; leave --sparse-kernels out, and report it"
+            )
+        return sparse, score
 
     def _accuracy(self, run: Run) -> Accuracy | None:
         if self.data.test is None:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from st3fx.errors import QuantizeError, describe
+from st3fx import runtime
+from st3fx.errors import NativeError, QuantizeError, describe
 from st3fx.export.write import save_proto
 from st3fx.passes.onnx.values import Array
 from st3fx.quantization.calibrate import Feed
@@ -40,6 +41,22 @@ def opened(path: Path) -> Run:
         )
     except Exception as error:
         raise QuantizeError(f"ONNX Runtime refuses the file: {describe(error)}") from error
+    return _run(session)
+
+
+def opened_sparse(path: Path) -> Run:
+    """A file with our kernels.
+
+    Raises:
+        QuantizeError: As :func:`opened`.
+    """
+    try:
+        return _run(runtime.session(path))
+    except NativeError as error:
+        raise QuantizeError(str(error)) from error
+
+
+def _run(session: Any) -> Run:
     names = [port.name for port in session.get_outputs()]
 
     def run(feed: Feed) -> Mapping[str, Array]:

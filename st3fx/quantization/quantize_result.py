@@ -11,6 +11,7 @@ from typing import Any
 
 from st3fx.errors import QuantizeError
 from st3fx.export.export_result import Size
+from st3fx.export.quantized import QuantFile
 from st3fx.files.atomic import replace_file
 
 
@@ -86,6 +87,10 @@ class QuantizeResult:
         tried: How many files were scored for that.
         sizes: Of the fp32 file and of this one.
         seconds: For all of it.
+        sparse: The file with our kernels, whose ``path`` is ``None`` where no layer gains by one;
+            ``None`` where none was asked for.
+        sparse_accuracy: Of that file on the test data, which is that in ``accuracy`` up to
+            rounding; ``None`` where there is no such file or no test data.
     """
 
     path: Path
@@ -103,6 +108,8 @@ class QuantizeResult:
     tried: int
     sizes: tuple[Size, ...]
     seconds: float
+    sparse: QuantFile | None = None
+    sparse_accuracy: float | None = None
 
     @property
     def integer(self) -> tuple[LayerRow, ...]:
@@ -141,6 +148,7 @@ class QuantizeResult:
             "files": [str(path) for path in self.files],
             "layers": rows,
             "sqnr": _number(self.sqnr),
+            "sparse": None if self.sparse is None else self.sparse.to_dict(),
             "zeros": self.zeros,
             "rounded": self.rounded,
             "elements": self.elements,

@@ -24,6 +24,7 @@ class Settings:
         max_drop: Points of accuracy that may be lost; ``None``: whatever is.
         weight_range: ``full`` uses all of an int8, ``safe`` as much as overflows on no CPU.
         rank: Whether each layer is tried in fp32.
+        sparse_kernels: Whether a second file has our kernels where they gain.
     """
 
     calibration: str = "minmax"
@@ -32,6 +33,7 @@ class Settings:
     max_drop: float | None = None
     weight_range: str = "safe"
     rank: bool = True
+    sparse_kernels: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no file can be made with.

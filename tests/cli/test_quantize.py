@@ -18,6 +18,8 @@ from st3fx.cli.quantize import CALIBRATIONS, DATA_SETTINGS
 from st3fx.cli.views.quantize import print_quantize
 from st3fx.commands.train import train_spec
 from st3fx.export.export_result import Size
+from st3fx.export.quantized import QuantFile
+from st3fx.passes.onnx.quant_kernels.quant_report import QuantReport, QuantRow
 from st3fx.quantization.quantize_result import Accuracy, LayerRow, QuantizeResult
 from st3fx.quantization.settings import METHODS
 from st3fx.training.settings import Settings
@@ -59,10 +61,10 @@ def test_the_command_knows_the_settings_of_others() -> None:
 
 @pytest.mark.slow
 def test_a_run_is_quantized_on_its_own_data(folder: Path) -> None:
-    text = _ok("run", "--test-images", "300").stdout
+    text = _ok("run", "--test-images", "300", "--sparse-kernels").stdout
     assert "2 layers in integers; ranges: minmax over 256 samples; weights: safe\n" in text
     assert "test, 300 samples: fp32 " in text
-    assert "wrote run/model.int8.onnx (opset " in text
+    assert "wrote run/model.int8.onnx, run/model.int8.sparse.onnx (opset " in text
     record = json.loads(Path("run/quantize.json").read_text())
     assert record["path"] == "run/model.int8.onnx"
     assert record["accuracy"]["samples"] == 300
@@ -76,6 +78,11 @@ def test_a_run_is_quantized_on_its_own_data(folder: Path) -> None:
     again = _run("run")
     assert (again.exit_code, again.stderr.partition(":")[0]) == (2, "error")
     assert "run/model.int8.onnx exists: choose another file" in again.stderr
+    Path("run/model.int8.sparse.onnx").touch()
+    Path("run/model.int8.onnx").rename("kept.onnx")
+    again = _run("run", "--sparse-kernels")
+    assert "run/model.int8.sparse.onnx exists: choose another file" in again.stderr
+    Path("kept.onnx").rename("run/model.int8.onnx")
     first = Path("run/model.int8.onnx").read_bytes()
     _ok("run", "--test-images", "300", "--force", "--no-rank")
     assert Path("run/model.int8.onnx").read_bytes() == first
@@ -143,6 +150,15 @@ def test_mistakes_are_one_line_and_leave_nothing(folder: Path, args: str, messag
     assert {path for path in after - before if "__pycache__" not in path} == set()
 
 
+KERNELS = QuantReport(
+    (
+        QuantRow("l0.weight", "Conv", (8, 4, 3, 3), 0.5, 0.25, 20.0, 60.0, is_ours=True),
+        QuantRow("l1.weight", "Conv", (8, 4, 3, 3), 0.5, 0.25, 30.0, 20.0, is_ours=False),
+    ),
+    {"QuantConv": 1},
+)
+
+
 def test_everything_worth_a_line_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     layers = [
         LayerRow(f"l{i}.weight", "Conv", (8, 4, 3, 3), 288, 144, 150, "", i / 10) for i in range(14)
@@ -165,6 +181,8 @@ def test_everything_worth_a_line_is_printed(capsys: pytest.CaptureFixture[str]) 
             tried=4,
             sizes=(Size("fp32", 4_000_000, 3_000_000), Size("m.int8.onnx", 1_000_000, 500_000)),
             seconds=1.25,
+            sparse=QuantFile(Path("m.int8.sparse.onnx"), KERNELS, 90_000, 1_000_000, 0.01, 0.02),
+            sparse_accuracy=0.8801,
         )
     )
     text = capsys.readouterr().out
@@ -182,6 +200,9 @@ def test_everything_worth_a_line_is_printed(capsys: pytest.CaptureFixture[str]) 
         "test, 1,000 samples: fp32 90.00 %, int8 88.00 %, 2.00 points lost",
         "the test data loses more than the 1 points that were allowed",
         "wrote m.int8.onnx, m.int8.onnx.data (opset 20) in 1.2 s",
+        "1 of 2 layers run by our kernels: 2.0 times as fast as dense INT8, as the cost model",
+        "at most, ONNX Runtime's own INT8 kernels 0.02",
+        "test with our kernels: int8 88.01 %",
     ):
         assert line in text, line
     assert text.index("fc  ") < text.index("l13 ") < text.index("l12 ")

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import st3fx
-from st3fx.errors import InputError, QuantizeError
+from st3fx.errors import InputError, NativeError, QuantizeError
 
 
 class Net(nn.Module):
@@ -163,6 +163,71 @@ def test_a_fixed_batch(model: nn.Module, tmp_path: Path) -> None:
     result = st3fx.quantize(model, few, tmp_path / "net.onnx", fixed_batch=True)
     assert ort.InferenceSession(result.path).get_inputs()[0].shape[0] == 5
     assert result.calibration_samples == 20
+
+
+@pytest.fixture(scope="module")
+def wide() -> nn.Module:
+    """Folded at 90 % in blocks of four, of a width at which our kernels gain."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1)]
+    net = nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5))
+    method = st3fx.ST3(0.9, granularity=st3fx.Block(4))
+    converted, sparsifier = st3fx.convert(net, torch.randn(2, 3, 8, 8), method)
+    sparsifier.set_sparsity(0.9)
+    return st3fx.fold(converted).eval()
+
+
+def test_a_second_file_has_our_kernels(wide: nn.Module, tmp_path: Path) -> None:
+    path, beside = tmp_path / "net.int8.onnx", tmp_path / "net.int8.sparse.onnx"
+    options: dict[str, Any] = {"rank": False, "evaluate": agreement(wide), "sparse_kernels": True}
+    result = st3fx.quantize(wide, batches(), path, **options)
+    assert sorted(tmp_path.iterdir()) == [path, beside]
+    assert result.files == (path, beside)
+    assert result.sparse is not None
+    assert result.sparse.path == beside
+    assert result.sparse.kernels.ours >= 1
+    assert [size.name for size in result.sizes] == ["fp32", path.name, beside.name]
+    assert result.sizes[2].raw == beside.stat().st_size < result.sizes[1].raw
+    x = batches(1, seed=3)[0].numpy()
+    (stock,) = ort.InferenceSession(path).run(None, {"input": x})
+    (ours,) = st3fx.runtime.session(beside).run(None, {"input": x})
+    assert np.abs(ours - stock).max() < 0.02 * np.abs(stock).max()
+    assert result.accuracy is not None
+    assert result.sparse_accuracy == pytest.approx(result.accuracy.int8, abs=0.01)
+    assert json.loads(json.dumps(result.to_dict()))["sparse"]["kernels"]["ours"] >= 1
+
+
+def test_kernels_that_score_otherwise_leave_nothing(wide: nn.Module, tmp_path: Path) -> None:
+    scores = iter([0.9, 0.9, 0.88])
+    with pytest.raises(QuantizeError, match=r"with our kernels the accuracy is 88.0%, with ONNX"):
+        st3fx.quantize(
+            wide, batches(1), tmp_path / "net.int8.onnx", rank=False, sparse_kernels=True,
+            evaluate=lambda predict: next(scores),
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_no_layer_gains_an_old_file_goes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path, beside = tmp_path / "net.int8.onnx", tmp_path / "net.int8.sparse.onnx"
+    beside.write_text("of another model")
+    calls = [torch.randn(8, 4) for _ in range(2)]
+    result = st3fx.quantize(nn.Linear(4, 3), calls, path, rank=False, sparse_kernels=True)
+    assert result.sparse is not None
+    assert result.sparse.path is None
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_without_the_library_it_says_so_first(
+    wide: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> str:
+        raise NativeError("no kernels here")
+
+    monkeypatch.setattr("st3fx.runtime.library", missing)
+    with pytest.raises(QuantizeError, match=r"no kernels here\. Without --sparse-kernels the file"):
+        st3fx.quantize(wide, batches(1), tmp_path / "net.int8.onnx", sparse_kernels=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def _nan(value: float) -> list[Tensor]:
