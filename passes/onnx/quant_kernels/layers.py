@@ -19,6 +19,7 @@ from st3fx.passes.onnx.quant_kernels.qdq import (
     bias,
     quantized,
     weight,
+    why_not,
 )
 from st3fx.passes.onnx.quant_kernels.quant_role import (
     Picture,
@@ -56,9 +57,11 @@ def _refused(node: ir.Node, reason: str) -> QuantRefused:
     return QuantRefused(node, *_named(node.inputs[1]), reason)
 
 
-def convolution_refused(conv: ir.Node, reason: str) -> QuantRefused:
-    """A convolution that stays, and why."""
-    return _refused(conv, reason)
+def convolution_refused(conv: ir.Node) -> QuantRefused:
+    """A convolution whose output does not become bytes, and why it stays."""
+    if quantized(conv.inputs[0]) is None:
+        return _refused(conv, why_not(conv.inputs[0]))
+    return _refused(conv, "its output is not quantized right behind it")
 
 
 def convolution(quantize: ir.Node, conv: ir.Node, span: Range, after: Numbers) -> Found:
@@ -67,7 +70,7 @@ def convolution(quantize: ir.Node, conv: ir.Node, span: Range, after: Numbers) -
     taken = picture(conv.outputs[0])
     kernel = weight(conv.inputs[1], 0, rank=4)
     if source is None:
-        return _refused(conv, "its input is not quantized")
+        return _refused(conv, why_not(conv.inputs[0]))
     if isinstance(kernel, str):
         return _refused(conv, kernel)
     if given is None or taken is None:
@@ -262,9 +265,10 @@ def _bias_after(value: ir.Value, size: int) -> tuple[Array | None, ir.Value]:
 
 
 def _static(node: ir.Node, kernel: QuantWeight, real: Array | None, result: ir.Value) -> Found:
-    source = quantized(_behind_moves(node.inputs[0]))
+    behind = _behind_moves(node.inputs[0])
+    source = quantized(behind)
     if source is None:
-        return _refused(node, "its input is not quantized")
+        return _refused(node, why_not(behind))
     before = source[1]
     attributes = {"x_scale": before.scale, "x_zero_point": before.zero}
     return _linear(node, kernel, real, node.inputs[0], result, attributes)

@@ -49,10 +49,14 @@ def role(node: ir.Node) -> Found:
 
 
 def unquantized(node: ir.Node) -> QuantRefused | None:
-    """A quantized convolution whose output is not quantized."""
-    if not is_op(node, "Conv") or quantized(node.inputs[0]) is None:
+    """A convolution of quantized numbers that no ``QuantizeLinear`` to bytes follows."""
+    if not is_op(node, "Conv") or not any(_is_back(value) for value in node.inputs[:2]):
         return None
-    return layers.convolution_refused(node, "its output is not quantized right behind it")
+    return layers.convolution_refused(node)
+
+
+def _is_back(value: ir.Value | None) -> bool:
+    return value is not None and is_op(value.producer(), "DequantizeLinear")
 
 
 def _work(*pictures: Picture) -> QuantWork:

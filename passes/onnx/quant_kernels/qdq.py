@@ -92,6 +92,16 @@ def quantized(value: ir.Value | None) -> tuple[ir.Value, Numbers] | None:
     return None if about is None or source is None else (source, about)
 
 
+def why_not(value: ir.Value | None) -> str:
+    """Why no 8-bit activation is behind a float value, as a clause."""
+    node = value.producer() if value is not None else None
+    if node is None or not is_op(node, "DequantizeLinear"):
+        return "its input is not quantized"
+    if constant(node.inputs[0]) is not None:
+        return "its input is a constant"
+    return "its input is not 8 bits with one constant scale in float32"
+
+
 def enters(value: ir.Value) -> bool:
     """Whether a tensor is quantized from floats in any case, and so may be into blocks at once.
 

@@ -334,6 +334,29 @@ def sixteen_bits(net: Net) -> str:
     return net.q(net.conv(net.q("x", kind=np.uint16), 8, 8))
 
 
+def half(net: Net) -> str:
+    """A model in float16 but for its ends."""
+    about = net.hold(np.float16(0.03)), net.hold(np.uint8(120))
+    whole = net.op("QuantizeLinear", net.op("Cast", "x", to=10), *about)
+    scale = net.hold(np.float16(2e-3)), net.hold(np.int8(0))
+    weight = net.op("DequantizeLinear", net.hold(net.integers(8, 8, 1, 1)), *scale)
+    value = net.op("Conv", net.op("DequantizeLinear", whole, *about), weight)
+    back = net.op("QuantizeLinear", value, *about)
+    return net.op("Cast", net.op("DequantizeLinear", back, *about), to=1)
+
+
+def by_blocks(net: Net) -> str:
+    whole = net.hold(net.integers(8, 8, 1, 1))
+    scale = net.hold(np.full((8, 2, 1, 1), 2e-3, np.float32))
+    weight = net.op("DequantizeLinear", whole, scale, axis=1, block_size=4)
+    return net.q(net.op("Conv", net.q("x"), weight))
+
+
+def computed(net: Net) -> str:
+    bias = net.op("ReduceMean", "x", net.hold(np.array([0, 2, 3])), keepdims=0)
+    return net.q(net.op("Conv", net.q("x"), net.weight(8, 8, 1, 1), bias))
+
+
 def asymmetric(net: Net) -> str:
     whole = net.hold(net.generator.integers(0, 256, (8, 8, 1, 1)).astype(np.uint8))
     weight = net.op("DequantizeLinear", whole, net.hold(np.float32(1e-3)), net.hold(np.uint8(3)))
@@ -362,10 +385,59 @@ def other_axis(net: Net) -> str:
     return net.q(net.op("Conv", net.q("x"), net.weight(8, 8, 1, 1, axis=1)))
 
 
+def shared(net: Net) -> str:
+    """One weight in two layers with inputs of different scales, one bias, one DQ for all."""
+    start = net.q("x")
+    weight, bias = net.weight(8, 8, 3, 3), net.floats(8)
+    first = net.q(net.op("Conv", start, weight, bias, pads=[1, 1, 1, 1]), 0.05, 100)
+    second = net.q(net.op("Conv", first, weight, bias, pads=[1, 1, 1, 1]), 0.1, 110)
+    return net.q(net.op("Add", second, net.op("Add", first, start)), 0.1, 120)
+
+
+def shown_bytes(net: Net) -> str:
+    """Bytes are read by an operator that has no kernel of ours, and by one that has."""
+    start = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    cubed = net.op("Pow", net.op("ReduceMax", start), net.hold(np.float32(3)))
+    return net.op("Add", net.q(net.conv(start, 8, 8), 0.03, 110), cubed)
+
+
+def sizes_two(net: Net) -> str:
+    """The bytes go to Resize, which ONNX Runtime runs on them."""
+    start = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    scales = net.hold(np.array([1, 1, 2, 2], np.float32))
+    larger = net.q(net.op("Resize", start, "", scales, mode="nearest"), 0.03, 110)
+    return net.q(net.conv(larger, 8, 8), 0.03, 110)
+
+
+@pytest.mark.parametrize("build", [shared, shown_bytes, sizes_two], ids=_name)
+def test_several_readers(build: Build) -> None:
+    net = Net(*IMAGES)
+    result = agree(net.model(build(net)), net.feeds())
+    assert result.report.ours == len(result.report.rows) == 2
+    (wanted,), (value,) = result.plain, result.outputs
+    assert np.ptp(wanted) > 0
+    assert np.abs(value - wanted).max() <= 0.1001
+
+
+def test_bytes_may_be_what_a_graph_gives() -> None:
+    net = Net(*IMAGES)
+    whole, _ = net.bytes(net.conv(net.q("x"), 8, 8))
+    model = net.model(whole)
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    result = agree(model, net.feeds())
+    assert result.report.operators == {"QuantizeImage": 1, "QuantConv": 1, "QuantLayout": 1}
+    (wanted,), (value,) = result.plain, result.outputs
+    assert value.dtype == np.uint8
+    assert np.abs(value.astype(int) - wanted.astype(int)).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (sixteen_bits, "input is not quantized"),
+        (sixteen_bits, "not 8 bits with one constant scale"),
+        (half, "not 8 bits with one constant scale in float32"),
+        (by_blocks, "a scale for each block"),
+        (computed, "its bias is computed"),
         (asymmetric, "asymmetric"),
         (unread, "output is not quantized"),
         (shown, "used before it is quantized"),

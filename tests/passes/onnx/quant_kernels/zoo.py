@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,9 +53,8 @@ def _torchvision(name: str) -> Callable[[], nn.Module]:
 
 
 def _bert() -> nn.Module:
-    from transformers import BertConfig, BertModel
-
-    config = BertConfig(
+    transformers: Any = importlib.import_module("transformers")
+    config = transformers.BertConfig(
         vocab_size=50, hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=128, max_position_embeddings=32, attn_implementation="eager",
     )  # fmt: skip
@@ -64,7 +64,7 @@ def _bert() -> nn.Module:
 
         def __init__(self) -> None:
             super().__init__()
-            self.model = BertModel(config, add_pooling_layer=False)
+            self.model = transformers.BertModel(config, add_pooling_layer=False)
 
         def forward(self, x: Tensor) -> Tensor:
             hidden = x
@@ -77,9 +77,7 @@ def _bert() -> nn.Module:
 
 
 def _yolo() -> nn.Module:
-    from ultralytics import YOLO
-
-    model = YOLO("yolo11n.yaml").model
+    model = importlib.import_module("ultralytics").YOLO("yolo11n.yaml").model
     for module in model.modules():
         if hasattr(module, "export"):
             module.export, module.format = True, "onnx"
@@ -102,13 +100,13 @@ BUILDERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 """Name -> the model, and the shape of a sample."""
 
 
-class _Random(CalibrationDataReader):
+class _Random(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, name: str, shape: tuple[int, ...], calls: int = 4) -> None:
         generator = np.random.default_rng(1)
         drawn = (generator.standard_normal(shape, dtype=np.float32) for _ in range(calls))
         self._feeds = iter([{name: values} for values in drawn])
 
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:  # type: ignore[override]
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         return next(self._feeds, None)
 
 
