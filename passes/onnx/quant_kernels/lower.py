@@ -19,7 +19,7 @@ from st3fx.passes.onnx.quant_kernels.choose_quant import choose, needs
 from st3fx.passes.onnx.quant_kernels.emit_quant import QuantEmitter
 from st3fx.passes.onnx.quant_kernels.layers import dense_blocks
 from st3fx.passes.onnx.quant_kernels.patterns import role, unquantized
-from st3fx.passes.onnx.quant_kernels.qdq_form import QdqForm
+from st3fx.passes.onnx.quant_kernels.qdq_form import QdqForm, unpick
 from st3fx.passes.onnx.quant_kernels.quant_report import QuantReport, QuantRow
 from st3fx.passes.onnx.quant_kernels.quant_role import QuantRefused, QuantRole
 from st3fx.runtime.costs import QuantCosts, dense_quant_seconds, quant_costs, quant_seconds
@@ -103,6 +103,7 @@ class QuantKernels(GraphPass):
     def _emit(self, model: ir.Model, ours: dict[ir.Value, QuantRole]) -> None:
         emitter = QuantEmitter(model.graph, ours)
         emitter.emit()
+        unpick(model.graph)
         model.opset_imports[DOMAIN] = OPSET
         common.RemoveUnusedNodesPass()(model)
         emitter.name({str(value.name) for node in model.graph for value in node.outputs})

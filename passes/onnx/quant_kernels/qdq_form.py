@@ -6,6 +6,8 @@
    and product behind them (SparseML), become float operators between Q and DQ.
 4. int8 activations become uint8: 128 is added to bytes and zero points.
 5. Equal conversions of one tensor become one; Q behind DQ of the same scale and zero point goes.
+6. What only picks from the numbers of quantized images (``MaxPool``, ``Relu``, a split) gives such
+   numbers: where no Q follows, Q and DQ of the same scale do (NNCF leaves them out).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from st3fx.passes.onnx.graph_pass import GraphPass
-from st3fx.passes.onnx.quant_kernels.qdq import numbers
+from st3fx.passes.onnx.quant_kernels.qdq import numbers, quantized
+from st3fx.passes.onnx.quant_kernels.quant_role import picture
 from st3fx.passes.onnx.values import Array, constant, initializer, is_op, only_user
 
 _MICROSOFT = "com.microsoft"
@@ -31,7 +34,7 @@ class QdqForm(GraphPass):
     def apply(self, model: ir.Model) -> bool:
         """Rewrite; ``changed`` has the names of what is another node now."""
         graph = model.graph
-        for rewrite in (_one_domain, _quantize_weights, _unpack, _unsigned, _join):
+        for rewrite in (_one_domain, _quantize_weights, _unpack, _unsigned, _pick, _join):
             self.changed += rewrite(graph)
         if self.changed:
             common.RemoveUnusedNodesPass()(model)
@@ -320,6 +323,59 @@ def _set_zero(node: ir.Node, zero: ir.Value) -> None:
     if len(node.inputs) < 3:
         node.resize_inputs(3)
     node.replace_input_with(2, zero)
+
+
+PICKED = "st3fx.picked"
+"""Key of the metadata of conversions of case 6, which go again where nothing needed them."""
+
+_PICKS = ("Identity", "MaxPool", "Relu", "Slice", "Split")
+
+
+def _pick(graph: ir.Graph) -> list[str]:
+    found = []
+    for node in list(graph):
+        source = quantized(node.inputs[0]) if is_op(node, *_PICKS) else None
+        if source is None or picture(node.inputs[0]) is None:
+            continue
+        maker = node.inputs[0].producer()  # type: ignore[union-attr]
+        assert maker is not None
+        for value in node.outputs:
+            readers = [use for use in value.uses() if not is_op(use.node, "QuantizeLinear")]
+            pairs = not value.name or not readers or value.is_graph_output()
+            if pairs or (node.op_type == "MaxPool" and value is not node.outputs[0]):
+                continue
+            back = _converted(graph, node, value, maker.inputs[1:])
+            for use in readers:
+                use.node.replace_input_with(use.idx, back)
+            found.append(str(value.name))
+    return found
+
+
+def _converted(
+    graph: ir.Graph, node: ir.Node, value: ir.Value, about: Sequence[ir.Value | None]
+) -> ir.Value:
+    """A value through bytes and back."""
+    whole = ir.node("QuantizeLinear", [value, *about])
+    back = ir.node("DequantizeLinear", [whole.outputs[0], *about])
+    graph.insert_after(node, [whole, back])
+    for made, kind, name in ((whole, ir.DataType.UINT8, "picked"), (back, value.dtype, "back")):
+        made.metadata_props[PICKED] = "1"
+        made.outputs[0].name = f"{value.name}.{name}"
+        made.outputs[0].shape = value.shape
+        if kind is not None:
+            made.outputs[0].dtype = kind
+    return back.outputs[0]
+
+
+def unpick(graph: ir.Graph) -> None:
+    """Take the conversions away that were put in and are computed still."""
+    for node in list(graph):
+        if PICKED not in node.metadata_props or not is_op(node, "DequantizeLinear"):
+            continue
+        whole = node.inputs[0].producer() if node.inputs[0] is not None else None
+        source = whole.inputs[0] if whole is not None and is_op(whole, "QuantizeLinear") else None
+        if whole is not None and source is not None and PICKED in whole.metadata_props:
+            ir.convenience.replace_all_uses_with(node.outputs[0], source)
 
 
 def _join(graph: ir.Graph) -> list[str]:

@@ -298,6 +298,14 @@ def float_weight(net: Net) -> str:
     return net.q(net.op("Conv", net.q("x"), weight), 0.2, 120)
 
 
+def picked(net: Net) -> str:
+    """As NNCF writes it: bytes go through a pool without another conversion."""
+    start = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    pool = net.op("MaxPool", start, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    one = net.q(net.conv(pool, 8, 8), 0.03, 120)
+    return net.q(net.op("Add", one, pool), 0.05, 110)
+
+
 def microsoft(net: Net) -> str:
     inner = net.conv(net.q("x", domain="com.microsoft"), 8, 8)
     return net.q(inner, domain="com.microsoft")
@@ -316,6 +324,7 @@ def twice(net: Net) -> str:
         (integer_conv, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
         (qlinear_conv, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
         (float_weight, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
+        (picked, {"QuantizeImage": 1, "QuantConv": 2, "QuantMaxPool": 1, "DequantizeImage": 1}),
         (microsoft, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
         (twice, {"QuantizeImage": 1, "QuantConv": 2, "DequantizeImage": 1}),
     ],
@@ -417,6 +426,17 @@ def test_several_readers(build: Build) -> None:
     (wanted,), (value,) = result.plain, result.outputs
     assert np.ptp(wanted) > 0
     assert np.abs(value - wanted).max() <= 0.1001
+
+
+def test_conversions_that_nothing_needs_are_not_put_in() -> None:
+    net = Net(*IMAGES)
+    start = net.q("x")
+    tail = net.op("Tanh", net.op("MaxPool", start, kernel_shape=[2, 2]))
+    whole = net.q(net.conv(start, 8, 8), 0.03, 110)
+    result = agree(net.model(net.op("ReduceMax", tail), whole), net.feeds())
+    assert result.report.operators == {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}
+    kinds = [node.op_type for node in result.model.graph.node if not node.domain]
+    assert kinds.count("QuantizeLinear") == 1
 
 
 def test_bytes_may_be_what_a_graph_gives() -> None:
