@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from st3fx.bench.variant import Array, Mark, Prepared
 
@@ -34,3 +35,25 @@ def prepare(inputs: Sequence[Array], threads: int, mark: Mark, *, path: str, kin
     request = core.compile_model(path, "CPU", settings).create_infer_request()
     values = list(inputs)
     return Prepared(lambda: request.infer(values), f"openvino {openvino.__version__}")
+
+
+def quantized(path: Path, inputs: Sequence[Array], output: Path, *, transformer: bool) -> Path:
+    """Write a file as OpenVINO's INT8, by NNCF's quantization after training.
+
+    Args:
+        path: An ONNX file.
+        inputs: Values of its only input, one call each, to calibrate on.
+        output: Where to: ``NAME.xml``, and ``NAME.bin`` beside it.
+        transformer: Whether it is one, for which NNCF has rules of its own.
+    """
+    import nncf  # type: ignore[import-not-found]  # noqa: PLC0415
+    import openvino  # noqa: PLC0415
+
+    model = openvino.Core().read_model(path)
+    kind = nncf.ModelType.TRANSFORMER if transformer else None
+    done = nncf.quantize(
+        model, nncf.Dataset(list(inputs)), subset_size=len(inputs), model_type=kind,
+        preset=nncf.QuantizationPreset.MIXED,
+    )  # fmt: skip
+    openvino.save_model(done, output)
+    return output

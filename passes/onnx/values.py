@@ -49,10 +49,13 @@ def image(value: ir.Value | None) -> Image | None:
 
 
 def rows(value: ir.Value | None) -> int:
-    """Vectors along the last dimension, for one sample: free sizes are 1, ``12*batch`` is 12."""
+    """Vectors along the last dimension, for one sample: free sizes are 1, ``12*batch`` is 12.
+
+    Digits of a name, as in ``unk__13``, are no size.
+    """
     if value is None or value.shape is None:
         return 1
-    numbers = re.findall(r"\d+", " ".join(str(size) for size in list(value.shape)[:-1]))
+    numbers = re.findall(r"(?<!\w)\d+", " ".join(str(size) for size in list(value.shape)[:-1]))
     return math.prod(max(int(number), 1) for number in numbers)
 
 
