@@ -52,7 +52,7 @@ class QuantEmitter:
                 made.name = f"{value.name}_blocked"
         for value, role in self._chosen.items():
             if role.after is not None and role not in inside:
-                self._give(value, role, role.after)
+                self._give(value, role)
 
     def name(self, live: Collection[str]) -> None:
         """Give blocked tensors the names of those that are gone."""
@@ -204,7 +204,7 @@ class QuantEmitter:
             return value
         return source
 
-    def _give(self, value: ir.Value, role: QuantRole, after: Numbers) -> None:
+    def _give(self, value: ir.Value, role: QuantRole) -> None:
         """Give readers of a tensor that is ours now what they read."""
         for use in value.uses():
             node = use.node

@@ -13,11 +13,13 @@ import numpy as np
 import onnx_ir as ir
 
 from st3fx.passes.onnx.quant_kernels.qdq import (
+    ChannelNumbers,
     Numbers,
     QuantWeight,
     Range,
     bias,
     quantized,
+    quantized_channels,
     weight,
     why_not,
 )
@@ -64,11 +66,21 @@ def convolution_refused(conv: ir.Node) -> QuantRefused:
     return _refused(conv, "its output is not quantized right behind it")
 
 
-def convolution(quantize: ir.Node, conv: ir.Node, span: Range, after: Numbers) -> Found:
-    """``Conv`` of a quantized image and weight, and the range of what is quantized behind it."""
-    source, given = quantized(conv.inputs[0]), picture(conv.inputs[0])
-    taken = picture(conv.outputs[0])
+def convolution(
+    quantize: ir.Node, conv: ir.Node, span: Range, after: Numbers | ChannelNumbers
+) -> Found:
+    """``Conv`` of a quantized image and weight, and the range of what is quantized behind it.
+
+    Scales of single channels go into the multiplier: those of the output always, those of the
+    input where the layer is depthwise.
+    """
+    source: tuple[ir.Value, Numbers | ChannelNumbers] | None = quantized(conv.inputs[0])
+    given, taken = picture(conv.inputs[0]), picture(conv.outputs[0])
     kernel = weight(conv.inputs[1], 0, rank=4)
+    if source is None and not isinstance(kernel, str) and given is not None:
+        groups = conv.attributes.get_int("group", 1)
+        if groups == given.channels == len(kernel.array):
+            source = quantized_channels(conv.inputs[0])
     if source is None:
         return _refused(conv, why_not(conv.inputs[0]))
     if isinstance(kernel, str):
@@ -103,16 +115,20 @@ def convolution(quantize: ir.Node, conv: ir.Node, span: Range, after: Numbers) -
 
 
 def _requantization(
-    kernel: QuantWeight, real: Array, before: Numbers, after: Numbers
+    kernel: QuantWeight,
+    real: Array,
+    before: Numbers | ChannelNumbers,
+    after: Numbers | ChannelNumbers,
 ) -> tuple[Array, Array, Array] | str:
     """Weight, bias and multiplier of a convolution, or why there are none."""
-    x, y = np.float32(before.scale), np.float32(after.scale)
+    x, y = (np.asarray(about.scale, np.float32) for about in (before, after))
     multiplier = ((x * kernel.scale) / y).astype(np.float32)
     array = kernel.array.copy()
     array[multiplier == 0] = 0
     constant_rows = ~array.reshape(len(array), -1).any(axis=1)
     multiplier[constant_rows] = 1 / _FINE
-    unit = np.where(constant_rows, float(y) / _FINE, float(x) * kernel.scale.astype(np.float64))
+    wide_x, wide_y = (scale.astype(np.float64) for scale in (x, y))
+    unit = np.where(constant_rows, wide_y / _FINE, wide_x * kernel.scale.astype(np.float64))
     exact = np.where(constant_rows, np.clip(real / unit, -1024 * _FINE, 1024 * _FINE), real / unit)
     offsets = np.rint(exact)
     largest = np.abs(array.reshape(len(array), -1).astype(np.int64)).sum(axis=1) * 2 * 255

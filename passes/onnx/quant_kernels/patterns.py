@@ -12,7 +12,14 @@ import onnx_ir as ir
 from st3fx.passes.onnx.quant_kernels import layers
 from st3fx.passes.onnx.quant_kernels.cones import function, moved, requantized
 from st3fx.passes.onnx.quant_kernels.layers import Found
-from st3fx.passes.onnx.quant_kernels.qdq import Numbers, Range, behind_range, numbers, quantized
+from st3fx.passes.onnx.quant_kernels.qdq import (
+    Numbers,
+    Range,
+    behind_range,
+    channel_numbers,
+    numbers,
+    quantized,
+)
 from st3fx.passes.onnx.quant_kernels.quant_role import (
     Picture,
     QuantRefused,
@@ -31,9 +38,15 @@ def role(node: ir.Node) -> Found:
     """What a node gives can be made by; ``None`` where it stays what it is."""
     if match := _PRODUCTS.get(node.op_type if node.domain == "" else ""):
         return match(node)
-    after = numbers(node)
     value = node.inputs[0] if node.inputs else None
-    if after is None or value is None or not is_op(node, "QuantizeLinear"):
+    if value is None or not is_op(node, "QuantizeLinear"):
+        return None
+    if (each := channel_numbers(node)) is not None:
+        span = behind_range(value, each)
+        conv = span.value.producer()
+        return layers.convolution(node, conv, span, each) if conv and is_op(conv, "Conv") else None
+    after = numbers(node)
+    if after is None:
         return None
     # First: a sum or product of one tensor and a function of it is a function of it.
     if (table := function(node, after)) is not None:

@@ -43,6 +43,48 @@ class Numbers:
         return int(np.clip(place, 0, 255))
 
 
+@dataclass(frozen=True)
+class ChannelNumbers:
+    """What the bytes of a tensor mean that has a scale for each channel.
+
+    Attributes:
+        scale: float32, above zero, of each channel.
+        zero: Of all of them.
+        signed: As in :class:`Numbers`.
+    """
+
+    scale: tuple[float, ...]
+    zero: int
+    signed: bool
+
+    def byte(self, value: float) -> int | None:
+        """The byte that a number becomes; ``None`` where that depends on the channel."""
+        found = {Numbers(scale, self.zero, self.signed).byte(value) for scale in self.scale}
+        return found.pop() if len(found) == 1 else None
+
+
+def channel_numbers(node: ir.Node | None) -> ChannelNumbers | None:
+    """The same for a scale along axis 1 and one zero point, as NNCF has it before depthwise layers.
+
+    ``None`` for anything else.
+    """
+    if node is None or not is_op(node, "QuantizeLinear", "DequantizeLinear"):
+        return None
+    scale, about = constant(node.inputs[1]), node.attributes
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    zero, kind = constant(given), _type(node, given)
+    if scale is None or scale.dtype != np.float32 or scale.ndim != 1 or scale.size < 2:
+        return None
+    if about.get_int("axis", 1) not in (1, -3) or about.get_int("block_size", 0) > 0:
+        return None
+    if kind not in _TYPES or not ((scale > 0) & np.isfinite(scale)).all():
+        return None
+    if (given is not None and zero is None) or (zero is not None and np.ptp(zero.astype(int))):
+        return None
+    place, signed = 0 if zero is None else int(zero.reshape(-1)[0]), _TYPES[kind]
+    return ChannelNumbers(tuple(map(float, scale)), place + SIGNED * signed, signed)
+
+
 def numbers(node: ir.Node | None) -> Numbers | None:
     """Scale and zero point of a ``QuantizeLinear`` or ``DequantizeLinear`` of a whole tensor.
 
@@ -89,6 +131,15 @@ def quantized(value: ir.Value | None) -> tuple[ir.Value, Numbers] | None:
     if node is None or not is_op(node, "DequantizeLinear") or constant(node.inputs[0]) is not None:
         return None
     about, source = numbers(node), node.inputs[0]
+    return None if about is None or source is None else (source, about)
+
+
+def quantized_channels(value: ir.Value | None) -> tuple[ir.Value, ChannelNumbers] | None:
+    """The same with a scale for each channel."""
+    node = value.producer() if value is not None else None
+    if node is None or not is_op(node, "DequantizeLinear") or constant(node.inputs[0]) is not None:
+        return None
+    about, source = channel_numbers(node), node.inputs[0]
     return None if about is None or source is None else (source, about)
 
 
@@ -234,7 +285,7 @@ class Range:
         return {**found, **({"maximum": self.maximum} if self.maximum < 255 else {})}
 
 
-def behind_range(value: ir.Value, after: Numbers) -> Range:
+def behind_range(value: ir.Value, after: Numbers | ChannelNumbers) -> Range:
     """Go back over ``Relu`` and ``Clip`` that stand before a ``QuantizeLinear``.
 
     Rounding goes up where its argument does, so limits may be rounded by themselves.
@@ -253,6 +304,8 @@ def behind_range(value: ir.Value, after: Numbers) -> Range:
         else:
             break
         least, most = (None if bound is None else after.byte(bound) for bound in bounds)
+        if [least is None, most is None] != [bound is None for bound in bounds]:
+            break
         low = max(low, least) if least is not None else low
         high = min(high, most) if most is not None else high
         low = min(low, high)

@@ -20,7 +20,13 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from st3fx.passes.onnx.graph_pass import GraphPass
-from st3fx.passes.onnx.quant_kernels.qdq import numbers, quantized
+from st3fx.passes.onnx.quant_kernels.qdq import (
+    ChannelNumbers,
+    Numbers,
+    channel_numbers,
+    numbers,
+    quantized,
+)
 from st3fx.passes.onnx.quant_kernels.quant_role import picture
 from st3fx.passes.onnx.values import Array, constant, initializer, is_op, only_user
 
@@ -298,24 +304,30 @@ def _unsigned(graph: ir.Graph) -> list[str]:
     """Make int8 activations uint8 where only ``DequantizeLinear`` reads them."""
     found = []
     for node in list(graph):
-        about = numbers(node)
+        about = _about(node)
         if about is None or not about.signed or not is_op(node, "QuantizeLinear"):
             continue
         value = node.outputs[0]
         readers = [use.node for use in value.uses()]
         known = all(
-            is_op(reader, "DequantizeLinear") and numbers(reader) is not None for reader in readers
+            is_op(reader, "DequantizeLinear") and _about(reader) is not None for reader in readers
         )
         if value.is_graph_output() or not known or constant(node.inputs[0]) is not None:
             continue
         for each in (node, *readers):
-            zero = numbers(each)
+            zero = _about(each)
             assert zero is not None
-            held = initializer(graph, f"zero_point_{zero.zero}", np.array(zero.zero, np.uint8))
+            shape = (len(zero.scale),) if isinstance(zero, ChannelNumbers) else ()
+            whole = np.full(shape, zero.zero, np.uint8)
+            held = initializer(graph, f"zero_point_{zero.zero}", whole)
             _set_zero(each, held)
         value.dtype = ir.DataType.UINT8
         found.append(str(value.name))
     return found
+
+
+def _about(node: ir.Node) -> Numbers | ChannelNumbers | None:
+    return numbers(node) or channel_numbers(node)
 
 
 def _set_zero(node: ir.Node, zero: ir.Value) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from st3fx.passes.onnx.quant_kernels.qdq import Numbers, QuantWeight
+from st3fx.passes.onnx.quant_kernels.qdq import ChannelNumbers, Numbers, QuantWeight
 from st3fx.passes.onnx.sparse_kernels.role import Attributes
 from st3fx.passes.onnx.values import Array
 from st3fx.runtime.costs import QuantWork
@@ -89,7 +89,7 @@ class QuantRole:
 
     node: ir.Node
     steps: tuple[Step, ...]
-    after: Numbers | None
+    after: Numbers | ChannelNumbers | None
     images: tuple[ir.Value, ...]
     name: str
     op: str

@@ -140,8 +140,8 @@ def _bound(model: onnx.ModelProto, name: str) -> int:
     ``sum_factor`` steps of the sum's.
     """
     (node,) = (node for node in model.graph.node if name in node.output)
-    factors = [about.f for about in node.attribute if about.name == "sum_factor"]
-    return max(1, *(math.ceil(factor) for factor in factors), 1)
+    factors = [float(about.f) for about in node.attribute if about.name == "sum_factor"]
+    return max([1, *(math.ceil(factor) for factor in factors)])
 
 
 def _plain_name(name: str) -> str:
@@ -189,7 +189,7 @@ class _Node:
             return made.get(name, held)
         if self._is_blocked(index):
             return to_blocked_bytes(_images(value))
-        return value
+        return _images(value) if self._node.op_type == "QuantLayout" else value
 
     def pixels(self, result: Array, channels: int | None = None) -> Array:
         """An output that is bytes, as images."""

@@ -306,6 +306,23 @@ def picked(net: Net) -> str:
     return net.q(net.op("Add", one, pool), 0.05, 110)
 
 
+def by_channel(net: Net, kind: type = np.uint8, zero: int = 0) -> str:
+    """As NNCF writes it: what a depthwise layer reads has a scale for each channel."""
+    inner = net.conv(net.q("x"), 8, 8)
+    if kind is np.uint8:
+        limits = net.hold(np.float32(0)), net.hold(np.float32(6))
+        inner = net.op("Clip", inner, *limits)
+    scale = net.generator.uniform(0.015, 6 / 255, 8).astype(np.float32)
+    about = net.hold(scale), net.hold(np.full(8, zero, kind))
+    whole = net.op("QuantizeLinear", inner, *about, axis=1)
+    back = net.op("DequantizeLinear", whole, *about, axis=1)
+    return net.q(net.conv(back, 8, 8, 3, group=8), 0.02, 110)
+
+
+def by_channel_signed(net: Net) -> str:
+    return by_channel(net, np.int8, 0)
+
+
 def microsoft(net: Net) -> str:
     inner = net.conv(net.q("x", domain="com.microsoft"), 8, 8)
     return net.q(inner, domain="com.microsoft")
@@ -324,6 +341,14 @@ def twice(net: Net) -> str:
         (integer_conv, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
         (qlinear_conv, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
         (float_weight, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
+        (
+            by_channel,
+            {"QuantizeImage": 1, "QuantConv": 1, "QuantDepthwiseConv": 1, "DequantizeImage": 1},
+        ),
+        (
+            by_channel_signed,
+            {"QuantizeImage": 1, "QuantConv": 1, "QuantDepthwiseConv": 1, "DequantizeImage": 1},
+        ),
         (picked, {"QuantizeImage": 1, "QuantConv": 2, "QuantMaxPool": 1, "DequantizeImage": 1}),
         (microsoft, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
         (twice, {"QuantizeImage": 1, "QuantConv": 2, "DequantizeImage": 1}),
