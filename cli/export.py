@@ -179,8 +179,7 @@ def _lower(
     context = click.get_current_context()
     given = {
         parameter for parameter in context.command.params
-        if parameter.name is not None
-        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        if context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
     }  # fmt: skip
     if "sparse_kernels" not in {parameter.name for parameter in given}:
         raise ExportError(f"{spec} is an ONNX file already: give --sparse-kernels for INT8 kernels")

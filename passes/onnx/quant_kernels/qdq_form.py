@@ -141,7 +141,15 @@ def _at(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
+def _are_single(node: ir.Node, *indices: int) -> bool:
+    """Whether inputs are constants of one number, where they are there."""
+    arrays = [constant(node.inputs[index]) for index in indices if index < len(node.inputs)]
+    return all(array is not None and array.size == 1 for array in arrays)
+
+
 def _qlinear_conv(tape: _Tape, node: ir.Node) -> bool:
+    if not _are_single(node, 1, 2, 6, 7):
+        return False
     x, w = tape.dequantized(*node.inputs[:3]), tape.dequantized(*node.inputs[3:6], axis=0)
     inputs = [x, w]
     if (whole := _at(node, 8)) is not None:
@@ -157,6 +165,9 @@ def _qlinear_conv(tape: _Tape, node: ir.Node) -> bool:
 
 
 def _qlinear_matmul(tape: _Tape, node: ir.Node) -> bool:
+    array = constant(node.inputs[3])
+    if not _are_single(node, 1, 2, 6, 7) or array is None or array.ndim != 2:
+        return False
     pair = [tape.dequantized(*node.inputs[:3]), tape.dequantized(*node.inputs[3:6], axis=1)]
     tape.quantized(tape("MatMul", pair), *node.inputs[6:8])
     return True
@@ -164,6 +175,8 @@ def _qlinear_matmul(tape: _Tape, node: ir.Node) -> bool:
 
 def _qlinear_pair(op: str) -> Callable[[_Tape, ir.Node], bool]:
     def rewrite(tape: _Tape, node: ir.Node) -> bool:
+        if not _are_single(node, 1, 4, 6):
+            return False
         pair = [tape.dequantized(*node.inputs[:3]), tape.dequantized(*node.inputs[3:6])]
         tape.quantized(tape(op, pair), _at(node, 6), _at(node, 7))
         return True
@@ -173,7 +186,7 @@ def _qlinear_pair(op: str) -> Callable[[_Tape, ir.Node], bool]:
 
 def _qlinear_one(op: str) -> Callable[[_Tape, ir.Node], bool]:
     def rewrite(tape: _Tape, node: ir.Node) -> bool:
-        if node.attributes.get_int("channels_last", 0):
+        if node.attributes.get_int("channels_last", 0) or not _are_single(node, 1, 3):
             return False
         value = tape(op, [tape.dequantized(*node.inputs[:3])], node.attributes.values())
         tape.quantized(value, _at(node, 3), _at(node, 4))
@@ -183,6 +196,8 @@ def _qlinear_one(op: str) -> Callable[[_Tape, ir.Node], bool]:
 
 
 def _qlinear_concat(tape: _Tape, node: ir.Node) -> bool:
+    if not _are_single(node, 0, *range(3, len(node.inputs), 3)):
+        return False
     values = [tape.dequantized(*node.inputs[i : i + 3]) for i in range(2, len(node.inputs), 3)]
     tape.quantized(tape("Concat", values, node.attributes.values()), *node.inputs[:2])
     return True
@@ -191,7 +206,7 @@ def _qlinear_concat(tape: _Tape, node: ir.Node) -> bool:
 def _integer(op: str) -> Callable[[_Tape, ir.Node], bool]:
     """``ConvInteger`` or ``MatMulInteger``, ``Add`` of an int32 bias, ``Cast``, ``Mul`` by a scale.
 
-    The scale is that of input times weight: it goes to the weight, and the input has scale 1.
+    The scale is that of input times weight: the weight's is what is left of it.
     """
 
     def rewrite(tape: _Tape, node: ir.Node) -> bool:
@@ -213,9 +228,9 @@ def _integer(op: str) -> Callable[[_Tape, ir.Node], bool]:
         if scaling is None or not is_op(scaling, "Mul"):
             return False
         scale = constant(next((v for v in scaling.inputs if v is not value), None))
-        if scale is None or scale.dtype != np.float32 or max(scale.shape, default=1) != scale.size:
+        if scale is None or scale.dtype != np.float32:
             return False
-        return _float_product(tape, node, op, scale.reshape(-1), offsets, scaling)
+        return _float_product(tape, node, op, scale, offsets, scaling)
 
     return rewrite
 
@@ -224,27 +239,49 @@ def _float_product(
     tape: _Tape, node: ir.Node, op: str, scale: Array, offsets: Array | None, last: ir.Node
 ) -> bool:
     x, w = node.inputs[:2]
+    array, maker = constant(w), x.producer() if x is not None else None
     axis, name = (0 if op == "Conv" else 1), str(w.name)  # type: ignore[union-attr]
-    scales = scale.reshape(()) if scale.size == 1 else scale
+    about = numbers(maker)
+    if array is None or maker is None or about is None or array.ndim <= axis:
+        return False
+    size = array.shape[axis]
+    scales = _along(scale / np.float32(about.scale), op, size)
+    shifts = np.zeros(size, np.int32) if offsets is None else _along(offsets, op, size)
+    if scales is None or shifts is None:
+        return False
     held = tape.constant(f"{name}.scale", scales)
-    one = tape.constant("scale_of_one", np.ones((), np.float32))
-    inputs = [tape.dequantized(x, one, _at(node, 2)),
-              tape.dequantized(w, held, _at(node, 3), axis=axis)]  # fmt: skip
-    bias = None
-    if offsets is not None:
-        whole = tape.constant(f"{name}.offsets", offsets.reshape(-1).astype(np.int32))
-        bias = tape.dequantized(whole, held, axis=0)
+    zero = _at(node, 3)
+    inputs = [tape.dequantized(x, maker.inputs[1], _at(node, 2)),
+              tape.dequantized(w, held, _wide(tape, zero, size), axis=axis)]  # fmt: skip
+    units = tape.constant(f"{name}.units", (scales * np.float32(about.scale)).astype(np.float32))
+    whole = tape.constant(f"{name}.offsets", shifts.astype(np.int32))
+    bias = tape.dequantized(whole, units, axis=0)
     if op == "Conv":
-        value = tape("Conv", [*inputs, *([bias] if bias is not None else [])],
-                     node.attributes.values())  # fmt: skip
+        value = tape("Conv", [*inputs, bias], node.attributes.values())
     else:
-        value = tape("MatMul", inputs)
-        value = value if bias is None else tape("Add", [value, bias])
+        value = tape("Add", [tape("MatMul", inputs), bias])
     old = last.outputs[0]
     value.shape, value.dtype, value.name = old.shape, ir.DataType.FLOAT, old.name
     ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
     old.name = f"{value.name}.was"
     return True
+
+
+def _along(array: Array, op: str, size: int) -> Array | None:
+    """A value for each output channel; ``None`` where it lies along another dimension."""
+    if array.size != 1:
+        place = -3 if op == "Conv" else -1
+        if array.size != size or array.ndim < -place or array.shape[place] != size:
+            return None
+    return np.ascontiguousarray(np.broadcast_to(array.reshape(-1), (size,)))
+
+
+def _wide(tape: _Tape, zero: ir.Value | None, size: int) -> ir.Value | None:
+    """A zero point for each channel, as its scale is."""
+    array = constant(zero)
+    if zero is None or array is None or array.size == size:
+        return zero
+    return tape.constant(f"{zero.name}.wide", np.full(size, array.reshape(-1)[0], array.dtype))
 
 
 _PACKED: dict[tuple[str, str], Callable[[_Tape, ir.Node], bool]] = {

@@ -274,6 +274,16 @@ def integer_conv(net: Net) -> str:
     return net.q(net.op("Relu", net.op("Mul", net.op("Cast", sums, to=1), scale)), 0.02, 0)
 
 
+def integer_product(net: Net) -> str:
+    """As SparseML writes a linear layer, with the bias among the integers."""
+    bytes_, about = net.bytes("x")
+    whole = net.hold(net.integers(11, 10, axis=1, limit=SMALL))
+    sums = net.op("MatMulInteger", bytes_, whole, about[1], net.hold(np.int8(0)))
+    sums = net.op("Add", sums, net.hold(net.generator.integers(-900, 900, 10).astype(np.int32)))
+    scale = net.hold((0.03 * net.generator.uniform(1e-3, 3e-3, 10)).astype(np.float32))
+    return net.op("Mul", net.op("Cast", sums, to=1), scale)
+
+
 def qlinear_conv(net: Net) -> str:
     """As ONNX Runtime's QOperator format has it, with the bytes pooled and added."""
     bytes_, about = net.bytes("x")
@@ -323,6 +333,21 @@ def by_channel_signed(net: Net) -> str:
     return by_channel(net, np.int8, 0)
 
 
+def along_width(net: Net) -> str:
+    """A scale for each column of pixels is none of channels."""
+    bytes_, about = net.bytes("x")
+    whole = net.hold(net.integers(11, 8, 1, 1, limit=SMALL))
+    sums = net.op("ConvInteger", bytes_, whole, about[1], net.hold(np.int8(0)))
+    scale = net.hold((0.03 * net.generator.uniform(1e-3, 3e-3, 11)).astype(np.float32))
+    return net.q(net.op("Mul", net.op("Cast", sums, to=1), scale), 0.02, 100)
+
+
+def test_what_only_looks_like_a_quantizers_work_stays() -> None:
+    net = Net(*IMAGES)
+    model = net.model(along_width(net))
+    assert agree(model, net.feeds()).report.operators == {}
+
+
 def microsoft(net: Net) -> str:
     inner = net.conv(net.q("x", domain="com.microsoft"), 8, 8)
     return net.q(inner, domain="com.microsoft")
@@ -339,6 +364,7 @@ def twice(net: Net) -> str:
     ("build", "operators"),
     [
         (integer_conv, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
+        (integer_product, {"QuantLinear": 1}),
         (qlinear_conv, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
         (float_weight, {"QuantizeImage": 1, "QuantConv": 1, "DequantizeImage": 1}),
         (
