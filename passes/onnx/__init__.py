@@ -3,8 +3,9 @@
 A pass (``graph_pass``) changes a graph of onnx_ir in place; it notes what it changed, and of what
 it is for but left as it was, the reason. Start at ``pipeline.prepare``, which has the order in
 which a fresh graph goes through ``fold_batch_norm`` and onnxscript's optimiser. ``lower_opset``
-writes the result in an older opset, and the package ``sparse_kernels`` puts our operators in.
-``plain_operators`` takes these out again. ``normal_form`` is no such pass: it works on files of
+writes the result in an older opset, and the package ``sparse_kernels`` puts our operators in, as
+``quant_kernels`` does with those of quantized graphs. ``plain_operators`` takes these out again,
+``plain_quant`` those of bytes. ``normal_form`` is no such pass: it works on files of
 others as protobuf has them, as onnx_ir would drop their sparse initializers and takes nodes in
 their right order for granted.
 
