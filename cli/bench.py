@@ -112,11 +112,16 @@ def bench(
 ) -> None:
     """Measure latency and throughput of MODEL in ONNX Runtime, dense against folded.
 
-    MODEL is a bundle, a SPEC as for st3fx export, or an ONNX file. It is folded and exported, and
-    measured beside its dense counterpart: the same graph with a small random number in the place
-    of every zero weight; and, where it has zeros, by sparse kernels. Of several MODELs, all are
-    compared with the first; a first one that is an ONNX file is the baseline itself. All must be
-    called with inputs of the same sizes: --input gives them to files that leave them free.
+    MODEL is the folder of a training, a bundle, a SPEC as for st3fx export, or an ONNX file. It is
+    folded and exported, and measured beside its dense counterpart: the same graph with a small
+    random number in the place of every zero weight; and, where it has zeros, by sparse kernels. Of
+    several MODELs, all are compared with the first; a first one that is an ONNX file is the
+    baseline itself. All must be called with inputs of the same sizes: --input gives them to files
+    that leave them free.
+
+    A run that st3fx quantize has written a file of 8-bit integers for, or such a file alone, is
+    measured in integers too: the dense counterpart of that file, in which a zero becomes 1 or -1,
+    and what INT8 kernels that skip blocks of zeros make of it.
 
     Each variant has a process of its own. After warm-up they are called in rounds, each variant in
     each round, in random order, and the ratio is taken round by round: what else the machine does
@@ -126,7 +131,7 @@ def bench(
 
     \b
     Examples
-      st3fx bench runs/resnet20/model.st3fx
+      st3fx bench runs/resnet20
       st3fx bench torchvision:resnet50 -i 1x3x224x224 --sparsity 0.9 -b 1 -b 8 -ncores 1 -ncores 2
       st3fx bench dense.onnx sparse.onnx -t 30 -x out.json
       st3fx bench runs/resnet20/model.st3fx --torch eager --torch compile

@@ -34,16 +34,21 @@ def print_bench(result: BenchResult) -> None:
 def _table(rows: Sequence[BenchRow]) -> Table:
     first = rows[0]
     title = f"batch {first.batch}, {plural(first.threads, 'thread')}, times in ms"
-    numbers = ("median", "p95", "spread", "items/s", f"x {first.name}", "memory")
-    cells = (tuple(_cells(row)) for row in rows)
+    ratios = [f"x {first.name}"]
+    if integers := any(row.int8_ratio for row in rows):
+        ratios.append("x dense INT8")
+    numbers = ("median", "p95", "spread", "items/s", *ratios, "memory")
+    cells = (tuple(_cells(row, integers=integers)) for row in rows)
     return make_table(("", *numbers), cells, numbers=numbers, whole=numbers, title=title)
 
 
-def _cells(row: BenchRow) -> Iterable[str]:
+def _cells(row: BenchRow, *, integers: bool) -> Iterable[str]:
     yield row.name
     yield from map(three_digits, (row.median_ms, row.p95_ms, row.spread_ms))
     yield three_digits(row.items_per_second)
     yield "1" if row.ratio is None else _ratio(row.ratio)
+    if integers:
+        yield "1" if row.int8_ratio is None else _ratio(row.int8_ratio)
     yield "?" if row.peak_memory is None else size_text(row.peak_memory)
 
 
@@ -59,7 +64,9 @@ def _method(result: BenchResult) -> str:
     count = f"{min(calls):,}" if len(calls) == 1 else f"{min(calls):,} to {max(calls):,}"
     runtimes = ", ".join(dict.fromkeys(row.runtime for row in result.rows))
     providers = ", ".join(dict.fromkeys(row.provider for row in result.rows if row.provider))
-    vectors = f" ({machine['vectors'][0]})" if machine["vectors"] else ""
+    kernels = f"kernels: {machine['kernels']}" if machine.get("kernels") else ""
+    vectors = ", ".join([*machine["vectors"][:1], *([kernels] if kernels else [])])
+    vectors = f" ({vectors})" if vectors else ""
     return (
         f"{result.model}: {count} calls each after {about['warmup']:g} s of warm-up; spread is the "
         f"interquartile range.{_comparison(result)} {runtimes} ({providers}) on "
@@ -71,7 +78,8 @@ def _comparison(result: BenchResult) -> str:
     if all(row.ratio is None for row in result.rows):
         return ""
     first = result.rows[0]
-    dense = f" dense: {result.settings['dense']}." if first.name == "dense" else ""
+    named = first.name in ("dense", "dense INT8")
+    dense = f" dense: {result.settings['dense']}." if named else ""
     return (
         " Interleaved in rounds: x is how many times as fast, the median of the rounds with their "
         f"quartiles.{dense}"

@@ -17,7 +17,7 @@ from st3fx.errors import BenchError, describe
 from st3fx.files.atomic import replace_file
 
 FORMAT = "st3fx-bench"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when a file of this version could not be read by the version before."""
 
 
@@ -44,8 +44,9 @@ class BenchRow:
     """One variant at one batch size, with one number of threads.
 
     Attributes:
-        name: ``dense``, ``folded``, ``sparse kernels``, ``torch eager``, ``torch compile``, or the
-            name of a file. Unique among the rows of a batch size and number of threads.
+        name: ``dense``, ``folded``, ``sparse kernels``, ``dense INT8``, ``sparse INT8 kernels``,
+            ``torch eager``, ``torch compile``, or the name of a file. Unique among the rows of a
+            batch size and number of threads.
         runtime: What ran it, with its version.
         provider: Of ONNX Runtime, e.g. ``CPUExecutionProvider``; empty for other runtimes.
         batch: Samples in one call: the size of dimension 0.
@@ -63,8 +64,12 @@ class BenchRow:
         load_seconds: For loading and the first call together.
         sparsity: Share of zeros among the weights that multiply; ``None`` where not known.
         bound: How many times as fast as without zeros it can be at most if time goes by
-            multiplications; ``None`` where not known, or where none is left.
+            multiplications; ``None`` where not known, or where none is left. Of a row in integers
+            it is to be compared with ``int8_ratio``, where there is one.
         skips_zeros: Whether its kernels leave zeros out.
+        integers: Whether its products are of 8-bit integers.
+        int8_ratio: To the dense row in integers of the same batch size and threads; ``None`` for
+            that row, where there is none, and where it is the baseline.
     """
 
     name: str
@@ -84,6 +89,8 @@ class BenchRow:
     sparsity: float | None = None
     bound: float | None = None
     skips_zeros: bool = False
+    integers: bool = False
+    int8_ratio: Ratio | None = None
 
 
 @dataclass(frozen=True)
@@ -175,20 +182,31 @@ def read_result(path: str | Path) -> BenchResult:
 
 
 def _row(data: dict[str, Any]) -> BenchRow:
-    ratio = data["ratio"]
-    return BenchRow(**{**data, "ratio": None if ratio is None else Ratio(**ratio)})
+    ratios = {key: data.get(key) for key in ("ratio", "int8_ratio")}
+    read = {key: None if value is None else Ratio(**value) for key, value in ratios.items()}
+    return BenchRow(**{**data, **read})
 
 
 def make_rows(
     variants: Sequence[Variant], timings: Sequence[Timing], batch: int, threads: int
 ) -> list[BenchRow]:
     """One row for each variant; the first is the baseline of the others."""
-    baseline = timings[0]
+    pairs = list(zip(variants, timings, strict=True))
+    dense = (timing for variant, timing in pairs if variant.integers and variant.sparsity == 0)
+    baseline, integers = timings[0], next(dense, None)
+    if integers is baseline:
+        integers = None
+
+    def compared(other: Timing | None, timing: Timing) -> Ratio | None:
+        return None if other is None or other is timing else ratio(other, timing)
+
     return [
-        _row_of(variant, timing, None if timing is baseline else ratio(baseline, timing),
-             batch, threads)
-        for variant, timing in zip(variants, timings, strict=True)
-    ]  # fmt: skip
+        dataclasses.replace(
+            _row_of(variant, timing, compared(baseline, timing), batch, threads),
+            int8_ratio=compared(integers, timing),
+        )
+        for variant, timing in pairs
+    ]
 
 
 def ratio(baseline: Timing, timing: Timing) -> Ratio:
@@ -224,4 +242,5 @@ def _row_of(
         sparsity=variant.sparsity,
         bound=variant.bound,
         skips_zeros=variant.skips_zeros,
+        integers=variant.integers,
     )

@@ -29,7 +29,7 @@ def is_quantised(array: Array) -> bool:
 def neighbours(
     array: Array, node: onnx.NodeProto | None, arrays: Mapping[str, onnx.TensorProto]
 ) -> tuple[int, Array]:
-    """A weight with its zeros moved by one step: their lowest bit is another.
+    """A weight with its zeros moved by one step, up or down.
 
     Args:
         array: As it is stored.
@@ -44,8 +44,19 @@ def neighbours(
         return 0, array
     numbers = array.astype(np.int64)
     is_zero = numbers == _zero(array, node, arrays)
-    filled = np.where(is_zero, numbers ^ 1, numbers).astype(array.dtype)
+    # In turns, so that sums stay small; at an end of the range there is one way alone.
+    step = np.where(np.arange(array.size).reshape(array.shape) % 2, 1, -1)
+    low, high = _range(array)
+    step = np.where(numbers == low, 1, np.where(numbers == high, -1, step))
+    filled = np.where(is_zero, numbers + step, numbers).astype(array.dtype)
     return int(np.count_nonzero(is_zero)), filled
+
+
+def _range(array: Array) -> tuple[int, int]:
+    """The least and the largest integer of an array's type."""
+    name = array.dtype.name
+    bits = int(name.removeprefix("u").removeprefix("int"))
+    return (0, 2**bits - 1) if name.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
 def _zero(

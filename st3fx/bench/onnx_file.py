@@ -21,7 +21,7 @@ from st3fx.bench.variant import Array, BenchSettings
 from st3fx.errors import BenchError, NativeError
 from st3fx.passes.onnx.normal_form import BUILT_IN, all_nodes, open_inputs
 from st3fx.passes.onnx.plain_operators import OURS, is_ours
-from st3fx.runtime.operators import Shape, example_shapes
+from st3fx.runtime.operators import QUANT_OPERATORS, Shape, example_shapes
 
 
 @dataclass(frozen=True)
@@ -281,6 +281,19 @@ def verdict(without: Sequence[str], settings: BenchSettings) -> Iterator[str]:
     if without and settings.sparse_kernels:
         reason = missing(settings) or "no layer is expected to gain"
         yield f"No sparse kernels, which skip zeros, for {', '.join(without)}: {reason}."
+
+
+_QUANTIZED = (
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
+    "ConvInteger", "MatMulInteger", *QUANT_OPERATORS,
+)  # fmt: skip
+"""Of which a quantized file has one at least."""
+
+
+def is_quantized(path: Path) -> bool:
+    """Whether products of a file are of 8-bit integers."""
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    return any(node.op_type in _QUANTIZED for node in nodes)
 
 
 def has_sparse_operators(path: Path) -> bool:

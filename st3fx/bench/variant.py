@@ -20,7 +20,10 @@ TORCH_MODES = ("eager", "compile")
 ROUNDS = 10
 """At least, where the number of calls allows it: quartiles of fewer ratios say little."""
 
-DENSE = "the same graph with a small random number in the place of every weight that is zero"
+DENSE = (
+    "the same graph with a small random number in the place of every weight that is zero, 1 or -1 "
+    "in integers"
+)
 """What the baseline of a model with zeros is."""
 
 
@@ -91,6 +94,7 @@ class Variant:
         sparsity: Share of zeros among the weights that multiply, where it is known.
         bound: How many times as fast as without zeros it can be at most, where it is known.
         skips_zeros: Whether its kernels leave zeros out.
+        integers: Whether its products are of 8-bit integers.
     """
 
     name: str
@@ -100,6 +104,7 @@ class Variant:
     sparsity: float | None = None
     bound: float | None = None
     skips_zeros: bool = False
+    integers: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,19 @@ NOISE = 0.1
 """Interquartile range over the median from which a time, or a ratio, is called uncertain."""
 
 
-def verdict(rows: Sequence[BenchRow], cores: int) -> tuple[str, ...]:
+def verdict(rows: Sequence[BenchRow], cores: int, isa: str = "") -> tuple[str, ...]:
     """Sentences on rows, the first of each batch size and number of threads being the baseline.
 
     Args:
         rows: The whole benchmark.
         cores: Physical cores that could be used.
+        isa: The instructions of the kernels that skip zeros.
     """
-    return (*_comparisons(rows), *_zeros(rows), *_noise(rows), *_threads(rows, cores))
+    best = _fastest(rows)
+    return (
+        *_named(rows[0].name, best, isa), *_comparisons(rows, best), *_zeros(rows), *_noise(rows),
+        *_threads(rows, cores),
+    )  # fmt: skip
 
 
 def judge(row: BenchRow) -> str:
@@ -35,17 +40,45 @@ def judge(row: BenchRow) -> str:
     return "equal"
 
 
-def _comparisons(rows: Sequence[BenchRow]) -> Iterator[str]:
-    """One sentence for each variant and judgement, with the places where it holds."""
+def _fastest(rows: Sequence[BenchRow]) -> list[BenchRow]:
+    """One row of each batch size and number of threads, where there are several to choose from."""
+    found = []
+    for place in dict.fromkeys((row.batch, row.threads) for row in rows):
+        compared = [row for row in rows if row.ratio and (row.batch, row.threads) == place]
+        faster = [row for row in compared if judge(row) == "faster"]
+        if len(compared) > 1 and faster:
+            found.append(max(faster, key=lambda row: row.ratio.median if row.ratio else 0.0))
+    return found
+
+
+def _named(baseline: str, best: Sequence[BenchRow], isa: str) -> Iterator[str]:
+    """One sentence for each variant that is the fastest somewhere."""
+    for name in dict.fromkeys(row.name for row in best):
+        group = [row for row in best if row.name == name]
+        kernels = f", by kernels for {isa}" if isa and group[0].skips_zeros else ""
+        said = f"{_range([row.ratio for row in group])} as fast as {baseline}"
+        int8 = [row.int8_ratio for row in group if row.int8_ratio is not None]
+        if int8:
+            said += f" and {_range(int8)} as fast as dense INT8"
+        yield f"Fastest: {name}{kernels}, {said}, {_places(group)}."
+
+
+def _comparisons(rows: Sequence[BenchRow], told: Sequence[BenchRow]) -> Iterator[str]:
+    """One sentence for each variant and judgement, with the places where it holds.
+
+    Args:
+        rows: The whole benchmark.
+        told: Of these more has been said.
+    """
     baseline = rows[0].name
     compared = [row for row in rows if row.ratio is not None]
     if not compared:
         yield f"{baseline} stands alone: there is nothing to compare it with."
     groups: dict[tuple[str, str], list[BenchRow]] = {}
-    for row in compared:
+    for row in (row for row in compared if row not in told):
         groups.setdefault((row.name, judge(row)), []).append(row)
     for (name, judgement), group in groups.items():
-        range_ = _range(group)
+        range_ = _range([row.ratio for row in group])
         if judgement == "faster":
             text = f"{name}: faster than {baseline}, {range_} as fast"
         elif judgement == "slower":
@@ -55,9 +88,9 @@ def _comparisons(rows: Sequence[BenchRow]) -> Iterator[str]:
         yield f"{text}, {_places(group)}."
 
 
-def _range(group: Sequence[BenchRow]) -> str:
+def _range(found: Sequence[Ratio | None]) -> str:
     """``1.51 times (half of the rounds from 1.48 to 1.55)``."""
-    ratios = [row.ratio for row in group if row.ratio is not None]
+    ratios = [ratio for ratio in found if ratio is not None]
     if len(ratios) == 1:
         only = ratios[0]
         middle = f"half of the rounds from {only.low:.2f} to {only.high:.2f}"
@@ -92,9 +125,11 @@ def _zeros(rows: Sequence[BenchRow]) -> Iterator[str]:
             limit = f": they could make {_list(bounds)}, if time went by multiplications"
             yield f"What helps is a runtime with kernels that skip zeros{limit if bounds else ''}."
     for row in rows:
-        if row.skips_zeros and row.bound and row.ratio is not None:
+        # Integers gain by themselves: what zeros gain shows against dense ones.
+        gained = row.int8_ratio if row.integers and not rows[0].integers else row.ratio
+        if row.skips_zeros and row.bound and gained is not None:
             yield (
-                f"{row.name}: {row.ratio.median:.2f} of the {row.bound:.2f} times that the "
+                f"{row.name}: {gained.median:.2f} of the {row.bound:.2f} times that the "
                 f"multiplications left allow, at batch {row.batch} with {_count(row.threads)}."
             )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from st3fx import native
 from st3fx.bench import onnx_file
 from st3fx.bench.bench_result import BenchResult, BenchRow, make_rows
 from st3fx.bench.onnx_call import CONFIG, known_providers
@@ -19,9 +20,10 @@ from st3fx.bench.rounds import measure
 from st3fx.bench.variant import DENSE, BenchSettings
 from st3fx.bench.verdict import verdict
 from st3fx.commands.analyze import WEIGHT_FILES
-from st3fx.commands.models import Request
+from st3fx.commands.models import Request, of_run
 from st3fx.commands.progress import silent
 from st3fx.commands.subjects import (
+    DENSE_INT8,
     DENSE_ROW,
     Report,
     Subject,
@@ -30,12 +32,15 @@ from st3fx.commands.subjects import (
     from_request,
     variants,
     wants_dense,
+    with_int8,
+    with_kernels,
 )
 from st3fx.errors import BenchError
 from st3fx.loading.input_spec import parse_inputs
 from st3fx.modules.unwrap import unwrapped
 from st3fx.plan.example import Example
 from st3fx.runtime.calibration import cores, cpus, environment
+from st3fx.training.folder import RunFolder
 
 NO_DENSE = (
     "No dense counterpart of {}: its zeros are in no weight as it is stored, but computed from "
@@ -96,12 +101,14 @@ def benchmark(
             else _subject(request, Path(text) / str(index), chosen, report, fixed_batch=fixed_batch)
             for index, request in enumerate(requests)
         ]  # fmt: skip
+        if len(subjects) == 1 and subjects[0].is_file:
+            subjects = [with_kernels(subjects[0], Path(text), chosen, report)]
         rows, measured = _measured(subjects, chosen, Path(text), report)
     return BenchResult(
         model=", ".join(subject.name for subject in subjects),
         rows=tuple(rows),
         settings=_as_json(measured),
-        environment=environment(),
+        environment={**environment(), **({"kernels": isa} if (isa := _isa(rows)) else {})},
         command=_command(requests, measured, fixed_batch=fixed_batch),
         verdict=tuple(_said(subjects, rows, measured, chosen.threads)),
     )
@@ -129,12 +136,26 @@ def _said(
         settings: With what it was.
         threads: Numbers of threads that were asked for.
     """
-    yield from verdict(rows, cores())
-    without = [s.name for s in subjects if s.zeros and not s.is_file and s.kernels is None]
+    yield from verdict(rows, cores(), _isa(rows))
+    with_zeros = [each for s in subjects for each in (s, s.int8) if each and each.zeros]
+    without = [s.name for s in with_zeros if s.kernels is None and _could(s, subjects)]
     yield from onnx_file.verdict(without, settings)
     yield from _bound_said(threads)
-    if wants_dense(subjects) and rows[0].name != DENSE_ROW:
+    if wants_dense(subjects) and rows[0].name not in (DENSE_ROW, DENSE_INT8):
         yield NO_DENSE.format(subjects[0].name)
+    yield from (subject.said for subject in subjects if subject.said)
+
+
+def _could(subject: Subject, subjects: Sequence[Subject]) -> bool:
+    """Whether a subject is of a kind that gets a row with sparse kernels."""
+    return not subject.is_file or (
+        subject.integers and len(subjects) == 1 and not subject.skips_zeros
+    )
+
+
+def _isa(rows: Sequence[BenchRow]) -> str:
+    """The instructions of the kernels that were measured; empty without any."""
+    return native.isa() if any(row.skips_zeros for row in rows) else ""
 
 
 def _measured(
@@ -197,7 +218,14 @@ def _subject(
     if _is_graph(request):
         shapes = [tuple(tensor.shape) for tensor in parse_inputs(request.inputs)]
         return from_file(Path(request.spec), shapes, settings, report)
-    return from_request(request, folder, settings, report, fixed_batch=fixed_batch)
+    named, run = of_run(request, BenchError)
+    subject = from_request(named, folder, settings, report, fixed_batch=fixed_batch)
+    around = RunFolder(Path(named.spec).parent)
+    if run is None and around.settings.is_file() and around.bundle == Path(named.spec):
+        run = around
+    if run is None or named.sparsity is not None:
+        return subject
+    return with_int8(subject, run, folder, settings, report)
 
 
 def _is_graph(request: Request) -> bool:

@@ -15,12 +15,6 @@ from st3fx.export.sparse import check_library
 from st3fx.loading.input_spec import parse_inputs
 from st3fx.passes.onnx.values import Array
 
-_QUANTIZED = (
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
-    "ConvInteger", "MatMulInteger",
-)  # fmt: skip
-"""Of which a quantized file has one at least."""
-
 _CALLS = 2
 """That are compared, with random values."""
 
@@ -58,8 +52,8 @@ def lower_file(
     source, target, report = Path(path), Path(output), progress or silent
     check_library(verify=verify)
     report("load")
-    model = quantized.read_quantized(source)
-    if not any(node.op_type in _QUANTIZED for node in model.graph.node):
+    quantized.read_quantized(source)
+    if not onnx_file.is_quantized(source):
         raise ExportError(
             f"{source} is not quantized: --sparse-kernels takes an ONNX file of 8-bit integers, "
             "such as st3fx quantize writes, or a bundle or SPEC for kernels in fp32"

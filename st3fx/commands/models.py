@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from st3fx.api import convert, fold
 from st3fx.commands.convert import located, restored
-from st3fx.errors import EmptyLayerWarning, ExportError, SpecError
+from st3fx.errors import EmptyLayerWarning, ExportError, SpecError, St3fxError
 from st3fx.export.export_result import Size
 from st3fx.export.weights import size_of_tensors
 from st3fx.files.bundle import read_bundle
@@ -25,6 +26,7 @@ from st3fx.modules.marks import is_state
 from st3fx.modules.unwrap import make_permanent
 from st3fx.sparsifier.run import run_of
 from st3fx.sparsifier.sparsifier import Sparsifier
+from st3fx.training.folder import RunFolder
 
 _FEW = 1e-3
 """Up to this share zeros are those of random weights: a ResNet-50 has four in 25 million."""
@@ -59,6 +61,27 @@ class Request:
     def is_bundle(self) -> bool:
         """Whether ``spec`` is a folder: then it can be nothing else."""
         return Path(self.spec).is_dir()
+
+
+def of_run(request: Request, error: type[St3fxError]) -> tuple[Request, RunFolder | None]:
+    """The trained model where the folder of a run is named; and that run.
+
+    Args:
+        request: ``spec`` may be the folder of a run.
+        error: Raised.
+
+    Raises:
+        St3fxError: Of the class ``error``, when a run has no model yet.
+    """
+    run = RunFolder(Path(request.spec))
+    if not run.settings.is_file():
+        return request, None
+    if not run.bundle.is_dir():
+        raise error(
+            f"{run.path} has no {run.bundle.name} yet: its training has not ended; go on with "
+            f"it by st3fx train --resume {run.path}"
+        )
+    return dataclasses.replace(request, spec=str(run.bundle)), run
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from st3fx import runtime
 from st3fx.commands.export import export_onnx
-from st3fx.commands.models import Request, folded
+from st3fx.commands.models import Request, folded, of_run
 from st3fx.commands.progress import silent
 from st3fx.commands.train import data_settings
 from st3fx.data import Data, DataSettings, make_data
@@ -426,7 +426,7 @@ class Subject:
     def target(self) -> Path:
         """Where the file is written if nothing is said: in the run, else here."""
         if self.run is not None:
-            return self.run.path / f"{self.run.bundle.stem}{SUFFIX}"
+            return self.run.int8
         return Path(f"{self.request.name}{SUFFIX}")
 
 
@@ -440,19 +440,11 @@ def subject(request: Request, data: Mapping[str, Any]) -> Subject:
     Raises:
         QuantizeError: When a run has no model yet.
     """
-    folder = RunFolder(Path(request.spec))
-    run = folder if folder.settings.is_file() else None
-    if run is not None:
-        if not run.bundle.is_dir():
-            raise QuantizeError(
-                f"{run.path} has no {run.bundle.name} yet: its training has not ended; go on with "
-                f"it by st3fx train --resume {run.path}"
-            )
-        request = dataclasses.replace(request, spec=str(run.bundle))
+    request, run = of_run(request, QuantizeError)
     is_bundle = (Path(request.spec) / MANIFEST).is_file()
-    of_run = run or RunFolder(Path(request.spec).resolve().parent)
-    if is_bundle and of_run.settings.is_file() and "data" not in data:
-        known = from_dict(read_toml(of_run.settings), str(of_run.settings))
+    around = run or RunFolder(Path(request.spec).resolve().parent)
+    if is_bundle and around.settings.is_file() and "data" not in data:
+        known = from_dict(read_toml(around.settings), str(around.settings))
         settings = dataclasses.replace(known, **data)
     elif "data" in data:
         settings = TrainingSettings(spec=request.spec, **data)

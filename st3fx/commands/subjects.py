@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from st3fx import runtime
 from st3fx.bench import onnx_call, onnx_file
 from st3fx.bench.dense import write_dense
-from st3fx.bench.onnx_file import has_sparse_operators, is_wanted, noted_shapes, read_inputs
+from st3fx.bench.onnx_file import (
+    has_sparse_operators,
+    is_quantized,
+    is_wanted,
+    noted_shapes,
+    read_inputs,
+)
 from st3fx.bench.variant import Array, BenchSettings, Variant
 from st3fx.commands.analyze import count_flops
 from st3fx.commands.eager import PREPARE
@@ -26,9 +32,11 @@ from st3fx.commands.models import Request, folded, no_example
 from st3fx.errors import BenchError, FlopsError
 from st3fx.export.batch import batched, repeated
 from st3fx.export.call import Call, unique
+from st3fx.export.quantized import write_lowered
 from st3fx.flops.flops_report import FlopsReport
 from st3fx.plan.example import Example
-from st3fx.runtime.operators import Shape
+from st3fx.runtime.operators import Shape, plain_path
+from st3fx.training.folder import RunFolder
 
 Report = Callable[[str], None]
 
@@ -48,7 +56,10 @@ class Subject:
         request: What it was exported from; ``None`` for an ONNX file, or a model in memory.
         is_file: Whether it was given as an ONNX file.
         skips_zeros: Whether it has sparse operators.
+        integers: Whether its products are of 8-bit integers.
         kernels: Its form with sparse operators; ``None`` where there is none.
+        int8: Its form in 8-bit integers, from the run that it was trained in; ``None`` likewise.
+        said: What a reader should know of it.
     """
 
     name: str
@@ -61,7 +72,10 @@ class Subject:
     request: Request | None = None
     is_file: bool = False
     skips_zeros: bool = False
+    integers: bool = False
     kernels: Path | None = None
+    int8: Subject | None = None
+    said: str = ""
 
 
 def from_file(
@@ -84,8 +98,50 @@ def from_file(
     for size in settings.batch_sizes or (batch,):
         onnx_file.sized(ports, size, shapes, str(path))  # now rather than after minutes of work
     about = _counted(path, onnx_file.sized(ports, batch, shapes, str(path)), report)
-    skips = has_sparse_operators(path)
-    return Subject(path.name, path, inputs, batch, **about, is_file=True, skips_zeros=skips)
+    return Subject(
+        path.name, path, inputs, batch, **about, is_file=True,
+        skips_zeros=has_sparse_operators(path), integers=is_quantized(path),
+    )  # fmt: skip
+
+
+def with_kernels(
+    subject: Subject, folder: Path, settings: BenchSettings, report: Report
+) -> Subject:
+    """A quantized file, and what ``st3fx export --sparse-kernels`` makes of it.
+
+    Raises:
+        ExportError: As ``write_lowered``.
+    """
+    if not (subject.integers and subject.zeros and is_wanted(settings)) or subject.skips_zeros:
+        return subject
+    names = [port.name for port in read_inputs(subject.path, custom_ops=True)]
+    feed = dict(zip(names, subject.inputs(subject.batch), strict=True))
+    folder.mkdir(parents=True, exist_ok=True)
+    written = write_lowered(subject.path, folder / "int8.sparse.onnx", [feed], progress=report)
+    return dataclasses.replace(subject, kernels=written.path)
+
+
+def with_int8(
+    subject: Subject, run: RunFolder, folder: Path, settings: BenchSettings, report: Report
+) -> Subject:
+    """The model of a run, with its form in integers if it has been quantized.
+
+    Raises:
+        BenchError: When that file cannot be run.
+    """
+    if not run.int8.is_file():
+        said = f"Not measured in INT8: st3fx quantize {run.path} writes {run.int8}."
+        return dataclasses.replace(subject, said=said)
+    ports, arrays = read_inputs(run.int8), subject.inputs(subject.batch)
+    try:
+        shapes = [array.shape for array in arrays]
+        if onnx_file.sized(ports, subject.batch, shapes) != tuple(shapes):
+            raise BenchError("it was made for inputs of other sizes")
+    except BenchError as error:
+        return dataclasses.replace(subject, said=f"Not measured in INT8, {run.int8}: {error}.")
+    about = _counted(run.int8, shapes, report)
+    int8 = Subject(run.int8.name, run.int8, subject.inputs, subject.batch, **about, integers=True)
+    return dataclasses.replace(subject, int8=with_kernels(int8, folder, settings, report))
 
 
 def from_request(
@@ -187,11 +243,11 @@ def _array(tensor: Tensor) -> Array:
     return array
 
 
-DENSE_ROW = "dense"
-"""Name of the row of a model without its zeros."""
+DENSE_ROW, DENSE_INT8 = "dense", "dense INT8"
+"""Names of the rows of a model without its zeros."""
 
-SPARSE = "sparse kernels"
-"""Name of the row of a model in its sparse form."""
+SPARSE, SPARSE_INT8 = "sparse kernels", "sparse INT8 kernels"
+"""Names of the rows of a model in its sparse form."""
 
 
 def variants(
@@ -208,19 +264,23 @@ def variants(
     first = subjects[0]
     rows = []
     if wants_dense(subjects):
-        report("dense")
-        dense = folder / "dense.onnx"
-        # Where zeros are in no weight as it is stored (computed, packed) some would be left.
-        if write_dense(first.path, dense, first.zeros) == sum(first.zeros.values()):
-            blank = dataclasses.replace(first, sparsity=0.0, bound=None, skips_zeros=False)
-            rows.append(_variant(DENSE_ROW, dense, blank, settings))
+        rows += _dense(first, folder, settings, report)
     names = unique(_names(subjects))
     for name, subject in zip(names, subjects, strict=True):
+        prefix = "" if len(subjects) == 1 else f"{name}, "
         rows.append(_variant(name, subject.path, subject, settings))
-        if subject.kernels is not None:
-            title = SPARSE if len(subjects) == 1 else f"{name}, {SPARSE}"
-            sparse = dataclasses.replace(subject, path=subject.kernels, skips_zeros=True)
-            rows.append(_variant(title, sparse.path, sparse, settings))
+        int8 = subject.int8
+        if int8 is not None and int8.zeros:
+            place = folder / f"int8-{len(rows)}"
+            dense = _dense(int8, place, settings, report)
+            rows += [dataclasses.replace(row, name=f"{prefix}{row.name}") for row in dense]
+        elif int8 is not None:
+            rows.append(_variant(f"{prefix}{DENSE_INT8}", int8.path, int8, settings))
+        for each in (subject, int8):
+            if each is not None and each.kernels is not None:
+                title = f"{prefix}{SPARSE_INT8 if each.integers else SPARSE}"
+                sparse = dataclasses.replace(each, path=each.kernels, skips_zeros=True)
+                rows.append(_variant(title, sparse.path, sparse, settings))
     if settings.torch and first.request is None:
         raise BenchError(
             "rows by PyTorch need a bundle or a SPEC first: an ONNX file is no PyTorch model"
@@ -232,6 +292,35 @@ def variants(
             Variant(f"torch {mode}", PREPARE, arguments, first.inputs, first.sparsity, first.bound)
         )
     return rows
+
+
+def _dense(
+    subject: Subject, folder: Path, settings: BenchSettings, report: Callable[[str], None]
+) -> list[Variant]:
+    """The dense counterpart of a file, or none.
+
+    Where zeros are in no weight as it is stored (computed, packed) some would be left.
+    """
+    report("dense")
+    folder.mkdir(parents=True, exist_ok=True)
+    path, subject = folder / "dense.onnx", _as_it_was(subject, report)
+    if write_dense(subject.path, path, subject.zeros) != sum(subject.zeros.values()):
+        return []
+    blank = dataclasses.replace(subject, sparsity=0.0, bound=None, skips_zeros=False)
+    return [_variant(DENSE_INT8 if subject.integers else DENSE_ROW, path, blank, settings)]
+
+
+def _as_it_was(subject: Subject, report: Callable[[str], None]) -> Subject:
+    """The file that one with INT8 kernels was made from, where it lies beside that.
+
+    ONNX Runtime runs it faster than what our operators become when they are written as ONNX's.
+    """
+    path = plain_path(subject.path)
+    if not (subject.integers and subject.skips_zeros and path.is_file()):
+        return subject
+    about = _counted(path, [array.shape for array in subject.inputs(subject.batch)], report)
+    same = about["sparsity"] == subject.sparsity and about["bound"] == subject.bound
+    return dataclasses.replace(subject, path=path, zeros=about["zeros"]) if same else subject
 
 
 def wants_dense(subjects: Sequence[Subject]) -> bool:
@@ -251,7 +340,7 @@ def _variant(name: str, path: Path, subject: Subject, settings: BenchSettings) -
     }
     return Variant(
         name, onnx_call.PREPARE, arguments, subject.inputs, subject.sparsity, subject.bound,
-        subject.skips_zeros,
+        subject.skips_zeros, subject.integers,
     )  # fmt: skip
 
 

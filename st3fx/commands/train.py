@@ -271,6 +271,8 @@ def _write(run: Prepared, result: TrainResult, model: nn.Module) -> TrainResult:
     session, folder = run.session, run.session.folder
     session.report.stage("write")
     model = model.to("cpu")
+    for old in folder.quantized:
+        old.unlink(missing_ok=True)  # they were made of the bundle before
     save_bundle(model, run.recipe, folder.bundle, force=True)
     # Copies: safetensors refuses tied tensors, and the reader wants every key.
     folded = {key: value.clone().contiguous() for key, value in fold(model).state_dict().items()}

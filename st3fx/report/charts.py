@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from st3fx.bench.bench_result import BenchResult, BenchRow
+from st3fx.bench.bench_result import BenchResult, BenchRow, Ratio
 from st3fx.flops.flops_report import FlopsReport, LayerFlops
 from st3fx.report import markup
 from st3fx.report.chart import Axis, Bar, BarChart, Histogram, LineChart, Series
@@ -62,17 +62,21 @@ def latency_chart(bench: BenchResult) -> BarChart:
 
 def latency_table(bench: BenchResult) -> Table:
     """A line for each variant."""
+    integers = any(row.int8_ratio for row in bench.rows)
     columns = [
         Column("variant"), Column("runtime"), Column("batch", number=True),
         Column("threads", number=True), Column("median", number=True), Column("p95", number=True),
         Column("spread", number=True), Column("per second", number=True),
-        Column("times as fast", number=True), Column("peak memory", number=True),
+        Column("times as fast", number=True),
+        *([Column("times dense INT8", number=True)] if integers else []),
+        Column("peak memory", number=True),
     ]  # fmt: skip
     rows = [
         (
             row.name, row.runtime, f"{row.batch or '–'}", f"{row.threads}",
             markup.milliseconds(row.median_ms), markup.milliseconds(row.p95_ms),
-            markup.milliseconds(row.spread_ms), f"{row.items_per_second:,.0f}", _ratio(row),
+            markup.milliseconds(row.spread_ms), f"{row.items_per_second:,.0f}",
+            _ratio(row.ratio), *([_ratio(row.int8_ratio)] if integers else []),
             "–" if row.peak_memory is None else markup.size(row.peak_memory),
         )
         for row in bench.rows
@@ -104,14 +108,14 @@ def _tip(row: BenchRow) -> str:
     lines = [f"{row.name}, {row.runtime}", f"batch {row.batch}, {row.threads} threads",
              f"median {markup.milliseconds(row.median_ms)}, p95 {markup.milliseconds(row.p95_ms)}",
              f"{row.iterations:,} calls in {row.rounds} rounds"]  # fmt: skip
-    return "\n".join([*lines, *([f"{_ratio(row)} as fast"] if row.ratio else [])])
+    return "\n".join([*lines, *([f"{_ratio(row.ratio)} as fast"] if row.ratio else [])])
 
 
-def _ratio(row: BenchRow) -> str:
-    if row.ratio is None:
+def _ratio(ratio: Ratio | None) -> str:
+    if ratio is None:
         return "baseline"
-    low, high = markup.three(row.ratio.low), markup.three(row.ratio.high)
-    return f"{markup.times(row.ratio.median)} ({low} to {high})"
+    low, high = markup.three(ratio.low), markup.three(ratio.high)
+    return f"{markup.times(ratio.median)} ({low} to {high})"
 
 
 MOST_POINTS = 400

@@ -64,6 +64,18 @@ class RunFolder:
         return self.path / "folded.safetensors"
 
     @property
+    def int8(self) -> Path:
+        """The model in 8-bit integers, as ``st3fx quantize`` writes it."""
+        return self.path / "model.int8.onnx"
+
+    @property
+    def quantized(self) -> tuple[Path, ...]:
+        """All that it writes: these files hold for one bundle."""
+        sparse = self.int8.with_name(f"{self.int8.stem}.sparse.onnx")
+        files = [each for path in (self.int8, sparse) for each in (path, Path(f"{path}.data"))]
+        return (*files, self.path / "quantize.json")
+
+    @property
     def bench(self) -> Path:
         """What ``st3fx bench -x`` measured, for the report."""
         return self.path / "bench.json"
@@ -97,7 +109,7 @@ class RunFolder:
         """
         try:
             files = (self.log, self.last, self.best, self.curves, self.folded)
-            for old in (*files, self.bench, self.report):
+            for old in (*files, *self.quantized, self.bench, self.report):
                 old.unlink(missing_ok=True)
             for folder in (self.tensorboard, self.bundle):
                 if folder.exists():

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from st3fx.bench.bench_result import FORMAT, BenchResult, read_result
+from st3fx.bench.bench_result import FORMAT, BenchResult, Ratio, read_result
 from st3fx.errors import BenchError
 from tests.bench.made import result, row
 
 
 def test_a_file_gives_the_same_back(tmp_path: Path) -> None:
-    made = result(row("dense"), row("folded", (0.9, 1.0, 1.1), peak_memory=None, skips_zeros=True))
+    about = {"skips_zeros": True, "integers": True, "int8_ratio": Ratio(2.0, 1.9, 2.1)}
+    made = result(row("dense"), row("folded", (0.9, 1.0, 1.1), peak_memory=None, **about))
     path = tmp_path / "out.json"
     made.write(path)
     again = read_result(path)
@@ -22,8 +23,16 @@ def test_a_file_gives_the_same_back(tmp_path: Path) -> None:
     assert again.rows[1].ratio is not None
     assert (again.rows[0].ratio, again.rows[1].ratio.low) == (None, 0.9)
     data = json.loads(path.read_text())
-    assert (data["format"], data["format_version"]) == ("st3fx-bench", 1)
+    assert (data["format"], data["format_version"]) == ("st3fx-bench", 2)
+    assert again.rows[1].int8_ratio == Ratio(2.0, 1.9, 2.1)
     assert data["rows"][1]["ratio"] == {"median": 1.0, "low": 0.9, "high": 1.1}
+
+
+def test_a_file_of_the_version_before_integers() -> None:
+    data = {**result().to_dict(), "format_version": 1}
+    for values in data["rows"]:
+        del values["integers"], values["int8_ratio"]
+    assert BenchResult.from_dict(data) == result()
 
 
 def test_json_values_alone(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from st3fx.bench.bench_result import make_rows, ratio
@@ -31,6 +33,27 @@ def test_a_row_is_over_all_calls() -> None:
     assert dense.items_per_second == pytest.approx(4 * 101 / sum(seconds))
     assert (dense.iterations, dense.rounds, dense.batch, dense.threads) == (101, 2, 4, 2)
     assert (dense.peak_memory, dense.load_seconds) == (1000, 0.5)
+
+
+def test_rows_are_compared_with_dense_integers_too() -> None:
+    variants = [
+        fake("dense"),
+        dataclasses.replace(fake("dense INT8"), integers=True, sparsity=0.0),
+        dataclasses.replace(fake("sparse INT8 kernels"), integers=True, sparsity=0.9),
+    ]
+    timings = [_timing((6.0,), (12.0,)), _timing((3.0,), (6.0,)), _timing((1.0,), (2.0,))]
+    dense, int8, sparse = make_rows(variants, timings, batch=1, threads=1)
+    assert dense.int8_ratio is not None
+    assert dense.int8_ratio.median == 0.5
+    assert int8.int8_ratio is None
+    assert int8.ratio is not None
+    assert (int8.ratio.median, int8.integers, dense.integers) == (2.0, True, False)
+    assert sparse.ratio is not None
+    assert sparse.int8_ratio is not None
+    assert (sparse.ratio.median, sparse.int8_ratio.median) == (6.0, 3.0)
+    # Where it is the baseline itself one ratio says all.
+    first, second = make_rows(variants[1:], timings[1:], batch=1, threads=1)
+    assert (first.int8_ratio, second.int8_ratio) == (None, None)
 
 
 def test_the_baseline_alone_has_no_ratio() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 
+from st3fx.bench.bench_result import BenchRow, Ratio
 from st3fx.bench.verdict import judge, verdict
 from tests.bench.made import row
 
@@ -48,7 +52,11 @@ def test_kernels_that_skip_zeros() -> None:
     folded = row("folded", (0.99, 1.0, 1.01), sparsity=0.9, bound=8.0)
     sparse = row("sparse kernels", (2.7, 2.8, 2.9), sparsity=0.9, bound=8.0, skips_zeros=True)
     said = verdict([DENSE, folded, sparse], cores=2)
-    assert said[1].startswith("sparse kernels: faster than dense, 2.80 times (half of the")
+    assert said[0] == (
+        "Fastest: sparse kernels, 2.80 times (half of the rounds from 2.70 to 2.90) as fast as "
+        "dense, at batch 1 with 1 thread."
+    )
+    assert said[1].startswith("folded: no faster than dense")
     assert said[2].startswith(
         "ONNX Runtime multiplies zeros like any other number: those of folded"
     )
@@ -57,6 +65,61 @@ def test_kernels_that_skip_zeros() -> None:
         "with 1 thread."
     )
     assert len(said) == 4
+
+
+def _in_integers(batch: int, speed: float) -> list[BenchRow]:
+    """Four rows; in integers dense is twice as fast as in fp32."""
+    about: dict[str, Any] = {"batch": batch, "sparsity": 0.9, "bound": 8.0, "skips_zeros": True}
+    int8 = Ratio(speed / 2, speed / 2 - 0.1, speed / 2 + 0.1)
+    return [
+        dataclasses.replace(DENSE, batch=batch),
+        row("dense INT8", (1.95, 2.0, 2.05), batch=batch, sparsity=0.0, integers=True),
+        row("sparse kernels", (2.7, 2.8, 2.9), **about),
+        row("sparse INT8 kernels", (speed - 0.1, speed, speed + 0.1), **about, integers=True,
+            int8_ratio=int8),
+    ]  # fmt: skip
+
+
+def test_the_fastest_is_named_once_with_its_instructions() -> None:
+    said = verdict(_in_integers(1, 6.0), cores=2, isa="avx2")
+    assert said == (
+        (
+            "Fastest: sparse INT8 kernels, by kernels for avx2, 6.00 times (half of the rounds "
+            "from 5.90 to 6.10) as fast as dense and 3.00 times (half of the rounds from 2.90 to "
+            "3.10) as fast as dense INT8, at batch 1 with 1 thread."
+        ),
+        (
+            "dense INT8: faster than dense, 2.00 times (half of the rounds from 1.95 to 2.05) as "
+            "fast, at batch 1 with 1 thread."
+        ),
+        (
+            "sparse kernels: faster than dense, 2.80 times (half of the rounds from 2.70 to 2.90) "
+            "as fast, at batch 1 with 1 thread."
+        ),
+        (
+            "sparse kernels: 2.80 of the 8.00 times that the multiplications left allow, at batch "
+            "1 with 1 thread."
+        ),
+        (
+            "sparse INT8 kernels: 3.00 of the 8.00 times that the multiplications left allow, at "
+            "batch 1 with 1 thread."
+        ),
+    )
+
+
+def test_another_is_the_fastest_at_another_batch() -> None:
+    said = verdict([*_in_integers(1, 6.0), *_in_integers(8, 1.5)], cores=2, isa="avx2")
+    assert said[0].startswith("Fastest: sparse INT8 kernels, by kernels for avx2, 6.00 times")
+    assert said[0].endswith("at batch 1 with 1 thread.")
+    assert said[1].startswith("Fastest: sparse kernels, by kernels for avx2, 2.80 times")
+    assert said[1].endswith("as fast as dense, at batch 8 with 1 thread.")
+    both = verdict([*_in_integers(1, 6.0), *_in_integers(8, 4.0)], cores=2)
+    assert both[0] == (
+        "Fastest: sparse INT8 kernels, 4.00 to 6.00 times as fast as dense and 2.00 to 3.00 times "
+        "as fast as dense INT8, at batch 1 and 8 with 1 thread."
+    )
+    slow = [DENSE, row("a", (0.98, 1.0, 1.01)), row("b", (0.5, 0.6, 0.7))]
+    assert not any(sentence.startswith("Fastest") for sentence in verdict(slow, cores=2))
 
 
 def test_zeros_that_do_pay_are_not_called_useless() -> None:

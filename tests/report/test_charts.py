@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
+from st3fx.bench.bench_result import Ratio
 from st3fx.report.chart import BarChart, Chart, Histogram, LineChart
 from st3fx.report.charts import (
     MOST_POINTS,
     best,
     label,
     latency_chart,
+    latency_table,
     macs_chart,
     sparsity_chart,
     training_charts,
@@ -113,6 +115,18 @@ def test_latency_compares_with_the_baseline_of_the_same_batch() -> None:
     assert found is not None
     assert [label(row, bench) for row in found] == ["folded, batch 1", "dense, batch 1"]
     assert best(dataclasses.replace(bench, rows=bench.rows[:1])) is None
+
+
+def test_a_ratio_to_dense_integers_has_a_column_where_there_is_one() -> None:
+    bench = bench_result()
+    names = [column.name for column in latency_table(bench).columns]
+    assert "times dense INT8" not in names
+    first, second, *rest = bench.rows
+    second = dataclasses.replace(second, integers=True, int8_ratio=Ratio(3.0, 2.9, 3.1))
+    table = latency_table(dataclasses.replace(bench, rows=(first, second, *rest)))
+    place = [column.name for column in table.columns].index("times dense INT8")
+    assert [row[place] for row in table.rows[:2]] == ["baseline", "3.00 times (2.90 to 3.10)"]
+    assert {len(row) for row in table.rows} == {len(names) + 1}
 
 
 def all_charts() -> list[Chart]:
