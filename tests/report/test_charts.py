@@ -125,7 +125,10 @@ def test_a_ratio_to_dense_integers_has_a_column_where_there_is_one() -> None:
     second = dataclasses.replace(second, integers=True, int8_ratio=Ratio(3.0, 2.9, 3.1))
     table = latency_table(dataclasses.replace(bench, rows=(first, second, *rest)))
     place = [column.name for column in table.columns].index("times dense INT8")
-    assert [row[place] for row in table.rows[:2]] == ["baseline", "3.00 times (2.90 to 3.10)"]
+    assert [row[place] for row in table.rows[:2]] == [
+        "baseline",
+        "3.00\N{NO-BREAK SPACE}× (2.90 to 3.10)",
+    ]
     assert {len(row) for row in table.rows} == {len(names) + 1}
 
 
