@@ -266,31 +266,54 @@ def _goes_on(source: Source, after: Numbers) -> bool:
 def _places(
     quantize: ir.Node, found: Cone, seen: Sequence[Picture], channels: int
 ) -> tuple[int, ...] | None:
-    """Which channel of all sources each output channel is; ``None`` where pixels move too."""
-    height, width = (5 if size is None else size for size in (seen[0].height, seen[0].width))
-    if any((one.height, one.width) != (seen[0].height, seen[0].width) for one in seen):
-        return None
-    total = sum(one.channels for one in seen)
-    by_channel = np.broadcast_to(np.arange(total).reshape(1, -1, 1, 1), (1, total, height, width))
-    pixels_ = np.arange(height * width).reshape(1, 1, height, width)
-    by_pixel = np.broadcast_to(pixels_, by_channel.shape)
+    """Which channel of all sources each output channel is; ``None`` where more moves than those."""
     nodes = [node for node in found.nodes if not is_op(node, *_CONVERSIONS)]
-    if not nodes:
+    value, size = quantize.inputs[0], (seen[0].height, seen[0].width)
+    if not nodes or value is None or any((one.height, one.width) != size for one in seen):
         return None
-    value = quantize.inputs[0]
-    assert value is not None
-    splits = np.cumsum([one.channels for one in seen])[:-1]
+    if not all(_stays_inside(node, free=None in size) for node in nodes):
+        return None
+    height, width = (5 if side is None else side for side in size)
+    batch = next(iter(found.sources[0][0].shape or (2,)))
+    counts = [one.channels for one in seen]
+    shape = (batch if isinstance(batch, int) else 2, sum(counts), height, width)
     results = []
-    for numbers_ in (by_channel, by_pixel):
-        parts = np.split(numbers_.astype(np.float32), splits, axis=1)
+    for axes in ((1,), (0,), (2, 3)):
+        given = _counted(shape, axes)
+        parts = np.split(given, np.cumsum(counts)[:-1], axis=1)
         result = _moved_numbers(found, nodes, parts, value)
-        if result is None or result.shape != (1, channels, height, width):
+        if result is None or result.shape != (shape[0], channels, height, width):
+            return None
+        if 1 not in axes and (result != given[:, :1]).any():
             return None
         results.append(result)
-    went, pixels = results
-    if (went != went[:, :, :1, :1]).any() or (pixels != by_pixel[:, :1]).any():
+    went = results[0]
+    if (went != went[:1, :, :1, :1]).any():
         return None
     return tuple(int(place) for place in went[0, :, 0, 0])
+
+
+def _counted(shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
+    """Numbers that say where on some axes they are."""
+    sizes = [shape[axis] if axis in axes else 1 for axis in range(len(shape))]
+    numbers_ = np.arange(np.prod(sizes), dtype=np.float32).reshape(sizes)
+    return np.broadcast_to(numbers_, shape)
+
+
+def _stays_inside(node: ir.Node, *, free: bool) -> bool:
+    """Whether a node takes parts of no batch, and of no image whose size is free."""
+    if not is_op(node, "Gather", "Slice", "Split", "Concat"):
+        return not free or is_op(node, "Identity")
+    source = node.inputs[0]
+    rank = len(source.shape) if source is not None and source.shape is not None else 0
+    if node.op_type == "Slice":
+        listed = constant(node.inputs[3]) if len(node.inputs) > 3 else None
+    else:
+        listed = np.array([node.attributes.get_int("axis", 0)])
+    if listed is None or not rank:
+        return False
+    axes = {int(axis) % rank for axis in listed.reshape(-1)}
+    return axes == {1} if free else 0 not in axes
 
 
 def _moved_numbers(

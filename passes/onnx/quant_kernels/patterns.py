@@ -101,6 +101,9 @@ def addition(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbers) ->
     pictures = [picture(value) for value in behind.inputs]
     if None in pair or None in pictures or pictures[0] != pictures[1] or pictures[0] is None:
         return None
+    batches = [next(iter(value.shape)) for value in behind.inputs if value and value.shape]
+    if len({size if isinstance(size, int) else None for size in batches}) > 1:
+        return None  # one of them is repeated
     (first, a), (second, b) = pair  # type: ignore[misc]
     factors = a.scale / after.scale, b.scale / after.scale
     attributes = {

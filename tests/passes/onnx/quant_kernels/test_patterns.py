@@ -479,6 +479,36 @@ def test_several_readers(build: Build) -> None:
     assert np.abs(value - wanted).max() <= 0.1001
 
 
+def first_sample(net: Net) -> str:
+    start = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    bounds = (net.hold(np.array([value])) for value in (0, 1, 0))
+    return net.q(net.op("Slice", start, *bounds), 0.03, 110)
+
+
+def first_rows(net: Net) -> str:
+    start = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    bounds = (net.hold(np.array([value])) for value in (0, 7, 2))
+    return net.q(net.op("Slice", start, *bounds), 0.03, 110)
+
+
+def other_way(net: Net) -> str:
+    start = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    return net.q(net.op("Transpose", start, perm=[0, 1, 3, 2]), 0.03, 110)
+
+
+@pytest.mark.parametrize("build", [first_sample, first_rows, other_way], ids=_name)
+@pytest.mark.parametrize("shape", [IMAGES, ("N", 8, "H", "W")], ids=["sizes", "free"])
+def test_moves_of_pixels_and_samples_are_none_of_channels(
+    build: Build, shape: tuple[int | str, ...]
+) -> None:
+    net = Net(*shape)
+    model = net.model(build(net))
+    net.shape = ("N", 8, 9, 11)
+    result = agree(model, net.feeds(3))
+    assert "QuantChannels" not in result.report.operators
+    assert result.report.ours == 1
+
+
 def test_conversions_that_nothing_needs_are_not_put_in() -> None:
     net = Net(*IMAGES)
     start = net.q("x")
