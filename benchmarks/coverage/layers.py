@@ -31,14 +31,13 @@ def set_layer_sparsity(
     """
     sparsifier.set_sparsity(0.0)
     latent = sparsifier.effective_weights()
-    buffers = dict(model.named_buffers(remove_duplicate=False))
     for site in sparsifier.plan.sites:
         magnitudes = latent[site.name].flatten()[:: site.numel // _SAMPLES + 1].abs().float()
         rank = max(1, round(sparsity * magnitudes.numel()))
         threshold = magnitudes.kthvalue(rank).values
         for home in homes(site):
             owner, _, parameter = home.rpartition(".")
-            buffers[f"{owner}.{state_name(parameter, 'threshold')}".lstrip(".")].fill_(threshold)
+            getattr(model.get_submodule(owner), state_name(parameter, "threshold")).fill_(threshold)
     del latent
     effective = sparsifier.effective_weights()
     return {name: int((weight == 0).sum()) for name, weight in effective.items()}
