@@ -83,6 +83,11 @@ def max_pool_rescaled(net: Net) -> str:
     return net.q(net.op("Relu", net.op("MaxPool", inner, kernel_shape=[2, 2])), 0.02, 10)
 
 
+def max_pool_other_scale(net: Net) -> str:
+    inner = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
+    return net.q(net.op("MaxPool", inner, kernel_shape=[2, 2]), 0.02, 40)
+
+
 def average_pool(net: Net) -> str:
     inner = net.q(net.conv(net.q("x"), 8, 8), 0.03, 110)
     about = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}
@@ -159,6 +164,8 @@ CASES: list[tuple[Build, dict[str, int]]] = [
     (max_pool, {"QuantizeImage": 1, "QuantConv": 1, "QuantMaxPool": 1, "DequantizeImage": 1}),
     (max_pool_rescaled, {"QuantizeImage": 1, "QuantConv": 1, "QuantMaxPool": 1, "QuantLookup": 1,
                          "DequantizeImage": 1}),
+    (max_pool_other_scale, {"QuantizeImage": 1, "QuantConv": 1, "QuantMaxPool": 1,
+                            "QuantLookup": 1, "DequantizeImage": 1}),
     (average_pool, {"QuantizeImage": 1, "QuantConv": 1, "QuantAveragePool": 1,
                     "DequantizeImage": 1}),
     (squeeze_and_excite, {"QuantizeImage": 1, "QuantConv": 2, "QuantGlobalAveragePool": 1,
