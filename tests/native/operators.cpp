@@ -2,10 +2,18 @@
 // has, several calls at once on several threads, and compares them with the scalar reference; then
 // damaged weights, which must be refused or run, but never read what is not there.
 //
-//     operators LIBRARY [CASES]
+//     operators LIBRARY [CASES [FORKS]]
+//
+// With FORKS the process is forked so many times while threads run operators, and each child runs one
+// too: it must not wait for what a thread that it does not have holds.
 #include <dlfcn.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -237,6 +245,49 @@ void damage(Generator& g, Case& c) {
   }
 }
 
+/// Children of a busy process that did not end well within ten seconds.
+int failed_forks(int forks) {
+  Generator g(0);
+  Case c;
+  c.op = "SparseLinear";
+  c.node.integers["features"] = {4};
+  c.x = normal(g, {2, 4});
+  sparse_weights(g, c, 64, 4, 0.5);  // hardly anything but working memory that is taken and given
+  c.bias = normal(g, {64});
+  c.node.constants = {nullptr, &c.values, &c.columns, &c.starts, &c.bias};
+  void* kernel = create(c);
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 3; ++t)
+    threads.emplace_back([&, own = c]() mutable {
+      own.node.constants = c.node.constants;
+      while (!stop) run(own, kernel, 1);
+    });
+  int failed = 0;
+  for (int i = 0; i < forks; ++i) {
+    const pid_t child = fork();
+    if (child == 0) {
+      run(c, kernel, 1);
+      _exit(0);
+    }
+    int status = 0;
+    bool ended = false;
+    for (int ms = 0; ms < 10000 && !ended; ++ms) {
+      ended = waitpid(child, &status, WNOHANG) == child;
+      if (!ended) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    if (!ended) {
+      kill(child, SIGKILL);
+      waitpid(child, &status, 0);
+    }
+    failed += !ended || status != 0;
+  }
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+  find(c.op)->destroy(kernel);
+  return failed;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -295,5 +346,8 @@ int main(int count, char** arguments) {
     }
   }
   std::printf("%d results compared, %d wrong; %d damaged weights refused\n", compared, wrong, refused);
-  return wrong != 0 || refused == 0;
+  const int forks = count > 3 ? std::atoi(arguments[3]) : 0;
+  const int failed = forks ? failed_forks(forks) : 0;
+  if (forks) std::printf("%d forks, %d children failed\n", forks, failed);
+  return wrong != 0 || refused == 0 || failed != 0;
 }

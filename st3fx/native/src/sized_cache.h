@@ -2,13 +2,14 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 
+#include "brief_lock.h"
 #include "layout.h"
 
 namespace st3fx {
 
-/// Safe to use from several runs at once: who holds a result keeps it.
+/// Safe to use from several runs at once: who holds a result keeps it, and who finds the cache busy
+/// works out one of its own.
 template <class Result>
 class SizedCache {
  public:
@@ -16,19 +17,17 @@ class SizedCache {
   template <class WorkOut>
   std::shared_ptr<const Result> get(const Images& images, const WorkOut& work_out) {
     const Shape shape = images.shape();
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (last_ && shape_ == shape) return last_;
-    }
+    if (const BriefLock lock(busy_); lock && last_ && shape_ == shape) return last_;
     auto made = std::make_shared<const Result>(work_out());
-    std::lock_guard<std::mutex> lock(mutex_);
-    shape_ = shape;
-    last_ = made;
+    if (const BriefLock lock(busy_); lock) {
+      shape_ = shape;
+      last_ = made;
+    }
     return made;
   }
 
  private:
-  std::mutex mutex_;
+  std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
   Shape shape_;
   std::shared_ptr<const Result> last_;
 };

@@ -77,11 +77,13 @@ SparseConv::SparseConv(const NodeInfo& node)
 /// The rows for a packing of their input, made when it is first needed: the images decide.
 const PackedRows& SparseConv::packed(Packing packing) const {
   Packed& found = packing == Packing::per_tap ? packed_->per_tap : packed_->gaps;
-  std::call_once(found.once, [&] {
-    found.rows =
-        pack_rows(matrix_, groups_, window_.taps(), block_columns(matrix_, window_, packing));
-  });
-  return found.rows;
+  if (const PackedRows* rows = found.rows.load()) return *rows;
+  // Two runs may both come here: one of them keeps what it made.
+  auto made = std::make_unique<const PackedRows>(
+      pack_rows(matrix_, groups_, window_.taps(), block_columns(matrix_, window_, packing)));
+  const PackedRows* there = nullptr;
+  if (found.rows.compare_exchange_strong(there, made.get())) there = made.release();
+  return *there;
 }
 
 void SparseConv::operator()(const Run& run) const {

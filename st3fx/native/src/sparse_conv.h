@@ -1,8 +1,8 @@
 // The operator SparseConv.
 #pragma once
 
+#include <atomic>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "kernels.h"
@@ -20,10 +20,11 @@ class SparseConv {
  private:
   struct Call;
   struct Sized;
-  /// Rows in the order for one packing of their input.
+  /// Rows in the order for one packing of their input, once they were needed.
   struct Packed {
-    std::once_flag once;
-    PackedRows rows;
+    std::atomic<const PackedRows*> rows{nullptr};
+
+    ~Packed() { delete rows.load(); }
   };
   struct PackedTwice {
     Packed gaps, per_tap;
