@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import Any
 
 import click
@@ -9,6 +11,7 @@ import click
 from st3fx.cli.completion import DATA, FOLDER, ONNX
 from st3fx.cli.options import force_option, given, json_option, model_options, prune_options
 from st3fx.cli.output import show, stdout_for
+from st3fx.cli.views.display import make_report
 from st3fx.cli.views.progress import Progress
 from st3fx.cli.views.quantize import print_quantize
 
@@ -79,6 +82,19 @@ DATA_SETTINGS = ("data", "data_path", "workers", "channels", "image_size")
     "by INT8 kernels that skip blocks of zeros, in sessions that st3fx.runtime.session opens.",
 )  # fmt: skip
 @click.option(
+    "--finetune", type=click.IntRange(1), metavar="EPOCHS",
+    help="Train for so many epochs with everything rounded as in the file; zeros stay.",
+)  # fmt: skip
+@click.option(
+    "--lr", type=float, metavar="X",
+    help="With --finetune, the learning rate, which falls to zero along a cosine.  "
+    "[default: 0.0003]",
+)  # fmt: skip
+@click.option(
+    "--learn-scales", is_flag=True,
+    help="With --finetune, train the scales of activations too; else they stay calibration's.",
+)  # fmt: skip
+@click.option(
     "--opset", type=int, metavar="N", help="Of the file, from 13 on.  [default: PyTorch's own]"
 )
 @click.option("-x", "--export", "record", metavar="FILE", help="Write the result as JSON.")
@@ -90,6 +106,9 @@ def quantize(
     calibration_images: int,
     held_out_images: int,
     test_images: int | None,
+    finetune: int | None,
+    lr: float | None,
+    learn_scales: bool,
     opset: int | None,
     record: str | None,
     force: bool,
@@ -109,6 +128,10 @@ def quantize(
     needed: by training samples that calibration has not seen, so that the test data, which has
     chosen nothing, tells what came of it.
 
+    With --finetune the file is trained, with everything rounded as in it, to give what the fp32
+    file gives on the training samples: weights and biases move, zeros do not. On a GPU where there
+    is one. Its steps are logged in RUN/finetune.jsonl. What stays in fp32 is chosen before.
+
     With --sparse-kernels a second file has our INT8 kernels, which skip blocks of zeros: train with
     --granularity block:4 for it. Its outputs and its accuracy are those of the first.
 
@@ -116,6 +139,7 @@ def quantize(
     Examples
       st3fx quantize runs/resnet20
       st3fx quantize runs/resnet20 --sparse-kernels
+      st3fx quantize runs/resnet20 --finetune 1
       st3fx quantize runs/resnet20 --max-drop 0.2
       st3fx quantize runs/resnet20/model.st3fx --calibration percentile --keep-fp32 conv1
       st3fx quantize torchvision:resnet50 --weights folded.safetensors --data imagefolder \\
@@ -126,6 +150,7 @@ def quantize(
     from st3fx.errors import QuantizeError
     from st3fx.export.quantized import default_name
     from st3fx.files.atomic import check_file
+    from st3fx.quantization.finetune import Course
     from st3fx.quantization.settings import Settings
 
     about = ("spec", "weights", "inputs", "seed", "sparsity", "allow_dense")
@@ -144,8 +169,18 @@ def quantize(
         else check_file(record, force=force, error=QuantizeError, in_folder=True)
     )
     images = Images(calibration_images, held_out_images, test_images)
-    with stdout_for(as_json=as_json), Progress() as report:
-        result = quantize_spec(found, target, settings, images, opset=opset, progress=report)
+    if finetune is None and (lr is not None or learn_scales):
+        raise QuantizeError("--lr and --learn-scales are for --finetune EPOCHS: give it too")
+    rate = Course.lr if lr is None else lr
+    course = None if finetune is None else Course(finetune, rate, learn_scales)
+    work = functools.partial(quantize_spec, found, target, settings, images, opset=opset)
+    with stdout_for(as_json=as_json):
+        if course is None:
+            with Progress() as progress:
+                result = work(progress=progress)
+        else:
+            with make_report(sys.stderr if as_json else sys.stdout) as report:
+                result = work(progress=report.stage, course=course, report=report)
     if path is not None:
         result.write(path)
     show(result, print_quantize, as_json=as_json)

@@ -31,6 +31,7 @@ STAGES = {
     "ranges": "taking the ranges of activations",
     "rank": "trying each layer in fp32",
     "search": "choosing layers for fp32",
+    "finetune": "training in integers",
     "integers": "writing integers",
     "score": "scoring both files",
     "draw": "drawing",

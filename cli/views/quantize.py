@@ -79,6 +79,14 @@ def _lines(result: QuantizeResult) -> Iterable[str]:
             f"held out{_samples(result.held_out)}: {_accuracy(result.held_out)} "
             f"(--max-drop {result.max_drop:g}, {plural(result.tried, 'file')} tried)"
         )
+    if result.finetuned is not None:
+        done = result.finetuned
+        yield (
+            f"finetuned for {plural(done.epochs, 'epoch')}, {plural(done.steps, 'step')} on "
+            f"{done.device}: loss {done.first:.3g} to {done.last:.3g}"
+        )
+    if result.calibrated is not None:
+        yield f"int8 before: {100 * result.calibrated:.2f} %"
     if result.accuracy is not None:
         yield f"test{_samples(result.accuracy)}: {_accuracy(result.accuracy)}"
     if result.sparse is not None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from st3fx import runtime
 from st3fx.commands.export import export_onnx
+from st3fx.commands.finetune import Given, OfRun, tuning_of
 from st3fx.commands.models import Request, folded, of_run
 from st3fx.commands.progress import silent
 from st3fx.commands.train import data_settings
@@ -35,11 +36,13 @@ from st3fx.passes.onnx.values import Array
 from st3fx.plan.example import Example
 from st3fx.quantization import engine
 from st3fx.quantization.calibrate import Feed
+from st3fx.quantization.finetune import Course
 from st3fx.quantization.measure import Run
 from st3fx.quantization.quantize_result import QuantizeResult
 from st3fx.quantization.settings import Settings
 from st3fx.training.batches import Stream
 from st3fx.training.folder import RunFolder
+from st3fx.training.report import Reporter, Silent
 from st3fx.training.settings import Settings as TrainingSettings
 from st3fx.training.settings import from_dict, read_toml
 
@@ -54,6 +57,9 @@ COMPARED = 64
 
 SUFFIX = ".int8.onnx"
 """Of a file of integers where no name was asked for."""
+
+FINETUNE_BATCH = 128
+"""Samples of a step of training at most, where the user gives the batches."""
 
 RECORD = "quantize.json"
 """In a run's folder: what its quantization did."""
@@ -72,6 +78,10 @@ def quantize(
     max_drop: float | None = None,
     rank: bool = True,
     sparse_kernels: bool = False,
+    finetune: int = 0,
+    finetune_batches: Iterable[Any] | None = None,
+    lr: float = Course.lr,
+    learn_scales: bool = False,
     opset: int | None = None,
     fixed_batch: bool = False,
     seed: int = 0,
@@ -107,9 +117,14 @@ def quantize(
             ``model.int8.onnx``, in which the layers that gain run by INT8 kernels that skip blocks
             of zeros, in sessions that ``st3fx.runtime.session`` opens. Its outputs and its score
             are compared with the first one's.
+        finetune: Epochs to train for with everything rounded as in the file, by the outputs in
+            fp32 and without targets; zeros stay. On a GPU where there is one.
+        finetune_batches: What to train on, like ``calibration_batches``, which is the default.
+        lr: Learning rate of that, which falls to zero along a cosine.
+        learn_scales: Train the scales of activations too; else they stay those of calibration.
         opset: Of the file, from 13 on; ``None`` for the exporter's default.
         fixed_batch: Build the batch size of the first batch in.
-        seed: Of the random values that the export is compared with.
+        seed: Of the random values that the export is compared with, and of the order of batches.
         progress: Called with the name of each stage as it begins.
 
     Returns:
@@ -124,6 +139,9 @@ def quantize(
         calibration, percentile, tuple(keep_fp32), max_drop, weight_range, rank, sparse_kernels
     )
     _check_library(settings)
+    course = Course(finetune, lr, learn_scales) if finetune else None
+    if course is not None and finetune_batches is None:
+        finetune_batches = calibration_batches = list(calibration_batches)
     batches = iter(calibration_batches)
     try:
         first = next(batches)
@@ -144,6 +162,11 @@ def quantize(
             compared=seen,
             held_out=score if max_drop is not None else None,
             test=score,
+            tuning=tuning_of(
+                model,
+                course,
+                lambda _: Given(list(finetune_batches or ()), calls.feeds, FINETUNE_BATCH, seed),
+            ),
         )
         return engine.quantize(
             exported.path, Path(path), data, settings, began=began, progress=report
@@ -415,11 +438,13 @@ class Subject:
     Attributes:
         request: The model.
         data: Which data; ``None`` where none is known.
+        training: How a training reads it; likewise.
         run: The run's folder, where it was named by that.
     """
 
     request: Request
     data: DataSettings | None
+    training: TrainingSettings | None
     run: RunFolder | None
 
     @property
@@ -449,11 +474,11 @@ def subject(request: Request, data: Mapping[str, Any]) -> Subject:
     elif "data" in data:
         settings = TrainingSettings(spec=request.spec, **data)
     else:
-        return Subject(request, None, run)
+        return Subject(request, None, None, run)
     # Ranges are those of images as they are, and the seed chooses which of them.
     plain = dataclasses.replace(settings, augment=False, seed=request.seed)
     bundle = read_bundle(request.spec) if is_bundle else None
-    return Subject(request, data_settings(plain, bundle), run)
+    return Subject(request, data_settings(plain, bundle), settings, run)
 
 
 def quantize_spec(
@@ -462,8 +487,10 @@ def quantize_spec(
     settings: Settings,
     images: Images,
     *,
+    course: Course | None = None,
     opset: int | None = None,
     progress: Callable[[str], None] | None = None,
+    report: Reporter | None = None,
 ) -> QuantizeResult:
     """Quantize the model of a run, a bundle or a SPEC on its data.
 
@@ -472,37 +499,55 @@ def quantize_spec(
         path: The file; one that is there is replaced.
         settings: How.
         images: How many samples.
+        course: How the file is trained; ``None``: not at all.
         opset: Of the file.
         progress: Called with the name of each stage as it begins.
+        report: Who watches the training.
 
     Raises:
         QuantizeError: As :func:`quantize`, and where there is no data.
         St3fxError: As ``st3fx.commands.models.folded``, ``make_data`` and ``export_onnx``.
     """
-    began, report = time.perf_counter(), progress or silent
-    if subject.data is None:
+    began, stage = time.perf_counter(), progress or silent
+    if subject.data is None or subject.training is None:
         raise QuantizeError(
             f"no data for {subject.request.spec}: name the run that it is from, or give --data, "
             "which calibration needs"
         )
     _check_library(settings)
-    report("data")
+    stage("data")
     data = make_data(subject.data)
-    model = folded(subject.request, report, with_example=False).model
+    model = folded(subject.request, stage, with_example=False).model
     with tempfile.TemporaryDirectory() as folder:
         given = subject.request.inputs
         example = parse_inputs(given, seed=subject.request.seed) if given else data.example(2)
-        exported = _export(model, example, Path(folder), opset, report, False, subject.data.seed)
-        parts = _Parts(data, _Calls(model, exported), images, subject.data.seed)
+        exported = _export(model, example, Path(folder), opset, stage, False, subject.data.seed)
+        calls = _Calls(model, exported)
+        parts = _Parts(data, calls, images, subject.data.seed)
         measured = engine.Data(
             calibration=parts.calibration(),
             compared=parts.compared(),
             held_out=parts.held_out() if settings.max_drop is not None else None,
             test=parts.test(),
+            tuning=tuning_of(
+                model, course, lambda how: _lessons(subject, how, calls, report or Silent())
+            ),
         )
         result = engine.quantize(
-            exported.path, Path(path), measured, settings, began=began, progress=report
+            exported.path, Path(path), measured, settings, began=began, progress=stage
         )
     if subject.run is not None:
         result.write(subject.run.path / RECORD)
     return result
+
+
+def _lessons(subject: Subject, course: Course, calls: _Calls, report: Reporter) -> OfRun:
+    """The data of a run as its training has it."""
+    assert subject.data is not None
+    assert subject.training is not None
+    of_training = dataclasses.replace(subject.data, augment=subject.training.augment)
+    return OfRun(
+        subject.training, make_data(of_training), calls.feeds, subject.run, report,
+        name=subject.request.name if subject.run is None else subject.run.path.name,
+        epochs=course.epochs,
+    )  # fmt: skip

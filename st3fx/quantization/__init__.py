@@ -5,7 +5,10 @@ nodes run in integers; ``calibrate`` gives the ranges of activations, ``qdq`` th
 compares its zeros with the fp32 file's, and ``measure`` runs both. ``search`` tries each layer in
 fp32 and leaves as many there as an accuracy asks for. A ``quantize_result`` is what came of it.
 
-Scales that come from elsewhere than calibration, learned ones for example, enter where
-``calibrate.Ranges`` (activations) and ``qdq.weight_scales`` (weights) do. The package may import
-ONNX Runtime, what exports are made of and the passes over ONNX graphs, and no data and no command.
+``finetune`` trains a file: ``torch_graph`` makes it an fx graph again, of the operators in
+``torch_ops`` and ``torch_shapes``; ``trainable`` rewrites its roundings into those of ``fake``,
+which pass gradients, and writes what was learned into the file.
+
+The package may import ONNX Runtime, what exports are made of and the passes over ONNX graphs, and
+no data and no command.
 """

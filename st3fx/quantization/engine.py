@@ -22,6 +22,7 @@ from st3fx.files.atomic import temporary_neighbour
 from st3fx.passes.onnx.values import Array
 from st3fx.quantization.calibrate import Feed, Ranges, find_ranges
 from st3fx.quantization.check import Rounding, check_outputs, check_weights
+from st3fx.quantization.finetune import Checked, Finetuned, Tuning, finetune
 from st3fx.quantization.layers import Layer
 from st3fx.quantization.measure import Run, compare, opened, opened_model, opened_sparse
 from st3fx.quantization.qdq import Source, quantized, read_source
@@ -63,12 +64,14 @@ class Data:
         compared: A few others, by which outputs are compared and layers are ranked.
         held_out: Scores on data that neither saw, to choose layers by; ``None`` without.
         test: Scores on the test data, which chooses nothing; likewise.
+        tuning: By what the file is trained; ``None`` where it stays as calibration made it.
     """
 
     calibration: Iterable[Feed]
     compared: Sequence[Feed]
     held_out: Score | None = None
     test: Score | None = None
+    tuning: Tuning | None = None
 
 
 def quantize(
@@ -178,7 +181,7 @@ class _Job:
     def write(self, kept: Collection[str], part: Path, path: Path, began: float) -> QuantizeResult:
         """Write the file beside its place, check it there, and move it."""
         self.progress("integers")
-        model = self.made(kept)
+        model, trained, calibrated = self._trained(self.made(kept))
         roundings = check_weights(model, self.source, kept)
         opset = next(item.version for item in model.opset_import if item.domain in {"", "ai.onnx"})
         save_proto(model, part)
@@ -224,7 +227,26 @@ class _Job:
             seconds=time.perf_counter() - began,
             sparse=sparse,
             sparse_accuracy=sparse_accuracy,
+            finetuned=trained,
+            calibrated=calibrated,
         )
+
+    def _trained(
+        self, model: onnx.ModelProto
+    ) -> tuple[onnx.ModelProto, Finetuned | None, float | None]:
+        """The file, finetuned if that is asked for; what was done; its score before."""
+        if self.data.tuning is None:
+            return model, None, None
+        self.progress("finetune")
+        trial = self.work / "trial.onnx"
+        test = self.data.test
+        before = None if test is None else test(opened_model(model, trial))
+        checked = Checked(self.data.compared, self.expected, trial)
+        model, trained = finetune(
+            model, self.source, self.settings.weight_range, self.data.tuning, checked
+        )
+        self.progress("integers")
+        return model, trained, before
 
     def _lowered(
         self, part: Path, accuracy: Accuracy | None

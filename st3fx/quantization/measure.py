@@ -25,8 +25,13 @@ Run = Callable[[Feed], Mapping[str, Array]]
 """Runs a file: values of its inputs to values of its outputs, by name."""
 
 
-def opened(path: Path) -> Run:
+def opened(path: Path, *, optimized: bool = True) -> Run:
     """A file in the stock ONNX Runtime, as anybody opens it.
+
+    Args:
+        path: The file.
+        optimized: Whether ONNX Runtime may compute in integers what the file has in real numbers
+            between QuantizeLinear and DequantizeLinear.
 
     Raises:
         QuantizeError: When it cannot be opened; its calls raise it when they fail.
@@ -35,6 +40,8 @@ def opened(path: Path) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
@@ -68,12 +75,12 @@ def _run(session: Any) -> Run:
     return run
 
 
-def opened_model(model: onnx.ModelProto, path: Path) -> Run:
+def opened_model(model: onnx.ModelProto, path: Path, *, optimized: bool = True) -> Run:
     """A model, written to ``path`` on the way; what was there is replaced."""
     copy: Any = onnx.ModelProto()
     copy.CopyFrom(model)
     save_proto(copy, path)
-    return opened(path)
+    return opened(path, optimized=optimized)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from st3fx.errors import QuantizeError
 from st3fx.export.export_result import Size
 from st3fx.export.quantized import QuantFile
 from st3fx.files.atomic import replace_file
+from st3fx.quantization.finetune import Finetuned
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class QuantizeResult:
             ``None`` where none was asked for.
         sparse_accuracy: Of that file on the test data, which is that in ``accuracy`` up to
             rounding; ``None`` where there is no such file or no test data.
+        finetuned: What training did; ``None`` where there was none.
+        calibrated: What the file scored on the test data before it; likewise.
     """
 
     path: Path
@@ -110,6 +113,8 @@ class QuantizeResult:
     seconds: float
     sparse: QuantFile | None = None
     sparse_accuracy: float | None = None
+    finetuned: Finetuned | None = None
+    calibrated: float | None = None
 
     @property
     def integer(self) -> tuple[LayerRow, ...]:

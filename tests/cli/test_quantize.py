@@ -114,6 +114,33 @@ def test_a_bundle_of_a_run_and_what_stays_in_fp32(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_is_finetuned_on_its_own_data(folder: Path) -> None:
+    args = ("run", "--no-rank", "--calibration", "percentile", "--percentile", "90")
+    text = _ok(*args, "--finetune", "2").stdout
+    assert "run on fashion-mnist-mini, on cpu, into run; fake quantization to 80.1 %" in text
+    assert "finetuned for 2 epochs, " in text
+    record = json.loads(Path("run/quantize.json").read_text())
+    accuracy, done = record["accuracy"], record["finetuned"]
+    assert f"int8 before: {100 * record['calibrated']:.2f} %" in text
+    assert accuracy["int8"] >= record["calibrated"]
+    assert accuracy["int8"] > accuracy["fp32"] - 0.02
+    assert done["last"] < done["first"]
+    rows = [json.loads(line) for line in Path("run/finetune.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["train"] * (done["steps"] // 20)
+    assert rows[0]["step"] == 20
+    stored = {item.name: item for item in onnx.load("run/model.int8.onnx").graph.initializer}
+    for name, weight in load_file("run/folded.safetensors").items():
+        if weight.ndim > 1:
+            integers = numpy_helper.to_array(stored[f"{name}_quantized"])
+            assert not integers[weight == 0].any()
+            assert (weight == 0).any()
+    first = Path("run/model.int8.onnx").read_bytes()
+    values = json.loads(_ok(*args, "--finetune", "2", "--force", "--json").stdout)
+    assert values["finetuned"] == done
+    assert Path("run/model.int8.onnx").read_bytes() == first
+
+
+@pytest.mark.slow
 def test_a_spec_with_data_of_the_users_own(folder: Path) -> None:
     write(folder, "loaders.py", LOADERS)
     args = ("net.py", "--weights", "run/folded.safetensors", "--data", "loaders.py")
@@ -138,6 +165,8 @@ def test_a_spec_with_data_of_the_users_own(folder: Path) -> None:
         ("nothing.py --data loaders.py", "no file nothing.py"),
         ("run -o run --force", "run is a folder: name the file to write"),
         ("run --keep-fp32 bone", "--keep-fp32 'bone' names no layer; there are stem.weight, head"),
+        ("run --finetune 1 --lr 2", "lr 2: give a number above 0 and below 1, e.g. 0.0003"),
+        ("run --learn-scales", "--lr and --learn-scales are for --finetune EPOCHS: give it too"),
         ("run --percentile 0", "percentile 0: give a number from 50 to 100"),
         ("run --data cifar10 --data-path nowhere", "no cifar10 in nowhere"),
         ("broken", "broken has no model.st3fx yet: its training has not ended; go on with it"),

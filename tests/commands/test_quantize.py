@@ -112,6 +112,27 @@ def test_a_sparse_model_keeps_its_zeros_and_its_outputs(model: nn.Module, tmp_pa
     assert counted.weight_nonzeros == result.elements - result.zeros - result.rounded
 
 
+def test_a_file_is_trained_by_the_outputs_in_fp32(model: nn.Module, tmp_path: Path) -> None:
+    path, ranges = tmp_path / "net.onnx", {"calibration": "percentile", "percentile": 97.0}
+    before = st3fx.quantize(model, batches(), path, rank=False, **ranges)
+    assert before.finetuned is None
+    result = st3fx.quantize(
+        model, iter(batches()), path, rank=False, finetune=20, lr=1e-3, evaluate=agreement(model),
+        **ranges,
+    )  # fmt: skip
+    assert result.finetuned is not None
+    assert (result.finetuned.steps, result.finetuned.epochs) == (80, 20)
+    assert result.finetuned.last < 0.9 * result.finetuned.first
+    assert (result.zeros, len(result.integer)) == (before.zeros, 3)
+    assert result.calibrated is not None
+    more = st3fx.quantize(
+        model, batches(), path, rank=False, finetune=1, finetune_batches=batches(9, seed=5),
+        learn_scales=True,
+    )  # fmt: skip
+    assert more.finetuned is not None
+    assert more.finetuned.steps == 9
+
+
 def test_layers_stay_in_fp32_by_name_and_by_accuracy(model: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     result = st3fx.quantize(model, batches(), path, keep_fp32=["stem"], rank=False)
