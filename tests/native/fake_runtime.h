@@ -2,6 +2,7 @@
 // threads that a sanitizer can watch, on any CPU that an emulator can play.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <string>
@@ -74,7 +75,7 @@ inline Status* rank_of(Value* info, size_t* rank) {
   return nullptr;
 }
 inline Status* sizes_of(Value* info, int64_t* sizes, size_t rank) {
-  std::memcpy(sizes, info->shape.data(), rank * sizeof(int64_t));
+  std::copy_n(info->shape.data(), rank, sizes);
   return nullptr;
 }
 

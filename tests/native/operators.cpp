@@ -1,6 +1,7 @@
 // Runs random operators of a built library on every instruction set that this CPU (or the emulator)
 // has, several calls at once on several threads, and compares them with the scalar reference; then
-// damaged weights, which must be refused or run, but never read what is not there.
+// damaged weights, attributes and tensors, which must be refused or run, but never read what is not
+// there.
 //
 //     operators LIBRARY [CASES [FORKS]]
 //
@@ -17,6 +18,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <random>
 
 #include "fake_runtime.h"
@@ -45,9 +47,28 @@ Value normal(Generator& g, std::vector<int64_t> shape) {
 struct Case {
   std::string op;
   Node node;
-  Value x, residual, weight, values, columns, starts, bias, multiplier;
-  int64_t outputs = 0;  ///< Channels of a quantized image that it gives, or 0.
-  bool with_residual = false;
+  Value x, weight, values, columns, starts, bias, multiplier;
+  std::map<size_t, Value> fed;   ///< Inputs of a call beside the first.
+  int64_t outputs = 0;           ///< Channels of a quantized image that it gives, or 0.
+  bool gives_bytes = false;      ///< In no blocks, or of which all mean something.
+
+  Case() = default;
+  /// A copy whose node refers to its own constants.
+  Case(const Case& from)
+      : op(from.op), node(from.node), x(from.x), weight(from.weight), values(from.values),
+        columns(from.columns), starts(from.starts), bias(from.bias), multiplier(from.multiplier),
+        fed(from.fed), outputs(from.outputs), gives_bytes(from.gives_bytes) {
+    const Value* const theirs[] = {&from.weight, &from.values, &from.columns,
+                                   &from.starts, &from.bias,   &from.multiplier};
+    Value* const own[] = {&weight, &values, &columns, &starts, &bias, &multiplier};
+    for (Value*& constant : node.constants)
+      for (int i = 0; i < 6; ++i)
+        if (constant == theirs[i]) {
+          constant = own[i];
+          break;
+        }
+  }
+  Case& operator=(const Case&) = delete;
 };
 
 void sparse_weights(Generator& g, Case& c, int64_t rows, int64_t columns, double density) {
@@ -177,6 +198,75 @@ void fill_quantized(Generator& g, Case& c) {
   }
 }
 
+Value random_images(Generator& g, int64_t batch, int64_t channels, int64_t height, int64_t width) {
+  const int64_t stored = 4 * storage_channels((channels + 3) / 4, height * width);
+  return random_bytes(g, {batch, stored, height, width}, abi::kUint8);
+}
+
+/// Operators without windows and products.
+void fill_simple(Generator& g, Case& c) {
+  const int64_t batch = pick(g, 1, 2), channels = pick(g, 1, 40);
+  const int64_t height = pick(g, 1, 20), width = pick(g, 1, 20);
+  Node& node = c.node;
+  node.constants = {nullptr};
+  node.integers["channels"] = {channels};
+  c.outputs = channels;
+  c.x = random_images(g, batch, channels, height, width);
+  for (const char* name : {"x_zero_point", "y_zero_point", "s_zero_point", "zero_point"})
+    node.integers[name] = {pick(g, 0, 255)};
+  node.integers["minimum"] = {pick(g, 0, 100)};
+  node.numbers = {{"factor", 0.01F}, {"scale", 0.02F}, {"a_factor", 0.7F}, {"b_factor", -0.4F},
+                  {"offset", 60.25F}};
+  if (c.op == "QuantAdd") {
+    c.outputs = 0, c.gives_bytes = true;
+    c.fed[1] = random_bytes(g, c.x.shape, abi::kUint8);
+  } else if (c.op == "QuantLookup") {
+    c.outputs = 0, c.gives_bytes = true;
+    c.weight = random_bytes(g, {256}, abi::kUint8);
+    node.constants = {nullptr, &c.weight};
+  } else if (c.op == "QuantScale") {
+    c.fed[1] = random_images(g, batch, channels, 1, 1);
+  } else if (c.op == "QuantChannels") {
+    const int64_t second = pick(g, 1, 20);
+    node.integers["channels"] = {channels, second};
+    c.fed[1] = random_images(g, batch, second, height, width);
+    c.outputs = channels + second;
+    if (pick(g, 0, 1)) {
+      c.outputs = pick(g, 1, 50);
+      for (int64_t i = 0; i < c.outputs; ++i)
+        node.integers["sources"].push_back(pick(g, 0, static_cast<int>(channels + second) - 1));
+    }
+  } else if (c.op == "QuantizeImage") {
+    c.x = normal(g, {batch, channels, height, width});
+  } else if (c.op == "DequantizeImage") {
+    c.outputs = 0;
+  } else if (c.op == "QuantLayout") {
+    const bool to_blocks = pick(g, 0, 1);
+    node.texts[to_blocks ? "output_layout" : "input_layout"] = "blocked";
+    if (to_blocks) c.x = random_bytes(g, {batch, channels, height, width}, abi::kUint8);
+    if (!to_blocks) c.outputs = 0, c.gives_bytes = true;
+  }
+  for (const auto& [index, value] : c.fed)
+    if (index >= node.constants.size()) node.constants.resize(index + 1, nullptr);
+}
+
+/// Outputs of a window along one axis.
+int64_t outputs_along(const Node& node, int axis, int64_t size) {
+  auto of = [&](const char* name, int i) { return node.integers.at(name)[i]; };
+  const int64_t room = size + of("pads", axis) + of("pads", axis + 2) - of("kernel_shape", axis);
+  return room / of("strides", axis) + 1;
+}
+
+void add_residual(Generator& g, Case& c) {
+  const size_t at = c.node.constants.size();
+  c.node.constants.push_back(nullptr);
+  for (const char* name : {"sum_factor", "residual_factor"}) c.node.numbers[name] = 0.6F;
+  c.node.numbers["offset"] = -20.5F;
+  c.node.integers["sum_minimum"] = {pick(g, 0, 60)};
+  c.fed[at] = random_images(g, c.x.shape[0], c.outputs, outputs_along(c.node, 0, c.x.shape[2]),
+                            outputs_along(c.node, 1, c.x.shape[3]));
+}
+
 const abi::CustomOp* find(const std::string& name) {
   for (const abi::CustomOp* op : fake::operators())
     if (name == op->get_name(op)) return op;
@@ -210,16 +300,23 @@ std::vector<float> pixels(const Value& images, int64_t channels) {
   return found;
 }
 
-std::vector<float> run(Case& c, void* kernel, int threads) {
+/// What a kernel gives; with `refused`, only whether it does.
+std::vector<float> run(Case& c, void* kernel, int threads, bool* refused = nullptr) {
   Call call;
   call.inputs = c.node.constants;
   call.inputs[0] = &c.x;
+  for (auto& [index, value] : c.fed)
+    if (index < call.inputs.size()) call.inputs[index] = &value;
   call.threads = threads;
-  call.output.type = c.outputs ? abi::kUint8 : abi::kFloat;
+  call.output.type = c.outputs || c.gives_bytes ? abi::kUint8 : abi::kFloat;
   auto* status = find(c.op)->compute_v2(kernel, fake::as<abi::KernelContext>(&call));
-  if (status) std::printf("%s\n", fake::as<fake::Status>(status)->message.c_str());
+  if (refused) *refused = status != nullptr;
+  if (status && !refused) std::printf("%s\n", fake::as<fake::Status>(status)->message.c_str());
   delete fake::as<fake::Status>(status);
-  return call.output.type == abi::kUint8 ? pixels(call.output, c.outputs) : call.output.floats;
+  if (refused) return {};
+  if (c.outputs) return pixels(call.output, c.outputs);
+  if (c.gives_bytes) return {call.output.bytes.begin(), call.output.bytes.end()};
+  return call.output.floats;
 }
 
 double difference(const std::vector<float>& a, const std::vector<float>& b) {
@@ -288,6 +385,92 @@ int failed_forks(int forks) {
   return failed;
 }
 
+template <class Key, class T>
+T& any_of(Generator& g, std::map<Key, T>& map) {
+  return std::next(map.begin(), pick(g, 0, static_cast<int>(map.size()) - 1))->second;
+}
+
+/// Changes an attribute to what no file should have.
+void damage_attribute(Generator& g, Node& node) {
+  const float infinite = std::numeric_limits<float>::infinity();
+  const float numbers[] = {0, -1, 1e38F, 1e-45F, -infinite, infinite,
+                           std::numeric_limits<float>::quiet_NaN()};
+  const int64_t large = int64_t{1} << 40;
+  const int64_t integers[] = {-large, -1, 0, 1, 2, 5, 200, 256, large, INT64_MAX, INT64_MIN};
+  const char* const texts[] = {"", "nchw", "blocked", "relu", "clip", "nothing"};
+  switch (pick(g, 0, 5)) {
+    case 0:
+      if (!node.numbers.empty()) any_of(g, node.numbers) = numbers[pick(g, 0, 6)];
+      return;
+    case 1:
+      if (!node.numbers.empty()) node.numbers.erase(node.numbers.begin());
+      return;
+    case 2:
+      if (!node.texts.empty()) any_of(g, node.texts) = texts[pick(g, 0, 5)];
+      return;
+    case 3: {
+      const int last = static_cast<int>(node.integers.size()) - 1;
+      if (last >= 0) node.integers.erase(std::next(node.integers.begin(), pick(g, 0, last)));
+      return;
+    }
+    case 4:
+      if (!node.integers.empty()) any_of(g, node.integers).push_back(pick(g, 0, 300));
+      return;
+    default: {
+      if (node.integers.empty()) return;
+      std::vector<int64_t>& values = any_of(g, node.integers);
+      values[pick(g, 0, static_cast<int>(values.size()) - 1)] = integers[pick(g, 0, 10)];
+    }
+  }
+}
+
+/// Gives a tensor another shape, with just as much memory, or a constant another type (of what is
+/// fed ONNX Runtime checks types).
+void damage_tensor(Generator& g, Value& value, bool is_constant) {
+  if (is_constant && pick(g, 0, 3) == 0) {
+    const int types[] = {abi::kFloat, abi::kUint8, abi::kInt8, abi::kInt32, abi::kUint16};
+    value.type = types[pick(g, 0, 4)];
+  } else if (pick(g, 0, 3) == 0 || value.shape.empty()) {
+    value.shape.insert(value.shape.begin(), pick(g, 0, 2));
+  } else if (pick(g, 0, 4) == 0) {
+    value.shape.pop_back();
+  } else {
+    const int sizes[] = {0, 1, 3, 4, 16, 63, 64};
+    value.shape[pick(g, 0, static_cast<int>(value.shape.size()) - 1)] = sizes[pick(g, 0, 6)];
+  }
+  size_t count = 1;
+  for (int64_t size : value.shape) count *= static_cast<size_t>(size);
+  if (value.type == abi::kFloat) value.floats.resize(count, 1.0F);
+  if (value.type == abi::kUint8 || value.type == abi::kInt8) value.bytes.resize(count, 1);
+  if (value.type == abi::kInt32) value.integers.resize(count, 1);
+  if (value.type == abi::kUint16) value.shorts.resize(count, 1);
+  value.floats.shrink_to_fit(), value.bytes.shrink_to_fit();
+  value.integers.shrink_to_fit(), value.shorts.shrink_to_fit();
+}
+
+/// Changes an attribute or a tensor; whether it was refused.
+bool refuses_damaged(Generator& g, const Case& c) {
+  Case broken = c;
+  std::vector<Value*> constants;
+  for (Value* constant : broken.node.constants)
+    if (constant) constants.push_back(constant);
+  const int what = pick(g, 0, 3);
+  if (what == 0 && !constants.empty())
+    damage_tensor(g, *constants[pick(g, 0, static_cast<int>(constants.size()) - 1)], true);
+  else if (what == 1)
+    damage_tensor(g, broken.x, false);
+  else if (what == 2 && !broken.fed.empty())
+    damage_tensor(g, any_of(g, broken.fed), false);
+  else
+    damage_attribute(g, broken.node);
+  void* survivor = create(broken);
+  if (!survivor) return true;
+  bool refused = false;
+  run(broken, survivor, 1, &refused);
+  find(c.op)->destroy(survivor);
+  return refused;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -303,14 +486,20 @@ int main(int count, char** arguments) {
   const char* const ops[] = {"SparseConv",    "SparseConv",   "SparseLinear",
                              "DepthwiseConv", "ImageMaxPool", "ImageAveragePool",
                              "QuantConv",     "QuantConv",    "QuantLinear",
-                             "QuantDepthwiseConv", "QuantMaxPool", "QuantAveragePool"};
-  int compared = 0, refused = 0, wrong = 0;
+                             "QuantDepthwiseConv", "QuantMaxPool", "QuantAveragePool",
+                             "QuantAdd",      "QuantLookup",  "QuantGlobalAveragePool",
+                             "QuantScale",    "QuantChannels", "QuantizeImage",
+                             "DequantizeImage", "QuantLayout"};
+  constexpr int kProducts = 12, kOps = 20;
+  int compared = 0, refused = 0, wrong = 0, damaged = 0;
   for (int seed = 0; seed < cases; ++seed) {
     Generator g(static_cast<unsigned>(seed));
     Case c;
-    c.op = ops[seed % 12];
+    c.op = ops[seed % kOps];
     const bool quantized = c.op.rfind("Quant", 0) == 0;
-    quantized ? fill_quantized(g, c) : fill_case(g, c);
+    if (seed % kOps >= kProducts) fill_simple(g, c);
+    else quantized ? fill_quantized(g, c) : fill_case(g, c);
+    if ((c.op == "QuantConv" || c.op == "QuantDepthwiseConv") && pick(g, 0, 1)) add_residual(g, c);
     select("scalar");
     void* reference = create(c);
     const std::vector<float> expected = run(c, reference, 1);
@@ -326,16 +515,14 @@ int main(int count, char** arguments) {
       for (const std::vector<float>& result : results) {
         ++compared;
         // Sums of integers are exact: every byte is the reference's.
-        if (difference(result, expected) <= (c.outputs ? 0 : 1e-5)) continue;
+        if (difference(result, expected) <= (c.outputs || c.gives_bytes ? 0 : 1e-5)) continue;
         ++wrong;
         std::printf("seed %d, %s on %s: %g\n", seed, c.op.c_str(), isa,
                     difference(result, expected));
       }
+      for (int i = 0; i < 8; ++i) damaged += refuses_damaged(g, c);
       if (c.columns.shorts.empty()) continue;
       Case broken = c;
-      broken.node.constants = {nullptr, &broken.values, &broken.columns, &broken.starts,
-                               &broken.bias};
-      if (quantized) broken.node.constants.push_back(&broken.multiplier);
       damage(g, broken);
       if (void* survivor = create(broken)) {
         run(broken, survivor, 1);
@@ -345,9 +532,10 @@ int main(int count, char** arguments) {
       }
     }
   }
-  std::printf("%d results compared, %d wrong; %d damaged weights refused\n", compared, wrong, refused);
+  std::printf("%d results compared, %d wrong; %d damaged weights, %d other damages refused\n",
+              compared, wrong, refused, damaged);
   const int forks = count > 3 ? std::atoi(arguments[3]) : 0;
   const int failed = forks ? failed_forks(forks) : 0;
   if (forks) std::printf("%d forks, %d children failed\n", forks, failed);
-  return wrong != 0 || refused == 0 || failed != 0;
+  return wrong != 0 || refused == 0 || damaged == 0 || failed != 0;
 }

@@ -41,8 +41,8 @@ from st3fx.runtime.layout import BLOCK, SparseBlocks, blocks, compress_blocks
 _FINE = 2.0**16
 """Units of a bias in one of the output's, where a channel has no weights."""
 
-_COARSE = 0.5
-"""Largest multiplier with which rounding a bias moves no output by more than a quarter."""
+_MOVED = 0.25
+"""Steps of the output that rounding a bias may move it by."""
 
 Found = QuantRole | QuantRefused | None
 
@@ -122,7 +122,10 @@ def _requantization(
 ) -> tuple[Array, Array, Array] | str:
     """Weight, bias and multiplier of a convolution, or why there are none."""
     x, y = (np.asarray(about.scale, np.float32) for about in (before, after))
-    multiplier = ((x * kernel.scale) / y).astype(np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        multiplier = ((x * kernel.scale) / y).astype(np.float32)
+    if not np.isfinite(multiplier).all():
+        return "its scales are too far apart for float32"
     array = kernel.array.copy()
     array[multiplier == 0] = 0
     constant_rows = ~array.reshape(len(array), -1).any(axis=1)
@@ -134,7 +137,7 @@ def _requantization(
     largest = np.abs(array.reshape(len(array), -1).astype(np.int64)).sum(axis=1) * 2 * 255
     if not np.isfinite(exact).all() or (np.abs(offsets) + largest >= 1 << 31).any():
         return "its bias is too large for sums of 32 bits"
-    if ((multiplier > _COARSE) & (np.abs(exact - offsets) > 1e-3)).any():
+    if (multiplier * np.abs(exact - offsets) > _MOVED).any():
         return "its bias is finer than its sums"
     return array, offsets.astype(np.int32), multiplier
 
@@ -275,7 +278,8 @@ def _bias_after(value: ir.Value, size: int) -> tuple[Array | None, ir.Value]:
     if adding is not None and is_op(adding, "Add"):
         other = next((v for v in adding.inputs if v is not value), None)
         real = bias(other, size)
-        if real is not None:
+        ranks = {len(v.shape) for v in (value, adding.outputs[0]) if v.shape is not None}
+        if real is not None and len(ranks) < 2:
             return real, adding.outputs[0]
     return None, value
 

@@ -41,12 +41,12 @@ def role(node: ir.Node) -> Found:
     value = node.inputs[0] if node.inputs else None
     if value is None or not is_op(node, "QuantizeLinear"):
         return None
-    if (each := channel_numbers(node)) is not None:
+    if (each := channel_numbers(node)) is not None and not each.signed:
         span = behind_range(value, each)
         conv = span.value.producer()
         return layers.convolution(node, conv, span, each) if conv and is_op(conv, "Conv") else None
     after = numbers(node)
-    if after is None:
+    if after is None or after.signed:
         return None
     # First: a sum or product of one tensor and a function of it is a function of it.
     if (table := function(node, after)) is not None:
@@ -101,11 +101,12 @@ def addition(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbers) ->
     pictures = [picture(value) for value in behind.inputs]
     if None in pair or None in pictures or pictures[0] != pictures[1] or pictures[0] is None:
         return None
-    batches = [next(iter(value.shape)) for value in behind.inputs if value and value.shape]
-    if len({size if isinstance(size, int) else None for size in batches}) > 1:
-        return None  # one of them is repeated
+    if not _one_batch(behind):
+        return None
     (first, a), (second, b) = pair  # type: ignore[misc]
     factors = a.scale / after.scale, b.scale / after.scale
+    if max(factors) > LARGEST_FACTOR:
+        return None
     attributes = {
         "a_factor": factors[0], "b_factor": factors[1],
         "offset": after.zero - a.zero * factors[0] - b.zero * factors[1], **span.limits,
@@ -114,11 +115,23 @@ def addition(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbers) ->
                  (pictures[0],) * 3)  # fmt: skip
 
 
+LARGEST_FACTOR = 2.0**11
+"""Of two scales: with a larger one all but a few bytes become the least or the largest."""
+
+_LEAST_FACTOR = 2.0**-100
+
+
+def _one_batch(behind: ir.Node) -> bool:
+    """Whether two operands have as many images: one of them is not repeated."""
+    sizes = [next(iter(v.shape)) for v in behind.inputs if v is not None and v.shape is not None]
+    return len({size if isinstance(size, int) else None for size in sizes}) < 2
+
+
 def multiplication(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbers) -> Found:
     """``Mul`` of a quantized image by one value for each channel → ``QuantScale``."""
     pair = [quantized(value) for value in behind.inputs]
     pictures = [picture(value) for value in behind.inputs]
-    if None in pair or None in pictures:
+    if None in pair or None in pictures or not _one_batch(behind):
         return None
     for index in (0, 1):
         (image, x), (scale, s) = pair[index], pair[1 - index]  # type: ignore[misc]
@@ -127,8 +140,11 @@ def multiplication(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbe
             continue
         if small.channels != given.channels or (given.height, given.width) == (1, 1):
             continue
+        factor = x.scale * s.scale / after.scale
+        if factor > LARGEST_FACTOR:
+            return None
         attributes = {
-            "channels": given.channels, "factor": x.scale * s.scale / after.scale,
+            "channels": given.channels, "factor": factor,
             "x_zero_point": x.zero, "s_zero_point": s.zero, "y_zero_point": after.zero,
             **span.limits,
         }  # fmt: skip
@@ -162,12 +178,18 @@ def average_pool(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbers
     if source is None or attributes is None or given is None or taken is None:
         return None
     image, before = source
+    if not _is_near(before, after):
+        return None
     attributes = {
         **attributes, **_average(before, after), **span.limits,
         "count_include_pad": behind.attributes.get_int("count_include_pad", 0),
     }  # fmt: skip
     return _made(quantize, behind, operators.QUANT_AVERAGE_POOL, (image,), attributes, after,
                  (given, taken))  # fmt: skip
+
+
+def _is_near(before: Numbers, after: Numbers) -> bool:
+    return _LEAST_FACTOR < before.scale / after.scale < LARGEST_FACTOR
 
 
 def _average(before: Numbers, after: Numbers) -> dict[str, int | float]:
@@ -215,6 +237,8 @@ def global_average(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbe
             return None
         flatten = flatten or not behind.attributes.get_int("keepdims", 1)
     image, before = source
+    if not _is_near(before, after):
+        return None
     attributes = {"channels": given.channels, **_average(before, after), **span.limits}
     small = Picture(given.channels, 1, 1)
     return _made(quantize, behind, operators.QUANT_GLOBAL_AVERAGE_POOL, (image,), attributes,

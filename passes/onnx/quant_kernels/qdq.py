@@ -39,7 +39,8 @@ class Numbers:
 
     def byte(self, value: float) -> int:
         """The byte that a number becomes."""
-        place = np.rint(np.float32(value) / np.float32(self.scale)) + self.zero
+        with np.errstate(over="ignore"):
+            place = np.rint(np.float32(value) / np.float32(self.scale)) + self.zero
         return int(np.clip(place, 0, 255))
 
 
@@ -126,12 +127,12 @@ def _type(node: ir.Node, zero: ir.Value | None) -> ir.DataType | None:
 
 
 def quantized(value: ir.Value | None) -> tuple[ir.Value, Numbers] | None:
-    """The 8-bit activation behind a float value, through its ``DequantizeLinear``."""
+    """The uint8 activation behind a float value, through its ``DequantizeLinear``."""
     node = value.producer() if value is not None else None
     if node is None or not is_op(node, "DequantizeLinear") or constant(node.inputs[0]) is not None:
         return None
     about, source = numbers(node), node.inputs[0]
-    return None if about is None or source is None else (source, about)
+    return None if about is None or about.signed or source is None else (source, about)
 
 
 def quantized_channels(value: ir.Value | None) -> tuple[ir.Value, ChannelNumbers] | None:
@@ -140,7 +141,7 @@ def quantized_channels(value: ir.Value | None) -> tuple[ir.Value, ChannelNumbers
     if node is None or not is_op(node, "DequantizeLinear") or constant(node.inputs[0]) is not None:
         return None
     about, source = channel_numbers(node), node.inputs[0]
-    return None if about is None or source is None else (source, about)
+    return None if about is None or about.signed or source is None else (source, about)
 
 
 def why_not(value: ir.Value | None) -> str:
@@ -306,9 +307,9 @@ def behind_range(value: ir.Value, after: Numbers | ChannelNumbers) -> Range:
         least, most = (None if bound is None else after.byte(bound) for bound in bounds)
         if [least is None, most is None] != [bound is None for bound in bounds]:
             break
-        low = max(low, least) if least is not None else low
-        high = min(high, most) if most is not None else high
-        low = min(low, high)
+        # What is limited first lies within what is limited last, whatever its own limits are.
+        least, most = 0 if least is None else least, 255 if most is None else most
+        low, high = min(max(least, low), high), min(max(most, low), high)
         value = source
     return Range(value, low, high)
 
@@ -327,4 +328,5 @@ def clip_limits(node: ir.Node) -> tuple[float | None, float | None] | None:
             return None
         found.append(float(array.item()))
     low, high = found
-    return (low, high) if low is None or high is None or low <= high else None
+    ordered = (-np.inf if low is None else low) <= (np.inf if high is None else high)
+    return (low, high) if ordered else None

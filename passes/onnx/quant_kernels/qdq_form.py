@@ -4,7 +4,8 @@
 2. A weight that is stored as floats before a ``QuantizeLinear`` is quantized now (NNCF, SparseML).
 3. ``QLinearConv`` and its kind, and static ``ConvInteger`` and ``MatMulInteger`` with the sum, cast
    and product behind them (SparseML), become float operators between Q and DQ.
-4. int8 activations become uint8: 128 is added to bytes and zero points.
+4. int8 activations become uint8: 128 is added to bytes and zero points. Where something else reads
+   the bytes, or nothing here makes them, they stay, and what reads their numbers gets uint8 behind.
 5. Equal conversions of one tensor become one; Q behind DQ of the same scale and zero point goes.
 6. What only picks from the numbers of quantized images (``MaxPool``, ``Relu``, a split) gives such
    numbers: where no Q follows, Q and DQ of the same scale do (NNCF leaves them out).
@@ -359,6 +360,22 @@ def _unsigned(graph: ir.Graph) -> list[str]:
             held = initializer(graph, f"zero_point_{zero.zero}", whole)
             _set_zero(each, held)
         value.dtype = ir.DataType.UINT8
+        found.append(str(value.name))
+    return found + _beside_signed(graph)
+
+
+def _beside_signed(graph: ir.Graph) -> list[str]:
+    """Convert the numbers of int8 activations that stay to uint8 and back."""
+    found = []
+    for node in list(graph):
+        about = numbers(node) if is_op(node, "DequantizeLinear") else None
+        value, readers = node.outputs[0], list(node.outputs[0].uses())
+        if about is None or not about.signed or constant(node.inputs[0]) is not None or not readers:
+            continue
+        zero = initializer(graph, f"zero_point_{about.zero}", np.uint8(about.zero))
+        back = _converted(graph, node, value, (node.inputs[1], zero))
+        for use in readers:
+            use.node.replace_input_with(use.idx, back)
         found.append(str(value.name))
     return found
 

@@ -146,7 +146,7 @@ def _bound(model: onnx.ModelProto, name: str) -> int:
 
 def _plain_name(name: str) -> str:
     """The name in the QDQ file of what is in another layout here."""
-    for ending in ("_blocked", "_plain", "_flat"):
+    for ending in ("_blocked", "_plain", "_flat", "_was"):
         name = name.removesuffix(ending)
     return name
 
