@@ -22,7 +22,7 @@ def prepare(inputs: Sequence[Array], threads: int, mark: Mark, *, path: str, kin
         path: The file.
         kind: One of ``KINDS``.
     """
-    import openvino  # type: ignore[import-not-found]  # noqa: PLC0415
+    import openvino  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
 
     core = openvino.Core()
     mark()
@@ -46,7 +46,7 @@ def quantized(path: Path, inputs: Sequence[Array], output: Path, *, transformer:
         output: Where to: ``NAME.xml``, and ``NAME.bin`` beside it.
         transformer: Whether it is one, for which NNCF has rules of its own.
     """
-    import nncf  # type: ignore[import-not-found]  # noqa: PLC0415
+    import nncf  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
     import openvino  # noqa: PLC0415
 
     model = openvino.Core().read_model(path)
