@@ -188,7 +188,7 @@ def _train(student: Trainable, teacher: TorchGraph, course: Course, lessons: Les
     groups = [{"params": [*student.weights, *student.others], "share": 1.0}]
     groups += [{"params": [scale], "share": float(scale.detach())} for scale in student.scales]
     optimizer = torch.optim.Adam(groups, course.lr)
-    total, losses = course.epochs * lessons.count, []
+    total, losses = course.epochs * lessons.count, list[Tensor]()
     for epoch in range(course.epochs):
         for batch in lessons.epoch(epoch):
             rate = course.lr * (1 + math.cos(math.pi * min(1, len(losses) / total))) / 2

@@ -392,11 +392,13 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(*together(condition, a, b))
+    condition, a, b = together(condition, a, b)
+    return torch.where(condition, a, b)
 
 
 def _length(x: Tensor, dims: Many, keepdim: bool) -> Tensor:
-    return torch.linalg.vector_norm(x, 2, tuple(dims), keepdim)
+    length: Tensor = torch.linalg.vector_norm(x, 2, tuple(dims), keepdim)
+    return length
 
 
 def _same(x: Tensor) -> Tensor:

@@ -70,8 +70,8 @@ def split(
 ) -> tuple[Tensor, ...]:
     """``Split``."""
     if sizes is not None:
-        return x.split(numbers(sizes), axis)
-    return x.split(-(-x.shape[axis] // num_outputs), axis)
+        return tuple(x.split(numbers(sizes), axis))
+    return tuple(x.split(-(-x.shape[axis] // num_outputs), axis))
 
 
 def slice_(

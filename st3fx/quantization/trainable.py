@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -203,10 +204,10 @@ class _Rewriter:
         """Case 1; several DequantizeLinear may follow one QuantizeLinear."""
         made: dict[fx.Node, fx.Node] = {}
         for node in self._calls(torch_ops.dequantize_linear):
-            pair, scales = node.args[0], node.args[1]
+            pair, scales = _operands(node)[0], _operands(node)[1]
             if pair.op != "call_function" or pair.target is not torch_ops.quantize_linear:
                 continue
-            x, scale, zero = pair.args
+            x, scale, zero = _operands(pair)
             if not torch.equal(
                 self._tensor(scale).expand(self._tensor(scales).shape), self._tensor(scales)
             ):
@@ -234,7 +235,7 @@ class _Rewriter:
     def _weights(self) -> None:
         """Case 2."""
         for node in self._calls(torch_ops.dequantize_linear):
-            integers, scales = node.args[0], node.args[1]
+            integers, scales = _operands(node)[0], _operands(node)[1]
             if not self._is_constant(integers, torch.int8) or self._tensor(scales).dim() != 1:
                 continue
             name = self.names[integers.target]
@@ -248,8 +249,8 @@ class _Rewriter:
             node.replace_all_uses_with(rounded)
 
     def _weight(self, node: fx.Node, name: str) -> tuple[fx.Node, fx.Node, _Weight]:
-        integers, scales = node.args[0], node.args[1]
-        axis = int(node.kwargs.get("axis", 1))
+        integers, scales = _operands(node)[0], _operands(node)[1]
+        axis = int(_attributes(node).get("axis", 1))
         latent = _tensor_of(self.floats[name.removesuffix(SUFFIX)])
         before, plain = self._tensor(scales), channel_scales(latent, axis, self.weight_range)
         # Where a bias needs a larger scale the quantizer has given it one.
@@ -273,19 +274,23 @@ class _Rewriter:
     def _biases(self) -> None:
         """Case 3; one whose product has other operands stays as it is."""
         for product in self._calls(*_PRODUCTS):
-            if len(product.args) < 3 or product.args[2] is None:
+            if len(_operands(product)) < 3 or _operands(product)[2] is None:
                 continue
-            x, w, node = product.args[:3]
+            x, w, node = _operands(product)[:3]
             is_dequantized = node.op == "call_function" and (
                 node.target is torch_ops.dequantize_linear
             )
             known = x in self.rounded and w in self.weights
-            if not is_dequantized or not known or not self._is_constant(node.args[0], torch.int32):
+            if (
+                not is_dequantized
+                or not known
+                or not self._is_constant(_operands(node)[0], torch.int32)
+            ):
                 continue
             product.update_arg(2, self._bias(product, x, w, node))
 
     def _bias(self, product: fx.Node, x: fx.Node, w: fx.Node, node: fx.Node) -> fx.Node:
-        integers, scales = node.args[0], node.args[1]
+        integers, scales = _operands(node)[0], _operands(node)[1]
         name, weight, activation = self.names[integers.target], self.weights[w], self.rounded[x][1]
         stored, steps = self._tensor(integers), self._tensor(scales)
         found = self.floats.get(name.removesuffix(SUFFIX))
@@ -313,13 +318,17 @@ class _Rewriter:
     def _fp32(self, parameters: set[str]) -> None:
         """Case 4."""
         for node in list(self.graph.nodes):
-            if node.op != "get_attr" or node.target not in self.names:
+            if node.op != "get_attr" or str(node.target) not in self.names:
                 continue
-            value, name = self._tensor(node), self.names[node.target]
-            read = any(node in user.args[1:3] for user in node.users if user.target in _PRODUCTS)
+            value, name = self._tensor(node), self.names[str(node.target)]
+            read = any(
+                node in _operands(user)[1:3] for user in node.users if user.target in _PRODUCTS
+            )
             # An exporter stores equal constants once, and statistics may equal a bias.
             statistic = any(
-                node in user.args[3:] for user in node.users if user.target is torch_ops.batch_norm
+                node in _operands(user)[3:]
+                for user in node.users
+                if user.target is torch_ops.batch_norm
             )
             is_parameter = value.is_floating_point() and (name in parameters or read)
             is_parameter = is_parameter and not statistic
@@ -361,6 +370,15 @@ class _Rewriter:
         delattr(self.module, attribute)
         self.module.register_parameter(attribute, parameter)
         return parameter
+
+
+def _operands(node: fx.Node) -> tuple[Any, ...]:
+    """In our graphs nodes, numbers and ``None``."""
+    return node.args
+
+
+def _attributes(node: fx.Node) -> Mapping[str, Any]:
+    return node.kwargs
 
 
 def _tensor_of(item: onnx.TensorProto) -> Tensor:

@@ -113,7 +113,8 @@ def test_a_sparse_model_keeps_its_zeros_and_its_outputs(model: nn.Module, tmp_pa
 
 
 def test_a_file_is_trained_by_the_outputs_in_fp32(model: nn.Module, tmp_path: Path) -> None:
-    path, ranges = tmp_path / "net.onnx", {"calibration": "percentile", "percentile": 97.0}
+    path = tmp_path / "net.onnx"
+    ranges: dict[str, Any] = {"calibration": "percentile", "percentile": 97.0}
     before = st3fx.quantize(model, batches(), path, rank=False, **ranges)
     assert before.finetuned is None
     result = st3fx.quantize(

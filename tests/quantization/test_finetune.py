@@ -244,10 +244,14 @@ def test_gradients_of_a_rounded_activation() -> None:
     assert scale.grad is not None
     wanted = -4 * 1 + (-4 + 3.6) * 2 + 0.2 * 4 - 0.4 * 8 - 0.4 * 16
     assert float(scale.grad) == pytest.approx(wanted / math.sqrt(255 * 6), rel=1e-5)
+
+
+def test_a_scale_grows_for_what_it_cuts_off() -> None:
+    scale = torch.tensor(0.25, requires_grad=True)
     above = fake_activation(torch.tensor([[99.0]]), scale, 4)
     assert above.item() == 0.25 * 251
-    scale.grad = None
     above.backward()
+    assert scale.grad is not None
     assert float(scale.grad) == pytest.approx(251 / math.sqrt(255))
 
 

@@ -179,7 +179,7 @@ def test_what_torch_does_not_compute_is_refused_by_name(body: str, complaint: st
         to_torch(_unchecked(body))
 
 
-def _unchecked(body: str) -> object:
+def _unchecked(body: str) -> onnx.ModelProto:
 
     return onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 20]>\n'
