@@ -33,10 +33,10 @@ def demo(*, output_dir: str, seed: int, resume: bool, force: bool, as_json: bool
     """Show the whole way on data that comes with st3fx: no configuration, no download.
 
     A ResNet-20 learns to tell the ten kinds of clothing of Fashion-MNIST apart (a subset), once
-    dense and once while 90 % of its weights become zero; both trainings begin with the same
-    weights and take the same steps. The sparse one is folded, exported, counted, timed and
-    reported. All that is printed is measured as it runs. It takes about four minutes of processor
-    time, which two idle cores share.
+    dense and once while 90 % of its weights become zero in blocks of four; both trainings begin
+    with the same weights and take the same steps. The sparse one is folded, exported, quantized to
+    8-bit integers, counted, timed and reported. All that is printed is measured as it runs. It
+    takes about four minutes of processor time, which two idle cores share.
 
     Ctrl-C saves; --resume goes on.
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from st3fx.export.export_result import ExportResult, FoldResult
     from st3fx.flops.flops_report import FlopsReport
     from st3fx.plan.sites import SparsityPlan
+    from st3fx.quantization.quantize_result import QuantizeResult
     from st3fx.report.facts import ReportResult
     from st3fx.training.report import TrainResult, TrainRow
 
@@ -107,6 +108,16 @@ def _exported(result: ExportResult) -> str:
     )
 
 
+def _quantized(result: QuantizeResult) -> str:
+    top1 = "" if result.accuracy is None else f"top-1 {percent(result.accuracy.int8)} in "
+    size, sparse = result.sizes[-1], result.sparse
+    kernels = ""
+    if sparse is not None and sparse.path is not None:
+        rows = sparse.kernels
+        kernels = f", {rows.ours} of {plural(len(rows.rows), 'layer')} by INT8 kernels"
+    return f"{size.name}: {top1}8-bit integers{kernels}, {size_text(size.raw)}"
+
+
 def _counted(result: FlopsReport) -> str:
     return (
         f"{result.dense_macs:,} multiplications an image, {result.sparse_macs:,} without the zeros"
@@ -128,6 +139,7 @@ LINES: dict[str, Callable[[Any], str]] = {
     "train sparse": _trained,
     "fold": _folded,
     "export": _exported,
+    "quantize": _quantized,
     "analyze": _counted,
     "bench": _timed,
     "report": _reported,
@@ -164,6 +176,25 @@ def rows(result: DemoResult) -> Iterator[tuple[str, str, str, str]]:
     times = f"{three_digits(first.median_ms)} ms", f"{three_digits(best.median_ms)} ms"
     ratio = "" if best.ratio is None else f"{best.ratio.median:.2f} times as fast"
     yield f"latency, {plural(first.threads, 'thread')}", *times, ratio
+    if result.quantized.accuracy is not None:
+        accuracy = result.quantized.accuracy.int8
+        yield "accuracy, INT8", "", percent(accuracy), f"{100 * (accuracy - dense):+.1f} points"
+    yield from _integers(result)
+
+
+def _integers(result: DemoResult) -> Iterator[tuple[str, str, str, str]]:
+    """The latency in integers, against dense in integers and in fp32."""
+    kernels = [row for row in result.integers if row.skips_zeros]
+    for dense in result.integers[:1]:
+        times = [f"{three_digits(row.median_ms)} ms" for row in (dense, *kernels[:1])]
+        gains = [
+            f"{row.int8_ratio.median:.2f} times as fast, {row.ratio.median:.2f} against fp32"
+            for row in kernels[:1] if row.int8_ratio and row.ratio
+        ]  # fmt: skip
+        yield (
+            f"latency, INT8, {plural(dense.threads, 'thread')}", times[0], *(times[1:] or [""]),
+            *(gains or [""]),
+        )  # fmt: skip
 
 
 def _fewer(dense: int, sparse: int, word: str) -> str:

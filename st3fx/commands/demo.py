@@ -26,6 +26,7 @@ from st3fx.commands.convert import convert_spec, save_bundle
 from st3fx.commands.export import export_spec
 from st3fx.commands.fold import fold_spec
 from st3fx.commands.models import Request
+from st3fx.commands.quantize import Images, quantize_spec, subject
 from st3fx.commands.report import write_report
 from st3fx.commands.train import train_spec
 from st3fx.errors import TrainError
@@ -35,7 +36,10 @@ from st3fx.files.manifest import Recipe
 from st3fx.flops.flops_report import FlopsReport
 from st3fx.loading.spec import parse_spec
 from st3fx.plan.sites import SparsityPlan
+from st3fx.quantization.quantize_result import QuantizeResult
+from st3fx.quantization.settings import Settings as QuantizeSettings
 from st3fx.report.facts import ReportResult
+from st3fx.sparsity.granularity import parse
 from st3fx.training.folder import RunFolder
 from st3fx.training.recipes import resolve, resume
 from st3fx.training.report import Reporter, TrainResult
@@ -108,6 +112,8 @@ class DemoSettings:
 
     Attributes:
         spec: A reference model.
+        method: How weights become zero: the one that leaves most to blocks.
+        granularity: What does so together: what one instruction multiplies in integers.
         sparsity: Share of zeros in the end.
         epochs: Of each training.
         batch_size: Images per step.
@@ -117,12 +123,14 @@ class DemoSettings:
     """
 
     spec: str = "st3fx:resnet20"
+    method: str = "feather"
+    granularity: str = "block:4"
     sparsity: float = 0.9
     epochs: int = 6
     batch_size: int = 32
     lr: float = 0.05
     seed: int = 0
-    bench_seconds: float = 4.0
+    bench_seconds: float = 3.0
 
     def training(self) -> dict[str, Any]:
         """Settings that both trainings share."""
@@ -143,6 +151,7 @@ class DemoResult:
         sparse: The training with it.
         folded: The weights that are left, in a compact file.
         exported: The ONNX file with its checks.
+        quantized: The one in 8-bit integers, and that with our kernels.
         counted: Multiplications of one image.
         timed: Latency of one image.
         report: The page.
@@ -156,6 +165,7 @@ class DemoResult:
     sparse: TrainResult
     folded: FoldResult
     exported: ExportResult
+    quantized: QuantizeResult
     counted: FlopsReport
     timed: BenchResult
     report: ReportResult
@@ -170,8 +180,14 @@ class DemoResult:
 
     @property
     def fastest(self) -> BenchRow:
-        """Of the sparse model's rows, that with kernels that skip zeros if there is one."""
-        return max(self.timed.rows[1:], key=lambda row: row.skips_zeros)
+        """Of the sparse model's rows in fp32, that with kernels that skip zeros if there is one."""
+        floats = [row for row in self.timed.rows[1:] if not row.integers]
+        return max(floats, key=lambda row: row.skips_zeros)
+
+    @property
+    def integers(self) -> tuple[BenchRow, ...]:
+        """The rows in integers: dense, and by kernels that skip zeros where these gain."""
+        return tuple(row for row in self.timed.rows if row.integers)
 
     def to_dict(self) -> dict[str, Any]:
         """This result as JSON values."""
@@ -179,10 +195,18 @@ class DemoResult:
         return {
             "folder": str(self.folder),
             "model": self.name,
-            "accuracy": {"dense": self.dense.scores.top1, "sparse": self.sparse.scores.top1},
+            "accuracy": {
+                "dense": self.dense.scores.top1,
+                "sparse": self.sparse.scores.top1,
+                "sparse_int8": self.quantized.accuracy and self.quantized.accuracy.int8,
+            },
             "sparsity": self.sparse.sparsity,
             "macs": {"dense": self.counted.dense_macs, "sparse": self.counted.sparse_macs},
-            "bytes": {"dense": dense_bytes, "sparse": sparse_bytes},
+            "bytes": {
+                "dense": dense_bytes,
+                "sparse": sparse_bytes,
+                "sparse_int8": self.quantized.sizes[-1].raw,
+            },
             "latency_ms": {row.name: row.median_ms for row in self.timed.rows},
             "onnx": str(self.exported.path),
             "report": str(self.report.path),
@@ -217,7 +241,7 @@ def run_demo(
     again: bool = False,
     force: bool = False,
 ) -> DemoResult:
-    """Convert, train dense and sparse, fold, export, count, measure and report.
+    """Convert, train dense and sparse, fold, export, quantize, count, measure and report.
 
     Args:
         folder: Where everything is written.
@@ -247,6 +271,7 @@ def run_demo(
         sparse=sparse,
         folded=demo.stage("fold", "to the values that are left", demo.fold),
         exported=demo.stage("export", "to ONNX", demo.export),
+        quantized=demo.stage("quantize", "to 8-bit integers", demo.quantize),
         counted=demo.stage("analyze", "every multiplication", demo.count),
         timed=demo.stage("bench", "one image at a time", demo.measure),
         report=demo.stage("report", "all of it on one page", demo.tell),
@@ -282,7 +307,9 @@ class _Demo:
 
     def convert(self) -> SparsityPlan:
         """The model that both trainings begin with, as a bundle."""
-        method = methods.create("st3", sparsity=self.settings.sparsity)
+        chosen = self.settings
+        granularity = parse(chosen.granularity)
+        method = methods.create(chosen.method, sparsity=chosen.sparsity, granularity=granularity)
         recipe = Recipe(
             spec=self.settings.spec,
             method=methods.to_dict(method),
@@ -320,6 +347,15 @@ class _Demo:
         target = self.place.sparse.path / "model.onnx"
         return export_spec(
             self.request, target, progress=self.watcher.progress, seed=self.settings.seed
+        )
+
+    def quantize(self) -> QuantizeResult:
+        """The same in 8-bit integers, for any runtime and for our kernels, scored."""
+        run = self.place.sparse
+        request = Request(str(run.path), seed=self.settings.seed)
+        how = QuantizeSettings(rank=False, sparse_kernels=True)
+        return quantize_spec(
+            subject(request, {}), run.int8, how, Images(), progress=self.watcher.progress
         )
 
     def count(self) -> FlopsReport:

@@ -21,6 +21,8 @@ from st3fx.bench.bench_result import read_result
 from st3fx.cli import main
 from st3fx.commands.demo import DemoFolder, DemoResult, DemoSettings, run_demo
 from st3fx.errors import TrainError
+from st3fx.passes.onnx.quant_kernels import lower
+from st3fx.runtime.costs import QuantCosts
 from st3fx.training.interrupt import Interrupted
 from st3fx.training.report import Reporter
 from tests.killed import ends, family
@@ -28,8 +30,17 @@ from tests.training.runs import Recorder, ctrl_c
 
 TINY = DemoSettings("st3fx:lenet_300_100", epochs=2, batch_size=500, lr=0.1, bench_seconds=0.05)
 STAGES = [
-    "convert", "train dense", "train sparse", "fold", "export", "analyze", "bench", "report"
+    "convert", "train dense", "train sparse", "fold", "export", "quantize", "analyze", "bench",
+    "report",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def dear_dense() -> Iterator[None]:
+    """Zeros gain in a small network too, on any CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lower, "quant_costs", lambda: QuantCosts(call=0.0, dense=1e-9))
+        yield
 
 
 class Watch:
@@ -99,7 +110,18 @@ def test_what_it_tells_is_what_lies_there(done: tuple[DemoResult, Watch]) -> Non
     assert result.counted.sparse_macs == counted.sparse_macs < counted.dense_macs / 9
     assert read_result(folder.sparse.path / "bench.json") == result.timed
     assert (result.timed.rows[0].name, result.timed.rows[0].batch) == ("dense", 1)
-    assert result.fastest.name != "dense"
+    assert (result.fastest.name != "dense", result.fastest.integers) == (True, False)
+    assert result.timed.rows[-1].name == "sparse INT8 kernels"
+    assert [row.name for row in result.integers] == ["dense INT8", "sparse INT8 kernels"]
+    for name in ("model.int8.onnx", "model.int8.sparse.onnx"):
+        assert (folder.sparse.path / name).is_file()
+    assert result.quantized.accuracy is not None
+    assert result.quantized.accuracy.fp32 == result.sparse.scores.top1
+    # Blocks of four, by the folded weights themselves.
+    for weight in weights:
+        blocks = torch.nn.functional.pad(weight, (0, -weight.shape[1] % 4))
+        zeros_in = (blocks.reshape(len(weight), -1, 4) == 0).sum(2)
+        assert set(zeros_in.unique().tolist()) <= {0, 4}
     page = folder.report.read_text(encoding="utf-8")
     assert f"{100 * result.sparse.scores.top1:.1f}" in page
     assert not [name for name, missing in result.report.sections.items() if missing]
@@ -159,6 +181,10 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     begins = [line.split("  ")[0] for line in lines if line.split("  ")[0] in STAGES]
     assert list(dict.fromkeys(begins)) == STAGES
     assert "step " not in result.stdout  # a line for each epoch and none within
+    last = [line for line in lines if line.startswith(" latency")][-1]
+    assert last.split()[:2] == ["latency,", "INT8,"]
+    assert "times as fast, " in last
+    assert last.endswith(" against fp32")
     top1 = [_eval_rows(Path("st3fx-demo") / name)[-1]["top1"] for name in ("dense", "sparse")]
     row = next(line for line in lines if line.startswith(" accuracy"))
     points = f"{100 * (top1[1] - top1[0]):+.1f}"
@@ -169,6 +195,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert again.exit_code == 2
     assert again.stderr.startswith("error: st3fx-demo holds a demo: go on with it by --resume")
     data = json.loads(_run(monkeypatch, "--resume", "--json").stdout)
+    assert data["accuracy"].pop("sparse_int8") == pytest.approx(top1[1], abs=0.02)
     assert data["accuracy"] == {"dense": top1[0], "sparse": top1[1]}
     assert data["report"] == "st3fx-demo/report.html"
 
