@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import torch
 from onnx import numpy_helper
 
 from st3fx.errors import QuantizeError, describe
@@ -25,6 +26,7 @@ from st3fx.passes.onnx.normal_form import reads
 from st3fx.passes.onnx.transpose_weights import TransposeWeights
 from st3fx.passes.onnx.values import Array
 from st3fx.quantization.calibrate import Ranges, quiet
+from st3fx.quantization.fake import channel_scales
 from st3fx.quantization.layers import FLOAT_OUT, Layer, find_layers, integer_nodes
 
 SUFFIX = "_quantized"
@@ -224,20 +226,8 @@ def weight_scales(weight: Array, axis: int, weight_range: str) -> Array:
         axis: Dimension of its output channels.
         weight_range: ``safe`` or ``full``.
     """
-    rows = np.moveaxis(weight, axis, 0).astype(np.float64)
-    if rows.ndim > 2:
-        rows = np.moveaxis(rows, 1, -1)  # input channels inside, taps outside
-    rows = rows.reshape(len(rows), -1)
-    scales = np.abs(rows).max(axis=1) / 127
-    if weight_range == "safe":
-        pairs = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2))).reshape(len(rows), -1, 2)
-        above, below = np.maximum(pairs, 0).sum(axis=2), np.maximum(-pairs, 0).sum(axis=2)
-        # Both may be rounded up, by a half each.
-        scales = np.maximum(scales, np.maximum(above, below).max(axis=1) / 127)
-    live = scales >= np.finfo(np.float32).tiny
-    # Without any, a fine one: what a bias is too large for, the quantizer makes larger.
-    mean = scales[live].mean() if live.any() else 2.0**-14
-    return np.where(live, scales, mean).astype(np.float32)
+    scales: Array = channel_scales(torch.from_numpy(weight.copy()), axis, weight_range).numpy()
+    return scales
 
 
 def _overrides(
