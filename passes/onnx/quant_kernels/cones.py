@@ -88,9 +88,11 @@ def cone(
             todo += [v for v in node.inputs if v is not None]
         else:
             return None
+    if not nodes:  # a constant
+        return None
     graph = value.producer().graph  # type: ignore[union-attr]
     assert graph is not None
-    ordered = tuple(node for node in graph if node in nodes) if nodes else ()
+    ordered = tuple(node for node in graph if node in nodes)
     unique = {(id(tensor), about): (tensor, about) for tensor, about in sources.values()}
     return Cone(tuple(unique.values()), ordered)
 

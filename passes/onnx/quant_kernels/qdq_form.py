@@ -71,7 +71,7 @@ def _quantize_weights(graph: ir.Graph) -> list[str]:
             continue
         if zero.dtype not in (np.uint8, np.int8) or scale.ndim > 1 or (scale == 0).any():
             continue
-        if node.attributes.get_int("block_size", 0):
+        if node.attributes.get_int("block_size", 0) or node.outputs[0].is_graph_output():
             continue
         axis = node.attributes.get_int("axis", 1)
         shape = [1] * array.ndim

@@ -65,6 +65,12 @@ int32_t byte_attribute(const NodeInfo& node, const char* name, int32_t fallback)
   return static_cast<int32_t>(value);
 }
 
+void require_range(int32_t minimum, int32_t maximum, const char* prefix) {
+  if (minimum > maximum)
+    throw Error("attribute '" + std::string(prefix) + "minimum' is " + std::to_string(minimum) +
+                ", more than '" + prefix + "maximum', " + std::to_string(maximum));
+}
+
 float finite_attribute(const NodeInfo& node, const char* name) {
   const float value = node.number(name, std::numeric_limits<float>::quiet_NaN());
   if (!std::isfinite(value))
@@ -77,6 +83,7 @@ Requantize requantize_of(const NodeInfo& node, bool has_residual) {
   how.zero_point = byte_attribute(node, "y_zero_point", 0);
   how.minimum = byte_attribute(node, "minimum", 0);
   how.maximum = byte_attribute(node, "maximum", 255);
+  require_range(how.minimum, how.maximum, "");
   if (!has_residual) return how;
   how.sum_factor = finite_attribute(node, "sum_factor");
   how.residual_factor = finite_attribute(node, "residual_factor");
@@ -86,6 +93,7 @@ Requantize requantize_of(const NodeInfo& node, bool has_residual) {
       throw Error("a factor of the residual is out of range: " + std::to_string(factor));
   how.sum_minimum = byte_attribute(node, "sum_minimum", 0);
   how.sum_maximum = byte_attribute(node, "sum_maximum", 255);
+  require_range(how.sum_minimum, how.sum_maximum, "sum_");
   return how;
 }
 

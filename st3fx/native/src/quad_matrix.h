@@ -25,6 +25,9 @@ inline const float* quad_data(const Tensor& tensor) {
 /// A zero point, or a bound of bytes.
 int32_t byte_attribute(const NodeInfo& node, const char* name, int32_t fallback);
 
+/// An error where a range of bytes is empty.
+void require_range(int32_t minimum, int32_t maximum, const char* prefix);
+
 /// A number that must be there and finite.
 float finite_attribute(const NodeInfo& node, const char* name);
 

@@ -28,7 +28,7 @@ extern const QuantKernels quant_kernels;
 namespace {
 
 int32_t rint_clamped(float x, int32_t minimum, int32_t maximum) {
-  const float limited = std::min(std::max(x, -1e9F), 1e9F);
+  const float limited = std::min(x > -1e9F ? x : -1e9F, 1e9F);  // what is no number is the least
   return std::clamp(static_cast<int32_t>(std::nearbyintf(limited)), minimum, maximum);
 }
 

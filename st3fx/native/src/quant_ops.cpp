@@ -56,6 +56,7 @@ QuantAdd::QuantAdd(const NodeInfo& node) : kernels_(quant_kernels_of(current_isa
   how_.offset = finite_attribute(node, "offset");
   how_.sum_minimum = byte_attribute(node, "minimum", 0);
   how_.sum_maximum = byte_attribute(node, "maximum", 255);
+  require_range(how_.sum_minimum, how_.sum_maximum, "");
 }
 
 void QuantAdd::operator()(const Run& run) const {
@@ -94,6 +95,7 @@ void QuantGlobalAveragePool::operator()(const Run& run) const {
   const Tensor x = run.input(0);
   const Images in = quads_of(x, channels_);
   const Images out{Layout::blocked, in.batch, in.channels, {1, 1}};
+  if (in.plane.positions() == 0) throw Error("images without pixels have no average");
   float* y = run.output(byte_shape(out));
   const int64_t positions = in.plane.positions();
   const float factor = factor_ / static_cast<float>(positions);
@@ -161,6 +163,8 @@ QuantChannels::QuantChannels(const NodeInfo& node) : channels_(node.integers("ch
 }
 
 void QuantChannels::operator()(const Run& run) const {
+  for (size_t i = channels_.size(); i < run.input_count(); ++i)
+    if (run.optional_input(i)) throw Error("attribute 'channels' needs one number for each input");
   std::vector<Tensor> tensors;
   std::vector<Images> in;
   for (size_t i = 0; i < channels_.size(); ++i) {

@@ -13,6 +13,8 @@ namespace {
 
 constexpr int64_t kChunkBytes = 64 * 1024;  // packed input of some channels: within the L2 cache
 
+constexpr int64_t kMostWeights = 1 << 28;    // of averages, which no tensor bounds
+
 float repeated(int32_t byte) {
   const uint32_t bits = static_cast<uint32_t>(byte) * 0x01010101U;
   float value;
@@ -108,6 +110,9 @@ QuantAveragePool::QuantAveragePool(const NodeInfo& node)
   if (!(average_factor_ > 0)) throw Error("attribute 'factor' is not positive");
   count_padding_ = node.integer("count_include_pad", 0) != 0;
   requantize_ = requantize_of(node, false);
+  if (window_.taps() > kMostWeights / channels_)
+    throw Error("attribute 'kernel_shape' is out of range: " + to_string(window_.kernel) + " for " +
+                std::to_string(channels_) + " channels");
   const std::vector<int8_t> ones(channels_ * window_.taps(), 1);
   set_weights(ones.data(), std::vector<int32_t>(channels_, 0),
               std::vector<float>(channels_, average_factor_));

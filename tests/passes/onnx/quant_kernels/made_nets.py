@@ -90,7 +90,7 @@ class MadeNet(Net):
         spread = max(float(np.abs(value).max(initial=0)), 1e-3)
         scale = spread / 127 * float(np.exp(g.normal(-0.2, 0.4)))
         if g.random() < 0.05:
-            scale *= float(g.choice([1e-9, 1e-3, 50, 1e9]))
+            scale *= float(g.choice([1e-3, 50, 1e9]))
         zero = int(g.choice([0, 255, 128, int(g.integers(0, 256))], p=[0.15, 0.05, 0.4, 0.4]))
         signed = self._signed and g.random() < 0.8
         kind = np.int8 if signed else np.uint8
@@ -306,7 +306,7 @@ def _gate(net: MadeNet, name: str) -> list[str]:
 def _pool(net: MadeNet, name: str) -> list[str]:
     g, about = net.generator, _window(net, net.value(name))
     about["ceil_mode"] = int(g.random() < 0.4)
-    if about["ceil_mode"] and not _is_inferred(net.value(name).shape[2:], about):
+    if not _is_inferred(net.value(name).shape[2:], about):
         return []
     if g.random() < 0.5:
         made = net.op("MaxPool", name, **about)
@@ -324,7 +324,8 @@ def _is_inferred(sizes: tuple[int, ...], about: dict[str, Any]) -> bool:
         reach = about["dilations"][axis] * (about["kernel_shape"][axis] - 1) + 1
         step = about["strides"][axis]
         room = size + begin + end - reach
-        if room < 0 or -(-room // step) * step >= size + begin:
+        late = about["ceil_mode"] and -(-room // step) * step >= size + begin
+        if room < 0 or late:
             return False
     return True
 

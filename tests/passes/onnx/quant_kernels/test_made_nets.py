@@ -86,6 +86,13 @@ def far_average(net: Net) -> str:
     return net.q(net.conv(net.q(value, 1e20), 12, 8))
 
 
+def constant_bytes_out(net: Net) -> tuple[str, str]:
+    """Bytes of a constant that are an output too."""
+    whole, about = net.bytes(net.floats(8, 1, 1))
+    value = net.op("Add", net.q("x"), net.op("DequantizeLinear", whole, *about))
+    return whole, net.q(net.conv(net.q(value), 12, 8))
+
+
 def bias_of_rank(net: Net) -> str:
     """A bias with which the product gets one more dimension."""
     flat = net.q(net.op("ReduceMean", net.q("x"), net.hold(np.array([2, 3])), keepdims=0))
@@ -95,7 +102,7 @@ def bias_of_rank(net: Net) -> str:
 @pytest.mark.parametrize(
     "build",
     [inner_clip, largest_limit, signed_bytes_out, signed_bytes_in, far_scales, far_sum,
-     far_average, bias_of_rank],
+     far_average, constant_bytes_out, bias_of_rank],
 )  # fmt: skip
 def test_cases_that_were_found(build: Callable[[Net], str | tuple[str, ...]]) -> None:
     net = Net(*IMAGES)
