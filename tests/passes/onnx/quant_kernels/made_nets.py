@@ -58,7 +58,8 @@ class MadeNet(Net):
     def ops(self, outputs: int, op: str, *inputs: str, **about: Any) -> list[str]:
         """Nodes as :class:`Net` makes them, computed at once."""
         names = super().ops(outputs, op, *inputs, **about)
-        known = {name: self._values.get(name, self._held.get(name)) for name in inputs if name}
+        everything = {**self._held, **self._values}
+        known = {name: everything[name] for name in inputs if name}
         graph = helper.make_graph(
             [self._nodes[-1]], "one",
             [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
@@ -406,7 +407,7 @@ def _pad(net: MadeNet, name: str) -> list[str]:
 def _norm(net: MadeNet, name: str) -> list[str]:
     channels = net.value(name).shape[1]
     parts = [net.hold_floats(channels) for _ in range(3)]
-    variance = net.hold(net.generator.uniform(0.1, 2, channels).astype(np.float32))
+    variance = net.hold(np.asarray(net.generator.uniform(0.1, 2, channels), np.float32))
     return [_activation(net, net.op("BatchNormalization", name, *parts, variance))]
 
 
