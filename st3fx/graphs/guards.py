@@ -10,6 +10,7 @@ What a trace was told: the answers and readings that its graph holds for.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import threading
 import types
@@ -84,11 +85,29 @@ class Fact(NamedTuple):
         call = "" if self.args is None else f"({', '.join(map(str, self.args))})"
         return f"{owner}.{self.name}{call} is {self.expected!r} ({self.place})"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fact:
+        """For a copy of the model."""
+        if isinstance(self.owner, types.ModuleType):
+            return self
+        owner, args, expected = (_copied(x, memo) for x in (self.owner, self.args, self.expected))
+        return Fact(owner, self.name, args, expected, self.place)
+
     def __reduce__(self) -> Any:
         """Modules cannot be pickled: they go by their names."""
         if isinstance(self.owner, types.ModuleType):
             return _of_module, (self.owner.__name__, *self[1:])
         return Fact, tuple(self)
+
+
+def _copied(thing: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy, or the thing itself if it has none: a model has no such part, a library may."""
+    known = set(memo)
+    try:
+        return copy.deepcopy(thing, memo)
+    except TypeError:  # a context variable, say
+        for half in set(memo) - known:
+            del memo[half]
+        return thing
 
 
 def _of_module(name: str, *rest: Any) -> Fact:

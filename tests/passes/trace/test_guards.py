@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -163,3 +164,33 @@ def test_a_wrapped_forward_is_called() -> None:
     for module in (original.fc, converted.get_submodule("fc")):
         module.__dict__["forward"] = wrapped(module.forward)
     require_same(step(original, (X,), {}, 0), step(converted, (X,), {}, 0), "training")
+
+
+class Collector:
+    """Stands in a module of a library, and cannot be copied."""
+
+    def __init__(self) -> None:
+        self.variable: ContextVar[Any] = ContextVar("collector", default=None)
+        self.on = False
+
+
+COLLECTOR = Collector()
+
+
+class AsksCollector(nn.Linear):
+    """Asks an object that is no part of the model, as transformers' models do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y.relu() if COLLECTOR.on else y
+
+
+def test_a_copy_reads_what_is_no_part_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(3))
+    original = nn.Sequential(AsksCollector(8, 8))
+    converted, _ = st3fx.convert(original, x, verify=False)
+    twin = copy.deepcopy(converted)
+    assert torch.equal(twin.eval()(x), original.eval()(x))
+    monkeypatch.setattr(COLLECTOR, "on", True)
+    assert torch.equal(twin(x), original(x))
+    assert torch.equal(st3fx.fold(converted).eval()(x), original(x))
