@@ -185,9 +185,10 @@ class Thresholds:
         if not all(is_plain(weight) for _, weight in weights):
             return self.floor
         # Of groups those that are zero as a whole; a zero in another may come back with it.
+        groupings = [site.sparse.method.granularity.constants(site.site) for site, _ in weights]
         left = [
-            magnitudes(weight.detach(), *site.sparse.method.granularity.constants(site.site)) != 0
-            for site, weight in weights
+            magnitudes(weight.detach(), *grouping) if grouping else weight.detach()
+            for grouping, (_, weight) in zip(groupings, weights, strict=True)
         ]
         counts = [own.numel() - int(torch.count_nonzero(own)) for own in left]
         shares = [n / max(1, own.numel()) for n, (_, own) in zip(counts, weights, strict=True)]
@@ -195,7 +196,7 @@ class Thresholds:
         for (site, weight), share, own in zip(weights if pin else (), shares, left, strict=False):
             kept = share > 0 and is_sparse
             for module, parameter in site.places:
-                mask = own.clone() if kept else weight.new_empty(0, dtype=torch.bool)
+                mask = own != 0 if kept else weight.new_empty(0, dtype=torch.bool)
                 module.__dict__[state_name(parameter, "mask")] = mask
             if kept and share == 1:
                 self._warn_of_kept(site.site.name)
