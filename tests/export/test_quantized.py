@@ -92,3 +92,25 @@ def test_what_is_no_quantized_file(tmp_path: Path) -> None:
     ):
         with pytest.raises(ExportError, match=reason):
             write_lowered(path, tmp_path / "other.onnx")
+
+
+_NAN, _INF = np.float32("nan"), np.float32("inf")
+
+
+@pytest.mark.parametrize(
+    ("ours", "exact", "expected"),
+    [
+        ([1.0, 2.0], [1.0, 4.0], 0.5),
+        ([_NAN, 4.0], [1.0, 4.0], np.inf),
+        ([1.0, 4.0], [_NAN, 4.0], np.inf),
+        ([_NAN, 2.0], [_NAN, 4.0], 0.5),  # what is NaN in both hides nothing of the others
+        ([-_INF, 2.0], [-_INF, 4.0], 0.5),
+        ([_INF, 4.0], [-_INF, 4.0], np.inf),
+        ([[1.0]], [1.0], np.inf),
+        ([3], [7], 0.0),  # a label: one step of rounding exchanges two
+    ],
+)
+def test_the_difference_of_outputs(ours: list[float], exact: list[float], expected: float) -> None:
+    kind = np.int64 if exact == [7] else np.float32
+    found = quantized._difference([np.array(ours, kind)], [np.array(exact, kind)])
+    assert found == expected

@@ -66,7 +66,7 @@ def _quantize_weights(graph: ir.Graph) -> list[str]:
     for node in list(graph):
         array = _constant(node.inputs[0]) if is_op(node, "QuantizeLinear") else None
         scale = constant(node.inputs[1]) if array is not None else None
-        zero = constant(node.inputs[2]) if len(node.inputs) > 2 else np.uint8(0)
+        zero = constant(node.inputs[2]) if len(node.inputs) > 2 else _no_zero_point(node)
         if array is None or scale is None or zero is None or array.dtype != np.float32:
             continue
         if zero.dtype not in (np.uint8, np.int8) or scale.ndim > 1 or (scale == 0).any():
@@ -85,6 +85,12 @@ def _quantize_weights(graph: ir.Graph) -> list[str]:
         _replace(node, initializer(graph, f"{name}.quantized", whole))
         found.append(name)
     return found
+
+
+def _no_zero_point(node: ir.Node) -> Array | None:
+    """Zero in the type that a ``QuantizeLinear`` without a zero point gives (opset 21 names it)."""
+    kind = ir.DataType(node.attributes.get_int("output_dtype", 0) or ir.DataType.UINT8)
+    return np.zeros((), kind.numpy()) if kind in (ir.DataType.UINT8, ir.DataType.INT8) else None
 
 
 def _constant(value: ir.Value | None) -> Array | None:
