@@ -1,0 +1,31 @@
+"""What other tools write, brought into the form that is read."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto
+
+from st3fx.passes.onnx.quant_kernels.qdq_form import QdqForm
+from st3fx.passes.onnx.values import constant
+from tests.passes.onnx.quant_kernels.nets import Net
+
+
+@pytest.mark.parametrize(
+    ("about", "expected"),
+    [({}, [0, 0, 200]), ({"output_dtype": TensorProto.INT8}, [-5, 0, 127]),
+     ({"output_dtype": TensorProto.INT16}, None)],
+)  # fmt: skip
+def test_a_weight_is_rounded_to_the_type_that_its_quantizer_names(
+    about: dict[str, int], expected: list[int] | None
+) -> None:
+    made = Net("N", 3, opset=21)
+    weight = made.hold(np.array([-5.0, 0.0, 200.0], np.float32))
+    whole = made.op("QuantizeLinear", weight, made.hold(np.float32(1)), **about)
+    model = made.model(made.op("DequantizeLinear", whole, made.hold(np.float32(1))))
+    graph = ir.from_proto(model)
+    QdqForm()(graph)
+    (back,) = (node for node in graph.graph if node.op_type == "DequantizeLinear")
+    found = constant(back.inputs[0])
+    assert (None if found is None else found.tolist()) == expected
