@@ -51,6 +51,9 @@ APART = 1.0
 """Points between the accuracies of a file and of its form with our kernels, at most: both compute
 the same but for bytes that rounding moves to their neighbours."""
 
+FEW = 3
+"""Samples that may be answered otherwise whatever share of the test data they are."""
+
 BY_HAND = "asked for"
 SEARCHED = "costs accuracy"
 
@@ -265,7 +268,7 @@ class _Job:
             return sparse, None
         self.progress("score")
         score = self.data.test(opened_sparse(path))
-        if not 100 * abs(score - accuracy.int8) <= APART:
+        if not 100 * abs(score - accuracy.int8) <= _allowed(APART, accuracy.samples):
             raise QuantizeError(
                 f"with our kernels the accuracy is {score:.1%}, with ONNX Runtime's own "
                 f"{accuracy.int8:.1%}: no file is left; leave --sparse-kernels out, and report it"
@@ -278,7 +281,7 @@ class _Job:
         self.progress("score")
         test = self.data.test
         accuracy = Accuracy(test(self.fp32), test(run), test.samples)
-        if not accuracy.drop <= COLLAPSE:
+        if not accuracy.drop <= _allowed(COLLAPSE, accuracy.samples):
             worst = max(self.gains, key=lambda name: self.gains[name], default="")
             first = f", {worst} first" if worst else ""
             raise QuantizeError(
@@ -335,3 +338,8 @@ def _check(path: Path) -> None:
 
 def _size(name: str, files: Sequence[Path]) -> Size:
     return size_of_files(name, [file for file in files if file.exists()])
+
+
+def _allowed(points: float, samples: int | None) -> float:
+    """So many points of accuracy, or a few samples where that is more."""
+    return max(points, 100 * FEW / samples) if samples else points
