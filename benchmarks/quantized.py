@@ -87,7 +87,10 @@ def measured(name: str, options: argparse.Namespace, known: set[str]) -> Iterato
                 "threads": threads, "rounds": cells[0].rounds,
             }  # fmt: skip
             for cell in cells:
-                times = {"ms": round(cell.median_ms, 3), "bytes": files[cell.name].stat().st_size}
+                times: dict[str, Any] = {
+                    "ms": round(cell.median_ms, 3),
+                    "bytes": files[cell.name].stat().st_size,
+                }
                 if cell.ratio is not None:
                     ratio = cell.ratio
                     times["x"] = [round(v, 3) for v in (ratio.median, ratio.low, ratio.high)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +40,10 @@ class _Bert(nn.Module):
         from transformers import BertConfig, BertModel  # noqa: PLC0415
 
         super().__init__()
-        self.bert = BertModel(BertConfig(attn_implementation="eager")).eval()
+        config: Any = BertConfig()
+        config._attn_implementation = "eager"
+        bert: Any = BertModel(config)
+        self.bert: nn.Module = bert.eval()
 
     def forward(self, tokens: Tensor) -> Tensor:
         hidden: Tensor = self.bert(tokens).last_hidden_state

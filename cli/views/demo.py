@@ -191,10 +191,8 @@ def _integers(result: DemoResult) -> Iterator[tuple[str, str, str, str]]:
             f"{row.int8_ratio.median:.2f} times as fast, {row.ratio.median:.2f} against fp32"
             for row in kernels[:1] if row.int8_ratio and row.ratio
         ]  # fmt: skip
-        yield (
-            f"latency, INT8, {plural(dense.threads, 'thread')}", times[0], *(times[1:] or [""]),
-            *(gains or [""]),
-        )  # fmt: skip
+        sparse, gain = (*times[1:], "")[0], (*gains, "")[0]
+        yield f"latency, INT8, {plural(dense.threads, 'thread')}", times[0], sparse, gain
 
 
 def _fewer(dense: int, sparse: int, word: str) -> str:

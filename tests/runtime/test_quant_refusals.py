@@ -11,7 +11,7 @@ from onnx import TensorProto
 from tests.runtime import quant_ops
 from tests.runtime.ops import Node
 
-BYTES = {"x": TensorProto.UINT8, "z": TensorProto.UINT8, "y": TensorProto.UINT8}
+BYTES: dict[str, int] = dict.fromkeys("xzy", int(TensorProto.UINT8))
 FACTORS = {"a_factor": 1.0, "b_factor": 1.0, "offset": 0.0}
 POOL = {"channels": 64, "factor": 1.0}
 

@@ -378,7 +378,7 @@ def _beside_signed(graph: ir.Graph) -> list[str]:
         value, readers = node.outputs[0], list(node.outputs[0].uses())
         if about is None or not about.signed or constant(node.inputs[0]) is not None or not readers:
             continue
-        zero = initializer(graph, f"zero_point_{about.zero}", np.uint8(about.zero))
+        zero = initializer(graph, f"zero_point_{about.zero}", np.array(about.zero, np.uint8))
         back = _converted(graph, node, value, (node.inputs[1], zero))
         for use in readers:
             use.node.replace_input_with(use.idx, back)

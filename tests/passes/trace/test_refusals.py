@@ -204,7 +204,10 @@ def test_the_reason_is_told(model: type[nn.Module], reason: str) -> None:
         (lambda x: np.asarray(x).mean(), "gives a tensor to code that needs its values"),
         (lambda x: f"{x.mean():.3f}", "gives a tensor to code that needs its values"),
         (lambda x: x * np.float32(2), "computes with a numpy.float32, which no graph holds"),
-        (lambda x: {}[0] if x is not X else 0, "raises KeyError (0) when run without the values"),
+        (
+            lambda x: dict[int, int]()[0] if x is not X else 0,
+            "raises KeyError (0) when run without the values",
+        ),
     ],
 )
 def test_errors_of_python_are_told_as_what_the_forward_did(use: Any, reason: str) -> None:
