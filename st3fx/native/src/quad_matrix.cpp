@@ -22,13 +22,6 @@ Tensor numbers(const NodeInfo& node, size_t input, const char* what, int type, i
   return tensor;
 }
 
-/// The largest sum of bytes times weights of one sign.
-struct Reach {
-  int64_t positive = 0, negative = 0;
-
-  void add(int8_t weight) { (weight > 0 ? positive : negative) += 255 * weight; }
-};
-
 }  // namespace
 
 Images quads_of(const Tensor& tensor, int64_t channels) {
@@ -56,6 +49,13 @@ const Tensor& same_bytes(const Tensor& tensor, const Images& quads) {
     throw Error("operand of shape " + to_string(tensor.shape) + " for an output of shape " +
                 to_string(byte_shape(quads)));
   return tensor;
+}
+
+float repeated(int32_t byte) {
+  const uint32_t bits = static_cast<uint32_t>(byte) * 0x01010101U;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
 int32_t byte_attribute(const NodeInfo& node, const char* name, int32_t fallback) {
@@ -118,6 +118,17 @@ std::vector<std::array<int8_t, 4>> small_pairs(const int8_t* weights) {
   return {half, rest};
 }
 
+int64_t WeightSums::largest(int64_t bias, const std::string& where) const {
+  const int64_t most = std::max(bias + positive, -(bias + negative));
+  if (most > std::numeric_limits<int32_t>::max())
+    throw Error("the sums of " + where + " do not fit into 32 bits");
+  return most;
+}
+
+bool is_wide(float multiplier, int64_t largest) {
+  return std::abs(static_cast<double>(multiplier)) * static_cast<double>(largest) > 1e9;
+}
+
 int64_t rows_of(const NodeInfo& node, size_t input) {
   const Tensor starts = node.constant(input, "row_starts", ort::kInt32);
   require(starts.shape.size() == 1 && starts.shape[0] > 1,
@@ -172,8 +183,8 @@ QuadMatrix QuadMatrix::of(const NodeInfo& node, size_t first, int64_t columns,
     require(start[row] <= start[row + 1], "row_starts falls at " + where);
     require(start[row + 1] <= blocks,
             where + " ends behind the last of " + std::to_string(blocks) + " blocks");
-    int64_t total = 0, previous = -1;
-    Reach reach;
+    int64_t previous = -1;
+    WeightSums sums;
     for (int64_t i = start[row]; i < start[row + 1]; ++i) {
       const int64_t at = column_at(i);
       require(at < columns, where + " has column " + std::to_string(at) + " of " +
@@ -181,7 +192,7 @@ QuadMatrix QuadMatrix::of(const NodeInfo& node, size_t first, int64_t columns,
       require(previous < at, "columns do not rise in " + where);
       previous = at;
       const int8_t* four = weights + 4 * i;
-      for (int c = 0; c < 4; ++c) total += four[c], reach.add(four[c]);
+      for (int c = 0; c < 4; ++c) sums.add(four[c]);
       if (!kernels.needs_small_pairs) {
         matrix.column.push_back(static_cast<uint32_t>(at));
         matrix.weights.push_back(join_bytes(four));
@@ -193,16 +204,12 @@ QuadMatrix QuadMatrix::of(const NodeInfo& node, size_t first, int64_t columns,
       }
     }
     matrix.row_start.push_back(static_cast<uint32_t>(matrix.column.size()));
-    const int64_t own = static_cast<int64_t>(bias[row]) - x_zero_point * total;
-    const int64_t most = std::max(own + reach.positive, -(own + reach.negative));
-    if (most > std::numeric_limits<int32_t>::max())
-      throw Error("the sums of " + where + " do not fit into 32 bits");
-    // Modulo 2³²: what an offset of the inputs adds on the way, it takes away.
-    const int64_t shifted = own + kernels.input_offset * total;
-    matrix.bias[row] = static_cast<int32_t>(static_cast<uint32_t>(shifted));
+    const int64_t own = static_cast<int64_t>(bias[row]) - x_zero_point * sums.total;
+    const int64_t most = sums.largest(own, where);
+    matrix.bias[row] = wrapped(own + kernels.input_offset * sums.total);
     matrix.multiplier[row] = multiplier[row];
-    matrix.total[row] = static_cast<int32_t>(total);
-    matrix.wide |= std::abs(static_cast<double>(multiplier[row])) * static_cast<double>(most) > 1e9;
+    matrix.total[row] = static_cast<int32_t>(sums.total);
+    matrix.wide |= is_wide(multiplier[row], most);
   }
   require(start[matrix.rows] == blocks, "row_starts ends with " +
                                             std::to_string(start[matrix.rows]) + " of " +

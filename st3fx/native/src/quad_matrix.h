@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <string>
 #include <vector>
 
 #include "layout.h"
@@ -22,6 +23,9 @@ inline const float* quad_data(const Tensor& tensor) {
   return static_cast<const float*>(tensor.data);
 }
 
+/// A quad of four times a byte, as a float's bits.
+float repeated(int32_t byte);
+
 /// A zero point, or a bound of bytes.
 int32_t byte_attribute(const NodeInfo& node, const char* name, int32_t fallback);
 
@@ -40,6 +44,24 @@ int32_t join_bytes(const int8_t* bytes);
 /// Whether no two products of neighbouring channels with bytes can leave 16 bits, or are split: the
 /// rows [weights of a block] that add up to `weights`, one or two.
 std::vector<std::array<int8_t, 4>> small_pairs(const int8_t* weights);
+
+/// What the weights of one output add up to.
+struct WeightSums {
+  int64_t total = 0, positive = 0, negative = 0;  ///< The latter two times the largest byte.
+
+  void add(int8_t weight) {
+    total += weight;
+    (weight > 0 ? positive : negative) += 255 * weight;
+  }
+  /// The largest sum of bytes with a bias; an error, which names `where`, beyond 32 bits.
+  int64_t largest(int64_t bias, const std::string& where) const;
+};
+
+/// Modulo 2³²: what an offset of the inputs adds on the way, the bias takes away.
+inline int32_t wrapped(int64_t bias) { return static_cast<int32_t>(static_cast<uint32_t>(bias)); }
+
+/// Whether so large a sum times the multiplier may leave 32 bits.
+bool is_wide(float multiplier, int64_t largest);
 
 struct QuadMatrix {
   int64_t rows = 0;               ///< As the model has them.

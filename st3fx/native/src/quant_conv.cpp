@@ -1,7 +1,6 @@
 #include "quant_conv.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "scratch.h"
 
@@ -15,14 +14,6 @@ constexpr int64_t kQuadCost = 24;       // work of four rows beside their blocks
 constexpr int64_t kCacheBytes = 24 * 1024;
 constexpr int64_t kLeastChunk = 32;     // positions: fewer cost more in overhead than a cache saves
 constexpr int64_t kAlignBlocks = 6;     // of a column: fewer do not make up for packing each tap
-
-/// Four times a byte, as a float's bits.
-float repeated(int32_t byte) {
-  const uint32_t bits = static_cast<uint32_t>(byte) * 0x01010101U;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
 
 }  // namespace
 

@@ -12,15 +12,7 @@ namespace st3fx {
 namespace {
 
 constexpr int64_t kChunkBytes = 64 * 1024;  // packed input of some channels: within the L2 cache
-
-constexpr int64_t kMostWeights = 1 << 28;    // of averages, which no tensor bounds
-
-float repeated(int32_t byte) {
-  const uint32_t bits = static_cast<uint32_t>(byte) * 0x01010101U;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
+constexpr int64_t kMostWeights = 1 << 28;   // of averages, which no tensor bounds
 
 }  // namespace
 
@@ -55,28 +47,24 @@ void QuantWindowOp::set_weights(const int8_t* weights, const std::vector<int32_t
   multiplier_.assign(4 * quads_, 0);
   std::vector<std::vector<std::array<int8_t, 4>>> parts;  // of each channel's fours
   for (int64_t c = 0; c < channels_; ++c) {
-    int64_t total = 0, positive = 0, negative = 0;
+    WeightSums sums;
     for (int64_t i = 0; i < fours; ++i) {
       std::array<int8_t, 4> four{};
       for (int64_t t = 4 * i; t < std::min(4 * i + 4, taps); ++t) {
         const int8_t weight = weights[c * taps + t];
         four[t % 4] = weight;
-        total += weight;
-        (weight > 0 ? positive : negative) += 255 * weight;
+        sums.add(weight);
       }
       std::vector<std::array<int8_t, 4>> split{four};
       if (kernels_.needs_small_pairs) split = small_pairs(four.data());
       halves_ = std::max(halves_, static_cast<int64_t>(split.size()));
       parts.push_back(std::move(split));
     }
-    const int64_t own = static_cast<int64_t>(bias[c]) - x_zero_point_ * total;
-    const int64_t most = std::max(own + positive, -(own + negative));
-    if (most > std::numeric_limits<int32_t>::max())
-      throw Error("the sums of channel " + std::to_string(c) + " do not fit into 32 bits");
-    const int64_t shifted = own + kernels_.input_offset * total;
-    bias_[c] = static_cast<int32_t>(static_cast<uint32_t>(shifted));
+    const int64_t own = static_cast<int64_t>(bias[c]) - x_zero_point_ * sums.total;
+    const int64_t most = sums.largest(own, "channel " + std::to_string(c));
+    bias_[c] = wrapped(own + kernels_.input_offset * sums.total);
     multiplier_[c] = multiplier[c];
-    requantize_.wide |= std::abs(static_cast<double>(multiplier[c])) * static_cast<double>(most) > 1e9;
+    requantize_.wide |= is_wide(multiplier[c], most);
   }
   weights_.assign(quads_ * halves_ * fours * 16, 0);
   for (int64_t c = 0; c < channels_; ++c)
