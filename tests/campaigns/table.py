@@ -1,0 +1,44 @@
+"""The campaigns that there are."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+Case = Callable[[int, Path], str | None]
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """One kind of attempt.
+
+    Attributes:
+        name: Of its file in this folder.
+        what: What is tried, in a few words, for the table.
+        holds: What must be so in every case, in a few words.
+        long: Cases of the long form.
+        short: Cases of the short form, about ten seconds of them.
+        seconds: After which a case counts as hung.
+    """
+
+    name: str
+    what: str
+    holds: str
+    long: int
+    short: int
+    seconds: float = 120.0
+
+    def case(self) -> Case:
+        """Its function; what it imports is imported now."""
+        return load(self.name)
+
+
+CAMPAIGNS: tuple[Campaign, ...] = ()
+
+
+def load(name: str) -> Case:
+    """The function of the campaign in that file."""
+    case: Case = importlib.import_module(f"tests.campaigns.{name}").case
+    return case

@@ -1,0 +1,45 @@
+"""A short form of each campaign, with seeds that the long form begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.campaigns.attempt import Failure, attempt, run
+from tests.campaigns.table import CAMPAIGNS, Campaign
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("campaign", CAMPAIGNS, ids=lambda campaign: campaign.name)
+def test_holds(campaign: Campaign) -> None:
+    case = campaign.case()
+    seen = {seed: attempt(case, seed) for seed in range(campaign.short)}
+    assert not {seed: text for seed, text in seen.items() if text is not None}
+
+
+def test_what_a_case_raises_is_a_failure() -> None:
+    def case(seed: int, folder: Path) -> str | None:
+        raise ValueError(f"no {seed} in {folder.is_dir()}")
+
+    seen = attempt(case, 7)
+    assert seen is not None
+    assert seen.startswith("ValueError: no 7 in True (test_campaigns.py:")
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_is_a_failure_and_the_next_case_runs() -> None:
+    campaign = Campaign("example", "", "", long=4, short=0)
+    results = list(run(campaign, range(4), jobs=1))
+    assert results == [
+        None,
+        Failure(1, "the process ended by itself with 3"),
+        Failure(2, "RuntimeError: two (example.py:15)"),
+        Failure(3, "three is too many"),
+    ]
+
+
+def test_every_file_is_in_the_table() -> None:
+    others = {"__init__", "__main__", "attempt", "example", "table", "test_campaigns"}
+    files = {path.stem for path in Path(__file__).parent.glob("*.py")}
+    assert {campaign.name for campaign in CAMPAIGNS} == files - others
