@@ -119,6 +119,10 @@ class GranularityWarning(UserWarning):
     """No weight of a model can be pruned in the groups that were asked for."""
 
 
+class LogWarning(UserWarning):
+    """The last line of a run's log is not whole."""
+
+
 class HookWarning(UserWarning):
     """A hook, or another function on a module, means the given model in the copy made of it."""
 

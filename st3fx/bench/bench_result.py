@@ -13,12 +13,15 @@ import numpy as np
 
 from st3fx.bench.rounds import Timing
 from st3fx.bench.variant import Variant
-from st3fx.errors import BenchError, describe
+from st3fx.errors import BenchError
 from st3fx.files.atomic import replace_file
+from st3fx.files.reading import DIGEST, Count, Format, Positive, Share, Size, Some, sealed
 
 FORMAT = "st3fx-bench"
-FORMAT_VERSION = 2
-"""Raised when a file of this version could not be read by the version before."""
+FORMAT_VERSION = 3
+"""Raised when a file of this version could not be read by the version before; 3 has a digest."""
+
+FILE = Format(BenchError, "write it anew by st3fx bench -x")
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,9 @@ class Ratio:
         high: Upper quartile.
     """
 
-    median: float
-    low: float
-    high: float
+    median: Positive
+    low: Size
+    high: Positive
 
 
 @dataclass(frozen=True)
@@ -75,19 +78,19 @@ class BenchRow:
     name: str
     runtime: str
     provider: str
-    batch: int
-    threads: int
-    median_ms: float
-    p95_ms: float
-    spread_ms: float
-    items_per_second: float
+    batch: Count
+    threads: Some
+    median_ms: Positive
+    p95_ms: Positive
+    spread_ms: Size
+    items_per_second: Size
     ratio: Ratio | None
     peak_memory: int | None
-    iterations: int
-    rounds: int
-    load_seconds: float
-    sparsity: float | None = None
-    bound: float | None = None
+    iterations: Some
+    rounds: Some
+    load_seconds: Size
+    sparsity: Share | None = None
+    bound: Size | None = None
     skips_zeros: bool = False
     integers: bool = False
     int8_ratio: Ratio | None = None
@@ -115,40 +118,38 @@ class BenchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """This result as JSON values."""
-        return {
+        values: dict[str, Any] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             **dataclasses.asdict(self),
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "verdict": list(self.verdict),
         }
+        return sealed(values)
 
     @classmethod
-    def from_dict(cls, data: Any) -> BenchResult:
+    def from_dict(cls, data: Any, where: object = "the benchmark") -> BenchResult:
         """The inverse of :meth:`to_dict`.
+
+        Args:
+            data: JSON values.
+            where: What they were read from, for messages.
 
         Raises:
             BenchError: When it is something else, or from a newer version.
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise BenchError("not the result of st3fx bench: write one with -x out.json")
+            raise BenchError(f"{where} is not the result of st3fx bench: write one with -x")
         version = data.get("format_version")
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise BenchError(
-                f"the benchmark has format {version!r}, and this st3fx reads up to "
-                f"{FORMAT_VERSION}: upgrade st3fx"
+                f"{where} has format {version!r}, and this st3fx reads up to {FORMAT_VERSION}: "
+                "upgrade st3fx"
             )
-        try:
-            return cls(
-                model=data["model"],
-                rows=tuple(map(_row, data["rows"])),
-                settings=dict(data["settings"]),
-                environment=dict(data["environment"]),
-                command=data["command"],
-                verdict=tuple(data["verdict"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise BenchError(f"the benchmark is damaged ({describe(error)})") from error
+        if version >= 3 or DIGEST in data:
+            data = FILE.unsealed(data, where)
+        plain = {key: data[key] for key in data if key not in ("format", "format_version")}
+        return FILE.build(plain, cls, where)
 
     def write(self, path: str | Path) -> None:
         """Write a JSON file, whole or not at all; one that is there is replaced.
@@ -169,22 +170,7 @@ def read_result(path: str | Path) -> BenchResult:
     Raises:
         BenchError: When it is missing, damaged, something else, or from a newer version.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BenchError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise BenchError(f"{path} is no JSON: write it with st3fx bench -x {path}") from error
-    try:
-        return BenchResult.from_dict(data)
-    except BenchError as error:
-        raise BenchError(f"{path}: {error}") from error.__cause__
-
-
-def _row(data: dict[str, Any]) -> BenchRow:
-    ratios = {key: data.get(key) for key in ("ratio", "int8_ratio")}
-    read = {key: None if value is None else Ratio(**value) for key, value in ratios.items()}
-    return BenchRow(**{**data, **read})
+    return BenchResult.from_dict(FILE.json(FILE.content(path), path), path)
 
 
 def make_rows(

@@ -195,11 +195,7 @@ def gather(source: Path, bench: str | Path | None, progress: Callable[[str], Non
 
 def _training(folder: RunFolder) -> TrainingFacts:
     settings = from_dict(read_toml(folder.settings), str(folder.settings))
-    try:
-        rows = tuple(Log(folder.log).rows())
-    except (OSError, ValueError) as error:
-        raise ReportError(f"{folder.log} cannot be read ({error}): put it back") from error
-    return TrainingFacts(settings, rows)
+    return TrainingFacts(settings, tuple(Log(folder.log).rows()))
 
 
 def _bench(source: Path, bench: str | Path | None) -> BenchResult | None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from st3fx.errors import BundleError
 from st3fx.files.atomic import put_in_place, temporary_neighbour
-from st3fx.files.manifest import FileInfo, Manifest, Recipe
+from st3fx.files.manifest import FILE, FileInfo, Manifest, Recipe
 from st3fx.files.tensor_file import load_state, save_state
 from st3fx.modules.marks import ISLAND, MODE
 from st3fx.plan.sites import SparsityPlan
@@ -161,11 +161,7 @@ def read_bundle(directory: str | Path) -> Bundle:
         raise BundleError(f"{directory} is not a bundle: no such folder")
     if not (folder / MANIFEST).is_file():
         raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST}")
-    try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot read {folder / MANIFEST}: {error}") from error
-    manifest = Manifest.from_json(text, folder)
+    manifest = Manifest.from_json(FILE.content(folder / MANIFEST), folder)
     for name in (WEIGHTS, GRAPH):
         if name not in manifest.files:
             raise BundleError(f"{folder / MANIFEST} does not list {name}: convert the model again")

@@ -25,10 +25,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +39,7 @@ from torch import Tensor
 
 from st3fx.errors import ExportError, describe, few
 from st3fx.files.atomic import replace_file
+from st3fx.files.reading import Count, DamageError, Format, build, check_regular, parse_json
 from st3fx.files.tensor_file import storable, untied
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -74,6 +77,9 @@ SUFFIX = ".st3w"
 MAGIC = b"ST3W"
 VERSION = 1
 _PREFIX = struct.Struct("<4sIQ32s")
+
+FILE = Format(ExportError, "write it anew by st3fx fold --compact")
+"""The limit is that of the header."""
 
 DTYPES: dict[str, torch.dtype] = {
     str(dtype).removeprefix("torch."): dtype
@@ -147,50 +153,78 @@ def load_compact(path: str | Path) -> dict[str, Tensor]:
         ExportError: When it is no compact file, truncated, edited, or from a newer version.
     """
     try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ExportError(f"cannot read {path}: {error.strerror or error}") from error
+        check_regular(path)
+        with Path(path).open("rb") as file:
+            header = _header(file, path)
+            body = np.frombuffer(file.read(), np.uint8)
+    except (OSError, DamageError) as error:
+        FILE.fail(path, error)
+    if hashlib.sha256(body.data).hexdigest() != header.sha256:
+        raise ExportError(f"{path} was damaged or edited after it was written")
+    state: dict[str, Tensor] = {}
+    offset = 0
     try:
-        header, body = _checked(content, path)
-        state, offset = {}, 0
-        for entry in header["tensors"]:
-            end = offset + int(entry["bytes"])
-            if end < offset:
-                raise ValueError(f"{entry['name']} has a negative length")
-            state[str(entry["name"])] = _decode(entry, body[offset:end])
-            offset = end
-        if offset != body.size:
-            raise ValueError("the tensors do not fill the file")
-        return state | {key: state[name] for key, name in header["aliases"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise ExportError(
-            f"{path} is not what this version of st3fx writes ({describe(error)})"
-        ) from error
+        for entry in header.tensors:
+            if entry.name in state:
+                raise DamageError(f"{entry.name} is there twice")
+            state[entry.name] = _decode(entry, body[offset : offset + entry.bytes])
+            offset += entry.bytes
+        missing = [name for name in header.aliases.values() if name not in state]
+        if missing:
+            raise DamageError(f"{few(missing)} is missing")
+    except DamageError as error:
+        FILE.fail(path, error)
+    except (ValueError, RuntimeError) as error:
+        FILE.fail(path, DamageError(describe(error)))
+    return state | {key: state[name] for key, name in header.aliases.items()}
 
 
-def _checked(content: bytes, path: str | Path) -> tuple[dict[str, Any], Bytes]:
-    """Header and body of a file that is whole."""
-    if content[:4] != MAGIC or len(content) < _PREFIX.size:
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor, as the header has it."""
+
+    name: str
+    dtype: str
+    shape: tuple[Count, ...]
+    layout: Literal["dense", "bitmask"]
+    bytes: Count
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The header."""
+
+    tensors: tuple[_Entry, ...]
+    aliases: dict[str, str]
+    sha256: str
+
+
+def _header(file: BinaryIO, path: str | Path) -> _Header:
+    """The header of a file that is as long as it says; the body is next to be read."""
+    size = os.fstat(file.fileno()).st_size
+    prefix = file.read(_PREFIX.size)
+    if prefix[:4] != MAGIC or len(prefix) < _PREFIX.size:
         raise ExportError(f"{path} is not a compact weight file")
-    _, version, length, digest = _PREFIX.unpack_from(content)
+    _, version, length, digest = _PREFIX.unpack(prefix)
     if version > VERSION:
         raise ExportError(
             f"{path} has format {version}; this version reads up to {VERSION}: upgrade st3fx"
         )
-    start = _PREFIX.size + length
-    text = content[_PREFIX.size : start]
-    if len(text) < length:
+    if _PREFIX.size + length > size:
         raise ExportError(f"{path} is truncated: its header is not whole")
-    if hashlib.sha256(text).digest() != digest:
+    if length > FILE.limit:
+        raise DamageError(f"has a header of {length:,} bytes")
+    text = file.read(length)
+    if version < VERSION or hashlib.sha256(text).digest() != digest:
         raise ExportError(f"{path} was damaged or edited after it was written")
-    header: dict[str, Any] = json.loads(text)
-    body = memoryview(content)[start:]
-    wanted = sum(int(entry["bytes"]) for entry in header["tensors"])
-    if len(body) < wanted:
-        raise ExportError(f"{path} is truncated: {len(body):,} of {wanted:,} bytes of weights")
-    if hashlib.sha256(body).hexdigest() != header["sha256"]:
+    header = build(parse_json(text), _Header)
+    wanted = sum(entry.bytes for entry in header.tensors)
+    found = size - file.tell()
+    if found < wanted:
+        raise ExportError(f"{path} is truncated: {found:,} of {wanted:,} bytes of weights")
+    if found > wanted:
         raise ExportError(f"{path} was damaged or edited after it was written")
-    return header, np.frombuffer(body, np.uint8)
+    return header
 
 
 def _encode(tensor: Tensor) -> tuple[str, list[Bytes]]:
@@ -204,26 +238,24 @@ def _encode(tensor: Tensor) -> tuple[str, list[Bytes]]:
     return "dense", [rows.reshape(-1)]
 
 
-def _decode(entry: Mapping[str, Any], data: Bytes) -> Tensor:
-    dtype, shape = DTYPES[entry["dtype"]], tuple(map(int, entry["shape"]))
+def _decode(entry: _Entry, data: Bytes) -> Tensor:
+    dtype, shape = DTYPES.get(entry.dtype), entry.shape
+    if dtype is None:
+        raise DamageError(f"{entry.name} has the type {entry.dtype[:40]!r}")
     count, width = math.prod(shape), dtype.itemsize
-    if any(size < 0 for size in shape):
-        raise ValueError(f"{entry['name']} has a negative size")
-    if entry["layout"] == "dense":
+    if entry.layout == "dense":
         rows = data.copy()
-    elif entry["layout"] == "bitmask":
+    else:
         size = -(-count // 8)
         if data.size < size:
-            raise ValueError(f"{entry['name']} has less mask than its shape needs")
+            raise DamageError(f"{entry.name} has less mask than its shape needs")
         flags = np.unpackbits(data[:size], count=count, bitorder="little").astype(bool)
         if data.size != size + int(np.count_nonzero(flags)) * width:
-            raise ValueError(f"{entry['name']} has other values than its mask says")
+            raise DamageError(f"{entry.name} has other values than its mask says")
         rows = np.zeros((count, width), np.uint8)
         rows[flags] = data[size:].reshape(-1, width)
-    else:
-        raise ValueError(f"{entry['name']} has layout {entry['layout']!r}")
     if rows.size != count * width:
-        raise ValueError(f"{entry['name']} has {rows.size} bytes, but shape {shape}")
+        raise DamageError(f"{entry.name} has {rows.size} bytes, but shape {shape}")
     if not count:
         return torch.empty(shape, dtype=dtype)
     return torch.from_numpy(rows.reshape(-1)).view(dtype).reshape(shape)

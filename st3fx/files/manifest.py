@@ -12,7 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from st3fx.errors import BundleError, describe
+from st3fx.errors import BundleError
+from st3fx.files.reading import Format, sealed
 from st3fx.plan.settings import ConversionSettings
 from st3fx.plan.sites import SparsityPlan
 from st3fx.version import VERSION
@@ -20,6 +21,8 @@ from st3fx.version import VERSION
 FORMAT = "st3fx-bundle"
 FORMAT_VERSION = 1
 """Raised when a bundle of this version could not be read by the version before."""
+
+FILE = Format(BundleError, "convert the model again")
 
 EXAMPLE_INPUTS = "example_inputs()"
 """Stands in the manifest for inputs that the model's own file gives."""
@@ -115,10 +118,10 @@ class Manifest:
             "files": {name: dataclasses.asdict(info) for name, info in self.files.items()},
             "aliases": self.aliases,
         }
-        return json.dumps({**body, "digest": _digest(body)}, indent=1) + "\n"
+        return json.dumps(sealed(body), indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, directory: Path) -> Manifest:
+    def from_json(cls, text: str | bytes, directory: Path) -> Manifest:
         """The inverse of :meth:`to_json`.
 
         Raises:
@@ -126,27 +129,41 @@ class Manifest:
         """
         where = directory / "manifest.json"
         body = _checked(text, where)
-        try:
-            return cls(
-                recipe=_recipe(body["recipe"], directory),
-                plan=SparsityPlan.from_dict(body["plan"]),
-                files={name: FileInfo(**info) for name, info in body["files"].items()},
-                aliases=dict(body["aliases"]),
-                versions=dict(body["versions"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BundleError(
-                f"{where} is not what this version of st3fx writes ({describe(error)}): "
-                "convert the model again"
-            ) from error
+        written = FILE.build(body, _Written, where)
+        return cls(
+            recipe=_recipe(written.recipe, directory, where),
+            plan=written.plan,
+            files=written.files,
+            aliases=written.aliases,
+            versions=written.versions,
+        )
 
 
-def _checked(text: str, where: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Written:
+    """A manifest as it is in its file; of the recipe, paths and inputs are put otherwise there."""
+
+    format: str
+    format_version: int
+    versions: dict[str, str]
+    recipe: dict[str, Any]
+    plan: SparsityPlan
+    files: dict[str, FileInfo]
+    aliases: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _WrittenSource:
+    """A source as a recipe has it in its file."""
+
+    relative: str
+    absolute: str
+    sha256: str
+
+
+def _checked(text: str | bytes, where: Path) -> dict[str, Any]:
     """The JSON object in ``text``, known to be of a version that can be read, and unedited."""
-    try:
-        body = json.loads(text)
-    except ValueError as error:
-        raise BundleError(f"{where} is truncated or edited: not JSON ({error})") from error
+    body = FILE.json(text, where)
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise BundleError(f"{where} is not the manifest of a st3fx bundle")
     version = body.get("format_version")
@@ -157,28 +174,22 @@ def _checked(text: str, where: Path) -> dict[str, Any]:
             f"{where} has format {version!r}, written by st3fx {by}; this is st3fx {VERSION}, "
             f"which reads up to {FORMAT_VERSION}: upgrade st3fx"
         )
-    digest = body.pop("digest", None)
-    if digest != _digest(body):
-        raise BundleError(f"{where} was edited after it was written: convert the model again")
-    return body
+    return FILE.unsealed(body, where)
 
 
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _recipe(data: dict[str, Any], directory: Path) -> Recipe:
-    values: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in data.items()
-    }
-    if values["inputs"] == EXAMPLE_INPUTS:
-        values["inputs"] = None
-    source = data["source"]
-    if source is not None:
-        paths = ((directory / source["relative"]).resolve(), Path(source["absolute"]))
-        path = _find(paths, source["sha256"])
-        values["source"] = Source(path, source["sha256"])
-    return Recipe(**values)
+def _recipe(data: dict[str, Any], directory: Path, where: Path) -> Recipe:
+    inputs, source = data.get("inputs"), data.get("source")
+    plain = {key: value for key, value in data.items() if key != "source"}
+    plain["inputs"] = None if inputs == EXAMPLE_INPUTS else inputs
+    recipe = FILE.build(plain, Recipe, where, "recipe")
+    for name in ("include", "exclude"):
+        FILE.build(data.get(name, []), tuple[str, ...], where, f"recipe.{name}")
+    if source is None:
+        return recipe
+    written = FILE.build(source, _WrittenSource, where, "recipe.source")
+    paths = ((directory / written.relative).resolve(), Path(written.absolute))
+    found = Source(_find(paths, written.sha256), written.sha256)
+    return dataclasses.replace(recipe, source=found)
 
 
 def _find(paths: tuple[Path, ...], sha256: str) -> Path:

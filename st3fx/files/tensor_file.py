@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from st3fx.errors import BundleError, describe, few
+from st3fx.files.reading import check_regular
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> dict[str, str]:
@@ -53,6 +54,7 @@ def load_state(path: Path, aliases: Mapping[str, str]) -> dict[str, Tensor]:
         BundleError: When the file is broken or lacks a tensor.
     """
     try:
+        check_regular(path)
         state = load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise BundleError(f"cannot read {path}: {describe(error)}") from error

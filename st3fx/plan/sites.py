@@ -84,17 +84,6 @@ class Site:
             outputs *= self.shape[dim]
         return self.numel // outputs
 
-    def to_dict(self) -> dict[str, Any]:
-        """This site as JSON values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Site:
-        """The inverse of :meth:`to_dict`."""
-        tuples = {key: tuple(data[key]) for key in ("parameters", "shape", "holders", "aliases")}
-        layout = Layout(tuple(data["layout"]["channel_dims"]), data["layout"]["groups"])
-        return cls(**{**data, **tuples, "layout": layout})
-
 
 @dataclass(frozen=True)
 class SkippedSite:
@@ -202,35 +191,3 @@ class SparsityPlan:
     def to_dict(self) -> dict[str, Any]:
         """This plan as JSON values."""
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> SparsityPlan:
-        """The inverse of :meth:`to_dict`."""
-        return cls(
-            **{
-                **data,
-                "sites": tuple(Site.from_dict(item) for item in data["sites"]),
-                "skipped": tuple(
-                    SkippedSite(
-                        **{
-                            **item,
-                            "shape": tuple(item["shape"]),
-                            "aliases": tuple(item.get("aliases", ())),
-                        }
-                    )
-                    for item in data["skipped"]
-                ),
-                "islands": tuple(
-                    IslandInfo(
-                        **{
-                            **item,
-                            "modes": tuple(item["modes"]),
-                            "guards": tuple(item.get("guards", ())),
-                        }
-                    )
-                    for item in data["islands"]
-                ),
-                "opaque": tuple(OpaqueModule(**item) for item in data["opaque"]),
-                "edges": tuple((source, target) for source, target in data["edges"]),
-            }
-        )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import platform
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 from st3fx import native
 from st3fx.errors import BenchError
 from st3fx.files.atomic import replace_file
+from st3fx.files.reading import Format, sealed
 from st3fx.runtime.costs import Costs
 from st3fx.version import VERSION
 
@@ -83,6 +83,12 @@ def _cpuinfo() -> dict[str, str]:
 
 DEFAULTS = "defaults"
 
+FILE = Format(
+    BenchError,
+    "it has the cost model's constants: write it anew by st3fx bench --calibrate, or delete it",
+    limit=1 << 20,
+)
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -112,22 +118,20 @@ def load_calibration() -> Calibration:
         BenchError: When the file is there and cannot be understood.
     """
     path = calibration_path()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         return Calibration(Costs())
-    except OSError as error:
-        raise _broken(path, error.strerror or str(error)) from error
-    try:
-        content = json.loads(text)
-        costs = Costs(**content["costs"])
-        values = dataclasses.astuple(costs)
-    except (ValueError, KeyError, TypeError) as error:
-        raise _broken(path, f"{type(error).__name__}: {error}") from error
-    if not all(isinstance(v, float | int) and 0 <= v < math.inf for v in values):
-        raise _broken(path, "a constant is no time in seconds")
-    here = content.get("machine") == machine()
-    return Calibration(costs, str(path)) if here else Calibration(Costs())
+    body = FILE.json(FILE.content(path), path)
+    written = FILE.build(FILE.unsealed(body, path), _Written, path)
+    here = written.machine == machine()
+    return Calibration(written.costs, str(path)) if here else Calibration(Costs())
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The file of a machine's constants."""
+
+    machine: dict[str, str]
+    costs: Costs
 
 
 def save_calibration(costs: Costs) -> Path:
@@ -138,7 +142,7 @@ def save_calibration(costs: Costs) -> Path:
     """
     path = calibration_path()
     content: dict[str, Any] = {"machine": machine(), "costs": dataclasses.asdict(costs)}
-    text = json.dumps(content, indent=1) + "\n"
+    text = json.dumps(sealed(content), indent=1) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, lambda file: file.write(text.encode()))
@@ -158,10 +162,3 @@ def machine() -> dict[str, str]:
 
 def _isa() -> str:
     return native.isa() if native.library_path().exists() else "none"
-
-
-def _broken(path: Path, reason: str) -> BenchError:
-    return BenchError(
-        f"{path}, the constants of the cost model, cannot be read ({reason}): write it anew by "
-        "st3fx bench --calibrate, or delete it"
-    )

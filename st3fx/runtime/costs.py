@@ -18,6 +18,7 @@ import math
 from dataclasses import dataclass
 
 from st3fx import native
+from st3fx.files.reading import Size
 
 LANES = 16
 TILE = 112
@@ -137,21 +138,21 @@ class Costs:
         dense_linear_weight: A weight that a dense product reads.
     """
 
-    call: float = 6.7e-06
-    multiply: float = 5.1e-10
-    row: float = 9.2e-09
-    pack: float = 3.9e-11
-    pack_window: float = 7.5e-11
-    pack_strided: float = 1.27e-10
-    dense_pointwise: float = 1.65e-11
-    dense_window: float = 1.82e-11
-    dense_store: float = 5.3e-11
-    move: float = 2.9e-11
-    sparse_linear: float = 2.74e-10
-    sparse_linear_many: float = 4.5e-11
-    sparse_linear_move: float = 1.25e-10
-    dense_linear: float = 2e-11
-    dense_linear_weight: float = 7e-11
+    call: Size = 6.7e-06
+    multiply: Size = 5.1e-10
+    row: Size = 9.2e-09
+    pack: Size = 3.9e-11
+    pack_window: Size = 7.5e-11
+    pack_strided: Size = 1.27e-10
+    dense_pointwise: Size = 1.65e-11
+    dense_window: Size = 1.82e-11
+    dense_store: Size = 5.3e-11
+    move: Size = 2.9e-11
+    sparse_linear: Size = 2.74e-10
+    sparse_linear_many: Size = 4.5e-11
+    sparse_linear_move: Size = 1.25e-10
+    dense_linear: Size = 2e-11
+    dense_linear_weight: Size = 7e-11
 
 
 MANY = 16

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from st3fx.errors import TrainError
+from st3fx.errors import LogWarning, TrainError
+from st3fx.files.reading import DamageError, Format
+from st3fx.training.report import EvalRow, TrainRow
+
+FILE = Format(TrainError, "put back the file that st3fx train wrote", limit=1 << 30)
+
+_KINDS: dict[str, type[TrainRow | EvalRow]] = {"train": TrainRow, "eval": EvalRow}
 
 
 class Log:
@@ -61,10 +68,30 @@ class Log:
             os.truncate(self.path, size)
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows, oldest first."""
+        """All rows, oldest first.
+
+        A last line without an end is what a kill leaves: it is left out, and said.
+
+        Raises:
+            TrainError: When a row is no row of a log.
+        """
         if not self.path.exists():
             return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        *lines, rest = FILE.content(self.path).split(b"\n")
+        if rest:
+            text = f"the last line of {self.path} is not whole, as after a kill: it is left out"
+            warnings.warn(LogWarning(text), stacklevel=2)
+        return [self._row(line, number) for number, line in enumerate(lines, 1)]
+
+    def _row(self, line: bytes, number: int) -> dict[str, Any]:
+        where = f"{self.path}, line {number}"
+        row = FILE.json(line, where)
+        kind = row.get("kind") if isinstance(row, dict) else None
+        if kind not in _KINDS:
+            FILE.fail(where, DamageError("is no row of a log"))
+        FILE.build({key: row[key] for key in row if key != "kind"}, _KINDS[kind], where)
+        found: dict[str, Any] = row
+        return found
 
 
 def _rounded(value: Any) -> Any:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from st3fx.errors import TrainError, suggest
+from st3fx.files.reading import DamageError, Format, build
 from st3fx.plan.settings import ConversionSettings, setting
 
 
@@ -28,15 +29,13 @@ def check(field: dataclasses.Field[Any], value: Any) -> None:
         TrainError: Naming the field and what is allowed.
     """
     name, allowed = field.name, field.metadata
-    optional = "None" in str(field.type)
-    if value is None and optional:
+    try:
+        build(value, _kind(name))
+    except DamageError as error:
+        wanted = _WORDS[str(field.type).removesuffix(" | None")]
+        raise TrainError(f"{name} = {value!r}: give {wanted}") from error
+    if value is None:
         return
-    kinds: dict[str, tuple[type, ...]] = {
-        "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "tuple": (tuple,),
-    }  # fmt: skip
-    kind = str(field.type).removesuffix(" | None").partition("[")[0]
-    if not isinstance(value, kinds[kind]) or (kind != "bool" and isinstance(value, bool)):
-        raise TrainError(f"{name} = {value!r}: give {_WORDS[kind]}")
     if allowed["choices"] and value not in allowed["choices"]:
         raise TrainError(f"{name} = {value!r}: give {' or '.join(allowed['choices'])}")
     numbers: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
@@ -47,16 +46,24 @@ def check(field: dataclasses.Field[Any], value: Any) -> None:
 def _check_range(name: str, value: Any, least: float | None, below: float | None) -> None:
     if least is None:
         return
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not math.isfinite(value):
         raise TrainError(f"{name} = {value!r}: give a number")
     if value < least or (below is not None and value >= below):
         limit = f" and below {below:g}" if below is not None else ""
         raise TrainError(f"{name} = {value:g}: give {least:g} or more{limit}")
 
 
+@cache
+def _kind(name: str) -> Any:
+    """The type of a setting; selectors of a training are globs, which files and flags can have."""
+    kind = get_type_hints(Settings)[name]
+    return tuple[str, ...] if kind == tuple[Any, ...] else kind
+
+
 _WORDS = {
     "str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false",
-    "tuple": "a list",
+    "tuple[str, ...]": "a list of texts", "tuple[Any, ...]": "a list of texts",
+    "tuple[float, ...]": "a list of numbers",
 }  # fmt: skip
 
 
@@ -242,23 +249,25 @@ def from_dict(values: Mapping[str, Any], where: str) -> Settings:
         raise TrainError(f"{where}: {error}") from error
 
 
+FILE = Format(TrainError, "mend the line, or leave the file out", limit=1 << 20)
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The values in a TOML file; tables are only for the reader's eye and are merged.
 
     Raises:
-        TrainError: When there is no such file or it is not TOML.
+        TrainError: When there is no such file, it is not TOML, or has a setting twice.
     """
-    try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise TrainError(f"no settings file {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainError(f"cannot read {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise TrainError(f"{path} is not TOML: {error}") from error
+    if not Path(path).exists():
+        raise TrainError(f"no settings file {path}")
+    data = FILE.toml(FILE.content(path), path)
     merged: dict[str, Any] = {}
     for key, value in data.items():
-        merged |= value if isinstance(value, dict) else {key: value}
+        table = value if isinstance(value, dict) else {key: value}
+        twice = next((name for name in table if name in merged), None)
+        if twice is not None:
+            FILE.fail(path, DamageError(f"has {twice!r} twice"))
+        merged |= table
     return merged
 
 

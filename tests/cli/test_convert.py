@@ -18,7 +18,7 @@ from st3fx.cli.convert import reach_line
 from st3fx.cli.options import METHOD_NAMES
 from st3fx.commands.convert import load_bundle
 from st3fx.files.bundle import read_bundle
-from st3fx.files.manifest import _digest
+from st3fx.files.reading import sealed
 from st3fx.methods import METHODS
 from st3fx.plan.sites import SkippedSite, SparsityPlan
 from tests.models import TINY, write
@@ -86,7 +86,7 @@ def test_a_bundle_of_before_calls_one_output_a_matmul(folder: Path) -> None:
     assert (head["op"], head["shape"][0]) == ("linear", 1)
     head["op"], head["layout"]["channel_dims"] = "matmul", []
     del manifest["digest"]
-    path.write_text(json.dumps(manifest | {"digest": _digest(manifest)}))
+    path.write_text(json.dumps(sealed(manifest)))
     plan: Any = load_bundle(folder / "model.st3fx").st3fx_plan
     assert plan.sites[-1].op == "linear"
 

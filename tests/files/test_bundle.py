@@ -232,12 +232,14 @@ def _edit_manifest(target: Path, *, signed: bool = False, **changes: Any) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"aliases": {"x": "n"}}, "was edited after it was written"),
+        ({"aliases": {"x": "n"}}, "was damaged or edited after it was written"),
         ({"format": "other"}, "is not the manifest of a st3fx bundle"),
         ({"format_version": FORMAT_VERSION + 1}, "has format 2, written by st3fx .* upgrade st3fx"),
         ({"format_version": "2", "versions": 3}, "has format '2', written by st3fx "),
-        ({"signed": True, "recipe": {}}, "is not what this version of st3fx writes"),
-        ({"signed": True, "plan": []}, "is not what this version of st3fx writes"),
+        ({"signed": True, "recipe": {}}, "recipe: it is missing required field spec"),
+        ({"signed": True, "aliases": {"x": 1}}, r"aliases\[...\]: expected str, got int: convert "),
+        ({"signed": True, "more": 1}, "manifest.json: more: no such name: convert the model again"),
+        ({"signed": True, "plan": []}, "plan: expected object, got array"),
         ({"signed": True, "files": {}}, r"does not list model\.safetensors"),
         ({"signed": True, "aliases": {"x": "y"}}, "lacks y"),
     ],

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import st3fx
 from st3fx.errors import PlanError
+from st3fx.files.reading import build
 from st3fx.plan.explain import ROOT, explain
 from st3fx.plan.sites import SparsityPlan
 
@@ -110,7 +111,7 @@ class Tied(nn.Module):
 def test_a_weight_is_known_by_each_of_its_names(include_tied: bool) -> None:
     model, ids = Tied(), torch.tensor([[0, 1, 2]])
     plan = st3fx.convert(model, ids, verify=False, include_tied=include_tied)[1].plan
-    again = SparsityPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    again = build(json.loads(json.dumps(plan.to_dict())), SparsityPlan)
     assert again == plan
     for name, other in (("a.weight", "b.weight"), ("b.weight", "a.weight")):
         found = explain(again, name)
@@ -143,13 +144,13 @@ def test_an_unknown_name_gives_the_nearest(plan: SparsityPlan) -> None:
 
 
 def test_a_plan_of_a_bundle_explains_the_same(plan: SparsityPlan) -> None:
-    again = SparsityPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    again = build(json.loads(json.dumps(plan.to_dict())), SparsityPlan)
     assert again == plan
     assert explain(again, "inner.fc.weight") == explain(plan, "inner.fc.weight")
     old = plan.to_dict()
     for island in old["islands"]:
         del island["guards"]  # as bundles were written before
-    assert SparsityPlan.from_dict(old).sites == plan.sites
+    assert build(json.loads(json.dumps(old)), SparsityPlan).sites == plan.sites
     assert json.dumps(explain(plan, "first").to_dict())
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from typing import Any
 
 import pytest
 
+from st3fx.files.reading import build
 from st3fx.plan.sites import IslandInfo, Layout, OpaqueModule, Site, SkippedSite, SparsityPlan
 
 
@@ -67,7 +69,7 @@ PLAN = SparsityPlan(
 
 
 def test_a_plan_survives_json() -> None:
-    assert SparsityPlan.from_dict(json.loads(json.dumps(PLAN.to_dict()))) == PLAN
+    assert build(json.loads(json.dumps(PLAN.to_dict())), SparsityPlan) == PLAN
 
 
 def test_a_plan_survives_pickle() -> None:
@@ -76,4 +78,4 @@ def test_a_plan_survives_pickle() -> None:
 
 def test_a_site_survives_json() -> None:
     for example in PLAN.sites:
-        assert Site.from_dict(json.loads(json.dumps(example.to_dict()))) == example
+        assert build(json.loads(json.dumps(dataclasses.asdict(example))), Site) == example

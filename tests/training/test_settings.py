@@ -56,7 +56,8 @@ def test_settings_survive_toml(tmp_path: Path) -> None:
         ({"ramp": [0.5, 0.2]}, "give begin and end, 0 ≤ begin < end ≤ 1"),
         ({"ramp": [0.5]}, "give begin and end"),
         ({"ramp": [0.1, 1.2]}, "give begin and end"),
-        ({"milestones": ["x"]}, "milestones = 'x': give a number"),
+        ({"milestones": ["x"]}, r"milestones = \('x',\): give a list of numbers"),
+        ({"exclude": [1]}, r"exclude = \(1,\): give a list of texts"),
         ({"sched": "multistep"}, "sched = multistep needs milestones"),
         ({"warmup_epochs": 11.0}, "warmup_epochs = 11 is more than epochs = 10"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov needs opt = sgd with a momentum"),
@@ -89,6 +90,12 @@ def test_each_source_goes_over_the_one_before(tmp_path: Path) -> None:
         ("lr = -1", "run.toml: lr = -1: give 0 or more"),
         ('recipe = "st3-cifr"', "no recipe 'st3-cifr'; did you mean st3-cifar"),
         ("lr = ", "run.toml is not TOML"),
+        ("lr = 1\n[data]\nlr = 2", "run.toml has 'lr' twice"),
+        ("lr = inf", "run.toml has inf for a number"),
+        ("seed = 99999999999999999999", "run.toml has a whole number of more than 64 bits"),
+        ("spec = 2026-11-30", "run.toml has a date, which no value of it is"),
+        (f"lr = {'[' * 9999}", "run.toml has more than 32 levels"),
+        (f"lr = {'[' * 40}{']' * 40}", "run.toml has more than 32 levels"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
