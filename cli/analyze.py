@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from st3fx.cli.options import force_option, json_option, model_options
+from st3fx.cli.options import force_option, json_option, model_options, trust_options
 from st3fx.cli.views.flops import print_report
 from st3fx.cli.views.progress import Progress
 
@@ -47,6 +47,7 @@ CONVENTIONS = ("exact", "st3", "str")
 )  # fmt: skip
 @click.option("--layers/--no-layers", default=True, help="Each layer, or the totals alone.")
 @click.option("--csv", "table", metavar="FILE", help="Write the layers as CSV; - prints them.")
+@trust_options
 @force_option("a CSV file that is already there")
 @json_option
 def analyze(

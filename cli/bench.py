@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from st3fx.cli.completion import Spec
-from st3fx.cli.options import force_option, json_option, prune_options
+from st3fx.cli.options import force_option, json_option, prune_options, trust_options
 from st3fx.cli.output import show
 from st3fx.cli.views.bench import print_bench, print_calibration
 from st3fx.cli.views.progress import Progress
@@ -96,6 +96,7 @@ def _numbers(
     "about a minute. st3fx export uses them from then on.",
 )  # fmt: skip
 @click.option("-x", "--export", "target", metavar="FILE", help="Write the result as JSON.")
+@trust_options
 @force_option("a file that is already there")
 @json_option
 def bench(
@@ -148,7 +149,7 @@ def bench(
     from st3fx.errors import BenchError
     from st3fx.files.atomic import check_file
 
-    about = ("inputs", "weights", "sparsity", "allow_dense")
+    about = ("inputs", "weights", "sparsity", "allow_dense", "trust", "model")
     requests = [Request(spec, **{key: asked[key] for key in about}, seed=seed) for spec in models]
     rest = {key: value for key, value in asked.items() if key not in about}
     settings = BenchSettings(**rest, torch=torch_modes, seed=seed)

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from st3fx.cli.completion import ONNX
-from st3fx.cli.options import force_option, json_option, model_options, prune_options
+from st3fx.cli.options import force_option, json_option, model_options, prune_options, trust_options
 from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.lowered import print_lowered
 from st3fx.cli.views.outcome import print_export
@@ -92,6 +92,7 @@ def _free(
     "NAME.sparse.onnx, which is the default, FILE.plain.onnx beside another FILE.onnx. Of a "
     "quantized ONNX file: NAME.int8.sparse.onnx beside NAME.int8.onnx.",
 )  # fmt: skip
+@trust_options
 @force_option("a file that is already there")
 @json_option
 def export(

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from st3fx.cli.completion import WEIGHTS
-from st3fx.cli.options import force_option, json_option, model_options, prune_options
+from st3fx.cli.options import force_option, json_option, model_options, prune_options, trust_options
 from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.outcome import print_fold
 from st3fx.cli.views.progress import Progress
@@ -31,6 +31,7 @@ from st3fx.cli.views.progress import Progress
     "lose any: NAME.pt2 has a graph of plain operators with the smaller weights, which "
     "torch.export.load(FILE).module() gives back without st3fx.",
 )  # fmt: skip
+@trust_options
 @force_option("a file that is already there")
 @json_option
 def fold(

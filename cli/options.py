@@ -148,6 +148,24 @@ def prune_options(command: Command) -> Command:
     )(command)
 
 
+def trust_options(command: Command) -> Command:
+    """Whose code runs."""
+    return _all(
+        click.option(
+            "--trust",
+            is_flag=True,
+            help="Run the code that a bundle, a run or a recipe names, and remember that for its "
+            "folder. Without it none runs but what you have named yourself before, unchanged.",
+        ),
+        click.option(
+            "--model",
+            metavar="SPEC",
+            type=Spec(),
+            help="Build the model of a bundle or a run from this SPEC, not from the one it names.",
+        ),
+    )(command)
+
+
 class SectionedOption(click.Option):
     """An option that belongs under a heading of the help text."""
 

@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from st3fx.cli.completion import DATA, FOLDER, ONNX
-from st3fx.cli.options import force_option, given, json_option, model_options, prune_options
+from st3fx.cli.options import (
+    force_option,
+    given,
+    json_option,
+    model_options,
+    prune_options,
+    trust_options,
+)
 from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.display import make_report
 from st3fx.cli.views.progress import Progress
@@ -98,6 +105,7 @@ DATA_SETTINGS = ("data", "data_path", "workers", "channels", "image_size")
     "--opset", type=int, metavar="N", help="Of the file, from 13 on.  [default: PyTorch's own]"
 )
 @click.option("-x", "--export", "record", metavar="FILE", help="Write the result as JSON.")
+@trust_options
 @force_option("files that are already there")
 @json_option
 def quantize(
@@ -153,7 +161,7 @@ def quantize(
     from st3fx.quantization.finetune import Course
     from st3fx.quantization.settings import Settings
 
-    about = ("spec", "weights", "inputs", "seed", "sparsity", "allow_dense")
+    about = ("spec", "weights", "inputs", "seed", "sparsity", "allow_dense", "trust", "model")
     request = Request(**{name: asked[name] for name in about})
     found = subject(request, given({name: asked[name] for name in DATA_SETTINGS}))
     names = ("calibration", "percentile", "keep_fp32", "max_drop", "weight_range", "rank",

@@ -8,7 +8,7 @@ import click
 from rich.text import Text
 
 from st3fx.cli.completion import FOLDER
-from st3fx.cli.options import force_option, json_option
+from st3fx.cli.options import force_option, json_option, trust_options
 from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.progress import Progress
 from st3fx.cli.views.tables import console, make_grid
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     help="What st3fx bench -x wrote.  [default: bench.json in the run, if it is there]",
 )  # fmt: skip
 @click.option("--png", "pictures", metavar="DIR", help="Write the charts as PNG files too.")
+@trust_options
 @force_option("files that no report wrote")
 @json_option
 def report(
@@ -37,6 +38,8 @@ def report(
     output: str | None,
     bench: str | None,
     pictures: str | None,
+    trust: bool,
+    model: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -58,8 +61,9 @@ def report(
 
     with stdout_for(as_json=as_json), Progress() as progress:
         result = write_report(
-            run, output, bench=bench, pictures=pictures, force=force, progress=progress
-        )
+            run, output, bench=bench, pictures=pictures, force=force, trust=trust, model=model,
+            progress=progress,
+        )  # fmt: skip
     show(result, print_result, as_json=as_json)
 
 

@@ -13,9 +13,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from st3fx.cli.completion import FOLDER, SETTINGS, Spec
-from st3fx.cli.options import SectionedCommand, force_option, given, json_option, settings_options
+from st3fx.cli.options import (
+    SectionedCommand,
+    force_option,
+    given,
+    json_option,
+    settings_options,
+    trust_options,
+)
 
 if TYPE_CHECKING:
+    from st3fx.commands.train import Code
     from st3fx.training.report import TrainResult
     from st3fx.training.settings import Settings
 
@@ -40,6 +48,7 @@ INTERRUPTED = 130
               help="Go on with the run in DIR, by default in --output-dir, from its last "
               "checkpoint, or from the checkpoint that is named.")  # fmt: skip
 @click.option("--test-only", is_flag=True, help="Evaluate, and write nothing.")
+@trust_options
 @force_option("a run that is already there")
 @json_option
 def train(
@@ -50,6 +59,8 @@ def train(
     config: str | None,
     resume: str | None,
     test_only: bool,
+    trust: bool,
+    model: str | None,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -82,7 +93,10 @@ def train(
     settings, checkpoint = _settings(flags, config, resume)
     quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with quiet:
-        result = _run(settings, checkpoint, test_only=test_only, force=force, as_json=as_json)
+        result = _run(
+            settings, checkpoint, _code(settings, flags, config, checkpoint, trust, model),
+            test_only=test_only, force=force, as_json=as_json,
+        )  # fmt: skip
     if _is_main_process():
         _show(result, as_json)
 
@@ -114,6 +128,25 @@ def _settings(
     return dataclasses.replace(settings, output_dir=str(folder_of_run.path)), checkpoint
 
 
+def _code(
+    settings: Settings,
+    flags: dict[str, Any],
+    config: str | None,
+    checkpoint: Path | None,
+    trust: bool,
+    model: str | None,
+) -> Code:
+    """On whose word code runs: that of the command line, of the recipe, or of the run."""
+    from st3fx.commands.train import Code
+    from st3fx.loading.trust import USER, Permit
+
+    named = Path(config).parent if config is not None else Path(str(settings.output_dir))
+    written = Permit(named.resolve(), trust)
+    is_written = config is not None or checkpoint is not None
+    spec, data = (USER if name in flags or not is_written else written for name in ("spec", "data"))
+    return Code(spec, data, trust, model)
+
+
 def _default_folder(spec: str) -> str:
     from st3fx.loading.spec import parse_spec
 
@@ -122,7 +155,13 @@ def _default_folder(spec: str) -> str:
 
 
 def _run(
-    settings: Settings, checkpoint: Path | None, *, test_only: bool, force: bool, as_json: bool
+    settings: Settings,
+    checkpoint: Path | None,
+    code: Code,
+    *,
+    test_only: bool,
+    force: bool,
+    as_json: bool,
 ) -> TrainResult:
     from st3fx.cli.views.display import make_report
     from st3fx.commands.train import evaluate_spec, train_spec
@@ -132,8 +171,10 @@ def _run(
     try:
         with report:
             if test_only:
-                return evaluate_spec(settings, checkpoint=checkpoint, report=report)
-            return train_spec(settings, checkpoint=checkpoint, force=force, report=report)
+                return evaluate_spec(settings, checkpoint=checkpoint, report=report, code=code)
+            return train_spec(
+                settings, checkpoint=checkpoint, force=force, report=report, code=code
+            )
     except Interrupted as stop:
         if _is_main_process():
             command = f"st3fx train --resume {shlex.quote(str(settings.output_dir))}"

@@ -55,6 +55,10 @@ class BundleError(St3fxError):
     """A bundle cannot be written or read."""
 
 
+class TrustError(St3fxError):
+    """Code that a bundle, a run or a recipe names would run, and the user has not trusted it."""
+
+
 class DataError(St3fxError):
     """A data set, or the user's own loaders, are missing, damaged or do not fit the settings."""
 
@@ -93,6 +97,10 @@ class ReportError(St3fxError):
 
 class HalfPrecisionWarning(UserWarning):
     """Weights are trained in half precision, which loses most of an optimizer's steps."""
+
+
+class StrangeFileWarning(UserWarning):
+    """A bundle's folder holds files that are none of a bundle's."""
 
 
 class EmptyLayerWarning(UserWarning):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before triton is imported anywhere: its interpreter runs st3fx.sparsity.gpu on the CPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# What tests run as a user would must not be trusted by that user's st3fx afterwards.
+_STATE = tempfile.TemporaryDirectory(prefix="st3fx-trust-")
+os.environ["ST3FX_TRUST"] = f"{_STATE.name}/trust.json"
 
 
 def pytest_report_header() -> list[str]:

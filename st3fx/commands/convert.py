@@ -16,10 +16,12 @@ from st3fx.files.bundle import Bundle, print_graphs, read_bundle, write_bundle
 from st3fx.files.manifest import Recipe, Source
 from st3fx.loading.input_spec import parse_inputs
 from st3fx.loading.spec import LoadedSpec, load_spec, parse_spec
+from st3fx.loading.trust import USER, Permit, remember
 from st3fx.loading.weights import load_weights
 from st3fx.methods import from_dict as method_from_dict
 from st3fx.modules.marks import change_conversion, conversion_of, found_conversion
 from st3fx.plan.sites import Layout, Site, SparsityPlan
+from st3fx.training.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -46,17 +48,22 @@ def convert_spec(
     weights: str | Path | None = None,
     verify: bool = True,
     progress: Callable[[str], None] | None = None,
+    permit: Permit = USER,
 ) -> Converted:
     """Build the model that a recipe names, and convert it.
+
+    What is run of the user's own code may be run again by what is written of it.
 
     Args:
         recipe: SPEC, method, inputs, selection, seed. Its ``source`` is looked up, not read.
         weights: A weight file to load first.
         verify: Compare the converted model with the original.
         progress: Called with the name of each stage as it begins.
+        permit: On whose word the model's own code runs.
 
     Raises:
         SpecError: When the model cannot be built, the weights do not fit, or inputs are missing.
+        TrustError: When data names code that is not trusted.
         St3fxError: As ``st3fx.convert``.
     """
     report = progress or silent
@@ -71,6 +78,7 @@ def convert_spec(
         num_classes=recipe.num_classes,
         in_channels=recipe.in_channels,
         image_size=recipe.image_size,
+        permit=permit,
     )
     inputs = loaded.example_inputs if given is None else given
     if inputs is None:
@@ -92,6 +100,7 @@ def convert_spec(
         inplace=True,
         progress=progress,
     )
+    remember()
     return Converted(model, dataclasses.replace(recipe, source=_source(loaded)))
 
 
@@ -112,7 +121,7 @@ def save_bundle(
     Raises:
         BundleError: When the folder exists or cannot be written.
     """
-    return write_bundle(
+    written = write_bundle(
         directory,
         recipe=recipe,
         plan=_plan(model),
@@ -120,30 +129,40 @@ def save_bundle(
         graph_text=print_graphs(conversion_of(model).islands),
         force=force,
     )
+    remember(written)
+    return written
 
 
-def load_bundle(directory: str | Path) -> nn.Module:
+def load_bundle(
+    directory: str | Path, *, trust: bool = False, model: str | None = None
+) -> nn.Module:
     """The converted model of a bundle, bit for bit.
 
-    The model is built again from its SPEC, which runs the user's code, converted by the recipe and
-    given the bundle's state. ``st3fx.Sparsifier(model)`` goes on with its training.
+    The model is built again from its SPEC, converted by the recipe and given the bundle's state.
+    ``st3fx.Sparsifier(model)`` goes on with its training. Code that the bundle names runs only if
+    this user has run it before, as it is now.
+
+    Args:
+        directory: The bundle.
+        trust: Run what it names in any case, and remember that for this folder.
+        model: A SPEC to build the model from, instead of the one that the bundle names.
 
     Raises:
         BundleError: When the bundle is damaged, edited or newer, or its model was changed since.
         SpecError: When the model cannot be built any more.
+        TrustError: When the bundle names code that is not trusted.
     """
-    return restored(read_bundle(directory))
+    return restored(read_bundle(directory), trust=trust, model=model).model
 
 
-def restored(bundle: Bundle) -> nn.Module:
+def restored(bundle: Bundle, *, trust: bool = False, model: str | None = None) -> Converted:
     """The converted model of a bundle that was read, as :func:`load_bundle` gives it."""
-    bundle.check_source()
-    recipe = located(bundle.manifest.recipe)
+    recipe, permit = code_of(bundle, trust=trust, model=model)
     try:
-        converted = convert_spec(recipe, verify=False)
+        converted = convert_spec(recipe, verify=False, permit=permit)
         if bundle.manifest.plan.verified and not _same_islands(converted, bundle):
             # Verification had dropped a graph that computes something else; it must do so again.
-            converted = convert_spec(recipe)
+            converted = convert_spec(recipe, permit=permit)
     except PlanError as error:
         raise BundleError(f"{_changed(bundle)}: {error}") from error
     now = converted.recipe.source
@@ -158,7 +177,27 @@ def restored(bundle: Bundle) -> nn.Module:
         raise BundleError(f"{_changed(bundle)}: {describe(error)}") from error
     plan = dataclasses.replace(bundle.manifest.plan, sites=converted.plan.sites)
     change_conversion(converted.model, plan=plan)  # with what verification said
-    return converted.model
+    return converted
+
+
+def code_of(bundle: Bundle, *, trust: bool, model: str | None) -> tuple[Recipe, Permit]:
+    """The recipe of a bundle with a SPEC that leads to the model's code, and on whose word it runs.
+
+    Args:
+        bundle: That was read.
+        trust: Whether the user trusts what it names.
+        model: The SPEC that the user names instead.
+
+    Raises:
+        BundleError: When the code is missing, or was changed since.
+    """
+    recipe = bundle.manifest.recipe
+    if model is not None:
+        return dataclasses.replace(recipe, spec=model, source=None), USER
+    bundle.check_source()
+    run = RunFolder(bundle.directory.parent)
+    is_of_run = run.bundle == bundle.directory and run.settings.is_file()
+    return located(recipe), Permit(run.path if is_of_run else bundle.directory, trust)
 
 
 def _plan(model: nn.Module) -> SparsityPlan:

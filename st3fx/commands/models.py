@@ -12,12 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from st3fx.api import convert, fold
-from st3fx.commands.convert import located, restored
+from st3fx.commands.convert import code_of, restored
 from st3fx.errors import EmptyLayerWarning, ExportError, SpecError, St3fxError
 from st3fx.export.export_result import Size
 from st3fx.export.weights import size_of_tensors
-from st3fx.files.bundle import read_bundle
-from st3fx.files.manifest import Recipe
+from st3fx.files.bundle import Bundle, read_bundle
 from st3fx.loading.input_spec import parse_inputs
 from st3fx.loading.spec import LoadedSpec, load_spec, parse_spec
 from st3fx.loading.weights import load_weights
@@ -43,6 +42,8 @@ class Request:
         seed: For random weights and inputs.
         sparsity: Prune to it now; ``None``: the model is sparse already.
         allow_dense: Take a model without sparsity too.
+        trust: Run the code that a bundle or a run names.
+        model: A SPEC to build the model of a bundle from, instead of the one that it names.
     """
 
     spec: str
@@ -51,6 +52,8 @@ class Request:
     seed: int = 0
     sparsity: float | None = None
     allow_dense: bool = False
+    trust: bool = False
+    model: str | None = None
 
     @property
     def name(self) -> str:
@@ -135,10 +138,12 @@ def _from_bundle(
     if request.weights is not None:
         raise ExportError(f"{request.spec} is a bundle and has its weights: leave --weights out")
     bundle = read_bundle(request.spec)
-    model = restored(bundle)
+    model = restored(bundle, trust=request.trust, model=request.model).model
     example = None
     if with_example:
-        example = _given(request) or bundle_example(bundle.manifest.recipe)
+        example = _given(request) or bundle_example(
+            bundle, trust=request.trust, model=request.model
+        )
     sparsifier = Sparsifier(model)
     if request.sparsity is not None:
         sparsifier.set_sparsity(request.sparsity)
@@ -205,14 +210,17 @@ def _given(request: Request) -> Any:
     return parse_inputs(request.inputs, seed=request.seed) if request.inputs else None
 
 
-def bundle_example(recipe: Recipe) -> Any:
-    """The inputs that a bundle was made with."""
+def bundle_example(bundle: Bundle, *, trust: bool = False, model: str | None = None) -> Any:
+    """The inputs that a bundle was made with; the rest is as for ``load_bundle``."""
+    recipe = bundle.manifest.recipe
     if recipe.inputs is not None:
         return parse_inputs(recipe.inputs, seed=recipe.seed)
+    recipe, permit = code_of(bundle, trust=trust, model=model)
     return load_spec(
-        located(recipe).spec,
+        recipe.spec,
         seed=recipe.seed,
         num_classes=recipe.num_classes,
         in_channels=recipe.in_channels,
         image_size=recipe.image_size,
+        permit=permit,
     ).example_inputs

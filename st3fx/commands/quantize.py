@@ -32,6 +32,7 @@ from st3fx.export.call import Call
 from st3fx.export.export_result import ExportResult
 from st3fx.files.bundle import MANIFEST, read_bundle
 from st3fx.loading.input_spec import parse_inputs
+from st3fx.loading.trust import USER, Permit
 from st3fx.passes.onnx.values import Array
 from st3fx.plan.example import Example
 from st3fx.quantization import engine
@@ -478,7 +479,8 @@ def subject(request: Request, data: Mapping[str, Any]) -> Subject:
     # Ranges are those of images as they are, and the seed chooses which of them.
     plain = dataclasses.replace(settings, augment=False, seed=request.seed)
     bundle = read_bundle(request.spec) if is_bundle else None
-    return Subject(request, data_settings(plain, bundle), settings, run)
+    permit = USER if "data" in data else Permit(around.path.resolve(), request.trust)
+    return Subject(request, data_settings(plain, bundle, permit), settings, run)
 
 
 def quantize_spec(

@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from torch import nn
 
@@ -28,7 +28,6 @@ from st3fx.export.export_result import Size
 from st3fx.export.weights import size_of_files, size_of_tensors
 from st3fx.files.bundle import MANIFEST, read_bundle
 from st3fx.files.compact import SUFFIX, save_compact
-from st3fx.files.manifest import Recipe
 from st3fx.flops.flops_report import Convention, FlopsReport
 from st3fx.loading.spec import parse_spec
 from st3fx.modules.marks import is_state
@@ -61,13 +60,22 @@ from st3fx.training.settings import from_dict, read_toml
 from st3fx.version import VERSION
 
 
-def measure(bundle: Path, files: Sequence[Path], progress: Callable[[str], None]) -> ModelFacts:
+def measure(
+    bundle: Path,
+    files: Sequence[Path],
+    progress: Callable[[str], None],
+    *,
+    trust: bool = False,
+    model: str | None = None,
+) -> ModelFacts:
     """Load a bundle's model and measure it.
 
     Args:
         bundle: The bundle.
         files: Other files made of the model, for their sizes.
         progress: Called with the name of each stage as it begins.
+        trust: As for ``load_bundle``.
+        model: As for ``load_bundle``.
 
     Raises:
         St3fxError: As ``load_bundle``.
@@ -78,15 +86,17 @@ def measure(bundle: Path, files: Sequence[Path], progress: Callable[[str], None]
     with warnings.catch_warnings():
         # The report names empty layers itself.
         warnings.simplefilter("ignore", EmptyLayerWarning)
-        model = restored(read)
-        sparsifier = Sparsifier(model)
+        built = restored(read, trust=trust, model=model).model
+        sparsifier = Sparsifier(built)
     weights = _weights(sparsifier)
-    flow = dataflow(model)
-    own = {key: value for key, value in model.state_dict().items() if not is_state(key)}
+    flow = dataflow(built)
+    own = {key: value for key, value in built.state_dict().items() if not is_state(key)}
     progress("fold")
-    folded = fold(model)
+    folded = fold(built)
     progress("count")
-    flops, uncounted = _count(folded, manifest.recipe, sparsifier.plan)
+    flops, uncounted = _count(
+        folded, lambda: bundle_example(read, trust=trust, model=model), sparsifier.plan
+    )
     rows = flops["exact"].by_layer if flops else {}
     progress("measure")
     return ModelFacts(
@@ -126,11 +136,11 @@ def _weights(sparsifier: Sparsifier) -> dict[str, Weights]:
 
 
 def _count(
-    folded: nn.Module, recipe: Recipe, plan: SparsityPlan
+    folded: nn.Module, made: Callable[[], Any], plan: SparsityPlan
 ) -> tuple[dict[str, FlopsReport], str]:
     """The count by each convention for one sample, or why there is none."""
     try:
-        example, blocks = bundle_example(recipe), parse(plan.granularity).consecutive
+        example, blocks = made(), parse(plan.granularity).consecutive
         counts = {
             name: count_flops(folded, example, name, batch=1, blocks=blocks)
             for name in get_args(Convention)
@@ -158,13 +168,22 @@ def is_run(source: Path) -> bool:
     return RunFolder(source).settings.is_file()
 
 
-def gather(source: Path, bench: str | Path | None, progress: Callable[[str], None]) -> Facts:
+def gather(
+    source: Path,
+    bench: str | Path | None,
+    progress: Callable[[str], None],
+    *,
+    trust: bool = False,
+    model: str | None = None,
+) -> Facts:
     """All that is known about a run or a bundle.
 
     Args:
         source: The folder of a run, or a bundle.
         bench: A benchmark's file; ``None`` for the one in the run.
         progress: Called with the name of each stage as it begins.
+        trust: As for ``load_bundle``.
+        model: As for ``load_bundle``.
 
     Raises:
         ReportError: When there is neither run nor bundle, or the log is damaged.
@@ -181,12 +200,14 @@ def gather(source: Path, bench: str | Path | None, progress: Callable[[str], Non
     again = (measured.command,) if measured is not None else ()
     report = ["st3fx", "report", str(source), *(["--bench", str(bench)] if bench else [])]
     if not found:
-        model = measure(source, (), progress)
-        commands = (convert_command(model.recipe, source), *again, shlex.join(report))
-        name = parse_spec(model.recipe.spec).name
-        return Facts(name, source, False, model, None, measured, commands)
+        about = measure(source, (), progress, trust=trust, model=model)
+        commands = (convert_command(about.recipe, source), *again, shlex.join(report))
+        name = parse_spec(about.recipe.spec).name
+        return Facts(name, source, False, about, None, measured, commands)
     run, bundle = _training(RunFolder(source)), RunFolder(source).bundle
-    trained = measure(bundle, _files(source), progress) if bundle.is_dir() else None
+    trained = None
+    if bundle.is_dir():
+        trained = measure(bundle, _files(source), progress, trust=trust, model=model)
     spec = run.settings.spec if trained is None else trained.recipe.spec
     name = Path(spec).stem if Path(spec).is_dir() else parse_spec(spec).name
     commands = (train_command(run.settings), *again, shlex.join(report))
@@ -218,6 +239,8 @@ def write_report(
     bench: str | Path | None = None,
     pictures: str | Path | None = None,
     force: bool = False,
+    trust: bool = False,
+    model: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ReportResult:
     """Write what is known about a run as one HTML file that needs nothing else.
@@ -229,6 +252,8 @@ def write_report(
         bench: What ``st3fx bench -x`` wrote; by default ``bench.json`` in the run, if it is there.
         pictures: A folder for the same charts as PNG files; it is made.
         force: Replace files that no report wrote.
+        trust: Run the code that the bundle names, and remember that for the folder.
+        model: A SPEC to build the model from, instead of the one that the bundle names.
         progress: Called with the name of each stage as it begins.
 
     Returns:
@@ -248,7 +273,7 @@ def write_report(
     check_target(target, force=force)
     if folder is not None:
         check_folder(folder)
-    facts = gather(source, bench, report)
+    facts = gather(source, bench, report, trust=trust, model=model)
     report("draw")
     sections = make_sections(facts)
     page = make_page(facts, sections).encode()

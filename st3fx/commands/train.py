@@ -27,6 +27,7 @@ from st3fx.files.atomic import replace_file
 from st3fx.files.bundle import MANIFEST, Bundle, read_bundle
 from st3fx.files.manifest import Recipe
 from st3fx.loading.spec import parse_spec
+from st3fx.loading.trust import USER, Permit, remember
 from st3fx.modules.marks import change_conversion, conversion_of
 from st3fx.plan.settings import NAMES as CONVERSION_SETTINGS
 from st3fx.report.facts import TrainingFacts
@@ -44,8 +45,25 @@ from st3fx.training.settings import Settings
 from st3fx.version import VERSION
 
 
-def data_settings(settings: Settings, bundle: Bundle | None) -> DataSettings:
-    """Which data, in a form that the model takes.
+@dataclass(frozen=True)
+class Code:
+    """Whose code a training runs.
+
+    Attributes:
+        spec: On whose word that of the SPEC runs.
+        data: On whose word that of the user's own loaders runs.
+        trust: Whether that runs which a bundle names.
+        model: A SPEC to build the model from, instead of the one that a run or a bundle names.
+    """
+
+    spec: Permit = USER
+    data: Permit = USER
+    trust: bool = False
+    model: str | None = None
+
+
+def data_settings(settings: Settings, bundle: Bundle | None, permit: Permit = USER) -> DataSettings:
+    """Which data, in a form that the model takes, and on whose word the user's own loaders run.
 
     Raises:
         DataError: For a number outside its range.
@@ -63,11 +81,16 @@ def data_settings(settings: Settings, bundle: Bundle | None) -> DataSettings:
         channels=channels,
         image_size=settings.image_size,
         seed=settings.seed,
+        permit=permit,
     )
 
 
 def from_spec(
-    settings: Settings, data: Data, steps: int, progress: Callable[[str], None]
+    settings: Settings,
+    data: Data,
+    steps: int,
+    progress: Callable[[str], None],
+    code: Code | None = None,
 ) -> tuple[nn.Module, Recipe]:
     """A new model, with as many outputs as the data has classes where it is a library's.
 
@@ -76,6 +99,7 @@ def from_spec(
         data: Gives the example input, unless the settings do.
         steps: Optimizer steps of the run.
         progress: Called with the name of each stage as it begins.
+        code: On whose word the model's own code runs.
 
     Returns:
         The converted model, and how it was converted.
@@ -84,10 +108,11 @@ def from_spec(
         TrainError: When the model does not take what the data gives.
         St3fxError: As ``convert_spec``.
     """
+    code = code or Code()
     inputs = settings.inputs or _as_text(data.example(2))
     shape = data.input_shape if data.input_shape and len(data.input_shape) == 3 else None
     recipe = Recipe(
-        spec=settings.spec,
+        spec=code.model or settings.spec,
         method=methods.to_dict(make_method(settings)),
         inputs=inputs,
         total_steps=steps,
@@ -99,7 +124,8 @@ def from_spec(
         update_every=settings.update_every,
     )
     try:
-        converted = convert_spec(recipe, weights=settings.weights, progress=progress)
+        permit = code.spec if code.model is None else USER
+        converted = convert_spec(recipe, weights=settings.weights, progress=progress, permit=permit)
     except InputError as error:
         raise TrainError(
             f"{error}; {data.name} gives inputs {' and '.join(inputs or ())}, and --channels, "
@@ -119,7 +145,11 @@ def _as_text(example: Any) -> tuple[str, ...] | None:
 
 
 def from_bundle(
-    settings: Settings, bundle: Bundle, steps: int, progress: Callable[[str], None]
+    settings: Settings,
+    bundle: Bundle,
+    steps: int,
+    progress: Callable[[str], None],
+    code: Code | None = None,
 ) -> tuple[nn.Module, Recipe]:
     """The model of a bundle, for a run of its own length and sparsity.
 
@@ -137,7 +167,9 @@ def from_bundle(
             )
     progress("load")
     method = adjusted(methods.from_dict(recipe.method), settings)
-    model = restored(bundle)
+    code = code or Code()
+    built = restored(bundle, trust=code.trust, model=code.model)
+    model, recipe = built.model, built.recipe if code.model is not None else recipe
     change_conversion(
         model,
         method=method,
@@ -169,6 +201,7 @@ def train_spec(
     checkpoint: Path | None = None,
     force: bool = False,
     report: Reporter | None = None,
+    code: Code | None = None,
 ) -> TrainResult:
     """Train a model while its sparsity rises, and leave a bundle, folded weights and curves.
 
@@ -177,6 +210,7 @@ def train_spec(
         checkpoint: Of the same run, to go on from.
         force: Whether a run that is already in the folder is replaced.
         report: Who watches.
+        code: On whose word code runs that the settings name; by default the user's.
 
     Raises:
         TrainError: When the run cannot start or go on, or misses its sparsity.
@@ -186,7 +220,7 @@ def train_spec(
     folder = RunFolder(Path(str(settings.output_dir)))
     if checkpoint is None:
         folder.check_new(force=force)
-    with _prepared(settings, folder, report or Silent()) as run:
+    with _prepared(settings, folder, report or Silent(), code or Code()) as run:
         session, main = run.session, run.session.accelerator.is_main_process
         if checkpoint is not None:
             restore(session, checkpoint)
@@ -194,6 +228,7 @@ def train_spec(
             _begin_anew(session, settings.spec)
             if main:
                 folder.create(settings)
+                remember(folder.path.resolve())
         session.accelerator.wait_for_everyone()
         start_trackers(session)
         session.report.begin(outline(session, run.name, run.data))
@@ -210,7 +245,11 @@ def train_spec(
 
 
 def evaluate_spec(
-    settings: Settings, *, checkpoint: Path | None = None, report: Reporter | None = None
+    settings: Settings,
+    *,
+    checkpoint: Path | None = None,
+    report: Reporter | None = None,
+    code: Code | None = None,
 ) -> TrainResult:
     """Score a model, a bundle or a run's checkpoint on the test data. Writes nothing.
 
@@ -218,12 +257,13 @@ def evaluate_spec(
         settings: Of the run, or of one that might be.
         checkpoint: Of the run.
         report: Who watches.
+        code: On whose word code runs that the settings name; by default the user's.
 
     Raises:
         St3fxError: As :func:`train_spec`.
     """
     folder = RunFolder(Path(str(settings.output_dir)))
-    with _prepared(settings, folder, report or Silent()) as run:
+    with _prepared(settings, folder, report or Silent(), code or Code()) as run:
         if checkpoint is not None:
             restore(run.session, checkpoint, read_only=True)
         run.session.report.stage("evaluate")
@@ -232,20 +272,22 @@ def evaluate_spec(
 
 
 @contextlib.contextmanager
-def _prepared(settings: Settings, folder: RunFolder, report: Reporter) -> Iterator[Prepared]:
+def _prepared(
+    settings: Settings, folder: RunFolder, report: Reporter, code: Code
+) -> Iterator[Prepared]:
     accelerator = make_accelerator(settings, folder)
     report = report if accelerator.is_main_process else Silent()
     try:
         report.stage("data")
         is_bundle = (Path(settings.spec) / MANIFEST).is_file()
         bundle = read_bundle(settings.spec) if is_bundle else None
-        data = make_data(data_settings(settings, bundle))
+        data = make_data(data_settings(settings, bundle, code.data))
         batches = Batches(data, accelerator, settings.seed)
         steps = -(-batches.count // settings.grad_accum_steps) * settings.epochs
         model, recipe = (
-            from_spec(settings, data, steps, report.stage)
+            from_spec(settings, data, steps, report.stage, code)
             if bundle is None
-            else from_bundle(settings, bundle, steps, report.stage)
+            else from_bundle(settings, bundle, steps, report.stage, code)
         )
         report.stage("prepare")
         with warnings.catch_warnings():

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from st3fx.errors import DataError
+from st3fx.loading.trust import USER, Permit
 from st3fx.modules.state import preserved_rng
 
 Words = NDArray[np.uint64]
@@ -113,6 +114,7 @@ class DataSettings:
         image_size: Height and width in pixels. ``imagefolder`` crops to it (``None``: 224), sets
             in memory are resized (``None``: they keep their own).
         seed: Of the shuffling and the augmentation.
+        permit: On whose word loaders of the user's own run.
 
     Raises:
         DataError: When a number is outside its range.
@@ -127,6 +129,7 @@ class DataSettings:
     channels: int | None = None
     image_size: int | None = None
     seed: int = 0
+    permit: Permit = USER
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "eval_batch_size", "channels", "image_size"):

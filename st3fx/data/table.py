@@ -15,8 +15,9 @@ from st3fx.data.cifar import cifar10, cifar100
 from st3fx.data.fashion_mnist import fashion_mnist, fashion_mnist_mini
 from st3fx.data.image_folder import image_folder
 from st3fx.errors import DataError, SpecError, suggest
-from st3fx.loading.factory import required_arguments, user_code
+from st3fx.loading.factory import require_users, required_arguments, user_code
 from st3fx.loading.spec import Spec, import_spec, parse_spec
+from st3fx.loading.trust import DATA
 from st3fx.modules.state import preserved_rng, seed_everything
 
 DEFAULT = "make_loaders"
@@ -47,8 +48,9 @@ def user_data(settings: DataSettings) -> Data:
     try:
         with preserved_rng():
             seed_everything(settings.seed)
-            module = import_spec(spec)[0]
+            module = import_spec(spec, settings.permit, DATA)[0]
             function = _lookup(module, name, spec)
+            require_users(function, f"{spec.target}: {name}")
             arguments = _arguments(function, settings, f"{spec.target}: {name}()")
             with user_code(f"{spec.target}: {name}()"):
                 value = function(**arguments)

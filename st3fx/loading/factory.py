@@ -10,6 +10,7 @@ module name of its own, so that two files called ``model.py`` can be loaded into
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -21,7 +22,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from st3fx.errors import SpecError, describe, few, suggest
+from st3fx.errors import SpecError, TrustError, describe, few, suggest
 
 _folders: set[Path] = set()
 """Folders that this process has loaded files from."""
@@ -40,6 +41,8 @@ def user_code(doing: str) -> Iterator[None]:
     """
     try:
         yield
+    except TrustError:
+        raise
     except (Exception, SystemExit) as error:
         raise SpecError(f"{doing} raised {describe(error)}") from error
 
@@ -123,8 +126,9 @@ def build(module: ModuleType, factory: str | None, where: str) -> nn.Module:
     target = _lookup(module, factory, where)
     if isinstance(target, nn.Module):
         return target
-    if not callable(target):
-        raise SpecError(f"{where}: {factory} is {_a(target)}, not a callable")
+    require_users(target, f"{where}: {factory}")
+    if isinstance(target, type) and not issubclass(target, nn.Module):
+        raise SpecError(f"{where}: {factory} is a class that is no torch.nn.Module")
     needed = required_arguments(target)
     if needed:
         raise SpecError(
@@ -158,6 +162,28 @@ def example_inputs(module: ModuleType, where: str) -> Any:
         f"{where}: example_inputs() returned {_a(value)}; return a tensor, a tuple of positional "
         "arguments, or a dict of keyword arguments"
     )
+
+
+def require_users(target: Any, what: str) -> None:
+    """Fail unless a callable may be what a user has written to be called so, before it is called.
+
+    Raises:
+        SpecError: For what is no callable, is Python's own, or says that it returns no object of
+            a library's or the user's.
+    """
+    if not callable(target):
+        raise SpecError(f"{what} is {_a(target)}, not a callable")
+    inner = inspect.unwrap(target)
+    home = str(getattr(inner, "__module__", None) or "builtins").partition(".")[0]
+    if home in sys.stdlib_module_names and not isinstance(inner, functools.partial):
+        raise SpecError(f"{what} is a part of Python itself ({home}): name a function of your own")
+    try:
+        given = inspect.get_annotations(inner, eval_str=False).get("return", inner)
+    except TypeError:
+        return
+    name = given if isinstance(given, str) else getattr(given, "__name__", repr(given))
+    if name in ("None", "bool", "int", "float", "str", "bytes"):
+        raise SpecError(f"{what} returns {name}, as it says itself: name what builds it")
 
 
 def required_arguments(target: Callable[..., Any]) -> list[str]:

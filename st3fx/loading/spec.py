@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +24,9 @@ from torch import nn
 from st3fx.errors import SpecError, suggest
 from st3fx.loading import factory as factories
 from st3fx.loading import zoo
+from st3fx.loading.beside import locate, watch
 from st3fx.loading.factory import import_file, prepend_to_path, user_code
+from st3fx.loading.trust import MODEL, USER, Permit
 from st3fx.modules.state import preserved_rng, seed_everything
 
 _DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
@@ -109,6 +112,7 @@ def load_spec(
     num_classes: int | None = None,
     in_channels: int | None = None,
     image_size: int | None = None,
+    permit: Permit = USER,
 ) -> LoadedSpec:
     """Build the model that a SPEC names.
 
@@ -123,10 +127,12 @@ def load_spec(
         in_channels: Channels of a library model's input.
         image_size: Height and width in pixels that a reference model is built for. Those that
             take any size have it in their example alone.
+        permit: On whose word code runs.
 
     Raises:
         SpecError: When there is no such model or it cannot be built. Where the user's own code
             raised, its exception is the cause.
+        TrustError: When data names code that is not trusted.
     """
     parsed = parse_spec(spec) if isinstance(spec, str) else spec
     with preserved_rng():
@@ -139,7 +145,7 @@ def load_spec(
             # After the weights, so that these are the same without an example.
             example = zoo.example_inputs(kind, name, in_channels, image_size)
             return LoadedSpec(parsed, model, example)
-        module, path, source = import_spec(parsed)
+        module, path, source = import_spec(parsed, permit)
         return LoadedSpec(
             spec=parsed,
             model=factories.build(module, parsed.factory, parsed.target),
@@ -149,21 +155,56 @@ def load_spec(
         )
 
 
-def import_spec(spec: Spec) -> tuple[ModuleType, Path | None, bytes | None]:
+def import_spec(
+    spec: Spec, permit: Permit = USER, use: str = MODEL
+) -> tuple[ModuleType, Path | None, bytes | None]:
     """Import the module of a SPEC that names a file or a module of the user's.
+
+    Args:
+        spec: Names the file or the module.
+        permit: On whose word it runs, with the modules that it imports from its folder.
+        use: What for: ``MODEL`` or ``DATA``.
 
     Returns:
         The module, with path and content of its file; a module without one has neither.
 
     Raises:
         SpecError: When there is no such module, or its code raises.
+        TrustError: When data names it and it is not trusted. Nothing of it has run then.
     """
+    use = f"{use}:{spec.factory or ''}"
     if spec.kind == "file":
         path, source = _read(spec.target)
+        permit.check(path, source, use)
+        watch(path.parent, permit)
         return import_file(path, source, spec.target), path, source
+    top = spec.target.partition(".")[0]
+    if top in sys.stdlib_module_names or top == "__main__":
+        raise SpecError(
+            f"{spec}: {top} is a part of Python itself and holds no model; a file of that name is "
+            f"{spec.target.replace('.', '/')}.py:{spec.factory}"
+        )
+    code = _read_module(locate(spec.target))
+    if not permit.is_free:
+        if code is None:
+            raise permit.refuse(str(spec))
+        permit.check(*code, use)
+    here = Path.cwd()
+    if permit.is_free or code is None or code[0].is_relative_to(here):
+        prepend_to_path(here)
+    watch(here, permit, top)
     module = _import_module(spec.target)
     origin = module.__file__
-    return (module, *_read(origin)) if origin and origin.endswith(".py") else (module, None, None)
+    ran = _read_module(None if origin is None else Path(origin))
+    if ran is not None and permit.is_free:
+        permit.check(*ran, use)
+    elif not permit.is_free and ran != code:  # another of that name was there already
+        raise permit.refuse(str(spec))
+    return (module, *ran) if ran is not None else (module, None, None)
+
+
+def _read_module(origin: Path | None) -> tuple[Path, bytes] | None:
+    return _read(str(origin)) if origin is not None and origin.suffix == ".py" else None
 
 
 def _read(text: str) -> tuple[Path, bytes]:
@@ -176,15 +217,18 @@ def _read(text: str) -> tuple[Path, bytes]:
         raise SpecError(f"no file {text}{suggest(path.name, [file.name for file in beside])}")
     if path.suffix != ".py":
         raise SpecError(f"{text} is not a Python file (.py)")
+    if not path.is_file():
+        raise SpecError(f"{text} is no regular file")
     try:
-        return path.resolve(), path.read_bytes()
+        # What is read is what the resolved path holds, whatever a link on the way becomes.
+        path = path.resolve(strict=True)
+        return path, path.read_bytes()
     except OSError as error:
         raise SpecError(f"cannot read {text}: {error.strerror}") from error
 
 
 def _import_module(name: str) -> ModuleType:
     """The module called ``name``, looked for in the working directory first."""
-    prepend_to_path(Path.cwd())
     try:
         with user_code(name):
             return importlib.import_module(name)

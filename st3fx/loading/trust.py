@@ -1,0 +1,221 @@
+"""Whose word code runs on: the user's own command line, or data that the user trusts.
+
+A bundle, a run and a recipe name the code that builds their model. Opening them runs none of it but
+what this user has run before: each file that was run on the user's own word is remembered by path
+and SHA-256, with what was called in it, and so are the modules that it imported from its folder.
+``--trust`` runs what data names and remembers it for that folder alone.
+
+The memory is one file of the user's, in ``$XDG_STATE_HOME/st3fx`` (``~/.local/state/st3fx``) or
+where ``ST3FX_TRUST`` says. It is replaced whole, readable by its owner alone, and trusts nothing
+when it is missing, damaged, or could have been written by somebody else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from st3fx.errors import TrustError
+from st3fx.files.atomic import replace_file
+
+MODEL, DATA, IMPORTED = "model", "data", "import"
+"""What a file is run for: to build a model, to make loaders, for a file beside it."""
+
+_FORMAT = "st3fx-trust 1"
+
+_LIMIT = 2000
+"""Entries; the oldest go first. Sessions of months, in a file that is read in milliseconds."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file that was run.
+
+    Attributes:
+        path: Absolute, links resolved.
+        sha256: Of what was compiled, in hexadecimal.
+        use: What for, with what was called: ``model:build``.
+        folder: The data that may run it, absolute; ``None`` for all data, because the user has
+            named the file.
+    """
+
+    path: str
+    sha256: str
+    use: str
+    folder: str | None = None
+
+
+_ran: dict[Entry, None] = {}
+"""What this process has run, in order."""
+
+
+@dataclass(frozen=True)
+class Permit:
+    """On whose word code runs.
+
+    Attributes:
+        folder: The bundle, run or recipe that names the code; ``None``: the user does.
+        trust: Whether the user trusts what it names.
+    """
+
+    folder: Path | None = None
+    trust: bool = False
+
+    @property
+    def is_free(self) -> bool:
+        """Whether any code may run."""
+        return self.folder is None or self.trust
+
+    def check(self, path: Path, source: bytes, use: str) -> None:
+        """Take note of code that is about to run.
+
+        Args:
+            path: Its file, absolute, links resolved.
+            source: What will be compiled.
+            use: What for: ``model:build``, ``data:make_loaders``, ``import``.
+
+        Raises:
+            TrustError: When data names it that is not trusted.
+        """
+        own = None if self.folder is None else str(self.folder)
+        entry = Entry(str(path), hashlib.sha256(source).hexdigest(), use, own)
+        if not self.is_free and not self._remembers(entry):
+            raise TrustError(self._refusal(entry))
+        _ran[entry] = None
+
+    def refuse(self, what: str) -> TrustError:
+        """The error for code that data names and nobody trusts."""
+        return TrustError(
+            f"{self.folder} names code of its own, {what}, and opening data runs none: give "
+            "--trust to run it and remember that for this folder, or --model SPEC to name the "
+            "model's code yourself (in Python trust=True, model=SPEC)"
+        )
+
+    def _remembers(self, entry: Entry) -> bool:
+        assert self.folder is not None
+        places = {None, *map(str, (self.folder, *self.folder.parents))}
+        return any(
+            known.folder in places and dataclasses.replace(known, folder=entry.folder) == entry
+            for known in _read()
+        )
+
+    def _refusal(self, entry: Entry) -> str:
+        kind, _, name = entry.use.partition(":")
+        if kind == IMPORTED:
+            return (
+                f"{entry.path} was changed, or is new, since you ran the code beside it that "
+                f"{self.folder} names: give --trust to run it as it is now"
+            )
+        if any(known.path == entry.path and known.use == entry.use for known in _read()):
+            return (
+                f"{entry.path}, which {self.folder} names, was changed since you ran it: give "
+                "--trust to run it as it is now"
+            )
+        if kind == DATA:
+            return (
+                f"{self.folder} names code of its own, {entry.path}:{name}, and opening data runs "
+                "none: give --trust to run it and remember that for this folder"
+            )
+        return str(self.refuse(f"{entry.path}:{name}".removesuffix(":")))
+
+
+USER = Permit()
+"""The user names the code."""
+
+
+def remember(folder: Path | None = None) -> None:
+    """Keep what this process has run for the sessions to come.
+
+    Where the memory cannot be written nothing is lost but that: the next session asks again.
+
+    Args:
+        folder: Data that was just written and names that code: it may run it too.
+    """
+    new = list(_ran)
+    if folder is not None:
+        new += [dataclasses.replace(entry, folder=str(folder)) for entry in new if entry.folder]
+    if set(new) <= set(_read()):
+        return
+    with contextlib.suppress(OSError, RuntimeError):
+        path = location()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(path):
+            entries = list(dict.fromkeys((*_read(), *new)))[-_LIMIT:]
+            _write(path, entries)
+
+
+def location() -> Path:
+    """Where the memory lies. Relative paths would lie in whatever folder is opened: ignored."""
+    given, state = os.environ.get("ST3FX_TRUST", ""), os.environ.get("XDG_STATE_HOME", "")
+    if Path(given).is_absolute():
+        return Path(given)
+    home = Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state"
+    return home / "st3fx" / "trust.json"
+
+
+def _read() -> list[Entry]:
+    """All entries; none where the file is missing, damaged or another's."""
+    try:
+        with location().open("rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode) or not _is_ours(about):
+                return []
+            content = json.loads(file.read(1 << 24))
+        if content["format"] != _FORMAT:
+            return []
+        entries = [Entry(**item) for item in content["files"]]
+        return [entry for entry in entries if all(map(_is_text, dataclasses.astuple(entry)))]
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, RecursionError):
+        return []
+
+
+def _is_text(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_ours(about: os.stat_result) -> bool:
+    """Whether nobody else but the administrator can have written a file."""
+    if os.name != "posix":
+        return True
+    return about.st_uid in (os.geteuid(), 0) and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _write(path: Path, entries: list[Entry]) -> None:
+    files = [dataclasses.asdict(entry) for entry in entries]
+    content = json.dumps({"format": _FORMAT, "files": files}, indent=0).encode()
+
+    def write(file: object) -> None:
+        if os.name == "posix":
+            os.fchmod(file.fileno(), 0o600)  # type: ignore[attr-defined]
+        file.write(content)  # type: ignore[attr-defined]
+
+    replace_file(path, write)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Alone with the memory for a moment; after two seconds without waiting any longer."""
+    try:
+        import fcntl  # noqa: PLC0415 (Unix)
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        for _ in range(40):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)
