@@ -47,7 +47,7 @@ def test_the_command_says_what_is_there_and_what_is_not(bundle: Path) -> None:
 
 
 def test_json_is_all_there_is(bundle: Path) -> None:
-    result = report(str(bundle), "-o", "out.html", "--json")
+    result = report(str(bundle), "-o", "out.html", "--json", "--trust")
     data = json.loads(result.stdout)
     assert "hello from the model" in result.stderr
     assert (data["path"], data["model"]) == ("out.html", "tiny")

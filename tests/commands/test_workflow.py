@@ -14,6 +14,7 @@ from st3fx.commands.convert import Converted, convert_spec, load_bundle, save_bu
 from st3fx.errors import BundleError, MethodError, SpecError
 from st3fx.files.bundle import read_bundle, write_bundle
 from st3fx.files.manifest import Recipe
+from st3fx.loading.trust import Permit
 from st3fx.plan.sites import IslandInfo
 from tests.models import TINY, write
 
@@ -72,9 +73,9 @@ def test_graphs_that_verification_dropped_stay_dropped(
             graph_text="",
         )
 
-    def record(recipe: Recipe, *, verify: bool = True) -> Converted:
+    def record(recipe: Recipe, *, verify: bool = True, permit: Permit) -> Converted:
         verified.append(verify)
-        return convert_spec(recipe, verify=verify)
+        return convert_spec(recipe, verify=verify, permit=permit)
 
     monkeypatch.setattr(convert, "convert_spec", record)
     load_bundle(tmp_path / "same")
