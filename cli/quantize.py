@@ -169,8 +169,8 @@ def quantize(
     settings = Settings(**{name: asked[name] for name in names})
     # Now rather than after minutes of work.
     target = check_file(output or found.target, force=force, error=QuantizeError)
-    if settings.sparse_kernels:
-        check_file(target.with_name(default_name(target)), force=force, error=QuantizeError)
+    # Its form with our kernels goes too, whether or not there will be a new one.
+    check_file(target.with_name(default_name(target)), force=force, error=QuantizeError)
     path = (
         None
         if record is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from st3fx.commands.subjects import (
     with_kernels,
 )
 from st3fx.errors import BenchError
+from st3fx.files.atomic import scratch
 from st3fx.loading.input_spec import parse_inputs
 from st3fx.modules.unwrap import unwrapped
 from st3fx.plan.example import Example
@@ -93,17 +93,17 @@ def benchmark(
     requests = [Request(str(m)) if isinstance(m, str | Path) else m for m in models]
     for request in requests:
         _check(request, fixed_batch=fixed_batch)
-    with tempfile.TemporaryDirectory(prefix="st3fx-bench-") as text:
+    with scratch() as folder:
         subjects = [
-            _from_memory(request, example_inputs, example_kwargs, Path(text) / str(index), chosen,
+            _from_memory(request, example_inputs, example_kwargs, folder / str(index), chosen,
                          report, fixed_batch=fixed_batch)
             if isinstance(request, nn.Module)
-            else _subject(request, Path(text) / str(index), chosen, report, fixed_batch=fixed_batch)
+            else _subject(request, folder / str(index), chosen, report, fixed_batch=fixed_batch)
             for index, request in enumerate(requests)
         ]  # fmt: skip
         if len(subjects) == 1 and subjects[0].is_file:
-            subjects = [with_kernels(subjects[0], Path(text), chosen, report)]
-        rows, measured = _measured(subjects, chosen, Path(text), report)
+            subjects = [with_kernels(subjects[0], folder, chosen, report)]
+        rows, measured = _measured(subjects, chosen, folder, report)
     return BenchResult(
         model=", ".join(subject.name for subject in subjects),
         rows=tuple(rows),

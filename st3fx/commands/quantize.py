@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from st3fx.errors import NativeError, QuantizeError
 from st3fx.export.batch import batched
 from st3fx.export.call import Call
 from st3fx.export.export_result import ExportResult
+from st3fx.files.atomic import scratch
 from st3fx.files.bundle import MANIFEST, read_bundle
 from st3fx.loading.input_spec import parse_inputs
 from st3fx.loading.trust import USER, Permit
@@ -148,8 +148,8 @@ def quantize(
         first = next(batches)
     except StopIteration:
         raise QuantizeError("the calibration data has no batch: give at least one") from None
-    with tempfile.TemporaryDirectory() as folder:
-        exported = _export(model, first, Path(folder), opset, report, fixed_batch, seed)
+    with scratch() as folder:
+        exported = _export(model, first, folder, opset, report, fixed_batch, seed)
         calls = _Calls(model, exported)
         feeds = (
             feed
@@ -520,10 +520,10 @@ def quantize_spec(
     stage("data")
     data = make_data(subject.data)
     model = folded(subject.request, stage, with_example=False).model
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         given = subject.request.inputs
         example = parse_inputs(given, seed=subject.request.seed) if given else data.example(2)
-        exported = _export(model, example, Path(folder), opset, stage, False, subject.data.seed)
+        exported = _export(model, example, folder, opset, stage, False, subject.data.seed)
         calls = _Calls(model, exported)
         parts = _Parts(data, calls, images, subject.data.seed)
         measured = engine.Data(

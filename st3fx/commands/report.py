@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from st3fx.commands.progress import silent
 from st3fx.errors import EmptyLayerWarning, ReportError, St3fxError, describe
 from st3fx.export.export_result import Size
 from st3fx.export.weights import size_of_files, size_of_tensors
+from st3fx.files.atomic import scratch
 from st3fx.files.bundle import MANIFEST, read_bundle
 from st3fx.files.compact import SUFFIX, save_compact
 from st3fx.flops.flops_report import Convention, FlopsReport
@@ -156,8 +156,8 @@ def _sizes(folded: nn.Module, files: Sequence[Path]) -> list[Size]:
     state = folded.state_dict()
     sizes = [size_of_tensors("folded weights", state)]
     if not any(path.suffix == SUFFIX for path in files):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"folded{SUFFIX}"
+        with scratch() as folder:
+            path = folder / f"folded{SUFFIX}"
             save_compact(state, path)
             sizes.append(size_of_files("compact file", [path]))
     return sizes + [size_of_files(path.name, [path]) for path in files]

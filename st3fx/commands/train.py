@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from st3fx import methods
@@ -26,6 +25,7 @@ from st3fx.errors import EmptyLayerWarning, InputError, TrainError
 from st3fx.files.atomic import replace_file
 from st3fx.files.bundle import MANIFEST, Bundle, read_bundle
 from st3fx.files.manifest import Recipe
+from st3fx.files.tensor_file import to_bytes
 from st3fx.loading.spec import parse_spec
 from st3fx.loading.trust import USER, Permit, remember
 from st3fx.modules.marks import change_conversion, conversion_of
@@ -318,7 +318,7 @@ def _write(run: Prepared, result: TrainResult, model: nn.Module) -> TrainResult:
     save_bundle(model, run.recipe, folder.bundle, force=True)
     # Copies: safetensors refuses tied tensors, and the reader wants every key.
     folded = {key: value.clone().contiguous() for key, value in fold(model).state_dict().items()}
-    content = safetensors_bytes(folded)
+    content = to_bytes(folded)
     sizes = {site.name: site.numel for site in session.sparsifier.plan.sites}
     facts = TrainingFacts(session.settings, tuple(session.log.rows()))
     picture = run_picture(result, facts, sizes, f"st3fx train {VERSION}")

@@ -20,7 +20,7 @@ from st3fx.export.sparse import check_library, write_sparse
 from st3fx.export.weights import size_of_files
 from st3fx.export.write import data_path, weights_beside, write_model
 from st3fx.export.zeros import check_zeros
-from st3fx.files.atomic import temporary_neighbour
+from st3fx.files.atomic import followed, move_into_place, temporary_neighbour
 from st3fx.modules.state import preserved, to_eval
 from st3fx.plan.example import Example
 from st3fx.runtime.operators import plain_path
@@ -76,6 +76,7 @@ def _write(
     """Write a graph and what is made of it beside the target, check it there, and move it."""
     graph, norms, settings = made.graph, made.norms, job.settings
     inputs, outputs = (tuple(map(_port, v)) for v in (graph.graph.inputs, graph.graph.outputs))
+    path = followed(path)
     plain, kernels = plain_path(path) if settings.sparse_kernels else path, None
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary_neighbour(path) as folder:
@@ -91,7 +92,7 @@ def _write(
         files = sorted(folder.iterdir())
         targets = tuple(dict.fromkeys((plain, path)))
         sizes = (before(), *_file_sizes(files, targets))
-        written = _put_in_place(files, targets)
+        written = _put_in_place(folder, files, targets)
     return ExportResult(
         path=path,
         files=written,
@@ -145,7 +146,9 @@ def _file_sizes(files: Sequence[Path], targets: Sequence[Path]) -> list[Size]:
     return [size_of_files(pair[0], [f for f in files if f.name in pair]) for pair in names]
 
 
-def _put_in_place(files: Sequence[Path], targets: Sequence[Path]) -> tuple[Path, ...]:
+def _put_in_place(
+    written: Path, files: Sequence[Path], targets: Sequence[Path]
+) -> tuple[Path, ...]:
     """Move what was written to its place; what lay there goes, with the weights beside it.
 
     No file is ever beside the weights of another: where there are such, the old file goes before
@@ -153,11 +156,9 @@ def _put_in_place(files: Sequence[Path], targets: Sequence[Path]) -> tuple[Path,
     """
     folder, names = targets[0].parent, {target.name for target in targets}
     old = [data for target in targets for data in weights_beside(target)]
-    if old or any(file.name not in names for file in files):
-        for there in (*targets, *old):
-            there.unlink(missing_ok=True)
-    for file in sorted(files, key=lambda file: file.name in names):
-        file.replace(folder / file.name)
+    before = (*targets, *old) if old or any(file.name not in names for file in files) else ()
+    moved = sorted((file.name for file in files), key=lambda name: name in names)
+    move_into_place(written, moved, before)
     return tuple(sorted(folder / file.name for file in files))
 
 

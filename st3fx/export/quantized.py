@@ -16,7 +16,7 @@ import onnxruntime as ort
 from st3fx import runtime
 from st3fx.errors import ExportError, NativeError, describe
 from st3fx.export.write import weights_beside, write_model
-from st3fx.files.atomic import temporary_neighbour
+from st3fx.files.atomic import followed, move_into_place, temporary_neighbour
 from st3fx.passes.onnx.plain_operators import is_ours
 from st3fx.passes.onnx.quant_kernels.lower import lower_quantized
 from st3fx.passes.onnx.quant_kernels.quant_report import QuantReport
@@ -105,6 +105,7 @@ def write_lowered(
         ExportError: When the file cannot be read, lowered, written or run, or differs.
     """
     progress("lower")
+    path = followed(path)
     model = read_quantized(given)
     size = sum(file.stat().st_size for file in (given, *weights_beside(given)))
     try:
@@ -124,8 +125,10 @@ def write_lowered(
                 differences = _compare(part, given, feeds)
             files = sorted(folder.iterdir())
             written = sum(file.stat().st_size for file in files)
-            for file in files:
-                file.replace(path.with_name(file.name))
+            # The weights before the file that reads them.
+            names = sorted((file.name for file in files), key=lambda name: name == path.name)
+            beside = weights_beside(path)
+            move_into_place(folder, names, (*beside, path) if beside else ())
     except OSError as error:
         raise ExportError(f"{path} cannot be written: {describe(error)}") from error
     return QuantFile(path, lowered.report, written, size, *differences)

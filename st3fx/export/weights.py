@@ -10,13 +10,13 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from st3fx.errors import ExportError, describe, few
 from st3fx.export.export_result import Size
 from st3fx.files.atomic import replace_file
 from st3fx.files.compact import positive_zeros, save_compact
+from st3fx.files.tensor_file import to_bytes
 
 _LEVEL = 6
 _CHUNK = 1 << 22
@@ -86,7 +86,7 @@ def write_weights(state: Mapping[str, Any], path: Path, *, compact: bool) -> Non
         if compact:
             save_compact(state, path)
             return
-        content = to_bytes({key: positive_zeros(value.detach().cpu()).clone().contiguous()
+        content = to_bytes({key: positive_zeros(value.detach().cpu())
                             for key, value in state.items()})  # fmt: skip
         replace_file(path, lambda file: file.write(content))
     except OSError as error:

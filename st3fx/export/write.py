@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx import numpy_helper
 from onnx.external_data_helper import set_external_data, uses_external_data
 
+from st3fx.files.ours import WRITER
 from st3fx.passes.onnx.sparse_kernels.hints import add_hints
 from st3fx.runtime.inference import DOMAIN
 
@@ -118,6 +119,7 @@ def save_proto(proto: onnx.ModelProto, path: Path, *, limit: int | None = None) 
                 file.write(tensor.raw_data)
                 set_external_data(tensor, data.name, offset, len(tensor.raw_data))
                 tensor.ClearField("raw_data")
+    proto.producer_name = WRITER
     path.write_bytes(proto.SerializeToString())
 
 

@@ -4,7 +4,8 @@
     model.safetensors    the state dict, tied tensors once
     graph.txt            the graphs, for people
 
-A bundle is written beside its destination and renamed, so that no moment shows half of one.
+A bundle is written beside its destination and renamed, so that no moment shows half of one. Other
+files that lie in its folder are the user's, and stay when it is replaced.
 
 The graphs of a converted model as text that a person can read.
 """
@@ -21,8 +22,9 @@ from typing import Any
 from torch import Tensor
 
 from st3fx.errors import BundleError
-from st3fx.files.atomic import put_in_place, temporary_neighbour
+from st3fx.files.atomic import put_in_place, recover, temporary_neighbour
 from st3fx.files.manifest import FILE, FileInfo, Manifest, Recipe
+from st3fx.files.ours import is_ours
 from st3fx.files.tensor_file import load_state, save_state
 from st3fx.modules.marks import ISLAND, MODE
 from st3fx.plan.sites import SparsityPlan
@@ -46,6 +48,8 @@ def print_graphs(islands: Iterable[Any]) -> str:
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 GRAPH = "graph.txt"
+OURS = (MANIFEST, WEIGHTS, GRAPH)
+"""Names of all files that st3fx writes into a bundle: no other is ever removed."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ def check_target(directory: str | Path, *, force: bool = False) -> Path:
         BundleError: When something is there and ``force`` is not given, or it is no bundle.
     """
     target = Path(directory).resolve()
+    recover(target)
     if not target.exists():
         return target
     if not force:
@@ -144,7 +149,7 @@ def write_bundle(
             }
             text = Manifest(recipe, plan, files, aliases).to_json(target)
             (folder / MANIFEST).write_text(text, encoding="utf-8")
-            put_in_place(folder, target)
+            put_in_place(folder, target, OURS)
     except OSError as error:
         raise BundleError(f"cannot write {directory}: {error.strerror or error}") from error
     return target
@@ -157,6 +162,7 @@ def read_bundle(directory: str | Path) -> Bundle:
         BundleError: When it is no bundle, truncated, edited, or from a newer version.
     """
     folder = Path(directory).resolve()
+    recover(folder)
     if not folder.is_dir():
         raise BundleError(f"{directory} is not a bundle: no such folder")
     if not (folder / MANIFEST).is_file():
@@ -192,12 +198,8 @@ def _hash(path: Path) -> str:
 def _is_replaceable(target: Path) -> bool:
     """Whether ``target`` is an empty folder or a bundle, whole or damaged.
 
-    A folder with anything else in it and no manifest is the user's own.
+    A bundle is known by what is in its manifest or, where that is damaged, in its weights.
     """
     if not target.is_dir():
         return False
-    names = {entry.name for entry in target.iterdir()}
-    if names <= {MANIFEST, WEIGHTS, GRAPH}:
-        return True
-    manifest = target / MANIFEST
-    return manifest.is_file() and b'"st3fx-bundle"' in manifest.read_bytes()[:200]
+    return not any(target.iterdir()) or any(is_ours(target / name) for name in (MANIFEST, WEIGHTS))

@@ -1,18 +1,29 @@
-"""State dicts in safetensors files: tied tensors are stored once, and no pickle is involved."""
+"""State dicts in safetensors files, with who wrote them and a digest: no pickle is involved.
+
+The digest is the SHA-256 of names, types, shapes and bytes of all tensors, by name, whatever their
+order in the file. It stands in the file's metadata, which other readers leave alone; a bundle's
+manifest has one of the whole file, so there tied tensors are stored once.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from st3fx.errors import BundleError, describe, few
+from st3fx.files.ours import WRITER
 from st3fx.files.reading import check_regular
+from st3fx.version import VERSION
+
+DIGEST = f"{WRITER}_sha256"
+"""In the metadata, beside our version under our name."""
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> dict[str, str]:
@@ -41,10 +52,43 @@ def save_state(state: Mapping[str, Any], path: Path) -> dict[str, str]:
         whole = tensor.untyped_storage().nbytes() == tensor.nbytes
         stored[key] = tensor if whole else tensor.clone()
     try:
-        save_file(stored, path)
+        save_file(stored, path, metadata={WRITER: VERSION})
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise BundleError(f"cannot write {path}: {describe(error)}") from error
     return aliases
+
+
+def to_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """The content of a file that holds dense tensors under all their names, with its digest."""
+    whole = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
+    return save(whole, metadata={WRITER: VERSION, DIGEST: digest_of(whole)})
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of anybody's file; one that has a digest of ours is checked.
+
+    Raises:
+        SafetensorError: When it is no such file.
+        OSError: When it cannot be read.
+        ValueError: When it is not what was written.
+    """
+    with safetensors.safe_open(path, framework="pt") as file:
+        written = (file.metadata() or {}).get(DIGEST)
+    state: dict[str, Tensor] = load_file(path)
+    if written is not None and written != digest_of(state):
+        raise ValueError("it was damaged or edited after it was written, as its digest says")
+    return state
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and bytes, without a copy of dense tensors on the CPU."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        if value.numel():
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_state(path: Path, aliases: Mapping[str, str]) -> dict[str, Tensor]:

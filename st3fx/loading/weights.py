@@ -9,11 +9,11 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from st3fx.errors import ExportError, SpecError, describe, few
 from st3fx.files.compact import SUFFIX, load_compact
+from st3fx.files.tensor_file import read_state
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 """Keys under which training scripts keep the state dict in a checkpoint."""
@@ -56,7 +56,7 @@ def _read(file: Path) -> Any:
             raise SpecError(str(error)) from error
     if file.suffix == ".safetensors":
         try:
-            return load_file(file)
+            return read_state(file)
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise SpecError(f"{file} is not a safetensors file, or is broken: {error}") from error
     try:

@@ -18,7 +18,8 @@ from st3fx.export.export_result import Size
 from st3fx.export.quantized import QuantFile, default_name, write_lowered
 from st3fx.export.weights import size_of_files
 from st3fx.export.write import data_path, save_proto, weights_beside
-from st3fx.files.atomic import temporary_neighbour
+from st3fx.files.atomic import followed, move_into_place, temporary_neighbour
+from st3fx.files.ours import is_ours
 from st3fx.passes.onnx.values import Array
 from st3fx.quantization.calibrate import Feed, Ranges, find_ranges
 from st3fx.quantization.check import Rounding, check_outputs, check_weights
@@ -100,6 +101,7 @@ def quantize(
         QuantizeError: When it cannot be done, or what came out is wrong. Nothing is left then.
     """
     try:
+        path = followed(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary_neighbour(path) as folder:
             work = folder / "work"
@@ -201,17 +203,11 @@ class _Job:
             *(_size(file.name, [file, data_path(file)]) for file in made),
         )
         files = [each for file in made for each in (file, data_path(file)) if each.exists()]
-        targets = [path, *([] if sparse is None else [path.with_name(default_name(path))])]
-        for target in targets:  # never beside the weights of another
-            for old in weights_beside(target):
-                target.unlink()
-                old.unlink()
-        for file in reversed(files):  # the weights before the file that reads them
-            file.replace(path.with_name(file.name))
-        if sparse is not None and sparse.path is None:
-            targets[-1].unlink(missing_ok=True)  # it was made from another file
-        elif sparse is not None:
-            sparse = dataclasses.replace(sparse, path=targets[-1])
+        before = _before(path, {file.name for file in files})
+        # The weights before the file that reads them.
+        move_into_place(part.parent, [file.name for file in reversed(files)], before)
+        if sparse is not None and sparse.path is not None:
+            sparse = dataclasses.replace(sparse, path=path.with_name(sparse.path.name))
         return QuantizeResult(
             path=path,
             files=tuple(path.with_name(file.name) for file in files),
@@ -327,6 +323,20 @@ def _named(globs: Sequence[str], layers: Sequence[Layer]) -> set[str]:
             )
         found |= names
     return found
+
+
+def _before(path: Path, names: Collection[str]) -> list[Path]:
+    """What goes before new files come to a place.
+
+    That are files with weights beside them, which no other file may lie beside, and an older form
+    with our kernels, which was made from another file.
+    """
+    gone: list[Path] = []
+    for target in (path, path.with_name(default_name(path))):
+        beside, is_stale = weights_beside(target), target.name not in names and is_ours(target)
+        if is_stale or (beside and target.name in names):
+            gone += [*beside, target]
+    return gone
 
 
 def _check(path: Path) -> None:

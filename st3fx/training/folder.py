@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from st3fx.errors import TrainError
-from st3fx.files.atomic import replace_file
+from st3fx.files.atomic import replace_file, tidy
 from st3fx.training.settings import Settings, to_toml
 
 SETTINGS = "settings.toml"
@@ -122,8 +122,7 @@ class RunFolder:
     def tidy(self) -> None:
         """Remove what a killed process left half-written."""
         for folder in (self.path, self.last.parent):
-            for left in (*folder.glob(".*.part"), *folder.glob(".*.old")):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            tidy(folder)
 
 
 def find_run(path: Path) -> tuple[RunFolder, Path]:

@@ -11,9 +11,7 @@ is in the model's own.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,7 +24,7 @@ from torch.distributed.checkpoint import state_dict as sharded
 from torch.distributed.fsdp import FSDPModule
 
 from st3fx.errors import CheckpointError, StateError, describe, few
-from st3fx.files.atomic import replace_file
+from st3fx.files.atomic import copy_file, replace_file
 from st3fx.training.batches import rng_state, set_rng_state
 from st3fx.training.interrupt import Interrupted
 from st3fx.training.session import Session
@@ -177,28 +175,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(**content)
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Make ``target`` the same file as ``source`` in a single step, without copying where possible.
-
-    ``source`` is later replaced, never written to, so that both may share their bytes.
-
-    Raises:
-        CheckpointError: When it cannot be written; the old file is there still.
-    """
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        part.unlink(missing_ok=True)
-        try:
-            part.hardlink_to(source)
-        except OSError:  # a file system without hard links
-            with source.open("rb") as content:
-                replace_file(target, lambda file: shutil.copyfileobj(content, file))
-            return
-        part.replace(target)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {target}: {reason(error)}") from error
-
-
 def reason(error: BaseException) -> str:
     """Why a file could not be written, in the words of the operating system where it has any."""
     seen: BaseException | None = error
@@ -258,7 +234,10 @@ def _write(session: Session, checkpoint: Checkpoint, *, best: bool) -> None:
         if best:
             # The best one first: a kill between the two repeats the epoch, and finds it again.
             checkpoint.save(folder.best)
-            copy_file(folder.best, folder.last)
+            try:
+                copy_file(folder.best, folder.last)
+            except OSError as error:
+                raise CheckpointError(f"cannot write {folder.last}: {reason(error)}") from error
         else:
             checkpoint.save(folder.last)
     except CheckpointError as error:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import st3fx
 from st3fx.errors import InputError, NativeError, QuantizeError
+from st3fx.export.write import save_proto
 from st3fx.passes.onnx.quant_kernels import lower
 from st3fx.runtime.costs import QuantCosts
 
@@ -237,18 +238,23 @@ def test_kernels_that_score_otherwise_leave_nothing(wide: nn.Module, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("sparse", [True, False])
 def test_where_no_layer_gains_an_old_file_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparse: bool
 ) -> None:
+    """It was made from another file, whether or not a new one was asked for; others' files stay."""
     monkeypatch.setattr(lower, "quant_costs", lambda: QuantCosts(call=1.0))
     torch.manual_seed(0)
     path, beside = tmp_path / "net.int8.onnx", tmp_path / "net.int8.sparse.onnx"
-    beside.write_text("of another model")
+    save_proto(onnx.ModelProto(), beside)
     calls = [torch.randn(8, 4) for _ in range(2)]
-    result = st3fx.quantize(nn.Linear(4, 3), calls, path, rank=False, sparse_kernels=True)
-    assert result.sparse is not None
-    assert result.sparse.path is None
+    result = st3fx.quantize(nn.Linear(4, 3), calls, path, rank=False, sparse_kernels=sparse)
+    assert (result.sparse is not None) == sparse
+    assert result.sparse is None or result.sparse.path is None
     assert list(tmp_path.iterdir()) == [path]
+    beside.write_text("not written by st3fx")
+    st3fx.quantize(nn.Linear(4, 3), calls, path, rank=False, sparse_kernels=sparse)
+    assert sorted(tmp_path.iterdir()) == [path, beside]
 
 
 def test_without_the_library_it_says_so_first(

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from st3fx.errors import BundleError
-from st3fx.files.atomic import put_in_place
+from st3fx.files import atomic
 from st3fx.files.bundle import Bundle, check_target, read_bundle, write_bundle
 from st3fx.files.manifest import FORMAT_VERSION, Recipe, Source
 from st3fx.files.tensor_file import load_state, save_state
@@ -147,10 +149,11 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert _same(read_bundle(target), {"n": torch.tensor(4)})
 
 
-@pytest.mark.parametrize("failing", [1, 2])
+@pytest.mark.parametrize("failing", [1, 2, 3])
 def test_a_failed_rename_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
+    """Where two folders cannot be exchanged: the journal's rename, the old one's, the new one's."""
     target = _write(tmp_path / "b")
     before, calls, rename = _snapshot(tmp_path), 0, Path.rename
 
@@ -161,31 +164,40 @@ def test_a_failed_rename_loses_nothing(
             raise OSError(28, "No space left on device")
         return rename(self, other)
 
+    monkeypatch.setattr(atomic, "_exchange", lambda first, second: False)
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(BundleError, match=r"cannot write .*b: No space left on device"):
         _write(target, state_dict={"n": torch.tensor(4)}, force=True)
     assert _snapshot(tmp_path) == before
 
 
-def test_put_in_place_keeps_the_old_one_if_it_cannot_be_put_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_what_the_user_put_there_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanged: bool
 ) -> None:
-    for name in ("new.part", "target"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "content").write_text(name)
-    calls, rename = 0, Path.rename
+    if not exchanged:
+        monkeypatch.setattr(atomic, "_exchange", lambda first, second: False)
+    target = _write(tmp_path / "b")
+    (target / "notes.txt").write_text("dear")
+    (target / "sub" / "deep").mkdir(parents=True)
+    (target / "sub" / "deep" / "x").write_text("diary")
+    (target / "link").symlink_to("nowhere")
+    os.mkfifo(target / "pipe")
+    _write(target, state_dict={"n": torch.tensor(4)}, force=True)
+    assert _same(read_bundle(target), {"n": torch.tensor(4)})
+    assert (target / "notes.txt").read_text() == "dear"
+    assert (target / "sub" / "deep" / "x").read_text() == "diary"
+    assert (target / "link").readlink() == Path("nowhere")
+    assert (target / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
-    def fail(self: Path, other: Path) -> Path:
-        nonlocal calls
-        calls += 1
-        if calls > 1:
-            raise OSError
-        return rename(self, other)
 
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError):  # noqa: PT011 (there is no more to it)
-        put_in_place(tmp_path / "new.part", tmp_path / "target")
-    assert (tmp_path / "new.old" / "content").read_text() == "target"
+def test_a_folder_with_weights_of_others_is_no_bundle(tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    folder.mkdir()
+    save_file({"n": torch.tensor(4)}, folder / "model.safetensors")
+    with pytest.raises(BundleError, match="is not a bundle, and --force replaces only bundles"):
+        _write(folder, force=True)
 
 
 def test_a_parent_that_cannot_be_made(tmp_path: Path) -> None:

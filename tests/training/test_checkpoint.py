@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 import st3fx
 from st3fx.commands.train import train_spec
 from st3fx.errors import CheckpointError, TrainError
-from st3fx.files.atomic import replace_file
+from st3fx.files.atomic import copy_file, replace_file
 from st3fx.loading.spec import load_spec
 from st3fx.training import saving as checkpoints
 from st3fx.training.log import Log
-from st3fx.training.saving import copy_file, load_checkpoint
+from st3fx.training.saving import load_checkpoint
 from tests.models import write
 from tests.training.runs import (
     CrashError,
