@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from st3fx.cli.options import force_option, json_option, model_options, trust_options
+from st3fx.cli.output import say
 from st3fx.cli.views.flops import print_report
 from st3fx.cli.views.progress import Progress
 
@@ -107,9 +108,9 @@ def analyze(
         data = result.to_dict()
         names = [row.name for row in rows] if layers else []
         by_name = {row["name"]: row for row in data["by_layer"]}
-        click.echo(json.dumps({**data, "by_layer": [by_name[name] for name in names]}, indent=1))
+        say(json.dumps({**data, "by_layer": [by_name[name] for name in names]}, indent=1))
     elif table == "-":
-        click.echo(_csv(result, rows), nl=False)
+        say(_csv(result, rows), end="")
     else:
         print_report(result, rows if layers else ())
 

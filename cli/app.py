@@ -1,16 +1,19 @@
 """``st3fx``: the group of all commands, and what a user sees of an error.
 
-A library error becomes one line with exit code 2. What the user's own code raised is shown with its
+A library error becomes one line with exit code 2, and so does a line that click does not
+understand, and what the machine has run out of. What the user's own code raised is shown with its
 traceback, without the frames of libraries. Anything else is a bug in st3fx: it keeps its traceback
 and ends with exit code 1.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sysconfig
 import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,10 +27,12 @@ from st3fx.cli.demo import demo
 from st3fx.cli.doctor import doctor
 from st3fx.cli.export import export
 from st3fx.cli.fold import fold
+from st3fx.cli.output import say
 from st3fx.cli.quantize import quantize
 from st3fx.cli.report import report
+from st3fx.cli.terminal import INTERRUPTED
 from st3fx.cli.train import train
-from st3fx.errors import St3fxError
+from st3fx.errors import ResourceError, St3fxError, exhausted, printable
 from st3fx.version import VERSION
 
 
@@ -36,27 +41,69 @@ class Failure(click.ClickException):
 
     exit_code = 2
 
-    def __init__(self, error: St3fxError) -> None:
+    def __init__(self, error: Exception | str) -> None:
         super().__init__(" ".join(str(error).split()))
-        self.traceback = user_traceback(error.__cause__)
+        cause = error.__cause__ if isinstance(error, St3fxError) else None
+        users = cause is not None and exhausted(cause) is None
+        self.traceback = user_traceback(cause) if users else ""
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print to stderr, or to ``file``."""
-        click.echo(f"{self.traceback}error: {self.message}", file=file, err=file is None)
+        say(f"{self.traceback}error: {self.message}", file=file, err=file is None)
+
+
+class Stopped(click.ClickException):
+    """Ctrl-C, where nothing is kept that one could go on with."""
+
+    exit_code = INTERRUPTED
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print to stderr, or to ``file``."""
+        say(self.message, file=file, err=file is None)
 
 
 class ErrorBoundary(click.Group):
-    """A group whose commands fail with :class:`Failure` where the library raises ``St3fxError``."""
+    """A group whose commands fail with :class:`Failure` where user or machine are the cause."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Parse what stands before the command's name."""
+        with _boundary():
+            return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that the context names."""
         plain, warnings.formatwarning = warnings.formatwarning, _warning
         try:
-            return super().invoke(ctx)
-        except St3fxError as error:
-            raise Failure(error) from error
+            with _boundary():
+                return super().invoke(ctx)
         finally:
             warnings.formatwarning = plain
+
+
+@contextlib.contextmanager
+def _boundary() -> Iterator[None]:
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        raise Failure(_usage(error)) from error
+    except St3fxError as error:
+        raise Failure(error) from error
+    except KeyboardInterrupt as error:
+        raise Stopped("stopped") from error
+    except Exception as error:
+        words = exhausted(error)
+        if words is None:
+            raise
+        raise Failure(ResourceError(words)) from error
+
+
+def _usage(error: click.UsageError) -> str:
+    """What click does not understand, and where to read on."""
+    text = error.format_message().rstrip(".")
+    help_ = "" if error.ctx is None else f"; see {error.ctx.command_path} --help"
+    return f"{text[:1].lower()}{text[1:]}{help_}"
 
 
 def _warning(
@@ -68,8 +115,8 @@ def _warning(
 ) -> str:
     """A warning of ours in one line, as an error is; others with the line that they came from."""
     if category.__module__ == St3fxError.__module__:
-        return f"warning: {message}\n"
-    return _PLAIN(message, category, filename, lineno, line)
+        return f"warning: {printable(str(message))}\n"
+    return printable(_PLAIN(message, category, filename, lineno, line), lines=True)
 
 
 _PLAIN = warnings.formatwarning

@@ -22,6 +22,8 @@ from click.shell_completion import (
     split_arg_string,
 )
 
+from st3fx.cli.output import say
+
 REFERENCE_MODELS = (
     "resnet20", "resnet32", "resnet56", "vgg19_bn", "wide_resnet", "mobilenet_v1", "lenet_300_100",
     "lstm_rows",
@@ -191,4 +193,4 @@ def completion(context: click.Context, shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     main = context.find_root().command
-    click.echo(kind(main, {}, PROGRAM, VARIABLE).source(), nl=False)
+    say(kind(main, {}, PROGRAM, VARIABLE).source(), end="")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +16,7 @@ from st3fx.cli.options import (
     method_options,
     model_options,
 )
+from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.plan import print_plan, total_line
 from st3fx.cli.views.progress import Progress
 from st3fx.cli.views.tables import console
@@ -151,8 +149,7 @@ def convert(
     if explained is not None and output is not None:
         raise click.UsageError("--explain writes no bundle: leave -o out, or ask without --explain")
     # A model's own file may print: with --json that must not mix with the result.
-    quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    with quiet, Progress() as report:
+    with stdout_for(as_json=as_json), Progress() as report:
         converted = _convert(
             asked,
             report,
@@ -162,11 +159,10 @@ def convert(
             force=force,
             dry_run=dry_run or explained is not None,
         )
-    result = converted if explained is None else _explain(converted, explained)
-    if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=1))
+    if explained is None:
+        show(converted, ConvertResult.show, as_json=as_json)
     else:
-        result.show()
+        show(_explain(converted, explained), ExplainResult.show, as_json=as_json)
 
 
 def _convert(

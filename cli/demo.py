@@ -11,14 +11,12 @@ import click
 
 from st3fx.cli.completion import FOLDER
 from st3fx.cli.options import force_option, json_option
-from st3fx.cli.output import show, stdout_for
+from st3fx.cli.output import say, show, stdout_for
+from st3fx.cli.terminal import INTERRUPTED
 from st3fx.cli.views.demo import DemoView, print_demo
 
 if TYPE_CHECKING:
     from st3fx.commands.demo import DemoResult
-
-INTERRUPTED = 130
-"""Exit code after a signal, as shells give it for Ctrl-C."""
 
 
 @click.command()
@@ -70,7 +68,7 @@ def _run(folder: str, seed: int, *, again: bool, force: bool) -> DemoResult:
             folder,
             *(["--seed", str(seed)] if seed else []),
         ]
-        click.echo(f"stopped; what is done is kept: go on with {shlex.join(command)}", err=True)
+        say(f"stopped; what is done is kept: go on with {shlex.join(command)}", err=True)
         sys.exit(INTERRUPTED)
     finally:
         view.close()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -21,14 +19,13 @@ from st3fx.cli.options import (
     settings_options,
     trust_options,
 )
+from st3fx.cli.output import say, show, stdout_for
+from st3fx.cli.terminal import INTERRUPTED
 
 if TYPE_CHECKING:
     from st3fx.commands.train import Code
     from st3fx.training.report import TrainResult
     from st3fx.training.settings import Settings
-
-INTERRUPTED = 130
-"""Exit code after a signal, as shells give it for Ctrl-C."""
 
 
 @click.command(cls=SectionedCommand)
@@ -91,8 +88,7 @@ def train(
     if amp:
         flags.setdefault("precision", "bf16")
     settings, checkpoint = _settings(flags, config, resume)
-    quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    with quiet:
+    with stdout_for(as_json=as_json):
         result = _run(
             settings, checkpoint, _code(settings, flags, config, checkpoint, trust, model),
             test_only=test_only, force=force, as_json=as_json,
@@ -178,17 +174,14 @@ def _run(
     except Interrupted as stop:
         if _is_main_process():
             command = f"st3fx train --resume {shlex.quote(str(settings.output_dir))}"
-            click.echo(f"stopped by {stop}, and saved: go on with {command}", err=True)
+            say(f"stopped by {stop}, and saved: go on with {command}", err=True)
         sys.exit(INTERRUPTED)
 
 
 def _show(result: TrainResult, as_json: bool) -> None:
     from st3fx.cli.views.outcome import print_summary
 
-    if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=1))
-    else:
-        print_summary(result)
+    show(result, print_summary, as_json=as_json)
 
 
 def _is_main_process() -> bool:

@@ -3,12 +3,17 @@
 A message is one line: what is wrong, where (pass, full parameter name, shape), what to do.
 
 Small parts of error messages: one line each, and never an endless list.
+
+What the machine has run out of, whoever noticed it.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class St3fxError(Exception):
@@ -95,6 +100,18 @@ class ReportError(St3fxError):
     """A report cannot be made or written: no run, no bundle, or a file of another's."""
 
 
+class ResourceError(St3fxError):
+    """The machine has run out of memory, disk, handles or threads, or refuses a file."""
+
+
+class OutputError(St3fxError):
+    """What a command prints cannot be written, e.g. to a file on a full disk."""
+
+
+class MemoryWarning(UserWarning):
+    """A training is expected to need more memory than there is."""
+
+
 class HalfPrecisionWarning(UserWarning):
     """Weights are trained in half precision, which loses most of an optimizer's steps."""
 
@@ -154,3 +171,97 @@ def suggest(name: str, options: Sequence[str]) -> str:
     """``; did you mean a, b?`` with the options that look like ``name``, or nothing."""
     close = difflib.get_close_matches(name, options, n=3, cutoff=0.6)
     return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # what steers a terminal: C0, DEL, C1
+    "\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # unseen, or turns
+    "\u2028\u2029"  # ends lines
+    "\ud800-\udfff\U000e0000-\U000e007f]"  # bytes that are no text; tags
+)
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    r"""``text`` with what a reader cannot see as escapes: a name of ``\x1b[2J`` clears no screen.
+
+    Args:
+        text: Anything that may come from a file: names, reasons, messages.
+        lines: Whether line ends and tabs are meant as such.
+    """
+    return _UNSEEN.sub(lambda found: _escape(found[0], lines=lines), text)
+
+
+def _escape(char: str, *, lines: bool) -> str:
+    if lines and char in "\n\t":
+        return char
+    return char.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+_NO_MEMORY = re.compile(
+    "can't allocate memory|cannot allocate memory|bad.alloc|out of memory|failed to allocate",
+    re.IGNORECASE,
+)
+"""As torch, ONNX Runtime, CUDA and the C library put it."""
+
+_ASKED = re.compile(r"(?:tried to allocate|of size) (\d+)|Tried to allocate ([\d.]+) ([KMG])iB")
+
+_NO_THREAD = re.compile("can't start new thread|resource temporarily unavailable", re.IGNORECASE)
+
+_NO_DISK = re.compile("no space left|disk quota|file write failed|file too large", re.IGNORECASE)
+
+
+def exhausted(error: BaseException) -> str | None:
+    """What the machine has run out of, or refuses, in words; ``None`` for any other error."""
+    for each in _chain(error):
+        said = _of_system(each) if isinstance(each, OSError) else _of_library(each)
+        if said is not None:
+            return said
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it came from."""
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or each.__context__
+
+
+def _of_system(error: OSError) -> str | None:
+    where = f"{error.filename}: " if isinstance(error.filename, str | os.PathLike) else ""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{where}too many open files: raise the limit, e.g. by ulimit -n 4096"
+    if error.errno == errno.ENOMEM:
+        return f"{where}not enough memory: {_LESS}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{where}{error.strerror}: make room, or write to another disk"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO):
+        return f"{where}{error.strerror}"
+    return None
+
+
+def _of_library(error: BaseException) -> str | None:
+    text = str(error)
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+        return f"not enough memory{_asked(text)}: {_LESS}"
+    if _NO_THREAD.search(text):
+        return (
+            "no more threads can be started: raise the limit (ulimit -u), or set OMP_NUM_THREADS=1"
+        )
+    if _NO_DISK.search(text):
+        return "no space left on the disk: make room, or write to another one"
+    return None
+
+
+_LESS = "close other programs, or take a smaller batch or model"
+
+
+def _asked(text: str) -> str:
+    """``, 4.1 GB more were asked for``, where a message says how much."""
+    found = _ASKED.search(text)
+    if found is None:
+        return ""
+    size = float(found[1] or found[2]) * {"K": 2**10, "M": 2**20, "G": 2**30, None: 1}[found[3]]
+    return f", {size / 1e9:.3g} GB more were asked for" if size >= 1e7 else ""

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from st3fx.cli.views.progress import STAGES
+from st3fx.cli.views.tables import console as make_console
 from st3fx.cli.views.words import (
     Clock,
     epoch_of,
@@ -34,7 +35,7 @@ class PlainReport:
     """One line per row of the log."""
 
     def __init__(self, file: TextIO) -> None:
-        self._out = Console(file=file, markup=False, highlight=False, soft_wrap=True)
+        self._out = make_console(file)
         self._clock = Clock()
         self._outline: Outline | None = None
 
@@ -51,7 +52,7 @@ class PlainReport:
         """The run in one line."""
         self._outline = outline
         self._clock.start(outline)
-        self._out.print("; ".join(headline(outline)))
+        self._line("; ".join(headline(outline)))
 
     def step(self, step: int) -> None:
         """Counted for the time that is left."""
@@ -71,16 +72,19 @@ class PlainReport:
             f"{row.rate:,.0f} images/s",
             f"{self._clock.left()} left",
         ]
-        self._out.print("  ".join(parts))
+        self._line("  ".join(parts))
 
     def evaluation(self, row: EvalRow) -> None:
         """What the epoch scored."""
         assert self._outline is not None
-        self._out.print(f"epoch {row.epoch}/{self._outline.epochs}  {score_line(row)}")
+        self._line(f"epoch {row.epoch}/{self._outline.epochs}  {score_line(row)}")
 
     def note(self, text: str) -> None:
         """A line of its own."""
-        self._out.print(f"note: {text}")
+        self._line(f"note: {text}")
+
+    def _line(self, text: str) -> None:
+        self._out.print(text, soft_wrap=True)
 
     def end(self) -> None:
         """Close nothing: nothing is open."""
@@ -99,7 +103,7 @@ STAGE_NAMES = {
 
 def make_report(file: TextIO) -> LiveReport | PlainReport:
     """What fits ``file``: a live panel for a terminal, plain lines for anything else."""
-    console = Console(file=file, markup=False, highlight=False)
+    console = make_console(file)
     return LiveReport(console) if console.is_terminal else PlainReport(file)
 
 
@@ -187,7 +191,7 @@ class LiveReport:
             Group(bar, *self._numbers(outline)),
             title=Text(f"{outline.name} on {outline.data}", style="bold"),
             title_align="left",
-            subtitle=self._stage or None,
+            subtitle=Text(self._stage) if self._stage else None,
             subtitle_align="right",
             border_style="cyan",
             # The terminal's echo of Ctrl-C finds room, and does not shift what is to be erased.

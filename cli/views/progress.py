@@ -6,7 +6,11 @@ import threading
 from typing import Self
 
 from rich.console import Console
-from rich.status import Status
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
+
+from st3fx.cli.views.tables import console as make_console
 
 DELAY = 1.0
 """Seconds before anything is shown: what is quick leaves the terminal alone."""
@@ -45,9 +49,15 @@ class Progress:
     def __init__(
         self, console: Console | None = None, delay: float = DELAY, refresh: float = 12.5
     ) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or make_console(stderr=True)
         # Drawing takes time from what is measured: a benchmark asks for fewer pictures a second.
-        self._status = Status("starting", console=self._console, refresh_per_second=refresh)
+        self._spinner = Spinner("dots", text=Text("starting"))
+        # Nothing is redirected. It starts at any time, on a thread: within somebody's redirection
+        # it would give stdout back to that one, which is gone by then, and all results with it.
+        self._live = Live(
+            self._spinner, console=self._console, refresh_per_second=refresh, transient=True,
+            redirect_stdout=False, redirect_stderr=False,
+        )  # fmt: skip
         self._timer = threading.Timer(delay, self._show)
         self._timer.daemon = True
         self._lock = threading.Lock()
@@ -55,7 +65,8 @@ class Progress:
 
     def __call__(self, stage: str) -> None:
         """Say which stage begins."""
-        self._status.update(STAGES.get(stage, stage))
+        # As text: in a string rich would look for its markup.
+        self._spinner.update(text=Text(STAGES.get(stage, stage)))
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -67,9 +78,9 @@ class Progress:
         with self._lock:
             # The timer may have fired a moment ago and be waiting for the lock.
             self._over = True
-            self._status.stop()
+            self._live.stop()
 
     def _show(self) -> None:
         with self._lock:
             if not self._over:
-                self._status.start()
+                self._live.start()

@@ -1,25 +1,111 @@
-"""The console, and the two kinds of tables that all views are made of."""
+"""The console, and the two kinds of tables that all views are made of.
+
+Names come from files of anybody. The console writes nothing that steers a terminal but what rich
+itself makes: the rest is shown as escapes.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal, TextIO
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from st3fx.errors import printable
 
 _PIPE_WIDTH = 10_000
 """Columns where the output is no terminal: a line of a table is never broken in a file."""
 
 
-def console(file: TextIO | None = None) -> Console:
-    """The console on ``file``, or on stdout."""
-    terminal = Console(file=file, markup=False, highlight=False)
-    if terminal.is_terminal:
-        return terminal
-    return Console(file=file, markup=False, highlight=False, width=_PIPE_WIDTH)
+class Terminal(Console):
+    """A console for texts of others': no markup, no emoji, no control characters."""
+
+    def __init__(
+        self,
+        file: TextIO | None = None,
+        *,
+        stderr: bool = False,
+        width: int | None = None,
+        force_terminal: bool | None = None,
+    ) -> None:
+        super().__init__(
+            file=file, stderr=stderr, width=width, force_terminal=force_terminal,
+            markup=False, highlight=False, emoji=False,
+        )  # fmt: skip
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Segments of which only those that rich made to steer the terminal do so."""
+        for segment in super().render(renderable, options):
+            plain = printable(segment.text, lines=True)
+            if segment.control or plain == segment.text:
+                yield segment
+            else:
+                yield Segment(plain, segment.style)
+
+    def on_broken_pipe(self) -> None:
+        """What is written to knows what to do (``cli.terminal.Output``)."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def console(file: TextIO | None = None, *, stderr: bool = False) -> Terminal:
+    """The console on ``file``, on stderr, or on stdout."""
+    terminal = Terminal(file, stderr=stderr)
+    return terminal if terminal.is_terminal else Terminal(file, stderr=stderr, width=_PIPE_WIDTH)
+
+
+class Fitted(Table):
+    """A table that becomes a list where its columns find no room side by side.
+
+    So a name is never folded into a column of few letters, and a number never loses its unit.
+    """
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table, or a heading and lines for each of its rows."""
+        if self.row_count and self._least(console, options) > options.max_width:
+            yield from self._list()
+        else:
+            yield from super().__rich_console__(console, options)
+
+    def _least(self, console: Console, options: ConsoleOptions) -> int:
+        room = options.update(width=_PIPE_WIDTH)
+        total = 0
+        for column in self.columns:
+            cells = [Text(str(column.header)), *column.cells]
+            widths = (Measurement.get(console, room, cell).maximum for cell in cells)
+            widest = max(widths)
+            total += widest if column.no_wrap else min(widest, _FOLDED)
+        return total + 2 * (len(self.columns) - 1)
+
+    def _list(self) -> RenderResult:
+        if self.title:
+            yield Text(str(self.title), style="italic")
+        heads = [str(column.header) for column in self.columns[1:]]
+        for first, *rest in zip(*(column.cells for column in self.columns), strict=True):
+            name, said = Text(str(first), style="bold"), [Text(str(cell)) for cell in rest]
+            name.overflow = "fold"
+            if name.plain:
+                yield name
+            lines = [
+                (Text(head, style="dim"), cell)
+                for head, cell in zip(heads, said, strict=True)
+                if cell.plain
+            ]
+            yield Padding(make_grid(lines), (0, 0, 0, 2))
+        yield Text()
+
+
+_FOLDED = 16
+"""Columns of the terminal that a name gets at least, if it is as long."""
 
 
 def make_table(
@@ -40,12 +126,12 @@ def make_table(
         whole: Heads of columns that are not folded.
         title: Stands above it.
     """
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Fitted(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         justify: Literal["left", "right"] = "right" if name in numbers else "left"
         table.add_column(name, justify=justify, overflow="fold", no_wrap=name in whole)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 
@@ -58,7 +144,10 @@ def make_grid(rows: Iterable[Sequence[str | Text]], *, padding: int = 2, width: 
         width: Least width of the last column but one.
     """
     grid = Table.grid(padding=(0, padding))
-    lines = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    lines = [
+        [Text(printable(cell, lines=True)) if isinstance(cell, str) else cell for cell in row]
+        for row in rows
+    ]
     for left in range(max(map(len, lines), default=1) - 1, 0, -1):
         grid.add_column(no_wrap=True, min_width=width if left == 1 else None)
     grid.add_column(overflow="fold")

@@ -1,4 +1,6 @@
-"""Elements whose texts are escaped unless they are markup, and numbers as a person reads them.
+r"""Elements whose texts are escaped unless they are markup, and numbers as a person reads them.
+
+What a reader cannot see, or what turns the direction of writing, is shown as an escape: ``\x1b``.
 
 A number and its unit stay on one line.
 """
@@ -9,6 +11,8 @@ import html
 from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
+
+from st3fx.errors import printable
 
 EMPTY = Markup("")
 
@@ -38,14 +42,24 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
 
 def join(children: Iterable[object]) -> Markup:
     """Pieces side by side; whatever is no :class:`Markup` is escaped."""
-    return Markup("".join(c if isinstance(c, Markup) else html.escape(str(c)) for c in children))
+    return Markup("".join(c if isinstance(c, Markup) else _escaped(c) for c in children))
+
+
+def seen(value: object) -> object:
+    """A text without what cannot be seen; anything else, and markup, as it is."""
+    plain = isinstance(value, str) and not isinstance(value, Markup)
+    return printable(str(value), lines=True) if plain else value
+
+
+def _escaped(value: object) -> str:
+    return html.escape(printable(str(value), lines=True))
 
 
 def _value(value: object) -> str:
     """An attribute's value; numbers of a drawing have two digits, which is sharp enough."""
     if isinstance(value, float):
         return f"{value:.2f}".rstrip("0").rstrip(".")
-    return html.escape(str(value))
+    return _escaped(value)
 
 
 SPACE = "\u00a0"

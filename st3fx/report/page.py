@@ -17,7 +17,7 @@ from st3fx.report import model_sections, run_sections
 from st3fx.report.chart import Chart, FlowChart
 from st3fx.report.facts import Facts
 from st3fx.report.flow import draw_flow
-from st3fx.report.markup import join, tag
+from st3fx.report.markup import join, seen, tag
 from st3fx.report.section import Section
 from st3fx.report.svg import draw
 from st3fx.version import VERSION
@@ -53,10 +53,10 @@ def make_page(facts: Facts, sections: Sequence[Section]) -> str:
 
 
 def _environment() -> Environment:
-    """Jinja2 as the page needs it: whatever is no markup is escaped."""
+    """Jinja2 as the page needs it: whatever is no markup is escaped, and can be seen."""
     environment = Environment(
         loader=PackageLoader("st3fx.report", "."), autoescape=True, undefined=StrictUndefined,
-        keep_trailing_newline=True,
+        keep_trailing_newline=True, finalize=seen,
     )  # fmt: skip
     environment.filters |= {"drawn": _drawn, "with_code": with_code}
     return environment

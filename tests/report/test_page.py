@@ -65,6 +65,14 @@ def test_names_cannot_break_the_page() -> None:
     assert "&lt;img src=x&gt;" in text
 
 
+def test_what_cannot_be_seen_is_shown_as_an_escape() -> None:
+    evil = "\x1b[2J\u202e\x9b.weight"
+    facts = made_facts((evil, "plain.weight"))
+    text = page(dataclasses.replace(facts, name=evil))
+    assert {char for char in text if not char.isprintable()} <= {"\n", "\xa0"}
+    assert text.count(r"\x1b[2J\u202e\x9b") > 3
+
+
 def test_the_same_facts_give_the_same_page() -> None:
     assert page(made_facts(block_names(9))) == page(made_facts(block_names(9)))
 
