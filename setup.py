@@ -1,6 +1,9 @@
-"""Builds the kernel library (``st3fx/native/src``) into one shared library inside the package.
+"""Builds the package, and the kernel library (``st3fx/native/src``) into it as one shared library.
 
-    python setup.py build_ext --inplace      # rebuild it in this tree
+    python setup.py build_ext --inplace      # rebuild the library in this tree
+
+This file is the build backend too: setuptools' own, which also asks for a compiler from the package
+index (ziglang, which is clang with the headers of every platform) where the machine has none.
 
 The library is plain C++17 that Python loads with ctypes and ONNX Runtime with ``dlopen``; it needs
 neither Python's headers nor ONNX Runtime's. Kernels that need a CPU feature are a source file of
@@ -12,6 +15,7 @@ Environment: ``CXX`` (the compiler), ``CXXFLAGS`` (added last), ``ST3FX_NO_KERNE
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shlex
@@ -20,10 +24,30 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from setuptools import Distribution, Extension, setup
+from setuptools import Distribution, Extension, build_meta, setup
+from setuptools.build_meta import (
+    build_editable,
+    build_sdist,
+    build_wheel,
+    get_requires_for_build_sdist,
+    prepare_metadata_for_build_editable,
+    prepare_metadata_for_build_wheel,
+)
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+__all__ = [
+    "build_editable",
+    "build_sdist",
+    "build_wheel",
+    "get_requires_for_build_editable",
+    "get_requires_for_build_sdist",
+    "get_requires_for_build_wheel",
+    "prepare_metadata_for_build_editable",
+    "prepare_metadata_for_build_wheel",
+]
 
 SOURCES = Path("st3fx/native/src")
 LIBRARY = "libst3fx.dylib" if sys.platform == "darwin" else "libst3fx.so"
@@ -57,16 +81,37 @@ X86_ONLY = {
     "quant_avx512vnni.cpp", "quant_avxvnni.cpp", "quant_avx2.cpp",
 }  # fmt: skip
 ARM_ONLY = {"quant_neondot.cpp"}
+COMPILERS = ("c++", "g++", "clang++")
+ZIG = "ziglang>=0.15"
+"""The compiler of last resort: one wheel, which needs nothing of the system."""
+
+
+def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
+    """What a build needs besides setuptools: a compiler, where there is none."""
+    return build_meta.get_requires_for_build_wheel(config_settings) + _missing_compiler()
+
+
+def get_requires_for_build_editable(config_settings: dict[str, Any] | None = None) -> list[str]:
+    """As for a wheel."""
+    return build_meta.get_requires_for_build_editable(config_settings) + _missing_compiler()
+
+
+def _missing_compiler() -> list[str]:
+    wanted = os.environ.get("ST3FX_NO_KERNELS") != "1" and "CXX" not in os.environ
+    return [ZIG] if wanted and not any(map(shutil.which, COMPILERS)) else []
 
 
 def compiler() -> list[str]:
     """The C++ compiler as a command."""
     if "CXX" in os.environ:
         return shlex.split(os.environ["CXX"])
-    for name in ("c++", "g++", "clang++"):
+    for name in COMPILERS:
         if shutil.which(name):
             return [name]
-    raise FileNotFoundError("no C++ compiler (c++, g++, clang++) on the PATH")
+    if importlib.util.find_spec("ziglang"):
+        # Without a CPU's name it compiles for the one that it runs on, and for no other.
+        return [sys.executable, "-m", "ziglang", "c++", "-mcpu=baseline", "-g0"]
+    raise FileNotFoundError("no C++ compiler (c++, g++, clang++, ziglang) was found")
 
 
 def is_x86(command: list[str]) -> bool:
@@ -94,7 +139,9 @@ def compile_library(target: Path, objects: Path) -> None:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         built = list(pool.map(compile_one, sources))
-    run([*command, "-shared", "-pthread", *own, *built, "-o", str(target)])
+    # What zig links in of its own library comes with symbols for debuggers, three times our size.
+    strip = ["-s"] if "ziglang" in command else []
+    run([*command, "-shared", "-pthread", *strip, *own, *built, "-o", str(target)])
 
 
 def run(command: list[str]) -> None:
@@ -147,11 +194,16 @@ class KernelDistribution(Distribution):
         return True
 
 
-kernels = Extension(
-    "st3fx.native.libst3fx", [str(path) for path in sorted(SOURCES.glob("*.cpp"))], optional=True
-)
-setup(
-    ext_modules=[kernels],
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": KernelWheel},
-    distclass=KernelDistribution,
-)
+def main() -> None:
+    """Run setuptools' command."""
+    sources = [str(path) for path in sorted(SOURCES.glob("*.cpp"))]
+    setup(
+        ext_modules=[Extension("st3fx.native.libst3fx", sources, optional=True)],
+        cmdclass={"build_ext": BuildKernels, "bdist_wheel": KernelWheel},
+        distclass=KernelDistribution,
+    )
+
+
+# setuptools runs this file as a script; the builder imports it as its backend.
+if __name__ == "__main__":
+    main()

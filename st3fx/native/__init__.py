@@ -1,7 +1,8 @@
 """The library of compiled CPU kernels: finding it, loading it, choosing its instruction set.
 
-The library is built when the package is installed (``setup.py``); without a compiler there is none,
-and only what needs it fails, with ``NativeError``. Its sources stand in ``src/``.
+The library is built when the package is installed (``setup.py``), by the machine's compiler or one
+from the package index; where both fail there is none, and only what needs it fails, with
+``NativeError``. Its sources stand in ``src/``.
 
 ``ST3FX_ISA`` in the environment chooses an instruction set for the whole process, ``using_isa`` for
 a while: kernels keep the one that was current when they were created.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -85,3 +86,31 @@ def test_other_architectures_leave_out_what_is_not_theirs(tmp_path: Path) -> Non
     assert build(tmp_path, CXX=recorder).returncode == 0
     assert "avx" not in log.read_text(encoding="utf-8")
     assert "quant_neondot.cpp" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("environment", "asked"),
+    [({}, True), ({"CXX": "mine"}, False), ({"ST3FX_NO_KERNELS": "1"}, False)],
+    ids=["nothing", "CXX", "refused"],
+)
+def test_a_machine_without_a_compiler_gets_one_for_the_build(
+    environment: dict[str, str], asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.spec_from_file_location("backend", ROOT / "setup.py")
+    assert found is not None
+    assert found.loader is not None
+    backend = importlib.util.module_from_spec(found)
+    found.loader.exec_module(backend)
+    for name in ("CXX", "ST3FX_NO_KERNELS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("setuptools.build_meta._BACKEND._get_build_requires", lambda *_, **__: [])
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [name.partition(">")[0] for name in backend.get_requires_for_build_wheel()] == (
+        ["ziglang"] if asked else []
+    )
+    script(tmp_path / "clang++", "exit 0")
+    assert backend.get_requires_for_build_wheel() == []
+    assert backend.get_requires_for_build_editable() == []

@@ -6,8 +6,10 @@
 #include "vec.h"
 
 #if defined(__x86_64__)
+#if !defined(__clang__)
 // GCC's own headers have vectors without a value in them, which it then warns of.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
