@@ -17,6 +17,7 @@ from st3fx.passes.onnx.graph_pass import GraphPass
 from st3fx.passes.onnx.normal_form import normal_form
 from st3fx.passes.onnx.quant_kernels.choose_quant import choose, needs
 from st3fx.passes.onnx.quant_kernels.emit_quant import QuantEmitter
+from st3fx.passes.onnx.quant_kernels.free_sizes import note_sizes
 from st3fx.passes.onnx.quant_kernels.layers import dense_blocks
 from st3fx.passes.onnx.quant_kernels.patterns import role, unquantized
 from st3fx.passes.onnx.quant_kernels.qdq_form import QdqForm, unpick
@@ -57,6 +58,7 @@ def lower_quantized(model: onnx.ModelProto, costs: QuantCosts | None = None) -> 
     QdqForm()(graph)
     shaped = onnx.shape_inference.infer_shapes(ir.to_proto(graph), data_prop=True)
     graph = ir.from_proto(shaped)
+    note_sizes(graph.graph)
     report = QuantKernels(costs or quant_costs()).applied_to(graph).report
     return LoweredFile(graph if report.operators else ir.from_proto(model), report)
 

@@ -5,12 +5,13 @@ Factors of sums are computed in float64 and rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
 from st3fx.passes.onnx.quant_kernels import layers
 from st3fx.passes.onnx.quant_kernels.cones import function, moved, requantized
+from st3fx.passes.onnx.quant_kernels.free_sizes import are_equal
 from st3fx.passes.onnx.quant_kernels.layers import Found
 from st3fx.passes.onnx.quant_kernels.qdq import (
     Numbers,
@@ -95,13 +96,13 @@ def _made(
 def addition(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbers) -> Found:
     """``Add`` of two quantized images of one shape → ``QuantAdd``.
 
-    Where sizes are free in both, the operator itself refuses images that differ.
+    Where sizes are free, they must be the same whatever they are.
     """
     pair = [quantized(value) for value in behind.inputs]
     pictures = [picture(value) for value in behind.inputs]
     if None in pair or None in pictures or pictures[0] != pictures[1] or pictures[0] is None:
         return None
-    if not _one_batch(behind):
+    if not are_equal(*behind.inputs, axes=(0, 2, 3)):
         return None
     (first, a), (second, b) = pair  # type: ignore[misc]
     factors = a.scale / after.scale, b.scale / after.scale
@@ -121,17 +122,11 @@ LARGEST_FACTOR = 2.0**11
 _LEAST_FACTOR = 2.0**-100
 
 
-def _one_batch(behind: ir.Node) -> bool:
-    """Whether two operands have as many images: one of them is not repeated."""
-    sizes = [next(iter(v.shape)) for v in behind.inputs if v is not None and v.shape is not None]
-    return len({size if isinstance(size, int) else None for size in sizes}) < 2
-
-
 def multiplication(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbers) -> Found:
     """``Mul`` of a quantized image by one value for each channel → ``QuantScale``."""
     pair = [quantized(value) for value in behind.inputs]
     pictures = [picture(value) for value in behind.inputs]
-    if None in pair or None in pictures or not _one_batch(behind):
+    if None in pair or None in pictures or not are_equal(*behind.inputs, axes=(0,)):
         return None
     for index in (0, 1):
         (image, x), (scale, s) = pair[index], pair[1 - index]  # type: ignore[misc]
@@ -207,10 +202,26 @@ def _pool(node: ir.Node) -> Attributes | None:
     if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return None
     kernel = tuple(node.attributes.get_ints("kernel_shape", ()))
+    moves = window(node, kernel)
+    if node.attributes.get_int("count_include_pad", 0) and _exceeds(moves, given):
+        return None
     return {
-        "channels": given.channels, **window(node, kernel),
+        "channels": given.channels,
+        **moves,
         "ceil_mode": node.attributes.get_int("ceil_mode", 0),
-    }  # fmt: skip
+    }
+
+
+def _exceeds(moves: Mapping[str, tuple[int, ...]], given: Picture) -> bool:
+    """Whether a window is larger than the image and its padding.
+
+    By what ONNX Runtime divides there depends on the opset.
+    """
+    kernel, dilations, pads = moves["kernel_shape"], moves["dilations"], moves["pads"]
+    return any(
+        size is not None and size + pads[i] + pads[i + 2] <= dilations[i] * (kernel[i] - 1)
+        for i, size in enumerate((given.height, given.width))
+    )
 
 
 def global_average(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbers) -> Found:

@@ -49,6 +49,8 @@ struct Images {
   int64_t declared_channels() const {
     return layout == Layout::nchw ? channels : storage_channels(channels, plane);
   }
+  /// So many of them.
+  Images of_batch(int64_t number) const { return {layout, number, channels, plane}; }
   Shape shape() const { return {batch, declared_channels(), plane.height, plane.width}; }
   /// Floats of one image, its padding included.
   int64_t image_size() const { return declared_channels() * plane.positions(); }

@@ -2,13 +2,11 @@
 
 #include <algorithm>
 
-#include "scratch.h"
+#include "tile_tasks.h"
 
 namespace st3fx {
 namespace {
 
-constexpr int64_t kEnoughTasks = 8;     // with fewer tiles the rows are split too
-constexpr int64_t kPackTasks = 4;       // shares of a tile's channels
 constexpr int64_t kMaxParts = 8;        // of rows
 constexpr int64_t kQuadCost = 24;       // work of four rows beside their blocks, in blocks
 constexpr int64_t kCacheBytes = 24 * 1024;
@@ -45,6 +43,8 @@ struct QuantConv::Sized {
   TapPlan taps;
   bool is_direct;  ///< A tile of the input is its taps as it is; blocks have a quad for an offset.
   std::vector<QuantBlock> blocks;
+
+  size_t bytes() const { return taps.bytes() + blocks.size() * sizeof(QuantBlock); }
 };
 
 /// One run: its tensors and sizes.
@@ -56,7 +56,7 @@ struct QuantConv::Call {
   float* y;
 
   const TapPlan& taps() const { return sized->taps; }
-  const Images& out() const { return taps().out(); }
+  Images out() const { return taps().out().of_batch(in.batch); }
   int64_t tiles() const { return taps().tiles(); }
 };
 
@@ -94,39 +94,20 @@ void QuantConv::operator()(const Run& run) const {
   if (residual.has_value() != has_residual_) throw Error("input 'residual' comes and goes");
   call.residual = residual ? quad_data(same_bytes(*residual, call.out())) : nullptr;
   call.y = run.output(byte_shape(call.out()));
-  const int64_t tiles = call.in.batch * call.tiles();
-  if (tiles == 0) return;
-  const auto parts = static_cast<int64_t>(parts_.size()) - 1;
-  const int64_t shares = std::min(parts, (kEnoughTasks + tiles - 1) / tiles);
-  auto run_share = [&](int64_t task, const float* taps) {
-    const int64_t share = task % shares;
-    run_tile(call, task / shares, parts_[parts * share / shares],
-             parts_[parts * (share + 1) / shares], taps);
-  };
-  if (call.sized->is_direct) {
-    return run.parallel_for(tiles * shares, [&](int64_t task) {
-      const int64_t tile = task / shares;
-      run_share(task, call.x + call.in.tile_offset(tile / call.tiles(), tile % call.tiles()));
-    });
-  }
-  const int64_t quads = call.in.channels, quad_floats = call.taps().channel_floats();
-  if (shares == 1) {
-    return run.parallel_for(tiles, [&](int64_t task) {
-      const Scratch taps(quads * quad_floats);
-      pack(call, task, 0, quads, taps.data());
-      run_share(task, taps.data());
-    });
-  }
-  // Few tiles: their input is packed once, by all threads, and then shared.
-  const Scratch packed(tiles * quads * quad_floats);
-  run.parallel_for(tiles * kPackTasks, [&](int64_t task) {
-    const int64_t tile = task / kPackTasks, share = task % kPackTasks;
-    const int64_t begin = quads * share / kPackTasks, end = quads * (share + 1) / kPackTasks;
-    pack(call, tile, begin, end, packed.data() + (tile * quads + begin) * quad_floats);
-  });
-  run.parallel_for(tiles * shares, [&](int64_t task) {
-    run_share(task, packed.data() + task / shares * quads * quad_floats);
-  });
+  run_tiles(
+      run,
+      {call.in.batch * call.tiles(), static_cast<int64_t>(parts_.size()) - 1, call.in.channels,
+       call.taps().channel_floats()},
+      [&](int64_t tile) {
+        const int64_t at = call.in.tile_offset(tile / call.tiles(), tile % call.tiles());
+        return call.sized->is_direct ? call.x + at : nullptr;
+      },
+      [&](int64_t tile, int64_t begin, int64_t end, float* taps) {
+        pack(call, tile, begin, end, taps);
+      },
+      [&](int64_t tile, int64_t begin, int64_t end, const float* taps) {
+        run_tile(call, tile, parts_[begin], parts_[end], taps);
+      });
 }
 
 QuantConv::Sized QuantConv::work_out(const Images& in) const {
@@ -162,18 +143,21 @@ void QuantConv::pack(const Call& call, int64_t tile, int64_t begin, int64_t end,
   moves_.pack_taps(job);
 }
 
-/// Quads [begin, end) of the outputs of one tile, whose input `taps` holds.
+/// Quads [begin, end) of the outputs of one tile. `taps` holds its input, or is null: then it is
+/// packed here.
 void QuantConv::run_tile(const Call& call, int64_t tile, int64_t begin, int64_t end,
                          const float* taps) const {
   const int64_t n = tile / call.tiles(), t = tile % call.tiles(), width = call.taps().width(t);
   const bool staged = call.taps().is_staged(t);
   const Scratch stage(staged ? (end - begin) * width : 0);
+  const Scratch own(taps ? 0 : call.in.channels * call.taps().channel_floats());
+  if (!taps) pack(call, tile, 0, call.in.channels, own.data());
   QuantTileJob job{};
   job.blocks = call.sized->blocks.data();
   job.row_start = matrix_.row_start.data();
   job.quad_begin = begin;
   job.quad_end = end;
-  job.taps = taps;
+  job.taps = taps ? taps : own.data();
   job.offset_bytes = 4 * (call.sized->is_direct ? width : 1);
   job.width = width;
   const int64_t tile_floats =

@@ -6,12 +6,11 @@
 #include <limits>
 
 #include "quant_conv.h"
-#include "scratch.h"
+#include "tile_tasks.h"
 
 namespace st3fx {
 namespace {
 
-constexpr int64_t kChunkBytes = 64 * 1024;  // packed input of some channels: within the L2 cache
 constexpr int64_t kMostWeights = 1 << 28;   // of averages, which no tensor bounds
 
 }  // namespace
@@ -21,6 +20,8 @@ struct QuantWindowOp::Sized {
   TapPlan taps;
   std::vector<uint32_t> tap_offsets;
   std::vector<float> factors;  ///< Of an average, one for each computed position.
+
+  size_t bytes() const { return taps.bytes() + factors.size() * sizeof(float); }
 };
 
 struct QuantWindowOp::Call {
@@ -89,7 +90,9 @@ QuantDepthwiseConv::QuantDepthwiseConv(const NodeInfo& node)
               read_numbers(node, 3, "multiplier", channels_));
 }
 
-QuantMaxPool::QuantMaxPool(const NodeInfo& node) : QuantWindowOp(node, QuantWindowJob::largest) {}
+QuantMaxPool::QuantMaxPool(const NodeInfo& node) : QuantWindowOp(node, QuantWindowJob::largest) {
+  window_.may_exceed = true;
+}
 
 QuantAveragePool::QuantAveragePool(const NodeInfo& node)
     : QuantWindowOp(node, QuantWindowJob::sum) {
@@ -97,6 +100,7 @@ QuantAveragePool::QuantAveragePool(const NodeInfo& node)
   average_factor_ = finite_attribute(node, "factor");
   if (!(average_factor_ > 0)) throw Error("attribute 'factor' is not positive");
   count_padding_ = node.integer("count_include_pad", 0) != 0;
+  window_.may_exceed = !count_padding_;
   requantize_ = requantize_of(node, false);
   if (window_.taps() > kMostWeights / channels_)
     throw Error("attribute 'kernel_shape' is out of range: " + to_string(window_.kernel) + " for " +
@@ -128,17 +132,11 @@ void QuantWindowOp::operator()(const Run& run) const {
   call.sized = sized_->get(call.in, [&] { return work_out(call.in); });
   call.x = quad_data(x);
   const TapPlan& plan = call.sized->taps;
-  if (has_residual_) call.residual = quad_data(same_bytes(run.input(4), plan.out()));
-  call.y = run.output(byte_shape(plan.out()));
-  const int64_t tiles = call.in.batch * plan.tiles();
-  const int64_t quad_bytes = plan.channel_floats() * static_cast<int64_t>(sizeof(float));
-  const int64_t chunk = std::clamp<int64_t>(kChunkBytes / quad_bytes, 1, quads_);
-  const int64_t chunks = (quads_ + chunk - 1) / chunk;
-  if (tiles == 0) return;
-  run.parallel_for(tiles * chunks, [&](int64_t task) {
-    const int64_t begin = task % chunks * chunk;
-    run_chunk(call, task / chunks, begin, std::min(begin + chunk, quads_));
-  });
+  const Images out = plan.out().of_batch(call.in.batch);
+  if (has_residual_) call.residual = quad_data(same_bytes(run.input(4), out));
+  call.y = run.output(byte_shape(out));
+  run_chunks(run, call.in.batch * plan.tiles(), quads_, plan.channel_floats(),
+             [&](int64_t tile, int64_t begin, int64_t end) { run_chunk(call, tile, begin, end); });
 }
 
 /// Quads [begin, end) of one tile.

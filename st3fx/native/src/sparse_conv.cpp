@@ -1,13 +1,11 @@
 #include "sparse_conv.h"
 
 #include "scalar.h"
-#include "scratch.h"
+#include "tile_tasks.h"
 
 namespace st3fx {
 namespace {
 
-constexpr int64_t kEnoughTasks = 8;  // with fewer tiles the rows are split too
-constexpr int64_t kPackTasks = 4;    // shares of a tile's channels
 constexpr int64_t kCacheBytes = 32 * 1024;
 constexpr int64_t kBlockNonzeros = 16;  // of a row
 constexpr int64_t kAlignNonzeros = 6;   // of a column: fewer do not make up for packing each tap
@@ -34,6 +32,8 @@ struct SparseConv::Sized {
   const PackedRows* rows;
   /// Of each nonzero's input; empty where columns are evenly spaced.
   std::vector<uint32_t> offsets;
+
+  size_t bytes() const { return taps.bytes() + offsets.size() * sizeof(uint32_t); }
 };
 
 /// One run: its tensors and sizes.
@@ -46,7 +46,7 @@ struct SparseConv::Call {
 
   const TapPlan& taps() const { return sized->taps; }
   const PackedRows& rows() const { return *sized->rows; }
-  const Images& out() const { return taps().out(); }
+  Images out() const { return taps().out().of_batch(in.batch); }
   /// Whether a tile of the input is its taps as it is.
   bool is_direct() const { return in.layout == Layout::blocked && is_identity(taps().window()); }
   int64_t tiles() const { return taps().tiles(); }
@@ -92,7 +92,7 @@ void SparseConv::operator()(const Run& run) const {
   call.x = x.floats();
   call.in = images_of(x, input_layout_, channels_);
   call.sized = sized_->get(call.in, [&] { return work_out(call.in); });
-  const Images& out = call.out();
+  const Images out = call.out();
   const std::optional<Tensor> residual = run.optional_input(5);
   call.residual = residual ? same_shape(*residual, out).floats() : nullptr;
   call.y = run.output(out.shape());
@@ -128,33 +128,20 @@ Packing SparseConv::packing_for(const Images& in) const {
 
 /// Splits the output into tasks, tiles or shares of their rows, and runs them.
 void SparseConv::run_tasks(const Call& call, const Run& run) const {
-  const int64_t parts = static_cast<int64_t>(call.rows().parts.size());
-  const int64_t tiles = call.in.batch * call.tiles();
-  if (tiles == 0) return;
-  const int64_t shares = std::min(parts, (kEnoughTasks + tiles - 1) / tiles);
-  auto run_share = [&](int64_t task, const float* taps) {
-    const int64_t share = task % shares;
-    run_tile(call, task / shares, parts * share / shares, parts * (share + 1) / shares, taps);
-  };
-  if (call.is_direct()) {
-    return run.parallel_for(tiles * shares, [&](int64_t task) {
-      const int64_t tile = task / shares;
-      run_share(task, call.x + call.in.tile_offset(tile / call.tiles(), tile % call.tiles()));
-    });
-  }
-  if (shares == 1) return run.parallel_for(tiles, [&](int64_t task) { run_share(task, nullptr); });
-  // Few tiles: their input is packed once, by all threads, and then shared.
-  const int64_t channel_floats = call.taps().channel_floats();
-  const Scratch packed(tiles * channels_ * channel_floats);
-  run.parallel_for(tiles * kPackTasks, [&](int64_t task) {
-    const int64_t tile = task / kPackTasks, share = task % kPackTasks;
-    const int64_t begin = channels_ * share / kPackTasks;
-    const int64_t end = channels_ * (share + 1) / kPackTasks;
-    pack(call, tile, begin, end, packed.data() + (tile * channels_ + begin) * channel_floats);
-  });
-  run.parallel_for(tiles * shares, [&](int64_t task) {
-    run_share(task, packed.data() + task / shares * channels_ * channel_floats);
-  });
+  run_tiles(
+      run,
+      {call.in.batch * call.tiles(), static_cast<int64_t>(call.rows().parts.size()), channels_,
+       call.taps().channel_floats()},
+      [&](int64_t tile) {
+        const int64_t at = call.in.tile_offset(tile / call.tiles(), tile % call.tiles());
+        return call.is_direct() ? call.x + at : nullptr;
+      },
+      [&](int64_t tile, int64_t begin, int64_t end, float* taps) {
+        pack(call, tile, begin, end, taps);
+      },
+      [&](int64_t tile, int64_t begin, int64_t end, const float* taps) {
+        run_tile(call, tile, begin, end, taps);
+      });
 }
 
 /// Packs the input of a tile, channels [begin, end) of it.

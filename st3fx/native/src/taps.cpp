@@ -42,7 +42,7 @@ TapPlan::TapPlan(const WindowAttributes& attributes, const Images& in, Layout ou
                  int64_t rows, int64_t tile, Packing packing)
     : window_(attributes.on(in.plane)),
       in_(in),
-      out_{out_layout, in.batch, rows, {window_.out_height, window_.out_width}},
+      out_{out_layout, 1, rows, {window_.out_height, window_.out_width}},
       tile_(tile),
       packing_(packing) {
   choose_pitch();

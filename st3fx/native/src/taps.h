@@ -23,13 +23,13 @@ enum class Packing {
 
 class TapPlan {
  public:
-  /// `tile`: positions that are computed at a time, a multiple of 112. Throws `Error` where the
+  /// For images of that size, however many. `tile`: positions that are computed at a time, a multiple of 112. Throws `Error` where the
   /// image is too large for 32-bit offsets.
   TapPlan(const WindowAttributes& attributes, const Images& in, Layout out_layout, int64_t rows,
           int64_t tile = kTile, Packing packing = Packing::gaps);
 
   const Window& window() const { return window_; }
-  const Images& out() const { return out_; }
+  const Images& out() const { return out_; }  ///< One image.
 
   /// Whether tile `t` cannot be computed where it belongs: its rows have gaps, or whole vectors
   /// would reach over the end of a channel.
@@ -52,6 +52,11 @@ class TapPlan {
   int64_t width(int64_t t) const { return round_up(valid(t), kLanes); }
   /// Positions of tile `t` that are there.
   int64_t valid(int64_t t) const { return std::min(tile_, computed() - first(t)); }
+  /// Of memory, for its lists.
+  size_t bytes() const {
+    return (inputs_.size() + outputs_.size()) * sizeof(PixelRun) +
+           outside_.size() * sizeof(uint16_t) + plane_runs_.size() * sizeof(PlaneRuns);
+  }
   /// Floats of one packed channel.
   int64_t channel_floats() const { return plane_floats_ * static_cast<int64_t>(planes_.size()); }
   /// Where each of `columns` columns of the weights begins, counted from the first channel's begin.

@@ -14,12 +14,14 @@ void check_range(const char* name, const Shape& values, int64_t least) {
 }
 
 int64_t outputs(int64_t size, int64_t before, int64_t after, int64_t reach, int64_t stride,
-                bool ceil_mode) {
+                const WindowAttributes& about) {
   const int64_t room = size + before + after - reach;
-  if (room < 0) return 0;
+  if (room < 0 && !about.may_exceed) return 0;
+  // Less than a stride too small there is one window, as ONNX Runtime and its rounding to zero
+  // have it.
   int64_t number = room / stride + 1;
   // A window that would begin in the padding behind the image is left out, as ONNX has it.
-  if (ceil_mode && room % stride && number * stride < size + before) ++number;
+  if (about.ceil_mode && room > 0 && room % stride && number * stride < size + before) ++number;
   return number;
 }
 
@@ -45,8 +47,8 @@ Window WindowAttributes::on(const Plane& plane) const {
   const int64_t reach_width = (kernel[1] - 1) * dilations[1] + 1;
   Window window{kernel[0], kernel[1], strides[0], strides[1], dilations[0], dilations[1],
                 pads[0], pads[1], plane.height, plane.width, 0, 0};
-  window.out_height = outputs(plane.height, pads[0], pads[2], reach_height, strides[0], ceil_mode);
-  window.out_width = outputs(plane.width, pads[1], pads[3], reach_width, strides[1], ceil_mode);
+  window.out_height = outputs(plane.height, pads[0], pads[2], reach_height, strides[0], *this);
+  window.out_width = outputs(plane.width, pads[1], pads[3], reach_width, strides[1], *this);
   if (window.out_height < 1 || window.out_width < 1)
     throw Error("images of " + std::to_string(plane.height) + "x" + std::to_string(plane.width) +
                 " are smaller than the kernel " + to_string(kernel));

@@ -9,6 +9,9 @@ namespace st3fx {
 struct WindowAttributes {
   Shape kernel, strides, dilations, pads;
   bool ceil_mode = false;
+  /// Whether images may be smaller than the window: of a pool, which leaves out what is not there
+  /// (but not of an average that counts it: ONNX Runtime does so or not, by the opset).
+  bool may_exceed = false;
 
   /// Reads kernel_shape, strides, dilations, pads and ceil_mode.
   static WindowAttributes of(const NodeInfo& node);

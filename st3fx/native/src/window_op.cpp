@@ -3,12 +3,11 @@
 #include <limits>
 
 #include "scalar.h"
-#include "scratch.h"
+#include "tile_tasks.h"
 
 namespace st3fx {
 namespace {
 
-constexpr int64_t kChunkBytes = 64 * 1024;  // packed input of some channels: within the L2 cache
 constexpr int64_t kBand = 8;  // tiles at a time, so that few rows are packed twice
 
 /// Pixels that an average at each position of a tile divides by, as factors.
@@ -51,6 +50,10 @@ struct WindowOp::Sized {
   std::vector<const int32_t*> mask_of_column;
   std::vector<float> factors;
   bool three_columns;  ///< As `WindowJob` has it.
+
+  size_t bytes() const {
+    return taps.bytes() + (factors.size() + masks.size() * taps.computed()) * sizeof(float);
+  }
 };
 
 struct WindowOp::Call {
@@ -81,10 +84,13 @@ DepthwiseConv::DepthwiseConv(const NodeInfo& node) : WindowOp(node, WindowJob::c
   residual_input_ = 3;
 }
 
-MaxPool::MaxPool(const NodeInfo& node) : WindowOp(node, WindowJob::largest) {}
+MaxPool::MaxPool(const NodeInfo& node) : WindowOp(node, WindowJob::largest) {
+  window_.may_exceed = true;
+}
 
 AveragePool::AveragePool(const NodeInfo& node) : WindowOp(node, WindowJob::average) {
   count_padding_ = node.integer("count_include_pad", 0) != 0;
+  window_.may_exceed = !count_padding_;
 }
 
 WindowOp::Sized WindowOp::work_out(const Images& in) const {
@@ -112,22 +118,17 @@ void WindowOp::operator()(const Run& run) const {
   const TapPlan& plan = call.sized->taps;
   const std::optional<Tensor> residual =
       residual_input_ ? run.optional_input(residual_input_) : std::nullopt;
-  call.residual = residual ? same_shape(*residual, plan.out()).floats() : nullptr;
-  call.y = run.output(plan.out().shape());
+  const Images out = plan.out().of_batch(call.in.batch);
+  call.residual = residual ? same_shape(*residual, out).floats() : nullptr;
+  call.y = run.output(out.shape());
   if (!kernels_) {
-    const scalar::Convolution conv{call.in, plan.out(), plan.window(), channels_, activation_};
+    const scalar::Convolution conv{call.in, out, plan.window(), channels_, activation_};
     if (kind_ == WindowJob::convolve)
       return scalar::depthwise(conv, weights_.data(), bias_.data(), call.x, call.residual, call.y);
     return scalar::pool(conv, window_, kind_ == WindowJob::largest, count_padding_, call.x, call.y);
   }
-  const int64_t tiles = call.in.batch * plan.tiles();
-  const int64_t channel_bytes = plan.channel_floats() * static_cast<int64_t>(sizeof(float));
-  const int64_t chunk = std::clamp<int64_t>(kChunkBytes / channel_bytes, 1, channels_);
-  const int64_t chunks = (channels_ + chunk - 1) / chunk;
-  run.parallel_for(tiles * chunks, [&](int64_t task) {
-    const int64_t begin = task % chunks * chunk;
-    run_chunk(call, task / chunks, begin, std::min(begin + chunk, channels_));
-  });
+  run_chunks(run, call.in.batch * plan.tiles(), channels_, plan.channel_floats(),
+             [&](int64_t tile, int64_t begin, int64_t end) { run_chunk(call, tile, begin, end); });
 }
 
 /// Channels [begin, end) of one tile.
