@@ -145,7 +145,8 @@ def _pooled(images: Array, about: About, combine: Callable[[Array, Array], Array
     for axis, ends in enumerate((bottom, right)):
         span = dilations[axis] * (kernel[axis] - 1) + 1
         room = size[axis] + begins[axis] + ends - span
-        out = (-(-room // strides[axis]) if ceil else room // strides[axis]) + 1
+        # Less than a stride too small there is one window: both round to zero.
+        out = (-(-room // strides[axis]) if ceil else int(room / strides[axis])) + 1
         # No window begins behind the image and the padding before it.
         while ceil and (out - 1) * strides[axis] >= size[axis] + begins[axis]:
             out -= 1
