@@ -14,10 +14,12 @@ import onnx
 from onnx import numpy_helper
 
 from st3fx.bench.variant import Array
+from st3fx.errors import BenchError
 from st3fx.export.write import save_proto
 from st3fx.flops.onnx_node import attributes
 from st3fx.flops.onnx_weights import PACKED, ZERO_POINTS
 from st3fx.passes.onnx.normal_form import all_nodes, dense, normal_form
+from st3fx.passes.onnx.open_model import open_model
 from st3fx.passes.onnx.plain_operators import plain_proto
 
 
@@ -103,7 +105,7 @@ def write_dense(source: Path, target: Path, names: Collection[str]) -> int:
     Returns:
         How many zeros there were. Where there were none, nothing is written.
     """
-    model = normal_form(plain_proto(onnx.load(source))).model
+    model = normal_form(plain_proto(open_model(source, BenchError))).model
     graph, generator = model.graph, np.random.default_rng(0)
     _densify(graph, names)
     arrays = {item.name: item for item in graph.initializer}

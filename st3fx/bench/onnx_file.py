@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx.external_data_helper import uses_external_data
 
 from st3fx import runtime
 from st3fx.bench.variant import Array, BenchSettings
 from st3fx.errors import BenchError, NativeError
 from st3fx.passes.onnx.normal_form import BUILT_IN, all_nodes, open_inputs
+from st3fx.passes.onnx.open_model import open_model
 from st3fx.passes.onnx.plain_operators import OURS, is_ours
 from st3fx.runtime.operators import QUANT_OPERATORS, Shape, example_shapes
 
@@ -43,35 +42,10 @@ def read_inputs(path: Path, *, custom_ops: bool = False) -> tuple[InputPort, ...
     Raises:
         BenchError: When it is missing, no ONNX, incomplete, or has operators of its own.
     """
-    if not path.is_file():
-        raise BenchError(f"no file {path}" if not path.exists() else f"{path} is a folder")
-    try:
-        model = onnx.load(path, format="protobuf", load_external_data=False)
-    except (DecodeError, OSError) as error:
-        raise BenchError(f"{path} is not an ONNX file, or is broken") from error
-    if not model.graph.node:
-        raise BenchError(f"{path} is not an ONNX file, or has an empty graph")
-    for tensor in model.graph.initializer:
-        if uses_external_data(tensor):
-            _check_external(tensor, path)
+    model = open_model(path, BenchError, weights=False)
     if not custom_ops:
         _check_operators(model, path)
     return tuple(_port(value) for value in open_inputs(model.graph))
-
-
-def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
-    info = {entry.key: entry.value for entry in tensor.external_data}
-    file = path.parent / info["location"]
-    if not file.is_file():
-        raise BenchError(
-            f"{path} has its weights in {file.name}, which is missing: put it beside the file"
-        )
-    end = int(info.get("offset", 0)) + int(info.get("length", 0))
-    if file.stat().st_size < end:
-        raise BenchError(
-            f"{file}, with the weights of {path}, is truncated: it has {file.stat().st_size:,} "
-            f"bytes, and {tensor.name} ends at {end:,}"
-        )
 
 
 def _check_operators(model: onnx.ModelProto, path: Path) -> None:
@@ -292,16 +266,16 @@ _QUANTIZED = (
 
 def is_quantized(path: Path) -> bool:
     """Whether products of a file are of 8-bit integers."""
-    nodes = onnx.load(path, load_external_data=False).graph.node
+    nodes = open_model(path, BenchError, weights=False).graph.node
     return any(node.op_type in _QUANTIZED for node in nodes)
 
 
 def has_sparse_operators(path: Path) -> bool:
     """Whether a file has operators of ours."""
-    nodes = onnx.load(path, load_external_data=False).graph.node
+    nodes = open_model(path, BenchError, weights=False).graph.node
     return any(is_ours(node) for node in nodes)
 
 
 def noted_shapes(path: Path) -> tuple[Shape, ...]:
     """The sizes of the example, where a file whose image sizes are free notes them."""
-    return example_shapes(onnx.load(path, load_external_data=False))
+    return example_shapes(open_model(path, BenchError, weights=False))

@@ -17,6 +17,7 @@ from st3fx import runtime
 from st3fx.errors import ExportError, NativeError, describe
 from st3fx.export.write import weights_beside, write_model
 from st3fx.files.atomic import followed, move_into_place, temporary_neighbour
+from st3fx.passes.onnx.open_model import open_model
 from st3fx.passes.onnx.plain_operators import is_ours
 from st3fx.passes.onnx.quant_kernels.lower import lower_quantized
 from st3fx.passes.onnx.quant_kernels.quant_report import QuantReport
@@ -71,12 +72,7 @@ def read_quantized(path: Path) -> onnx.ModelProto:
     Raises:
         ExportError: When it is missing or no ONNX, or has our operators already.
     """
-    if not path.is_file():
-        raise ExportError(f"no file {path}")
-    try:
-        model = onnx.load(path)
-    except Exception as error:
-        raise ExportError(f"{path} is not an ONNX file, or is broken") from error
+    model = open_model(path, ExportError)
     if any(is_ours(node) for node in model.graph.node):
         raise ExportError(f"{path} has sparse kernels already")
     return model

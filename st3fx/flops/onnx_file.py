@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from st3fx.errors import FlopsError, describe
 from st3fx.flops import onnx_control
 from st3fx.flops.collect import Collector
 from st3fx.flops.onnx_walk import Walk
 from st3fx.passes.onnx.normal_form import BUILT_IN, NormalForm, bodies, normal_form, open_inputs
+from st3fx.passes.onnx.open_model import open_model
 from st3fx.passes.onnx.plain_operators import plain_proto
 from st3fx.runtime.operators import Shape, example_shapes
 
@@ -75,19 +75,9 @@ def read_model(path: Path) -> NormalForm:
     Raises:
         FlopsError: When it is missing, no ONNX, incomplete, or has operators of its own.
     """
-    if not path.is_file():
-        raise FlopsError(f"no file {path}" if not path.exists() else f"{path} is a folder")
-    try:
-        model = onnx.load(path)
-    except DecodeError as error:
-        raise FlopsError(f"{path} is not an ONNX file, or is broken") from error
-    except (OSError, onnx.checker.ValidationError, ValueError) as error:
-        raise FlopsError(
-            f"{path} has weights in other files that cannot be read: {describe(error)}; put them "
-            "beside it"
-        ) from error
-    if not model.graph.node or not model.opset_import:
-        raise FlopsError(f"{path} is not an ONNX file, or has an empty graph")
+    model = open_model(path, FlopsError)
+    if not model.opset_import:
+        raise FlopsError(f"{path} is not an ONNX file, or is of no opset")
     try:
         model = plain_proto(model)  # first: what ours have as bodies is no computation
     except (KeyError, ValueError) as error:
