@@ -25,7 +25,7 @@ PACKAGES = (
     "passes.onnx.quant_kernels", "export", "quantization", "flops", "bench",
     "models", "loading", "data", "training", "report",
     # What users call.
-    "api", "commands", "public", "", "doctor", "cli.views", "cli", "__main__",
+    "api", "integrations", "commands", "public", "", "doctor", "cli.views", "cli", "__main__",
 )  # fmt: skip
 """All packages below ``st3fx``, from the bottom up; ``""`` is the facade itself.
 
@@ -67,6 +67,10 @@ ONLY_IN = {
     },
     "onnxscript": {"passes.onnx", "export"},
     "click": {"cli"},
+    "lightning": {"integrations"},
+    "peft": {"integrations"},
+    "transformers": {"integrations"},
+    "ultralytics": {"integrations"},
     "rich": {"cli", "cli.views"},
 }
 """Libraries that few packages may use."""

@@ -166,6 +166,9 @@ class Training(Speaker, Protocol):
     def saved(self, prefix: str) -> dict[str, Tensor]:
         """The entries of a state dict."""
 
+    def of_training(self, name: str, threshold: Tensor) -> Tensor:
+        """A site's threshold as the last step has set it."""
+
     def load(self, state: Mapping[str, Any], prefix: str) -> None:
         """Take the entries of a state dict, before the modules below are loaded."""
 

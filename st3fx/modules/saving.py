@@ -67,6 +67,7 @@ def saved_state(
     """
     threshold = module.__dict__.get(state_name(parameter, "threshold"))
     if threshold is not None:  # a learned one is a parameter
+        threshold = sparse.run.of_training(sparse.site.name, threshold)
         yield prefix + state_name(parameter, "threshold"), threshold.detach().clone()
     mask = module.__dict__[state_name(parameter, "mask")]
     count = 1

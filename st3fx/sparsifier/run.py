@@ -38,7 +38,7 @@ from st3fx.sparsifier.bound import Bound, marks, part_sites
 from st3fx.sparsifier.thresholds import Thresholds, digests_of, is_plain, stamp
 from st3fx.sparsity.formula import INACTIVE
 
-_SLACK = 1e-6
+SLACK = 1e-6
 """How far below its target a sparsity may be without a word."""
 
 
@@ -291,7 +291,7 @@ class Run(Thresholds):
         if not self.frozen and self.sparsity and self._fits(bound):
             self._set(method, self.sparsity, bound)
         reached = self.sparsity
-        if not self.held and reached is not None and reached < method.target - _SLACK:
+        if not self.held and reached is not None and reached < method.target - SLACK:
             total = self._total_steps()
             of = "" if total is None else f" of {total:,}"
             self.warn(
@@ -428,6 +428,13 @@ class Run(Thresholds):
             prefix + STEP: torch.tensor(steps, dtype=torch.int64),
             prefix + LEVEL: torch.tensor(flags, dtype=torch.float64),
         }
+
+    def of_training(self, name: str, threshold: Tensor) -> Tensor:
+        """A site's threshold as the last step has set it.
+
+        After an evaluation of other weights it is not the one that is in place.
+        """
+        return threshold if self._aside is None else self._aside.get(name, threshold)
 
     def load(self, state: Mapping[str, Any], prefix: str) -> None:
         """Where a saved training stood; :meth:`loaded` follows when all modules are loaded."""

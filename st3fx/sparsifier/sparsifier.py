@@ -8,15 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from st3fx.errors import HalfPrecisionWarning, MethodError, OptimizerWarning, StateError
+from st3fx.errors import (
+    HalfPrecisionWarning,
+    MethodError,
+    OptimizerWarning,
+    PlanError,
+    StateError,
+)
 from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod, check_sparsity
-from st3fx.modules.marks import SITES, conversion_of, is_root, state_name
+from st3fx.modules.marks import SITES, change_conversion, conversion_of, is_root, state_name
 from st3fx.modules.saving import move_state
 from st3fx.modules.unloaded import complete
 from st3fx.plan.sites import SparsityPlan
 from st3fx.sparsifier.attachment import Attachment, Stillness
 from st3fx.sparsifier.bound import Bound, drop, marks
-from st3fx.sparsifier.run import Run, run_of
+from st3fx.sparsifier.run import SLACK, Run, run_of
 from st3fx.sparsity import cache
 from st3fx.sparsity.shards import Spread, fill, local, spread_of, whole
 from st3fx.whose import callers_level
@@ -82,6 +88,33 @@ class Sparsifier:
     def target(self) -> float | None:
         """Final sparsity over the sites; ``None`` where thresholds are learned."""
         return self.method.target
+
+    @property
+    def reached(self) -> bool:
+        """Whether the target is reached: checkpoints from before are no candidates for the best.
+
+        True where nothing is to be reached: thresholds are learned, the sparsity was set by hand,
+        or masks are frozen.
+        """
+        run, target = self.run, self.target
+        if target is None or run.sparsity is None or run.held or run.frozen:
+            return True
+        return run.sparsity >= target - SLACK
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole training; may be set when they are known.
+
+        Raises:
+            PlanError: If set to less than 1.
+        """
+        return conversion_of(self.model).total_steps
+
+    @total_steps.setter
+    def total_steps(self, steps: int) -> None:
+        if steps < 1:
+            raise PlanError(f"total_steps={steps}: give the number of optimizer steps, 1 or more")
+        change_conversion(self.model, total_steps=steps)
 
     @property
     def steps(self) -> int:
@@ -394,7 +427,8 @@ class Sparsifier:
         thresholds, masks = {}, {}
         for item in self._bound():
             name = item.site.name
-            thresholds[name] = whole(item.tensors("threshold")[0]).detach().cpu().clone()
+            threshold = self.run.of_training(name, item.tensors("threshold")[0])
+            thresholds[name] = whole(threshold).detach().cpu().clone()
             mask = item.tensors("mask")[0]
             if mask.numel():
                 masks[name] = mask.cpu().clone()

@@ -295,6 +295,24 @@ def test_weights_that_are_swapped_in_for_an_evaluation() -> None:
     assert set(different) <= {"st3fx_sparsity"}  # which says that thresholds are to be looked at
 
 
+def test_a_checkpoint_after_an_evaluation_of_other_weights_is_of_the_training() -> None:
+    """It is saved before the model trains again, when thresholds are still the evaluation's."""
+    model, sparsifier = make()
+    for _ in range(20):
+        sparsifier.step()
+    expected, own = copy.deepcopy(sparsifier.state_dict()), model.state_dict()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.mul_(0.5)
+        model.eval()(X)
+        for value in model.parameters():
+            value.mul_(2)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, own[name]), name
+    for name, value in sparsifier.state_dict()["thresholds"].items():
+        assert torch.equal(value, expected["thresholds"][name]), name
+
+
 def test_batch_norm_statistics_of_an_average() -> None:
     model, sparsifier = make()
     average = AveragedModel(model)

@@ -1,0 +1,1 @@
+"""Tests of what other libraries train, each with the real library."""
