@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 @click.option("--resume", type=FOLDER, is_flag=False, flag_value="", metavar="[DIR]",
               help="Go on with the run in DIR, by default in --output-dir, from its last "
               "checkpoint, or from the checkpoint that is named.")  # fmt: skip
+@click.option("--accept-changes", is_flag=True,
+              help="With --resume, go on though the model's source, the data or the log were "
+              "changed since the checkpoint was written.")  # fmt: skip
 @click.option("--test-only", is_flag=True, help="Evaluate, and write nothing.")
 @trust_options
 @force_option("a run that is already there")
@@ -59,6 +62,7 @@ def train(
     trust: bool,
     model: str | None,
     force: bool,
+    accept_changes: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -91,7 +95,7 @@ def train(
     with stdout_for(as_json=as_json):
         result = _run(
             settings, checkpoint, _code(settings, flags, config, checkpoint, trust, model),
-            test_only=test_only, force=force, as_json=as_json,
+            test_only=test_only, force=force, accept_changes=accept_changes, as_json=as_json,
         )  # fmt: skip
     if _is_main_process():
         _show(result, as_json)
@@ -157,6 +161,7 @@ def _run(
     *,
     test_only: bool,
     force: bool,
+    accept_changes: bool,
     as_json: bool,
 ) -> TrainResult:
     from st3fx.cli.views.display import make_report
@@ -169,7 +174,12 @@ def _run(
             if test_only:
                 return evaluate_spec(settings, checkpoint=checkpoint, report=report, code=code)
             return train_spec(
-                settings, checkpoint=checkpoint, force=force, report=report, code=code
+                settings,
+                checkpoint=checkpoint,
+                force=force,
+                report=report,
+                code=code,
+                accept_changes=accept_changes,
             )
     except Interrupted as stop:
         if _is_main_process():

@@ -38,8 +38,9 @@ from st3fx.training.folder import RunFolder
 from st3fx.training.loop import finish, train
 from st3fx.training.machine import leave_group, make_accelerator, release
 from st3fx.training.method import adjusted, make_method
+from st3fx.training.origin import origin_of
 from st3fx.training.report import Reporter, Silent, TrainResult
-from st3fx.training.saving import restore
+from st3fx.training.saving import in_main, restore
 from st3fx.training.session import Session, make_session, outline, start_trackers, stop_trackers
 from st3fx.training.settings import Settings
 from st3fx.version import VERSION
@@ -202,6 +203,7 @@ def train_spec(
     force: bool = False,
     report: Reporter | None = None,
     code: Code | None = None,
+    accept_changes: bool = False,
 ) -> TrainResult:
     """Train a model while its sparsity rises, and leave a bundle, folded weights and curves.
 
@@ -211,6 +213,8 @@ def train_spec(
         force: Whether a run that is already in the folder is replaced.
         report: Who watches.
         code: On whose word code runs that the settings name; by default the user's.
+        accept_changes: Whether a run goes on though its model's source, its data or its log were
+            changed since the checkpoint.
 
     Raises:
         TrainError: When the run cannot start or go on, or misses its sparsity.
@@ -220,16 +224,25 @@ def train_spec(
     folder = RunFolder(Path(str(settings.output_dir)))
     if checkpoint is None:
         folder.check_new(force=force)
-    with _prepared(settings, folder, report or Silent(), code or Code()) as run:
+    else:
+        folder.check_free()
+    with (
+        _prepared(settings, folder, report or Silent(), code or Code()) as run,
+        contextlib.ExitStack() as held,
+    ):
         session, main = run.session, run.session.accelerator.is_main_process
-        if checkpoint is not None:
-            restore(session, checkpoint)
-        else:
-            _begin_anew(session, settings.spec)
-            if main:
+
+        def begin() -> None:
+            held.enter_context(folder.locked(session.report.note))
+            if checkpoint is None:
                 folder.create(settings)
                 remember(folder.path.resolve())
-        session.accelerator.wait_for_everyone()
+
+        in_main(session.accelerator, begin)
+        if checkpoint is not None:
+            restore(session, checkpoint, accepted=accept_changes)
+        else:
+            _begin_anew(session, settings.spec)
         start_trackers(session)
         session.report.begin(outline(session, run.name, run.data))
         started = time.perf_counter()
@@ -294,6 +307,7 @@ def _prepared(
             # The report names empty layers itself.
             warnings.simplefilter("ignore", EmptyLayerWarning)
             session = make_session(settings, accelerator, data, batches, model, folder, report)
+            session.origin = origin_of(model, recipe.source.path if recipe.source else None, data)
             yield Prepared(session, data, recipe, parse_spec(recipe.spec).name)
     finally:
         leave_group(accelerator)
@@ -313,8 +327,7 @@ def _write(run: Prepared, result: TrainResult, model: nn.Module) -> TrainResult:
     session, folder = run.session, run.session.folder
     session.report.stage("write")
     model = model.to("cpu")
-    for old in folder.quantized:
-        old.unlink(missing_ok=True)  # they were made of the bundle before
+    folder.remove_results()  # they were made of the bundle before
     save_bundle(model, run.recipe, folder.bundle, force=True)
     # Copies: safetensors refuses tied tensors, and the reader wants every key.
     folded = {key: value.clone().contiguous() for key, value in fold(model).state_dict().items()}

@@ -104,7 +104,7 @@ def check_target(directory: str | Path, *, force: bool = False) -> Path:
         return target
     if not force:
         raise BundleError(f"{directory} exists: choose another folder, or replace it by --force")
-    if not _is_replaceable(target):
+    if not is_bundle(target):
         raise BundleError(f"{directory} is not a bundle, and --force replaces only bundles")
     return target
 
@@ -195,7 +195,7 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_replaceable(target: Path) -> bool:
+def is_bundle(target: Path) -> bool:
     """Whether ``target`` is an empty folder or a bundle, whole or damaged.
 
     A bundle is known by what is in its manifest or, where that is damaged, in its weights.

@@ -36,11 +36,12 @@ class FileLock:
     def __exit__(self, *error: object) -> None:
         self.release()
 
-    def take(self, *, make: bool = True) -> bool:
+    def take(self, *, make: bool = True, shared: bool = False) -> bool:
         """Take it without waiting; whether nobody else had it.
 
         Args:
             make: Whether the file is made where it is missing.
+            shared: Whether others may have it as well, who share it too.
 
         Raises:
             OSError: When the file cannot be opened, e.g. as its folder is gone.
@@ -48,7 +49,7 @@ class FileLock:
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if make else 0)
         file = os.open(self.path, flags, 0o666)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(file)
             return False

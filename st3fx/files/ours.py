@@ -30,8 +30,8 @@ _NAMED: dict[str, tuple[bytes, ...]] = {
     "bench.json": (b'"st3fx-bench"',),
 }
 
-DIGEST = b"st3fx-sha256:"
-"""Begins the last bytes of a checkpoint."""
+SEAL = b"st3fx-sha256:"
+"""Stands before the digest at the end of a checkpoint."""
 
 
 def is_ours(path: Path) -> bool:
@@ -49,7 +49,7 @@ def is_ours(path: Path) -> bool:
             head = file.read(_HEAD)
             if path.suffix == ".pt":
                 file.seek(-min(100, file.seek(0, os.SEEK_END)), os.SEEK_END)
-                return DIGEST in file.read()
+                return SEAL in file.read()
     except OSError:
         return False
     return all(sign in head for sign in signs)

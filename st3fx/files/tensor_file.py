@@ -22,8 +22,8 @@ from st3fx.files.ours import WRITER
 from st3fx.files.reading import check_regular
 from st3fx.version import VERSION
 
-DIGEST = f"{WRITER}_sha256"
-"""In the metadata, beside our version under our name."""
+_DIGEST = " sha256 "
+"""Stands after our version, under our name: one entry, as the order of several is by chance."""
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> dict[str, str]:
@@ -61,7 +61,7 @@ def save_state(state: Mapping[str, Any], path: Path) -> dict[str, str]:
 def to_bytes(state: Mapping[str, Tensor]) -> bytes:
     """The content of a file that holds dense tensors under all their names, with its digest."""
     whole = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
-    return save(whole, metadata={WRITER: VERSION, DIGEST: digest_of(whole)})
+    return save(whole, metadata={WRITER: VERSION + _DIGEST + digest_of(whole)})
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -73,9 +73,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ValueError: When it is not what was written.
     """
     with safetensors.safe_open(path, framework="pt") as file:
-        written = (file.metadata() or {}).get(DIGEST)
+        written = (file.metadata() or {}).get(WRITER, "").partition(_DIGEST)[2]
     state: dict[str, Tensor] = load_file(path)
-    if written is not None and written != digest_of(state):
+    if written and written != digest_of(state):
         raise ValueError("it was damaged or edited after it was written, as its digest says")
     return state
 

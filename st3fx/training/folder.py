@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from st3fx.errors import TrainError
 from st3fx.files.atomic import replace_file, tidy
+from st3fx.files.bundle import OURS, is_bundle
+from st3fx.files.lock import FileLock
+from st3fx.files.ours import is_ours
 from st3fx.training.settings import Settings, to_toml
 
 SETTINGS = "settings.toml"
+LOCK = ".st3fx.lock"
+
+_MODELS = ("onnx", "sparse.onnx", "int8.onnx", "int8.sparse.onnx")
 
 
 @dataclass(frozen=True)
@@ -69,11 +79,12 @@ class RunFolder:
         return self.path / "model.int8.onnx"
 
     @property
-    def quantized(self) -> tuple[Path, ...]:
-        """All that it writes: these files hold for one bundle."""
-        sparse = self.int8.with_name(f"{self.int8.stem}.sparse.onnx")
-        files = [each for path in (self.int8, sparse) for each in (path, Path(f"{path}.data"))]
-        return (*files, self.path / "quantize.json")
+    def results(self) -> tuple[Path, ...]:
+        """What other verbs make of the trained model, under the names that they choose."""
+        models = [self.path / f"model.{kind}" for kind in _MODELS]
+        files = [each for path in models for each in (Path(f"{path}.data"), path)]
+        names = ("model.st3w", "quantize.json", "finetune.jsonl")
+        return (*files, *(self.path / name for name in names), self.bench, self.report)
 
     @property
     def bench(self) -> Path:
@@ -89,9 +100,11 @@ class RunFolder:
         """Fail early if a new run cannot be written here. Writes nothing.
 
         Raises:
-            TrainError: When something is there and ``force`` is not given, or is not a run.
+            TrainError: When something is there and ``force`` is not given, or is not a run, or
+                where a file of the user's stands in the place of one of the run's.
         """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+        self.tidy()
+        if not self.path.exists() or (self.path.is_dir() and not self._entries()):
             return
         if not self.settings.is_file():
             raise TrainError(f"{self.path} is not empty and no run: choose another --output-dir")
@@ -100,29 +113,117 @@ class RunFolder:
                 f"{self.path} holds a run: go on with it by --resume {self.path}, choose another "
                 "--output-dir, or replace it by --force"
             )
+        if not is_ours(self.settings):
+            raise TrainError(
+                f"{self.settings} is not as st3fx train wrote it, and --force replaces only runs: "
+                "choose another --output-dir"
+            )
+        self.check_free()
+
+    def _entries(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if path.name != LOCK]
+
+    def check_free(self) -> None:
+        """Fail early if another training writes here, or would find files of the user's.
+
+        Raises:
+            TrainError: Then.
+        """
+        with contextlib.suppress(FileNotFoundError), FileLock(self.path / LOCK) as lock:
+            if not lock.take(make=False, shared=True):
+                raise self._busy()
+        strange = [p for p in (self.folded, self.curves) if os.path.lexists(p) and not is_ours(p)]
+        inside = self.bundle.iterdir() if self.bundle.is_dir() else ()
+        strange += [path for path in inside if path.name not in OURS]
+        if self.bundle.is_dir() and not is_bundle(self.bundle):
+            strange.append(self.bundle)
+        if strange:
+            raise TrainError(
+                f"{strange[0]} was not written by st3fx, and stands where the run writes: move it "
+                "away"
+            )
+
+    def _busy(self) -> TrainError:
+        with contextlib.suppress(OSError):
+            holder = (self.path / LOCK).read_text(encoding="utf-8", errors="replace")[:100]
+            return TrainError(
+                f"{self.path} is being trained by {holder or 'another process'}: wait for it or "
+                "stop it, or choose another --output-dir"
+            )
+        return TrainError(f"{self.path} was being trained until now: try again")
+
+    @contextlib.contextmanager
+    def locked(self, note: Callable[[str], None]) -> Iterator[None]:
+        """Within, no other training writes here; a process that dies lets go of it.
+
+        Args:
+            note: Told where the file system has no locks.
+
+        Raises:
+            TrainError: When another one does, or nothing can be written here.
+        """
+        lock = FileLock(self.path / LOCK)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            tries = 0
+            while not lock.take():
+                tries += 1
+                if tries == 5:
+                    raise self._busy()
+                time.sleep(0.05)  # whoever only looks has it for some microseconds
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        except OSError as error:
+            raise TrainError(f"cannot write {self.path}: {error.strerror or error}") from error
+        if not lock.is_sure:
+            note(f"{self.path} is on a file system without locks: train nothing else into it")
+        try:
+            yield
+        finally:
+            lock.release(remove=True)
 
     def create(self, settings: Settings) -> None:
-        """Make the folder for a new run; a run that is there is removed.
+        """Make the folder for a new run; of a run that is there, all that st3fx wrote goes.
 
         Raises:
             TrainError: When it cannot be written.
         """
         try:
-            files = (self.log, self.last, self.best, self.curves, self.folded)
-            for old in (*files, *self.quantized, self.bench, self.report):
+            # In an order in which a run that is killed meanwhile is whole, or has no checkpoint.
+            for old in (self.best, self.last, self.log, self.curves, self.folded):
                 old.unlink(missing_ok=True)
-            for folder in (self.tensorboard, self.bundle):
-                if folder.exists():
-                    shutil.rmtree(folder)
-            self.last.parent.mkdir(parents=True, exist_ok=True)
+            self.remove_results()
+            _remove_events(self.tensorboard)
+            for name in OURS if self.bundle.is_dir() else ():
+                (self.bundle / name).unlink(missing_ok=True)
+            if self.bundle.is_dir():
+                self.bundle.rmdir()
+            self.path.mkdir(parents=True, exist_ok=True)
             replace_file(self.settings, lambda file: file.write(to_toml(settings).encode()))
+            self.last.parent.mkdir(exist_ok=True)
         except OSError as error:
             raise TrainError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def remove_results(self) -> None:
+        """Remove what was made of an older model; files of these names that others wrote stay."""
+        for path in self.results:
+            if is_ours(path):
+                path.unlink()
 
     def tidy(self) -> None:
         """Remove what a killed process left half-written."""
         for folder in (self.path, self.last.parent):
             tidy(folder)
+
+
+def _remove_events(folder: Path) -> None:
+    """Remove what the TensorBoard tracker wrote, and folders that are empty then."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.name.startswith("events.out.tfevents.") or path.name == "hparams.yml":
+            path.unlink()
+        elif path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+            path.rmdir()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def find_run(path: Path) -> tuple[RunFolder, Path]:
@@ -137,7 +238,10 @@ def find_run(path: Path) -> tuple[RunFolder, Path]:
     folder = RunFolder(path.parent.parent if path.is_file() else path)
     if not folder.settings.is_file():
         raise TrainError(f"no run in {folder.path}: it has no {SETTINGS}")
+    folder.tidy()
     checkpoint = path if path.is_file() else folder.last
+    if not checkpoint.is_file():
+        checkpoint = folder.best
     if not checkpoint.is_file():
         raise TrainError(f"{folder.path} has no checkpoint yet: start it anew with --force")
     return folder, checkpoint

@@ -5,6 +5,7 @@ Loss and right answers are summed on the device and read only at a row.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
@@ -44,28 +45,47 @@ class Log:
         except OSError as error:
             raise TrainError(f"cannot write {self.path}: {error.strerror}") from error
 
-    def commit(self) -> int:
-        """Make sure that all rows are on the disk; how many bytes they are."""
+    def commit(self) -> tuple[int, str]:
+        """Make sure that all rows are on the disk; how many bytes they are, and their SHA-256."""
         if not self.path.exists():
-            return 0
+            return 0, _sha256(b"")
         with self.path.open("rb+") as file:
             os.fsync(file.fileno())
-            return file.seek(0, os.SEEK_END)
+            content = file.read()
+            return len(content), _sha256(content)
 
-    def cut(self, size: int) -> None:
-        """Forget what was written after :meth:`commit` gave ``size``.
+    def cut(self, size: int, digest: str, *, accepted: bool = False) -> None:
+        """Forget what was written after :meth:`commit` gave ``size`` and ``digest``.
+
+        Args:
+            size: In bytes.
+            digest: SHA-256 of so many.
+            accepted: Whether a log that was changed is taken as it is.
 
         Raises:
-            TrainError: When the file is shorter than that: somebody else changed it.
+            TrainError: When the file is shorter, or begins otherwise: somebody else changed it.
         """
         now = self.path.stat().st_size if self.path.exists() else 0
-        if now < size:
+        if now < size and not accepted:
             raise TrainError(
                 f"{self.path} is shorter than it was at the checkpoint ({now} of {size} bytes): "
-                "put it back"
+                "put it back, or go on without its rows by --accept-changes"
+            )
+        if accepted:
+            self.rows()  # of a damaged one it is said now, not after the training
+        elif _sha256(self._beginning(size)) != digest:
+            raise TrainError(
+                f"{self.path} was damaged or edited since the checkpoint, as its digest says: put "
+                "it back, or go on with it by --accept-changes"
             )
         if now > size:
             os.truncate(self.path, size)
+
+    def _beginning(self, size: int) -> bytes:
+        if not size:
+            return b""
+        with self.path.open("rb") as file:
+            return file.read(size)
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, oldest first.
@@ -92,6 +112,10 @@ class Log:
         FILE.build({key: row[key] for key in row if key != "kind"}, _KINDS[kind], where)
         found: dict[str, Any] = row
         return found
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _rounded(value: Any) -> Any:

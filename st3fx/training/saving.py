@@ -3,30 +3,35 @@
     checkpoints/last.pt     after each epoch, every --checkpoint-every steps, and at an interruption
     checkpoints/best.pt     of the epoch that scored best among those at the full sparsity
 
-A checkpoint is one file, replaced in a single step. It is a dict of tensors, numbers, texts, lists
-and dicts, which ``torch.load`` reads with ``weights_only=True``. The state dicts of model and
-optimizer are whole, also where they are sharded over processes; the sparse state (thresholds, step)
-is in the model's own.
+A checkpoint is one file, replaced in a single step, with a digest at its end that is checked before
+anything else of it is read. It is a dict of tensors, numbers, texts, lists and dicts, which
+``torch.load`` reads with ``weights_only=True``. The state dicts of model and optimizer are whole,
+also where they are sharded over processes; the sparse state (thresholds, step) is in the model's
+own.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.checkpoint import state_dict as sharded
 from torch.distributed.fsdp import FSDPModule
 
-from st3fx.errors import CheckpointError, StateError, describe, few
+from st3fx.errors import CheckpointError, StateError, TrainError, describe, few
 from st3fx.files.atomic import copy_file, replace_file
+from st3fx.files.reading import DamageError
+from st3fx.files.seal import check_sealed, write_sealed
 from st3fx.training.batches import rng_state, set_rng_state
 from st3fx.training.interrupt import Interrupted
+from st3fx.training.origin import require_same
 from st3fx.training.session import Session
 from st3fx.training.settings import FREE
 
@@ -76,7 +81,7 @@ def set_states(
 
 
 FORMAT = "st3fx-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass
@@ -92,6 +97,8 @@ class Checkpoint:
         step: Optimizer steps so far.
         best: Best top-1 accuracy so far at the full sparsity.
         log_bytes: Length of the log.
+        log_sha256: Of the log.
+        origin: What it was made from, as ``st3fx.training.origin`` gives it.
         model: State dict of the converted model.
         optimizer: State dict.
         average: State dict of the averaged model, if there is one.
@@ -107,6 +114,8 @@ class Checkpoint:
     step: int
     best: float | None
     log_bytes: int
+    log_sha256: str
+    origin: dict[str, str]
     model: dict[str, Any]
     optimizer: dict[str, Any]
     average: dict[str, Any] | None
@@ -121,7 +130,7 @@ class Checkpoint:
         """
         content = {"format": FORMAT, "version": FORMAT_VERSION, **_shallow(self)}
         try:
-            replace_file(path, lambda file: torch.save(content, file))
+            replace_file(path, lambda file: write_sealed(file, lambda to: torch.save(content, to)))
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"cannot write {path}: {reason(error)}") from error
 
@@ -158,9 +167,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: When it is missing, damaged, or not a checkpoint of this version.
     """
     try:
+        check_sealed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint {path}") from error
+    except DamageError as error:
+        raise CheckpointError(f"{path} {error}") from error
     except Exception as error:  # truncated zip, not a zip, a pickle with code: many types
         raise CheckpointError(
             f"{path} is damaged or not a checkpoint ({describe(error, limit=100)})"
@@ -208,6 +220,7 @@ def save(session: Session, *, best: bool = False) -> None:
     average, scaler = session.average, accelerator.scaler
     ranks = gather_object([{"rng": rng_state(), "running": session.running.state()}])
     if accelerator.is_main_process:
+        log_bytes, log_sha256 = session.log.commit()
         checkpoint = Checkpoint(
             settings=session.settings.to_dict(),
             sites=[site.name for site in session.sparsifier.plan.sites],
@@ -216,16 +229,37 @@ def save(session: Session, *, best: bool = False) -> None:
             batch=session.batch,
             step=session.step,
             best=session.best,
-            log_bytes=session.log.commit(),
+            log_bytes=log_bytes,
+            log_sha256=log_sha256,
+            origin=session.origin,
             model=model,
             optimizer=optimizer,
             average=None if average is None else average.model.state_dict(),
             scaler=None if scaler is None else scaler.state_dict(),
             ranks=ranks,
         )
-        _write(session, checkpoint, best=best)
+
+    in_main(accelerator, lambda: _write(session, checkpoint, best=best))
     session.saved = session.step
-    accelerator.wait_for_everyone()
+
+
+def in_main(accelerator: Accelerator, work: Callable[[], object]) -> None:
+    """Do something in the main process, for which the others wait; they fail if it does.
+
+    Raises:
+        TrainError: When it does, with the same message in all processes.
+    """
+    caught: TrainError | None = None
+    if accelerator.is_main_process:
+        try:
+            work()
+        except TrainError as error:
+            caught = error
+    said = gather_object([None if caught is None else str(caught)])[0]
+    if caught is not None:
+        raise caught
+    if said is not None:
+        raise TrainError(said)
 
 
 def _write(session: Session, checkpoint: Checkpoint, *, best: bool) -> None:
@@ -262,21 +296,46 @@ def stop_if_asked(session: Session) -> None:
             raise Interrupted(number)
 
 
-def restore(session: Session, path: Path, *, read_only: bool = False) -> None:
+def _newest_whole(session: Session, path: Path) -> tuple[Checkpoint, Path]:
+    """The checkpoint; where it is the newest and damaged, the best one, which is earlier."""
+    try:
+        return load_checkpoint(path), path
+    except CheckpointError as error:
+        earlier = session.folder.best
+        if path != session.folder.last or not path.exists():
+            raise
+        try:
+            saved = load_checkpoint(earlier)
+        except CheckpointError:
+            raise CheckpointError(
+                f"{error}; there is no earlier checkpoint that is whole: put back a copy of it, or "
+                "start anew by --force"
+            ) from error
+        session.report.note(f"{error}: the run goes on from {earlier}, of step {saved.step}")
+        return saved, earlier
+
+
+def restore(
+    session: Session, path: Path, *, read_only: bool = False, accepted: bool = False
+) -> None:
     """Put a session where it was when ``path`` was saved.
 
     Args:
         session: At its beginning.
         path: The checkpoint.
         read_only: Whether the log stays as it is: nothing will be trained.
+        accepted: Whether it goes on though model, data or log were changed since.
 
     Raises:
         CheckpointError: When there is no such checkpoint, or it is of another run.
     """
     accelerator = session.accelerator
-    saved = load_checkpoint(path)
+    saved, path = _newest_whole(session, path)
     sites = [site.name for site in session.sparsifier.plan.sites]
     saved.check(session.settings.to_dict(), FREE, sites, path, accelerator.num_processes)
+    changes = require_same(saved.origin, session.origin, path, accepted=accepted or read_only)
+    if changes is not None:
+        session.report.note(changes)
     set_states(session.plain, session.optimizer, (saved.model, saved.optimizer))
     try:
         if session.average is not None and saved.average is not None:
@@ -289,7 +348,7 @@ def restore(session: Session, path: Path, *, read_only: bool = False) -> None:
     session.running.load(rank["running"])
     session.epoch, session.batch, session.step = saved.epoch, saved.batch, saved.step
     session.best, session.saved = saved.best, saved.step
-    if accelerator.is_main_process and not read_only:
-        session.log.cut(saved.log_bytes)
-        session.folder.tidy()
+    if not read_only:
+        cut = session.log.cut
+        in_main(accelerator, lambda: cut(saved.log_bytes, saved.log_sha256, accepted=accepted))
     set_rng_state(rank["rng"])

@@ -30,6 +30,7 @@ from st3fx.training.interrupt import Interrupt
 from st3fx.training.log import Log, Running
 from st3fx.training.machine import describe_device, prepare
 from st3fx.training.optim import learning_rate, make_optimizer
+from st3fx.training.origin import Origin
 from st3fx.training.report import Outline, Reporter, TrainRow
 from st3fx.training.settings import Settings
 
@@ -101,6 +102,7 @@ class Session:
         best: Best top-1 accuracy at the full sparsity.
         saved: Step of the newest checkpoint.
         empty: Sites without a weight that the user was told of.
+        origin: What the run is made from.
     """
 
     settings: Settings
@@ -121,6 +123,7 @@ class Session:
     best: float | None = None
     saved: int = 0
     empty: set[str] = field(default_factory=set)
+    origin: Origin = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sparsifier = Sparsifier(self.plain)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,19 +17,25 @@ from safetensors.torch import load_file
 import st3fx
 from st3fx.commands.train import train_spec
 from st3fx.errors import CheckpointError, TrainError
+from st3fx.export.write import save_proto
 from st3fx.files.atomic import copy_file, replace_file
 from st3fx.loading.spec import load_spec
 from st3fx.training import saving as checkpoints
+from st3fx.training.folder import LOCK
 from st3fx.training.log import Log
+from st3fx.training.report import TrainRow
 from st3fx.training.saving import load_checkpoint
 from tests.models import write
 from tests.training.runs import (
+    LOADERS,
     CrashError,
     Recorder,
     crash,
     folder_of,
+    require_same_run,
     resumed,
     rows,
+    save_state,
     settings,
     state,
 )
@@ -114,15 +123,15 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
     train_spec(one)
     path = folder_of(one).last
     saved = state(one)
-    torch.save({**saved, "sites": ["stem.weight", "tail.weight"]}, path)
+    save_state(path, {**saved, "sites": ["stem.weight", "tail.weight"]})
     with pytest.raises(CheckpointError, match=r"its sites differ, for example head.weight, tail"):
         resumed(one)
-    torch.save({**saved, "processes": 4}, path)
+    save_state(path, {**saved, "processes": 4})
     with pytest.raises(CheckpointError, match="of 4 processes, and now there are 1"):
         resumed(one)
     model = dict(saved["model"])
     model["head.weight"] = torch.zeros(3, 3)
-    torch.save({**saved, "model": model}, path)
+    save_state(path, {**saved, "model": model})
     with pytest.raises(CheckpointError, match="the checkpoint is of another model: RuntimeError"):
         resumed(one)
 
@@ -143,18 +152,26 @@ def test_what_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     content = path.read_bytes()
     for damaged in (content[:-100], content[: len(content) // 2], b"", b"hello"):
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"last\.pt is damaged or not a checkpoint"):
+        with pytest.raises(CheckpointError, match=r"last\.pt has no digest of st3fx at its end"):
             load_checkpoint(path)
-    torch.save({"format": "st3fx-checkpoint", "code": Code()}, path)
+    chance = random.Random(0)
+    for _ in range(50):
+        place = chance.randrange(len(content))
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match=r"last\.pt (was damaged or edited|has no dig)"):
+            load_checkpoint(path)
+    save_state(path, {"format": "st3fx-checkpoint", "code": Code()})
     with pytest.raises(CheckpointError, match=r"last\.pt is damaged or not a checkpoint"):
         load_checkpoint(path)
     assert not (tmp_path / "ran").exists()
     for wrong, message in (
         ({"state_dict": {}}, "is not a checkpoint of st3fx train"),
         ({"format": "st3fx-checkpoint", "version": 9}, "written by another version"),
-        ({"format": "st3fx-checkpoint", "version": 1}, "lacks average, batch, best, epoch and"),
+        ({"format": "st3fx-checkpoint", "version": 2}, "lacks average, batch, best, epoch and"),
     ):
-        torch.save(wrong, path)
+        save_state(path, wrong)
         with pytest.raises(CheckpointError, match=message):
             load_checkpoint(path)
     path.unlink()
@@ -251,15 +268,22 @@ def test_the_best_is_one_at_the_full_sparsity(
 
 def test_the_log_is_cut_back(tmp_path: Path) -> None:
     log = Log(tmp_path / "metrics.jsonl")
-    assert log.commit() == 0
-    log.append({"step": 1, "loss": 0.12345678, "best": True})
-    size = log.commit()
-    log.append({"step": 2})
-    log.cut(size)
-    assert log.rows() == [{"step": 1, "loss": 0.123457, "best": True}]
+    assert log.commit()[0] == 0
+    first = TrainRow(1, 0.1, 0.12345678, 0.5, 0.1, 0.0, None, None, 9.0).to_dict()
+    log.append(first)
+    size, digest = log.commit()
+    log.append({**first, "step": 2})
+    log.cut(size, digest)
+    assert log.rows() == [{**first, "loss": 0.123457}]
+    whole = log.path.read_bytes()
+    log.path.write_bytes(whole.replace(b"0.123457", b"0.123456"))
+    with pytest.raises(TrainError, match=r"metrics.jsonl was damaged or edited since the check"):
+        log.cut(size, digest)
     log.path.write_text("")
     with pytest.raises(TrainError, match=r"metrics.jsonl is shorter than it was .* \(0 of "):
-        log.cut(size)
+        log.cut(size, digest)
+    log.cut(size, digest, accepted=True)
+    assert log.rows() == []
 
 
 @pytest.mark.slow
@@ -269,17 +293,106 @@ def test_a_folder_that_is_not_free(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match=r"holds a run: go on with it by --resume .*--force"):
         train_spec(one)
     before = state(one)["model"]["head.weight"]
-    for name in ("bench.json", "report.html", "notes.txt"):
-        write(folder_of(one).path, name, "of the first run")
+    folder, mine = folder_of(one).path, ("notes.txt", "model.int8.onnx", ".x.old", ".y.part")
+    for name in mine:
+        write(folder, name, "not written by st3fx")
+    write(folder, "bench.json", '{"format": "st3fx-bench"}')
+    write(folder, "report.html", "<!-- st3fx report 1 -->")
+    save_proto(onnx.ModelProto(), folder / "model.onnx")
+    (folder / "model.onnx.data").write_text("weights")
+    (folder / "tensorboard" / "mine").write_text("")
     train_spec(settings(tmp_path, epochs=1, seed=1), force=True)
-    left = {path.name for path in folder_of(one).path.iterdir()}
-    assert "notes.txt" in left
-    assert not left & {"bench.json", "report.html"}, "they told of another run"
+    left = {path.name for path in folder.iterdir()}
+    assert left >= {*mine}
+    assert not left & {"bench.json", "report.html", "model.onnx", "model.onnx.data"}
+    assert len(list((folder / "tensorboard").iterdir())) == 2
     assert not torch.equal(before, state(one)["model"]["head.weight"])
     other = write(tmp_path, "mine/diary.txt", "dear")
     with pytest.raises(TrainError, match="mine is not empty and no run"):
         train_spec(settings(tmp_path, output_dir=str(other.parent)), force=True)
     assert other.read_text() == "dear"
+
+
+@pytest.mark.slow
+def test_files_of_others_where_a_run_writes(tmp_path: Path) -> None:
+    """They are said before anything is trained, whether the run begins or goes on."""
+    one = settings(tmp_path, epochs=1)
+    train_spec(one)
+    folder = folder_of(one)
+    kept = folder.curves.read_bytes()
+    for path in (folder.curves, folder.bundle / "notes.txt"):
+        path.write_text("mine")
+        with pytest.raises(TrainError, match=rf"{path.name} was not written by st3fx, and st"):
+            train_spec(one, force=True)
+        with pytest.raises(TrainError, match=rf"{path.name} was not written by st3fx, and st"):
+            resumed(one)
+        assert path.read_text() == "mine"
+        path.unlink()
+        folder.curves.write_bytes(kept)
+    folder.settings.write_text('[tool]\nspec = "x"\n')
+    with pytest.raises(TrainError, match=r"settings.toml is not as st3fx train wrote it"):
+        train_spec(one, force=True)
+
+
+@pytest.mark.slow
+def test_the_best_one_where_the_newest_is_damaged(tmp_path: Path) -> None:
+    one, whole = (settings(tmp_path, output_dir=str(tmp_path / name)) for name in ("a", "b"))
+    for each in (one, whole):
+        train_spec(each)
+    folder = folder_of(one)
+    if folder.best.samefile(folder.last):
+        shutil.copy(folder.best, tmp_path / "copy")
+        (tmp_path / "copy").replace(folder.best)
+    content = bytearray(folder.last.read_bytes())
+    content[len(content) // 2] ^= 4
+    folder.last.write_bytes(content)
+    report = Recorder()
+    resumed(one, report)
+    assert "last.pt was damaged or edited" in report.notes[0]
+    assert "the run goes on from" in report.notes[0]
+    require_same_run(one, whole)
+    for path in (folder.last, folder.best):
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"last.pt was damaged .* no earlier checkpoint that"):
+        resumed(one)
+
+
+@pytest.mark.slow
+def test_what_a_run_is_made_from_is_said_to_have_changed(tmp_path: Path) -> None:
+    loaders = write(tmp_path, "loaders.py", LOADERS)
+    one = settings(tmp_path, epochs=2, batch_size=30, data=str(loaders))
+    with pytest.raises(CrashError):
+        train_spec(one, report=Recorder(6, crash))
+    model, log = Path(one.spec), folder_of(one).log
+    for path, message in ((model, "the model's source was"), (loaders, "the data was"), (log, "")):
+        before = path.read_bytes()
+        path.write_bytes(before.replace(b'"loss"', b'"Loss"') if path == log else before + b"\n#")
+        wanted = f"{message} changed since .*--accept-changes" if message else "was damaged or ed"
+        with pytest.raises(TrainError, match=wanted):
+            resumed(one)
+        path.write_bytes(before)
+    for path in (model, loaders):
+        path.write_bytes(path.read_bytes() + b"\n#")
+    report = Recorder()
+    train_spec(one, checkpoint=folder_of(one).last, report=report, accept_changes=True)
+    assert "the model's source and the data were changed since" in report.notes[0]
+
+
+@pytest.mark.slow
+def test_two_trainings_into_one_folder(tmp_path: Path) -> None:
+    """The second is refused at once and changes nothing; a file that a dead one left keeps none."""
+    one = settings(tmp_path, epochs=1)
+
+    def again() -> None:
+        with pytest.raises(TrainError, match=rf"is being trained by process {os.getpid()} on"):
+            train_spec(one, force=True)
+        with pytest.raises(TrainError, match=rf"is being trained by process {os.getpid()} on"):
+            resumed(one)
+
+    train_spec(one)
+    (folder_of(one).path / LOCK).write_text("process 1 on mars")
+    train_spec(one, force=True, report=Recorder(2, again))
+    assert not (folder_of(one).path / LOCK).exists()
 
 
 def test_nothing_is_written_by_what_cannot_start(
