@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from st3fx.cli.contradictions import require_apart
 from st3fx.cli.options import force_option, json_option, model_options, trust_options
 from st3fx.cli.output import say
 from st3fx.cli.views.flops import print_report
@@ -96,6 +97,7 @@ def analyze(
     target = None
     if table not in (None, "-"):
         target = check_file(str(table), force=force, error=FlopsError, in_folder=True)
+        require_apart({"--csv": target}, (asked["spec"], asked["weights"]))
     # A model's own file may print: that must not mix with the result.
     quiet = contextlib.redirect_stdout(sys.stderr)
     with quiet, Progress() as report:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from st3fx.cli.completion import Spec
+from st3fx.cli.contradictions import Alone, Apart, require_apart, rules
 from st3fx.cli.options import force_option, json_option, prune_options, trust_options
 from st3fx.cli.output import show
 from st3fx.cli.views.bench import print_bench, print_calibration
@@ -99,6 +100,11 @@ def _numbers(
 @trust_options
 @force_option("a file that is already there")
 @json_option
+@rules(
+    Alone("calibrate", ("as_json",)),
+    Apart("iterations", "seconds", "so many calls, or calls for so long"),
+    Apart("sparsity", "allow_dense", "pruned now, or taken as it is"),
+)
 def bench(
     *,
     models: tuple[str, ...],
@@ -139,7 +145,7 @@ def bench(
       st3fx bench --calibrate
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
     if calibrate:
-        _calibrate(models, as_json=as_json)
+        _calibrate(as_json=as_json)
         return
     if not models:
         raise click.UsageError("Missing argument 'MODEL...'.")
@@ -156,6 +162,7 @@ def bench(
     path = None
     if target is not None:
         path = check_file(target, force=force, error=BenchError, in_folder=True)
+        require_apart({"--export": path}, (*models, asked["weights"], asked["custom_ops"]))
     # A model's own file may print: that must not mix with the result.
     quiet = contextlib.redirect_stdout(sys.stderr)
     with quiet, Progress(refresh=2) as report:
@@ -165,11 +172,9 @@ def bench(
     show(result, print_bench, as_json=as_json)
 
 
-def _calibrate(models: tuple[str, ...], *, as_json: bool) -> None:
+def _calibrate(*, as_json: bool) -> None:
     from st3fx.commands.calibrate import calibrate
 
-    if models:
-        raise click.UsageError("--calibrate measures this machine and takes no MODEL.")
     with Progress(refresh=2) as report:
         result = calibrate(progress=report)
     show(result, print_calibration, as_json=as_json)

@@ -64,9 +64,17 @@ class Text(click.ParamType):  # type: ignore[type-arg] # generic in newer releas
 
     name = "text"
 
-    def __init__(self, words: Sequence[str] = (), suffixes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, words: Sequence[str] = (), suffixes: Sequence[str] = (), *, empty: bool = False
+    ) -> None:
         """Propose ``words``, folders, and files that end in ``suffixes``."""
-        self._words, self._suffixes = tuple(words), tuple(suffixes)
+        self._words, self._suffixes, self._empty = tuple(words), tuple(suffixes), empty
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The text as it is; an empty one would mean the folder one is in."""
+        if value == "" and not self._empty:
+            self.fail("it is empty", param, ctx)
+        return value
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str

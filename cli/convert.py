@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from st3fx.cli.completion import FOLDER
+from st3fx.cli.contradictions import Apart, rules
 from st3fx.cli.options import (
     conversion_options,
     force_option,
@@ -115,6 +116,10 @@ class ExplainResult:
     help="Say why this weight or module is sparse, dense, a graph or none; write nothing.",
 )
 @json_option
+@rules(
+    Apart("explained", "output", "an explanation writes no bundle"),
+    Apart("explained", "force", "an explanation writes no bundle"),
+)
 def convert(
     *,
     output: str | None,
@@ -146,8 +151,6 @@ def convert(
       st3fx convert model.py:build -o out.st3fx --weights best.safetensors --skip-first
       st3fx convert torchvision:fcos_resnet50_fpn --explain backbone
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
-    if explained is not None and output is not None:
-        raise click.UsageError("--explain writes no bundle: leave -o out, or ask without --explain")
     # A model's own file may print: with --json that must not mix with the result.
     with stdout_for(as_json=as_json), Progress() as report:
         converted = _convert(

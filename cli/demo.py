@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from st3fx.cli.completion import FOLDER
+from st3fx.cli.contradictions import Apart, rules
 from st3fx.cli.options import force_option, json_option
 from st3fx.cli.output import say, show, stdout_for
 from st3fx.cli.terminal import INTERRUPTED
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Go on with a demo that was stopped.")
 @force_option("a demo that is already there")
 @json_option
+@rules(Apart("resume", "force", "a demo goes on, or it is replaced"))
 def demo(*, output_dir: str, seed: int, resume: bool, force: bool, as_json: bool) -> None:
     """Show the whole way on data that comes with st3fx: no configuration, no download.
 

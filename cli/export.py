@@ -6,9 +6,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from st3fx.cli.completion import ONNX
+from st3fx.cli.contradictions import Apart, is_given, require_apart, rules
 from st3fx.cli.options import force_option, json_option, model_options, prune_options, trust_options
 from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.lowered import print_lowered
@@ -95,6 +95,12 @@ def _free(
 @trust_options
 @force_option("a file that is already there")
 @json_option
+@rules(
+    Apart("sparsity", "allow_dense", "pruned now, or taken as it is"),
+    Apart("no_verify", "tolerance", "nothing is compared"),
+    Apart("no_verify", "batch_sizes", "nothing is compared"),
+    Apart("fixed_batch", "batch_sizes", "the size is built in"),
+)
 def export(
     *,
     opset: int | None,
@@ -146,6 +152,7 @@ def export(
     target = check_file(name, force=force)
     if sparse_kernels:
         check_file(plain_path(target), force=force)
+    require_apart({"--output": target}, (request.spec, request.weights))
     with stdout_for(as_json=as_json), Progress() as report:
         result = export_spec(
             request,
@@ -178,15 +185,13 @@ def _lower(
     from st3fx.files.atomic import check_file
 
     context = click.get_current_context()
-    given = {
-        parameter for parameter in context.command.params
-        if context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
-    }  # fmt: skip
+    given = {item for item in context.command.params if is_given(context, str(item.name))}
     if "sparse_kernels" not in {parameter.name for parameter in given}:
         raise ExportError(f"{spec} is an ONNX file already: give --sparse-kernels for INT8 kernels")
     if others := [p.opts[-1] for p in given if p.name not in _OF_FILES]:
         raise ExportError(f"{spec} is an ONNX file: leave out {', '.join(sorted(others))}")
     target = check_file(output or target_of(spec), force=force)
+    require_apart({"--output": target}, (spec,))
     with stdout_for(as_json=as_json), Progress() as report:
         result = lower_file(spec, target, progress=report, **options)
     show(result, print_lowered, as_json=as_json)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from st3fx.cli.completion import WEIGHTS
+from st3fx.cli.contradictions import Apart, require_apart, rules
 from st3fx.cli.options import force_option, json_option, model_options, prune_options, trust_options
 from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.outcome import print_fold
@@ -34,6 +35,11 @@ from st3fx.cli.views.progress import Progress
 @trust_options
 @force_option("a file that is already there")
 @json_option
+@rules(
+    Apart("sparsity", "allow_dense", "pruned now, or taken as it is"),
+    Apart("compact", "eliminate_dead_channels",
+          "a graph without dead channels is no state dict: it is written as .pt2"),
+)  # fmt: skip
 def fold(
     *,
     output: str | None,
@@ -64,12 +70,12 @@ def fold(
     request = Request(**asked)
     compact = compact or (output or "").endswith(compact_file.SUFFIX)
     if compact and eliminate_dead_channels:
-        raise click.UsageError("--compact is for weights of the model's own class: a graph without "
-                               "dead channels is written as .pt2")  # fmt: skip
+        raise click.UsageError(f"-o {output}: a graph without dead channels is written as .pt2")
     suffix = compact_file.SUFFIX if compact else ".safetensors"
     suffix = SUFFIX if eliminate_dead_channels else suffix
     # Now rather than after minutes of work.
     target = check_file(output or f"{request.name}{suffix}", force=force)
+    require_apart({"--output": target}, (request.spec,))
     with stdout_for(as_json=as_json), Progress() as report:
         if eliminate_dead_channels:
             result = fold_reduced(request, target, progress=report)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from st3fx.cli.completion import DATA, FOLDER, ONNX
+from st3fx.cli.contradictions import Apart, Needs, require_apart, rules
 from st3fx.cli.options import (
     force_option,
     given,
@@ -108,6 +109,13 @@ DATA_SETTINGS = ("data", "data_path", "workers", "channels", "image_size")
 @trust_options
 @force_option("files that are already there")
 @json_option
+@rules(
+    Apart("sparsity", "allow_dense", "pruned now, or taken as it is"),
+    Needs("percentile", "calibration", "percentile"),
+    Needs("held_out_images", "max_drop"),
+    Needs("lr", "finetune"),
+    Needs("learn_scales", "finetune"),
+)
 def quantize(
     *,
     output: str | None,
@@ -157,6 +165,7 @@ def quantize(
     from st3fx.commands.quantize import Images, quantize_spec, subject
     from st3fx.errors import QuantizeError
     from st3fx.export.quantized import default_name
+    from st3fx.export.settings import check_opset
     from st3fx.files.atomic import check_file
     from st3fx.quantization.finetune import Course
     from st3fx.quantization.settings import Settings
@@ -164,6 +173,7 @@ def quantize(
     about = ("spec", "weights", "inputs", "seed", "sparsity", "allow_dense", "trust", "model")
     request = Request(**{name: asked[name] for name in about})
     found = subject(request, given({name: asked[name] for name in DATA_SETTINGS}))
+    check_opset(opset)
     names = ("calibration", "percentile", "keep_fp32", "max_drop", "weight_range", "rank",
              "sparse_kernels")  # fmt: skip
     settings = Settings(**{name: asked[name] for name in names})
@@ -176,9 +186,8 @@ def quantize(
         if record is None
         else check_file(record, force=force, error=QuantizeError, in_folder=True)
     )
+    require_apart({"--output": target, "--export": path}, (request.spec, request.weights))
     images = Images(calibration_images, held_out_images, test_images)
-    if finetune is None and (lr is not None or learn_scales):
-        raise QuantizeError("--lr and --learn-scales are for --finetune EPOCHS: give it too")
     rate = Course.lr if lr is None else lr
     course = None if finetune is None else Course(finetune, rate, learn_scales)
     work = functools.partial(quantize_spec, found, target, settings, images, opset=opset)

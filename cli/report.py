@@ -8,6 +8,7 @@ import click
 from rich.text import Text
 
 from st3fx.cli.completion import FOLDER
+from st3fx.cli.contradictions import require_apart
 from st3fx.cli.options import force_option, json_option, trust_options
 from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.progress import Progress
@@ -59,6 +60,7 @@ def report(
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
     from st3fx.commands.report import write_report
 
+    require_apart({"--output": output, "--png": pictures}, (run, bench))
     with stdout_for(as_json=as_json), Progress() as progress:
         result = write_report(
             run, output, bench=bench, pictures=pictures, force=force, trust=trust, model=model,

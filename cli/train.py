@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from st3fx.cli.completion import FOLDER, SETTINGS, Spec
+from st3fx.cli.completion import SETTINGS, Spec, Text
+from st3fx.cli.contradictions import Apart, rules
 from st3fx.cli.options import (
     SectionedCommand,
     force_option,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Settings from a TOML file; options go over them.",
 )
-@click.option("--resume", type=FOLDER, is_flag=False, flag_value="", metavar="[DIR]",
+@click.option("--resume", type=Text(empty=True), is_flag=False, flag_value="", metavar="[DIR]",
               help="Go on with the run in DIR, by default in --output-dir, from its last "
               "checkpoint, or from the checkpoint that is named.")  # fmt: skip
 @click.option("--accept-changes", is_flag=True,
@@ -51,6 +52,14 @@ if TYPE_CHECKING:
 @trust_options
 @force_option("a run that is already there")
 @json_option
+@rules(
+    Apart("resume", "force", "a run goes on, or it is replaced"),
+    Apart("resume", "config", "a run that goes on has its settings already"),
+    Apart("test_only", "force", "an evaluation replaces nothing"),
+    Apart("target_macs", "sparsity", "both are the sparsity to reach"),
+    Apart("target_macs", "budget", "it is a --sparsity with --budget macs"),
+    Apart("amp", "precision", "--amp is --precision bf16"),
+)
 def train(
     *,
     spec: str | None,
@@ -114,10 +123,9 @@ def _settings(
         settings = resolve(flags, config)
         if not settings.spec:
             raise TrainError("no model: give a SPEC, e.g. st3fx:resnet20 or model.py")
+        _require_use(flags, settings)
         folder = settings.output_dir or _default_folder(settings.spec)
         return dataclasses.replace(settings, output_dir=folder), None
-    if config is not None:
-        raise TrainError("--config and --resume: a run that goes on has its settings already")
     where = (
         resume or flags.get("output_dir") or ("spec" in flags and _default_folder(flags["spec"]))
     )
@@ -145,6 +153,27 @@ def _code(
     is_written = config is not None or checkpoint is not None
     spec, data = (USER if name in flags or not is_written else written for name in ("spec", "data"))
     return Code(spec, data, trust, model)
+
+
+_MEANT_FOR: dict[str, tuple[str, Any]] = {
+    "milestones": ("sched", "multistep"),
+    "lr_gamma": ("sched", "multistep"),
+    "min_lr": ("sched", "cosine"),
+    "momentum": ("opt", "sgd"),
+    "model_ema_decay": ("model_ema", True),
+}
+"""Option -> the setting that it belongs to; a recipe may have it, too."""
+
+
+def _require_use(flags: dict[str, Any], settings: Settings) -> None:
+    """Refuse options that would change nothing."""
+    from st3fx.errors import TrainError
+
+    for name, (other, value) in _MEANT_FOR.items():
+        if name in flags and getattr(settings, other) != value:
+            text = " ".join([f"--{other.replace('_', '-')}", *([] if value is True else [value])])
+            flag = f"--{name.replace('_', '-')}"
+            raise TrainError(f"{flag} is for {text}: leave it out, or give that too")
 
 
 def _default_folder(spec: str) -> str:

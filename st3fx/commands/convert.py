@@ -17,7 +17,7 @@ from st3fx.files.manifest import Recipe, Source
 from st3fx.loading.input_spec import parse_inputs
 from st3fx.loading.spec import LoadedSpec, load_spec, parse_spec
 from st3fx.loading.trust import USER, Permit, remember
-from st3fx.loading.weights import load_weights
+from st3fx.loading.weights import load_weights, require_file
 from st3fx.methods import from_dict as method_from_dict
 from st3fx.modules.marks import change_conversion, conversion_of, found_conversion
 from st3fx.plan.sites import Layout, Site, SparsityPlan
@@ -70,6 +70,8 @@ def convert_spec(
     # Before anything slow, so that a slip in an option does not cost the user a minute.
     method = method_from_dict(recipe.method)
     given = None if recipe.inputs is None else parse_inputs(recipe.inputs, seed=recipe.seed)
+    if weights is not None:
+        require_file(weights)
     report("load")
     loaded = load_spec(
         recipe.spec,

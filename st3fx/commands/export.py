@@ -140,7 +140,7 @@ def export_spec(
     Raises:
         St3fxError: As ``st3fx.commands.models.folded`` and :func:`export_onnx`.
     """
-    report = progress or silent
+    report, settings = progress or silent, Settings(**options)
     model = folded(request, report, with_example=True)
     if model.example is None:
         raise no_example(request.spec)
@@ -148,7 +148,7 @@ def export_spec(
         model.model,
         Example.of(model.example),
         Path(path),
-        Settings(**options),
+        settings,
         before=lambda: model.before,
         progress=report,
     )

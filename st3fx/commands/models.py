@@ -19,7 +19,8 @@ from st3fx.export.weights import size_of_tensors
 from st3fx.files.bundle import Bundle, read_bundle
 from st3fx.loading.input_spec import parse_inputs
 from st3fx.loading.spec import LoadedSpec, load_spec, parse_spec
-from st3fx.loading.weights import load_weights
+from st3fx.loading.weights import load_weights, require_file
+from st3fx.methods.base import check_sparsity
 from st3fx.methods.st3 import ST3
 from st3fx.modules.marks import is_state
 from st3fx.modules.unwrap import make_permanent
@@ -54,6 +55,18 @@ class Request:
     allow_dense: bool = False
     trust: bool = False
     model: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is wrong whatever the model is.
+
+        Raises:
+            MethodError: For a sparsity outside [0, 1).
+            SpecError: Where there is no weight file.
+        """
+        if self.sparsity is not None:
+            check_sparsity(self.sparsity)
+        if self.weights is not None:
+            require_file(self.weights)
 
     @property
     def name(self) -> str:

@@ -139,5 +139,5 @@ class Settings:
             )
         if self.fixed_batch and len(others) < len(self.free):
             raise ExportError("a batch that is named is free: leave --fixed-batch out, or the name")
-        if self.tolerance is not None and not self.tolerance > 0:
+        if self.tolerance is not None and not 0 < self.tolerance < float("inf"):
             raise ExportError(f"tolerance {self.tolerance}: give a number above 0, e.g. 1e-4")

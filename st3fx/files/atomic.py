@@ -377,4 +377,20 @@ def check_file(
         raise error(f"{path} exists: choose another file, or replace it by --force")
     if in_folder and not target.parent.is_dir():
         raise error(f"cannot write {path}: there is no folder {target.parent}")
+    check_place(target, error)
     return target
+
+
+def check_place(target: Path, error: type[St3fxError]) -> None:
+    """Fail early where the folder of a file or folder cannot be made or written to.
+
+    Raises:
+        St3fxError: Of the class ``error``.
+    """
+    above = target.absolute().parent
+    while not os.path.lexists(above):
+        above = above.parent
+    if not above.is_dir():
+        raise error(f"cannot write {target}: {above} is no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise error(f"cannot write {target}: the folder {above} may not be written to")

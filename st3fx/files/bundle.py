@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from st3fx.errors import BundleError
-from st3fx.files.atomic import put_in_place, recover, temporary_neighbour
+from st3fx.files.atomic import check_place, put_in_place, recover, temporary_neighbour
 from st3fx.files.manifest import FILE, FileInfo, Manifest, Recipe
 from st3fx.files.ours import is_ours
 from st3fx.files.tensor_file import load_state, save_state
@@ -101,6 +101,7 @@ def check_target(directory: str | Path, *, force: bool = False) -> Path:
     target = Path(directory).resolve()
     recover(target)
     if not target.exists():
+        check_place(target, BundleError)
         return target
     if not force:
         raise BundleError(f"{directory} exists: choose another folder, or replace it by --force")

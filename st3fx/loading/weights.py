@@ -22,6 +22,16 @@ _PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every key."""
 
 
+def require_file(path: str | Path) -> None:
+    """Fail early where there is no weight file.
+
+    Raises:
+        SpecError: Then.
+    """
+    if not Path(path).is_file():
+        raise SpecError(f"no weight file {path}")
+
+
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a weight file into ``model``, every key of it and every key of the model.
 
@@ -36,8 +46,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             the message names the first missing, unexpected and misshaped keys.
     """
     file = Path(path)
-    if not file.is_file():
-        raise SpecError(f"no weight file {file}")
+    require_file(file)
     state = _stripped(_state_dict(_read(file), file), model)
     # A format that drops tied tensors, as safetensors does, keeps one name of each.
     state |= _tied(model, state)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from st3fx.errors import TrainError
-from st3fx.files.atomic import replace_file, tidy
+from st3fx.files.atomic import check_place, replace_file, tidy
 from st3fx.files.bundle import OURS, is_bundle
 from st3fx.files.lock import FileLock
 from st3fx.files.ours import is_ours
@@ -104,7 +104,12 @@ class RunFolder:
                 where a file of the user's stands in the place of one of the run's.
         """
         self.tidy()
-        if not self.path.exists() or (self.path.is_dir() and not self._entries()):
+        if not self.path.exists():
+            check_place(self.path, TrainError)
+            return
+        if not self.path.is_dir():
+            raise TrainError(f"{self.path} is a file: name a folder for the run")
+        if not self._entries():
             return
         if not self.settings.is_file():
             raise TrainError(f"{self.path} is not empty and no run: choose another --output-dir")

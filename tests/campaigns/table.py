@@ -35,7 +35,16 @@ class Campaign:
         return load(self.name)
 
 
-CAMPAIGNS: tuple[Campaign, ...] = ()
+CAMPAIGNS: tuple[Campaign, ...] = (
+    Campaign(
+        "wrong_lines",
+        "command lines wrong on purpose",
+        "exit code 2, one line, nothing run or changed",
+        long=1000,
+        short=100,
+        seconds=20.0,
+    ),
+)
 
 
 def load(name: str) -> Case:

@@ -379,7 +379,7 @@ def test_explains_one_weight_and_writes_nothing(folder: Path) -> None:
 def test_an_explanation_and_a_bundle_are_asked_for_apart(folder: Path) -> None:
     result = _run("model.py", "--explain", "conv.weight", "-o", "there.st3fx")
     assert result.exit_code == 2
-    assert "--explain writes no bundle: leave -o out" in result.output
+    assert "--explain and --output: an explanation writes no bundle" in result.output
     assert _files(folder) == {"model.py"}
 
 

@@ -305,7 +305,7 @@ def test_a_benchmark_says_why_there_is_no_row(
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [("bench", "Missing argument"), ("bench net.py --calibrate", "takes no MODEL")],
+    [("bench", "missing argument"), ("bench net.py --calibrate", "takes no MODEL")],
 )
 def test_calibration_and_models_exclude_each_other(folder: Path, args: str, message: str) -> None:
     done = CliRunner().invoke(main, args.split())
