@@ -73,7 +73,8 @@ def _lines(result: QuantizeResult) -> Iterable[str]:
     )
     if result.sqnr is not None:
         db = "equal" if math.isinf(result.sqnr) else f"{result.sqnr:.1f} dB of signal over noise"
-        yield f"outputs against fp32: {db}, over {plural(result.compared, 'sample')}"
+        seen = "" if result.compared_new else ", from which ranges were taken too"
+        yield f"outputs against fp32: {db}, over {plural(result.compared, 'sample')}{seen}"
     if result.held_out is not None:
         yield (
             f"held out{_samples(result.held_out)}: {_accuracy(result.held_out)} "
@@ -95,7 +96,7 @@ def _lines(result: QuantizeResult) -> Iterable[str]:
             yield "so there is no file with our kernels"
     if result.sparse_accuracy is not None:
         yield f"test with our kernels: int8 {100 * result.sparse_accuracy:.2f} %"
-    if not result.meets:
+    if result.meets is False:
         yield (
             f"the test data loses more than the {result.max_drop:g} points that were allowed: the "
             "samples that chose the layers show less than it; ask for a smaller --max-drop"

@@ -112,6 +112,7 @@ class OfRun:
         *,
         name: str,
         epochs: int,
+        parts: int,
     ) -> None:
         """Choose the machine.
 
@@ -123,6 +124,7 @@ class OfRun:
             report: Who watches.
             name: Of the model.
             epochs: Passes over the data.
+            parts: Steps for each batch of the loader, where the file's own batch is smaller.
 
         Raises:
             QuantizeError: When the loader has no length, or no batch.
@@ -130,7 +132,7 @@ class OfRun:
         self._data, self._feeds, self._report = data, feeds, report
         self._settings, self._name, self._epochs = settings, name, epochs
         try:
-            self.count = len(data.train)
+            self.count = parts * len(data.train)
         except TypeError as error:
             raise QuantizeError(
                 f"{data.name}: the training loader has no length, on which the learning rate "

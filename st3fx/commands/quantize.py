@@ -56,6 +56,9 @@ SCORE_BATCH = 32
 COMPARED = 64
 """Samples by which outputs are compared."""
 
+EVERY = 5
+"""Of so many calls that a user gives, one is compared by."""
+
 SUFFIX = ".int8.onnx"
 """Of a file of integers where no name was asked for."""
 
@@ -76,6 +79,7 @@ def quantize(
     weight_range: str = "safe",
     keep_fp32: Sequence[str] = (),
     evaluate: Callable[[Callable[..., Any]], float] | None = None,
+    test: Callable[[Callable[..., Any]], float] | None = None,
     max_drop: float | None = None,
     rank: bool = True,
     sparse_kernels: bool = False,
@@ -100,7 +104,8 @@ def quantize(
         model: A folded model, or any other; a converted one is folded first, on a copy.
         calibration_batches: What the model is called with, without targets: tensors, tuples of
             positional or dicts of keyword arguments. A few hundred samples like those it will see;
-            the first of them are the example that it is exported with.
+            the first of them are the example that it is exported with. Where there are 40 or more,
+            some of them are kept from the ranges, to compare outputs by.
         path: The file; one that is there is replaced.
         calibration: ``minmax`` takes the range of all values, ``percentile`` cuts off the rarest,
             ``entropy`` the range whose histogram loses least.
@@ -111,8 +116,9 @@ def quantize(
             fp32.
         evaluate: Called with a function that is called as the model is and gives its outputs as
             tensors; gives a share, larger is better. Called for both files.
-        max_drop: Points of it that may be lost: as many layers as needed stay in fp32. Let it
-            measure on data by which the model is not judged in the end.
+        test: The same on data that chooses nothing; by default ``evaluate``.
+        max_drop: Points of what ``evaluate`` gives that may be lost: as many layers as needed stay
+            in fp32. Whether that holds on other data only ``test`` can say.
         rank: Try each layer in fp32 by itself.
         sparse_kernels: Write a second file beside it, ``model.int8.sparse.onnx`` beside
             ``model.int8.onnx``, in which the layers that gain run by INT8 kernels that skip blocks
@@ -156,13 +162,13 @@ def quantize(
             for batch in itertools.chain([first], batches)
             for _, feed in calls.feeds(batch, CALIBRATION_BATCH)
         )
-        seen: list[Feed] = []
-        score = None if evaluate is None else _UsersScore(evaluate, calls)
+        compared = engine.Compared([])
+        scores = [None if each is None else _UsersScore(each, calls) for each in (evaluate, test)]
         data = engine.Data(
-            calibration=_remembering(feeds, seen),
-            compared=seen,
-            held_out=score if max_drop is not None else None,
-            test=score,
+            calibration=_keeping_back(feeds, compared),
+            compared=compared,
+            held_out=scores[0] if max_drop is not None else None,
+            test=scores[1] or scores[0],
             tuning=tuning_of(
                 model,
                 course,
@@ -191,14 +197,23 @@ def _check_library(settings: Settings) -> None:
         ) from error
 
 
-def _remembering(feeds: Iterable[Feed], seen: list[Feed]) -> Iterator[Feed]:
-    """The feeds, of which the first are noted when they are read."""
-    samples = 0
-    for feed in feeds:
-        if samples < COMPARED:
-            seen.append(feed)
+def _keeping_back(feeds: Iterable[Feed], compared: engine.Compared) -> Iterator[Feed]:
+    """The feeds but for every fifth of the first ones, which is to be compared by.
+
+    Where there are fewer than five, all of them serve both.
+    """
+    samples, few = 0, list[Feed]()
+    for number, feed in enumerate(feeds):
+        if samples < COMPARED and number % EVERY == EVERY - 1:
+            compared.feeds.append(feed)
             samples += _samples(feed)
+            continue
+        if not samples and number < EVERY:
+            few.append(feed)
         yield feed
+    if not compared.feeds:
+        compared.feeds.extend(few)
+        compared.is_new = False
 
 
 class _UsersScore:
@@ -232,13 +247,28 @@ class _Calls:
         batch = next((size for size in sizes if isinstance(size, int)), 1)
         self._batch = None if exported.dynamic_batch else batch
 
+    def parts(self, samples: int) -> int:
+        """How many calls so many samples are, where that is more than they are given in.
+
+        Raises:
+            QuantizeError: When they are too few for the batch of the file.
+        """
+        if self._batch is None:
+            return 1
+        if samples < self._batch:
+            raise QuantizeError(
+                f"the file takes {self._batch} samples at once, and batches have {samples}: give "
+                "larger ones (--batch-size)"
+            )
+        return samples // self._batch
+
     def feed(self, example: Example) -> Feed:
         """The inputs of one call.
 
         Raises:
             QuantizeError: When they are not those that the model was exported with.
         """
-        return self._parts(example)[0]
+        return self._parts(example, whole=True)[0]
 
     def feeds(
         self, batch: Any, size: int, start: int = 0, stop: int | None = None
@@ -251,7 +281,7 @@ class _Calls:
             start: The first sample.
             stop: The one behind the last.
         """
-        feed, has = self._parts(Example.of(batch, None, self._model))
+        feed, has = self._parts(Example.of(batch, None, self._model), whole=False)
         samples = max((len(array) for name, array in feed.items() if has[name]), default=1)
         if not samples:
             raise QuantizeError("a batch has no sample: leave it out")
@@ -261,11 +291,17 @@ class _Calls:
             if self._batch is None or part.stop - low == size:
                 yield part, {k: v[part] if has[k] else v for k, v in feed.items()}
 
-    def _parts(self, example: Example) -> tuple[dict[str, Array], dict[str, bool]]:
+    def _parts(self, example: Example, *, whole: bool) -> tuple[dict[str, Array], dict[str, bool]]:
+        """Inputs by name, and which have a batch; ``whole``: the file's own, if it is fixed."""
         call = Call.of(self._model, example)
         names = [port.name for port in self._ports]
-        pairs = list(zip(call.tensors, self._ports, strict=False))
-        if len(call.tensors) != len(names) or not all(_fits(t, p.shape) for t, p in pairs):
+        has = batched(call.tensors)
+        shapes = [
+            ("any", *port.shape[1:]) if is_cut and not whole else port.shape
+            for port, is_cut in zip(self._ports, has, strict=False)
+        ]
+        fits = len(call.tensors) == len(names) and all(map(_fits, call.tensors, shapes))
+        if not fits:
             given = " and ".join(shape_text(tensor.shape) for tensor in call.tensors)
             wanted = " and ".join(shape_text(port.shape) for port in self._ports)
             raise QuantizeError(
@@ -275,7 +311,7 @@ class _Calls:
         arrays = [tensor.numpy() for tensor in call.tensors]
         return (
             dict(zip(names, arrays, strict=True)),
-            dict(zip(names, batched(call.tensors), strict=True)),
+            dict(zip(names, has, strict=True)),
         )
 
 
@@ -305,13 +341,13 @@ class _Parts:
         """For ranges."""
         return (feed for feed, _ in self._train(0, self._images.calibration, CALIBRATION_BATCH))
 
-    def compared(self) -> list[Feed]:
+    def compared(self) -> engine.Compared:
         """Those behind them; where there are none, the same."""
         for start in (self._images.calibration, 0):
             feeds = [feed for feed, _ in self._train(start, start + COMPARED, SCORE_BATCH)]
             if feeds:
                 break
-        return feeds
+        return engine.Compared(feeds, is_new=start > 0)
 
     def held_out(self) -> _Score:
         """Scores training samples behind those.
@@ -551,5 +587,5 @@ def _lessons(subject: Subject, course: Course, calls: _Calls, report: Reporter) 
     return OfRun(
         subject.training, make_data(of_training), calls.feeds, subject.run, report,
         name=subject.request.name if subject.run is None else subject.run.path.name,
-        epochs=course.epochs,
+        epochs=course.epochs, parts=calls.parts(subject.data.batch_size),
     )  # fmt: skip

@@ -25,7 +25,14 @@ from st3fx.quantization.calibrate import Feed, Ranges, find_ranges
 from st3fx.quantization.check import Rounding, check_outputs, check_weights
 from st3fx.quantization.finetune import Checked, Finetuned, Tuning, finetune
 from st3fx.quantization.layers import Layer
-from st3fx.quantization.measure import Run, compare, opened, opened_model, opened_sparse
+from st3fx.quantization.measure import (
+    Run,
+    compare,
+    loose_outputs,
+    opened,
+    opened_model,
+    opened_sparse,
+)
 from st3fx.quantization.qdq import Source, quantized, read_source
 from st3fx.quantization.quantize_result import Accuracy, LayerRow, QuantizeResult
 from st3fx.quantization.search import gains, least_kept
@@ -59,20 +66,33 @@ BY_HAND = "asked for"
 SEARCHED = "costs accuracy"
 
 
+@dataclass
+class Compared:
+    """Calls by which outputs are compared and layers are ranked; known once ranges are taken.
+
+    Attributes:
+        feeds: The calls.
+        is_new: Whether ranges were taken from others.
+    """
+
+    feeds: list[Feed]
+    is_new: bool = True
+
+
 @dataclass(frozen=True)
 class Data:
     """What a file is quantized by.
 
     Attributes:
         calibration: Calls for the ranges of activations.
-        compared: A few others, by which outputs are compared and layers are ranked.
+        compared: A few others.
         held_out: Scores on data that neither saw, to choose layers by; ``None`` without.
-        test: Scores on the test data, which chooses nothing; likewise.
+        test: Scores on the test data, which chooses nothing unless it is ``held_out``; likewise.
         tuning: By what the file is trained; ``None`` where it stays as calibration made it.
     """
 
     calibration: Iterable[Feed]
-    compared: Sequence[Feed]
+    compared: Compared
     held_out: Score | None = None
     test: Score | None = None
     tuning: Tuning | None = None
@@ -133,7 +153,8 @@ class _Job:
             self.source.path, data.calibration, self.source.operators(), settings
         )
         self.fp32: Run = opened(exported)
-        self.expected: list[Mapping[str, Array]] = [self.fp32(feed) for feed in data.compared]
+        self.expected: list[Mapping[str, Array]] = [self.fp32(feed) for feed in data.compared.feeds]
+        self.loose = loose_outputs(self.source.model.graph)
         self.gains: dict[str, float] = {}
         self.held_out: Accuracy | None = None
         self.tried = 0
@@ -154,7 +175,7 @@ class _Job:
             self.progress("rank")
             model = self.made(self.by_hand)
             self.gains = gains(
-                model, self.source, rest, self.data.compared, self.expected,
+                model, self.source, rest, self.data.compared.feeds, self.expected,
                 self.work / "trial.onnx",
             )  # fmt: skip
         return self.by_hand if bound is None else self.by_hand | self._search(rest, bound)
@@ -192,7 +213,7 @@ class _Job:
         save_proto(model, part)
         _check(part)
         run = opened(part)
-        comparison = compare(self.expected, run, self.data.compared)
+        comparison = compare(self.expected, run, self.data.compared.feeds, self.loose)
         check_outputs(comparison)
         accuracy = self._accuracy(run)
         sparse, sparse_accuracy = self._lowered(part, accuracy)
@@ -217,8 +238,10 @@ class _Job:
             weight_range=self.settings.weight_range,
             layers=tuple(self._row(layer, roundings) for layer in self.source.layers),
             sqnr=comparison.worst[1],
-            compared=sum(len(next(iter(feed.values()))) for feed in self.data.compared),
+            compared=sum(len(next(iter(feed.values()))) for feed in self.data.compared.feeds),
+            compared_new=self.data.compared.is_new,
             accuracy=accuracy,
+            tested_new=self.data.held_out is None or self.data.test is not self.data.held_out,
             held_out=self.held_out,
             max_drop=self.settings.max_drop,
             tried=self.tried,
@@ -240,7 +263,7 @@ class _Job:
         trial = self.work / "trial.onnx"
         test = self.data.test
         before = None if test is None else test(opened_model(model, trial))
-        checked = Checked(self.data.compared, self.expected, trial)
+        checked = Checked(self.data.compared.feeds, self.expected, trial, self.loose)
         model, trained = finetune(
             model, self.source, self.settings.weight_range, self.data.tuning, checked
         )
@@ -259,7 +282,7 @@ class _Job:
         if not self.settings.sparse_kernels:
             return None, None
         path = part.with_name(default_name(part))
-        sparse = write_lowered(part, path, self.data.compared, progress=self.progress)
+        sparse = write_lowered(part, path, self.data.compared.feeds, progress=self.progress)
         if sparse.path is None or self.data.test is None or accuracy is None:
             return sparse, None
         self.progress("score")

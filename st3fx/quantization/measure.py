@@ -7,7 +7,7 @@ calls, where ``y`` is an output in fp32 and ``ŷ`` the same in integers: 6 are o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,13 +104,33 @@ class Comparison:
         return min(self.sqnr.items(), key=lambda item: (not math.isnan(item[1]), item[1]))
 
 
-def compare(expected: Sequence[Mapping[str, Array]], run: Run, feeds: Sequence[Feed]) -> Comparison:
+def loose_outputs(graph: onnx.GraphProto) -> frozenset[str]:
+    """Outputs with a size that values decide, as how many objects there are: no input has it."""
+    given = {dim.dim_param for each in graph.input for dim in each.type.tensor_type.shape.dim}
+    return frozenset(
+        each.name
+        for each in graph.output
+        for dim in each.type.tensor_type.shape.dim
+        if not dim.HasField("dim_value") and dim.dim_param not in given - {""}
+    )
+
+
+def compare(
+    expected: Sequence[Mapping[str, Array]],
+    run: Run,
+    feeds: Sequence[Feed],
+    loose: Collection[str] = (),
+) -> Comparison:
     """Run a file at calls whose outputs are known.
 
     Args:
         expected: Outputs of each call.
         run: The file.
         feeds: The calls.
+        loose: Outputs that are left out where they have another size.
+
+    Raises:
+        QuantizeError: When another output has, or the file does not run.
     """
     signal: dict[str, float] = {}
     noise: dict[str, float] = {}
@@ -118,8 +138,15 @@ def compare(expected: Sequence[Mapping[str, Array]], run: Run, feeds: Sequence[F
     for feed, outputs in zip(feeds, expected, strict=True):
         for name, found in run(feed).items():
             wanted = outputs[name]
-            if wanted.dtype.kind != "f" or wanted.shape != found.shape:
-                continue  # positions of what was detected, for example: as many as there are
+            if wanted.dtype.kind != "f":
+                continue  # classes, positions: there is no noise to be measured
+            if wanted.shape != found.shape:
+                if name in loose and wanted.ndim == found.ndim:
+                    continue
+                raise QuantizeError(
+                    f"output {name} of the file of integers has the shape {found.shape}, in fp32 "
+                    f"{wanted.shape}: what computes its size must stay in fp32 (--keep-fp32)"
+                )
             finite = finite and bool(np.isfinite(found).all())
             signal[name] = signal.get(name, 0.0) + float(np.square(wanted, dtype=np.float64).sum())
             error = wanted.astype(np.float64) - found

@@ -82,7 +82,9 @@ class QuantizeResult:
         sqnr: Decibels of signal over noise at the output with the most; ``None`` where no output
             has real numbers.
         compared: Over how many samples.
+        compared_new: Whether ranges were taken from others.
         accuracy: On the test data; ``None`` where there is none.
+        tested_new: Whether that data is another than what chose the layers.
         held_out: On the data by which layers were left in fp32; ``None`` where none were asked for.
         max_drop: Points of it that could be lost; likewise.
         tried: How many files were scored for that.
@@ -105,7 +107,9 @@ class QuantizeResult:
     layers: tuple[LayerRow, ...]
     sqnr: float | None
     compared: int
+    compared_new: bool
     accuracy: Accuracy | None
+    tested_new: bool
     held_out: Accuracy | None
     max_drop: float | None
     tried: int
@@ -137,9 +141,13 @@ class QuantizeResult:
         return sum(row.rounded for row in self.integer)
 
     @property
-    def meets(self) -> bool:
-        """Whether the test data, which chose nothing, agrees that no more was lost."""
-        return self.max_drop is None or self.accuracy is None or self.accuracy.drop <= self.max_drop
+    def meets(self) -> bool | None:
+        """Whether the test data agrees that no more was lost; ``None`` where no other data says."""
+        if self.max_drop is None:
+            return True
+        if self.accuracy is None or not self.tested_new:
+            return None
+        return self.accuracy.drop <= self.max_drop
 
     def to_dict(self) -> dict[str, Any]:
         """This result as JSON values."""

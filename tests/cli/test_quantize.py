@@ -215,7 +215,9 @@ def test_everything_worth_a_line_is_printed(capsys: pytest.CaptureFixture[str]) 
             layers=tuple(layers),
             sqnr=np.inf,
             compared=64,
+            compared_new=False,
             accuracy=Accuracy(0.9, 0.88, 1000),
+            tested_new=True,
             held_out=Accuracy(0.95, 0.955),
             max_drop=1,
             tried=4,
@@ -235,7 +237,7 @@ def test_everything_worth_a_line_is_printed(capsys: pytest.CaptureFixture[str]) 
             "2,016 of 4,032 weights in integers were zero (50.00%), and all are; 84 more were "
             "rounded to it"
         ),
-        "outputs against fp32: equal, over 64 samples",
+        "outputs against fp32: equal, over 64 samples, from which ranges were taken too",
         ("held out: fp32 95.00 %, int8 95.50 %, 0.50 points gained (--max-drop 1, 4 files tried)"),
         "test, 1,000 samples: fp32 90.00 %, int8 88.00 %, 2.00 points lost",
         "the test data loses more than the 1 points that were allowed",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,14 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import st3fx
+from st3fx.commands.finetune import OfRun
+from st3fx.commands.quantize import _Calls
 from st3fx.errors import InputError, NativeError, QuantizeError
 from st3fx.export.write import save_proto
 from st3fx.passes.onnx.quant_kernels import lower
 from st3fx.runtime.costs import QuantCosts
+from st3fx.training.report import Silent
+from st3fx.training.settings import Settings
 
 
 class Net(nn.Module):
@@ -79,7 +84,7 @@ def test_a_sparse_model_keeps_its_zeros_and_its_outputs(model: nn.Module, tmp_pa
     assert stages[-4:] == ["rank", "integers", "score", "measure"]
     assert result.files == (path,)
     assert list(path.parent.iterdir()) == [path]
-    assert result.calibration_samples == 64
+    assert (result.calibration_samples, result.compared, result.compared_new) == (56, 8, True)
     assert [row.name for row in result.layers] == ["stem.weight", "body.weight", "head.weight"]
     stored = {item.name: item for item in onnx.load(path).graph.initializer}
     parameters = dict(model.named_parameters())
@@ -135,6 +140,12 @@ def test_a_file_is_trained_by_the_outputs_in_fp32(model: nn.Module, tmp_path: Pa
     assert more.finetuned.steps == 9
 
 
+def given(scores: list[float]) -> Callable[[Callable[..., Any]], float]:
+    """Scores in their order, whatever is scored."""
+    left = iter(scores)
+    return lambda _: next(left)
+
+
 def test_layers_stay_in_fp32_by_name_and_by_accuracy(model: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     result = st3fx.quantize(model, batches(), path, keep_fp32=["stem"], rank=False)
@@ -160,7 +171,16 @@ def test_layers_stay_in_fp32_by_name_and_by_accuracy(model: nn.Module, tmp_path:
     found = st3fx.quantize(model, batches(), path, evaluate=evaluate, max_drop=all_int8 * 0.75)
     assert found.held_out is not None
     assert found.held_out.drop <= all_int8 * 0.75
-    assert found.meets
+    assert found.meets is None  # the one who chose cannot judge
+    assert json.loads(json.dumps(found.to_dict()))["meets"] is None
+    for scores, holds in (([0.9, 0.9], True), ([0.9, 0.8], False)):
+        judged = st3fx.quantize(
+            model, batches(), path, evaluate=evaluate, test=given(scores),
+            max_drop=all_int8 * 0.75, rank=False,
+        )  # fmt: skip
+        assert judged.accuracy is not None
+        assert judged.accuracy.fp32 == 0.9
+        assert judged.meets is holds
     kept = [row for row in found.layers if row.integer_zeros is None]
     assert kept
     assert {row.reason for row in kept} == {"costs accuracy"}
@@ -193,7 +213,50 @@ def test_a_fixed_batch(model: nn.Module, tmp_path: Path) -> None:
     few = [batch[:5] for batch in batches()]
     result = st3fx.quantize(model, few, tmp_path / "net.onnx", fixed_batch=True)
     assert ort.InferenceSession(result.path).get_inputs()[0].shape[0] == 5
-    assert result.calibration_samples == 20
+    # Too few to keep some back: outputs are compared by those that gave the ranges.
+    assert (result.calibration_samples, result.compared, result.compared_new) == (20, 20, False)
+
+
+class Small(nn.Module):
+    """A convolution and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(x).relu().mean((2, 3)))
+        return logits
+
+
+def test_outputs_are_compared_by_samples_that_gave_no_range(tmp_path: Path) -> None:
+    """Every fifth batch is larger than all ranges: that is seen."""
+    torch.manual_seed(0)
+    net = Small().eval()
+    same = [torch.randn(8, 3, 4, 4) for _ in range(10)]
+    odd = [50 * x if place % 5 == 4 else x for place, x in enumerate(same)]
+    good = st3fx.quantize(net, same, tmp_path / "net.onnx", rank=False)
+    assert (good.calibration_samples, good.compared, good.compared_new) == (64, 16, True)
+    assert good.sqnr is not None
+    assert good.sqnr > 25
+    with pytest.raises(QuantizeError, match="far from fp32"):
+        st3fx.quantize(net, odd, tmp_path / "net.onnx", rank=False)
+
+
+def test_steps_of_an_epoch_where_the_batch_of_the_file_is_smaller(model: nn.Module) -> None:
+    exported = SimpleNamespace(
+        inputs=[SimpleNamespace(name="x", shape=(2, 3, 8, 8))], dynamic_batch=False
+    )
+    calls = _Calls(model, exported)  # type: ignore[arg-type]
+    assert calls.parts(16) == len(list(calls.feeds(torch.randn(16, 3, 8, 8), 16))) == 8
+    assert calls.parts(3) == 1
+    with pytest.raises(QuantizeError, match="takes 2 samples at once, and batches have 1"):
+        calls.parts(1)
+    data = SimpleNamespace(train=range(5), name="made")
+    about: dict[str, Any] = {"name": "made", "epochs": 2}
+    lessons = OfRun(Settings(spec="made"), data, calls.feeds, None, Silent(),  # type: ignore[arg-type]
+                    parts=calls.parts(16), **about)  # fmt: skip
+    assert lessons.count == 40
 
 
 @pytest.fixture(scope="module")

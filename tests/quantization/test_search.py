@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from st3fx.errors import QuantizeError
 from st3fx.quantization.calibrate import find_ranges
 from st3fx.quantization.check import check_outputs
-from st3fx.quantization.measure import Comparison, compare, opened
+from st3fx.quantization.measure import Comparison, compare, loose_outputs, opened
 from st3fx.quantization.search import gains, in_fp32, least_kept
 from st3fx.quantization.settings import METHODS, Settings
 from tests.passes.onnx.graphs import graph, weight
@@ -114,6 +116,21 @@ def test_noise_is_measured_over_all_calls() -> None:
     nothing = compare([{"n": np.array([1])}], lambda feed: {"n": np.array([1])}, feeds[:1])
     assert nothing.worst == ("", None)
     check_outputs(nothing)
+    with pytest.raises(
+        QuantizeError, match=r"output y .* has the shape \(2, 1\), in fp32 \(2, 2\)"
+    ):
+        compare(expected, lambda feed: {"y": feed["x"][:, :1]}, feeds, {"z"})
+    assert compare(expected, lambda feed: {"y": feed["x"][:, :1]}, feeds, {"y"}).worst == ("", None)
+
+
+def test_how_many_there_are_may_differ() -> None:
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3])
+    shapes: dict[str, list[str | int | None]] = {"y": ["N", 3], "boxes": ["K", 4], "z": [None, 2]}
+    outputs = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in shapes.items()
+    ]
+    assert loose_outputs(helper.make_graph([], "g", [x], outputs)) == {"boxes", "z"}
 
 
 @pytest.mark.parametrize(
