@@ -24,7 +24,7 @@ from torch import Tensor
 from st3fx.errors import BundleError
 from st3fx.files.atomic import check_place, put_in_place, recover, temporary_neighbour
 from st3fx.files.manifest import FILE, FileInfo, Manifest, Recipe
-from st3fx.files.ours import is_ours
+from st3fx.files.ours import BUNDLE, is_bundle
 from st3fx.files.tensor_file import load_state, save_state
 from st3fx.modules.marks import ISLAND, MODE
 from st3fx.plan.sites import SparsityPlan
@@ -45,11 +45,7 @@ def print_graphs(islands: Iterable[Any]) -> str:
     return "\n\n".join(parts) or "# no module was captured as a graph\n"
 
 
-MANIFEST = "manifest.json"
-WEIGHTS = "model.safetensors"
-GRAPH = "graph.txt"
-OURS = (MANIFEST, WEIGHTS, GRAPH)
-"""Names of all files that st3fx writes into a bundle: no other is ever removed."""
+MANIFEST, WEIGHTS, GRAPH = BUNDLE
 
 
 @dataclass(frozen=True)
@@ -150,7 +146,7 @@ def write_bundle(
             }
             text = Manifest(recipe, plan, files, aliases).to_json(target)
             (folder / MANIFEST).write_text(text, encoding="utf-8")
-            put_in_place(folder, target, OURS)
+            put_in_place(folder, target, BUNDLE)
     except OSError as error:
         raise BundleError(f"cannot write {directory}: {error.strerror or error}") from error
     return target
@@ -194,13 +190,3 @@ def _check_file(path: Path, info: FileInfo) -> None:
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_bundle(target: Path) -> bool:
-    """Whether ``target`` is an empty folder or a bundle, whole or damaged.
-
-    A bundle is known by what is in its manifest or, where that is damaged, in its weights.
-    """
-    if not target.is_dir():
-        return False
-    return not any(target.iterdir()) or any(is_ours(target / name) for name in (MANIFEST, WEIGHTS))

@@ -30,6 +30,9 @@ _NAMED: dict[str, tuple[bytes, ...]] = {
     "bench.json": (b'"st3fx-bench"',),
 }
 
+BUNDLE = ("manifest.json", "model.safetensors", "graph.txt")
+"""Names of all files that st3fx writes into a bundle: no other is ever removed from its folder."""
+
 SEAL = b"st3fx-sha256:"
 """Stands before the digest at the end of a checkpoint."""
 
@@ -53,3 +56,13 @@ def is_ours(path: Path) -> bool:
     except OSError:
         return False
     return all(sign in head for sign in signs)
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether something is an empty folder or a bundle, whole or damaged.
+
+    A bundle is known by what is in its manifest or, where that is damaged, in its weights.
+    """
+    if not folder.is_dir():
+        return False
+    return not any(folder.iterdir()) or any(is_ours(folder / name) for name in BUNDLE[:2])

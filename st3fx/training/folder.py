@@ -12,9 +12,8 @@ from pathlib import Path
 
 from st3fx.errors import TrainError
 from st3fx.files.atomic import check_place, replace_file, tidy
-from st3fx.files.bundle import OURS, is_bundle
 from st3fx.files.lock import FileLock
-from st3fx.files.ours import is_ours
+from st3fx.files.ours import BUNDLE, is_bundle, is_ours
 from st3fx.training.settings import Settings, to_toml
 
 SETTINGS = "settings.toml"
@@ -139,7 +138,7 @@ class RunFolder:
                 raise self._busy()
         strange = [p for p in (self.folded, self.curves) if os.path.lexists(p) and not is_ours(p)]
         inside = self.bundle.iterdir() if self.bundle.is_dir() else ()
-        strange += [path for path in inside if path.name not in OURS]
+        strange += [path for path in inside if path.name not in BUNDLE]
         if self.bundle.is_dir() and not is_bundle(self.bundle):
             strange.append(self.bundle)
         if strange:
@@ -198,7 +197,7 @@ class RunFolder:
                 old.unlink(missing_ok=True)
             self.remove_results()
             _remove_events(self.tensorboard)
-            for name in OURS if self.bundle.is_dir() else ():
+            for name in BUNDLE if self.bundle.is_dir() else ():
                 (self.bundle / name).unlink(missing_ok=True)
             if self.bundle.is_dir():
                 self.bundle.rmdir()
