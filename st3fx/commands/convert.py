@@ -20,6 +20,7 @@ from st3fx.loading.trust import USER, Permit, remember
 from st3fx.loading.weights import load_weights, require_file
 from st3fx.methods import from_dict as method_from_dict
 from st3fx.modules.marks import change_conversion, conversion_of, found_conversion
+from st3fx.passes.convert.stand_in import stand_in
 from st3fx.plan.sites import Layout, Site, SparsityPlan
 from st3fx.training.folder import RunFolder
 
@@ -180,6 +181,26 @@ def restored(bundle: Bundle, *, trust: bool = False, model: str | None = None) -
     plan = dataclasses.replace(bundle.manifest.plan, sites=converted.plan.sites)
     change_conversion(converted.model, plan=plan)  # with what verification said
     return converted
+
+
+def stood_in(bundle: Bundle) -> nn.Module:
+    """The converted model of a bundle without its class: for all that does not run it.
+
+    Raises:
+        BundleError: When plan and state do not fit.
+    """
+    recipe = bundle.manifest.recipe
+    try:
+        return stand_in(
+            bundle.manifest.plan,
+            method_from_dict(recipe.method),
+            bundle.state_dict,
+            total_steps=recipe.total_steps,
+            update_every=recipe.update_every,
+            pin=recipe.keep_zeros,
+        )
+    except StateError as error:
+        raise BundleError(f"{bundle.directory} does not fit together: {error}") from error
 
 
 def code_of(bundle: Bundle, *, trust: bool, model: str | None) -> tuple[Recipe, Permit]:

@@ -39,13 +39,13 @@ def fold_spec(
         St3fxError: As ``st3fx.commands.models.folded``, and when the file cannot be written.
     """
     report, target = progress or silent, Path(path)
-    model = folded(request, report, with_example=False)
+    model = folded(request, report, with_example=False, weights_only=True)
     report("save")
     write_weights(model.model.state_dict(), target, compact=compact)
     report("measure")
     return _result(
         target, "compact" if compact else "safetensors", model.tensors(), model.before,
-        parameters=sum(parameter.numel() for parameter in model.model.parameters()),
+        parameters=model.numel,
     )  # fmt: skip
 
 

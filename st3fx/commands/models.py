@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from st3fx.api import convert, fold
-from st3fx.commands.convert import code_of, restored
+from st3fx.commands.convert import code_of, restored, stood_in
 from st3fx.errors import EmptyLayerWarning, ExportError, SpecError, St3fxError
 from st3fx.export.export_result import Size
 from st3fx.export.weights import size_of_tensors
@@ -20,10 +20,13 @@ from st3fx.files.bundle import Bundle, read_bundle
 from st3fx.loading.input_spec import parse_inputs
 from st3fx.loading.spec import LoadedSpec, load_spec, parse_spec
 from st3fx.loading.weights import load_weights, require_file
-from st3fx.methods.base import check_sparsity
+from st3fx.methods import from_dict as method_from_dict
+from st3fx.methods.base import LearnedMethod, check_sparsity
 from st3fx.methods.st3 import ST3
-from st3fx.modules.marks import is_state
+from st3fx.modules.marks import is_state, state_name
 from st3fx.modules.unwrap import make_permanent
+from st3fx.passes.convert.stand_in import can_stand_in
+from st3fx.plan.names import owner
 from st3fx.sparsifier.run import run_of
 from st3fx.sparsifier.sparsifier import Sparsifier
 from st3fx.training.folder import RunFolder
@@ -105,11 +108,12 @@ class Folded:
     """A folded model.
 
     Attributes:
-        model: Plain, of the user's class.
+        model: Plain, of the user's class; without forward where weights alone were asked for.
         weights: Names of the parameters that can be sparse.
         before: Size of the weights before.
         example: One call of the model; ``None`` where none is known.
         granularity: What was pruned together.
+        parameters: Scalars in all parameters, where the model does not tell.
     """
 
     model: nn.Module
@@ -117,6 +121,14 @@ class Folded:
     before: Size
     example: Any
     granularity: str = "unstructured"
+    parameters: int | None = None
+
+    @property
+    def numel(self) -> int:
+        """Scalars in all of its parameters."""
+        if self.parameters is not None:
+            return self.parameters
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
     def tensors(self) -> dict[str, Tensor]:
         """Those parameters."""
@@ -124,13 +136,21 @@ class Folded:
         return {name: parameters[name] for name in self.weights if name in parameters}
 
 
-def folded(request: Request, progress: Callable[[str], None], *, with_example: bool) -> Folded:
+def folded(
+    request: Request,
+    progress: Callable[[str], None],
+    *,
+    with_example: bool,
+    weights_only: bool = False,
+) -> Folded:
     """Load a model, prune it where that is asked for, and fold it.
 
     Args:
         request: Which.
         progress: Called with the name of each stage as it begins.
         with_example: Whether an example is looked for where folding needs none.
+        weights_only: Whether a model that cannot run will do: that of a bundle needs no code then,
+            unless it computes its weights.
 
     Raises:
         ExportError: When the model is dense and that was not allowed.
@@ -141,17 +161,27 @@ def folded(request: Request, progress: Callable[[str], None], *, with_example: b
         # The results name empty layers themselves.
         warnings.simplefilter("ignore", EmptyLayerWarning)
         if request.is_bundle:
-            return _from_bundle(request, progress, with_example=with_example)
+            return _from_bundle(
+                request, progress, with_example=with_example, weights_only=weights_only
+            )
         return _from_spec(request, progress, with_example=with_example)
 
 
 def _from_bundle(
-    request: Request, progress: Callable[[str], None], *, with_example: bool
+    request: Request,
+    progress: Callable[[str], None],
+    *,
+    with_example: bool,
+    weights_only: bool,
 ) -> Folded:
     if request.weights is not None:
         raise ExportError(f"{request.spec} is a bundle and has its weights: leave --weights out")
     bundle = read_bundle(request.spec)
-    model = restored(bundle, trust=request.trust, model=request.model).model
+    stands_in = weights_only and can_stand_in(bundle.manifest.plan)
+    if stands_in:
+        model = stood_in(bundle)
+    else:
+        model = restored(bundle, trust=request.trust, model=request.model).model
     example = None
     if with_example:
         example = _given(request) or bundle_example(
@@ -165,7 +195,26 @@ def _from_bundle(
             f"{request.spec} is not trained yet, its sparsity is 0: train it (st3fx train "
             f"{request.spec}), prune it now by --sparsity, or take it as it is by --allow-dense"
         )
-    return _fold(model, "weights of the bundle", example, progress)
+    found = _fold(model, "weights of the bundle", example, progress)
+    if stands_in:
+        return dataclasses.replace(found, parameters=_parameters(bundle))
+    return found
+
+
+def _parameters(bundle: Bundle) -> int:
+    """Scalars in the parameters of a bundle's model when it is folded.
+
+    Learned thresholds go, and projections of tied embeddings get a parameter of their own.
+    """
+    plan, state = bundle.manifest.plan, bundle.state_dict
+    learned = isinstance(method_from_dict(bundle.manifest.recipe.method), LearnedMethod)
+    thresholds = (
+        state[f"{owner(site.name)}.{state_name(site.name.rpartition('.')[2], 'threshold')}"
+              .removeprefix(".")].numel()
+        for site in plan.sites
+    )  # fmt: skip
+    untied = sum(site.numel for site in plan.sites if site.tied)
+    return plan.total_parameters + untied - (sum(thresholds) if learned else 0)
 
 
 def _from_spec(request: Request, progress: Callable[[str], None], *, with_example: bool) -> Folded:
