@@ -22,7 +22,7 @@ from st3fx.graphs.forward import SparseForward, sparse_forwards
 from st3fx.graphs.graph import Variant
 from st3fx.modules.marks import conversion_of, parameter_of
 from st3fx.passes.convert.computed import weight_only
-from st3fx.plan.sites import Site
+from st3fx.plan.sites import Site, SparsityPlan
 
 ADDITIONS: frozenset[Any] = frozenset(
     {operator.add, in_place.iadd, torch.add, operator.sub, in_place.isub, torch.sub}
@@ -56,6 +56,25 @@ def dataflow(model: nn.Module) -> nx.DiGraph:
     for forward in sparse_forwards(model):
         if forward.name in islands and forward.variants:
             _Walk(graph, forward, forward.variants[0], plan.sites).run()
+    return graph
+
+
+def flow_of(plan: SparsityPlan) -> nx.DiGraph:
+    """The same from a plan alone: without what lies between two nodes, and along which dimension.
+
+    Args:
+        plan: Of a conversion; names of joins say what they are.
+    """
+    graph = nx.DiGraph()
+    for site in plan.sites:
+        graph.add_node(site.name, kind="site", op=site.op, shape=site.shape)
+    graph.add_edges_from(plan.edges, through=())
+    for name, node in graph.nodes.items():
+        if "kind" not in node:
+            own = name.rpartition(".")[2]
+            join = next((kind for kind in ("mul", "cat") if kind in own), "add")
+            inner = join if graph.out_degree(name) else "output"
+            node["kind"] = inner if graph.in_degree(name) else "input"
     return graph
 
 

@@ -14,13 +14,15 @@ from torch.utils import _pytree as pytree
 from st3fx.api import fold
 from st3fx.commands.models import Request, folded, no_example
 from st3fx.commands.progress import silent
-from st3fx.errors import FlopsError
+from st3fx.errors import FlopsError, St3fxError, TrustError
+from st3fx.files.bundle import read_bundle
 from st3fx.flops import aten
 from st3fx.flops.collect import Collector
 from st3fx.flops.flops_report import Convention, FlopsReport
 from st3fx.modules.marks import conversion_of
 from st3fx.modules.unwrap import unwrapped
 from st3fx.passes.convert.fold import is_converted
+from st3fx.passes.convert.stand_in import can_stand_in
 from st3fx.plan.example import Example, batch_in
 from st3fx.sparsity.granularity import parse
 
@@ -108,7 +110,8 @@ def analyze(
     if path.suffix == ".pt2":
         raise FlopsError(
             f"{path} is a program of torch.export: in Python, "
-            f"st3fx.count_flops(torch.export.load({str(path)!r}).module(), inputs) counts it"
+            f"st3fx.count_flops(torch.export.load({str(path)!r}).module(), inputs) counts it; "
+            "loading one may run code of whoever wrote it"
         )
     if path.suffix == ".onnx" or (path.is_file() and path.suffix != ".py"):
         if request.weights or request.sparsity is not None:
@@ -117,7 +120,13 @@ def analyze(
         # Values do not matter: sizes alone are read.
         sizes = _sizes(request.inputs) or None
         return count_flops(path, sizes, convention, batch=batch, blocks=blocks)
-    model = folded(request, report, with_example=True)
+    try:
+        model = folded(request, report, with_example=True)
+    except TrustError:
+        counted = of_file(request, report, convention, batch=batch, blocks=blocks)
+        if counted is None:
+            raise
+        return counted
     if model.example is None:
         raise no_example(request.spec)
     report("counting multiplications")
@@ -127,6 +136,57 @@ def analyze(
     pruned = request.is_bundle or request.sparsity is not None
     sites = frozenset(model.weights) if pruned else None
     return dataclasses.replace(counted, model=request.name, sites=sites)
+
+
+def of_file(
+    request: Request,
+    progress: Callable[[str], None],
+    convention: Convention = "exact",
+    *,
+    batch: int | None = None,
+    blocks: int | None = None,
+) -> FlopsReport | None:
+    """Count a bundle's model without running its code, by an ONNX file of it that lies there.
+
+    That is ``model.onnx`` in the folder of its run, or ``NAME.onnx`` beside ``NAME.st3fx``, if
+    every sparse weight is in it with as many zeros as in the bundle.
+
+    Args:
+        request: Names the bundle.
+        progress: Called with the name of each stage as it begins.
+        convention: As for :func:`count_flops`.
+        batch: As for :func:`count_flops`; by default as in the bundle's example.
+        blocks: As for :func:`count_flops`.
+
+    Returns:
+        The count, whose ``model`` is the path of the file; ``None`` where there is none.
+    """
+    bundle = read_bundle(request.spec)
+    files = [path for path in onnx_files(bundle.directory) if path.is_file()]
+    if not files or not can_stand_in(bundle.manifest.plan):
+        return None
+    model = folded(
+        dataclasses.replace(request, allow_dense=True), progress,
+        with_example=False, weights_only=True,
+    )  # fmt: skip
+    weights = {name: (w.numel(), int(w.count_nonzero())) for name, w in model.tensors().items()}
+    sizes = _sizes(request.inputs or bundle.manifest.recipe.inputs or ()) or None
+    if blocks is None:
+        blocks = parse(model.granularity).consecutive
+    for path in files:
+        try:
+            counted = count_flops(path, sizes, convention, batch=batch, blocks=blocks)
+        except St3fxError:
+            continue
+        found = {row.name: (row.parameters, row.nonzeros) for row in counted.by_layer.values()}
+        if all(found.get(name) == weight for name, weight in weights.items()):
+            return dataclasses.replace(counted, model=str(path), sites=frozenset(weights))
+    return None
+
+
+def onnx_files(bundle: Path) -> tuple[Path, ...]:
+    """Where an ONNX file of a bundle may lie."""
+    return (bundle.parent / "model.onnx", bundle.with_name(f"{bundle.stem}.onnx"))
 
 
 def _count_model(

@@ -11,6 +11,7 @@ import dataclasses
 import shlex
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,11 +19,11 @@ from torch import nn
 
 from st3fx.api import dataflow, fold
 from st3fx.bench.bench_result import BenchResult, read_result
-from st3fx.commands.analyze import count_flops
-from st3fx.commands.convert import restored
-from st3fx.commands.models import bundle_example
+from st3fx.commands.analyze import count_flops, of_file
+from st3fx.commands.convert import restored, stood_in
+from st3fx.commands.models import Request, bundle_example
 from st3fx.commands.progress import silent
-from st3fx.errors import EmptyLayerWarning, ReportError, St3fxError, describe
+from st3fx.errors import EmptyLayerWarning, ReportError, St3fxError, TrustError, describe
 from st3fx.export.export_result import Size
 from st3fx.export.weights import size_of_files, size_of_tensors
 from st3fx.files.atomic import scratch
@@ -31,6 +32,8 @@ from st3fx.files.compact import SUFFIX, save_compact
 from st3fx.flops.flops_report import Convention, FlopsReport
 from st3fx.loading.spec import parse_spec
 from st3fx.modules.marks import is_state
+from st3fx.passes.convert.dataflow import flow_of
+from st3fx.passes.convert.stand_in import can_stand_in
 from st3fx.plan.sites import SparsityPlan
 from st3fx.report.facts import (
     Facts,
@@ -86,17 +89,25 @@ def measure(
     with warnings.catch_warnings():
         # The report names empty layers itself.
         warnings.simplefilter("ignore", EmptyLayerWarning)
-        built = restored(read, trust=trust, model=model).model
+        refused = None
+        try:
+            built = restored(read, trust=trust, model=model).model
+        except TrustError as error:
+            if not can_stand_in(manifest.plan):
+                raise
+            refused, built = error, stood_in(read)
         sparsifier = Sparsifier(built)
     weights = _weights(sparsifier)
-    flow = dataflow(built)
+    flow = dataflow(built) if refused is None else flow_of(manifest.plan)
     own = {key: value for key, value in built.state_dict().items() if not is_state(key)}
     progress("fold")
     folded = fold(built)
     progress("count")
-    flops, uncounted = _count(
-        folded, lambda: bundle_example(read, trust=trust, model=model), sparsifier.plan
-    )
+    if refused is None:
+        made = partial(bundle_example, read, trust=trust, model=model)
+        flops, uncounted = _count(folded, made, sparsifier.plan)
+    else:
+        flops, uncounted = _count_file(bundle, refused, progress)
     rows = flops["exact"].by_layer if flops else {}
     progress("measure")
     return ModelFacts(
@@ -149,6 +160,19 @@ def _count(
         return {}, describe(error)
     sites = frozenset(site.name for site in plan.sites)
     return {name: dataclasses.replace(c, sites=sites) for name, c in counts.items()}, ""
+
+
+def _count_file(
+    bundle: Path, refused: TrustError, progress: Callable[[str], None]
+) -> tuple[dict[str, FlopsReport], str]:
+    """The count of an ONNX file of the model, which needs no code, or why there is none."""
+    counts = {}
+    for name in get_args(Convention):
+        counted = of_file(Request(str(bundle)), progress, name, batch=1)
+        if counted is None:
+            return {}, str(refused)
+        counts[name] = counted
+    return counts, ""
 
 
 def _sizes(folded: nn.Module, files: Sequence[Path]) -> list[Size]:
@@ -205,13 +229,16 @@ def gather(
         name = parse_spec(about.recipe.spec).name
         return Facts(name, source, False, about, None, measured, commands)
     run, bundle = _training(RunFolder(source)), RunFolder(source).bundle
-    trained = None
+    trained, refused = None, ""
     if bundle.is_dir():
-        trained = measure(bundle, _files(source), progress, trust=trust, model=model)
+        try:
+            trained = measure(bundle, _files(source), progress, trust=trust, model=model)
+        except TrustError as error:
+            refused = str(error)
     spec = run.settings.spec if trained is None else trained.recipe.spec
     name = Path(spec).stem if Path(spec).is_dir() else parse_spec(spec).name
     commands = (train_command(run.settings), *again, shlex.join(report))
-    return Facts(name, source, True, trained, run, measured, commands)
+    return Facts(name, source, True, trained, run, measured, commands, refused)
 
 
 def _training(folder: RunFolder) -> TrainingFacts:

@@ -25,15 +25,16 @@ from st3fx.bench.onnx_file import (
     read_inputs,
 )
 from st3fx.bench.variant import Array, BenchSettings, Variant
-from st3fx.commands.analyze import count_flops
+from st3fx.commands.analyze import count_flops, of_file
 from st3fx.commands.eager import PREPARE
 from st3fx.commands.export import export_onnx
 from st3fx.commands.models import Request, folded, no_example
-from st3fx.errors import BenchError, FlopsError
+from st3fx.errors import BenchError, FlopsError, TrustError
 from st3fx.export.batch import batched, repeated
 from st3fx.export.call import Call, unique
 from st3fx.export.quantized import write_lowered
 from st3fx.flops.flops_report import FlopsReport
+from st3fx.loading.input_spec import parse_inputs
 from st3fx.plan.example import Example
 from st3fx.runtime.operators import Shape, plain_path
 from st3fx.training.folder import RunFolder
@@ -131,7 +132,7 @@ def with_int8(
     """
     if not run.int8.is_file():
         said = f"Not measured in INT8: st3fx quantize {run.path} writes {run.int8}."
-        return dataclasses.replace(subject, said=said)
+        return dataclasses.replace(subject, said=f"{subject.said} {said}".strip())
     ports, arrays = read_inputs(run.int8), subject.inputs(subject.batch)
     try:
         shapes = [array.shape for array in arrays]
@@ -152,7 +153,13 @@ def from_request(
     Raises:
         St3fxError: As ``st3fx.commands.models.folded`` and ``st3fx.export_onnx``.
     """
-    model = folded(request, report, with_example=True)
+    try:
+        model = folded(request, report, with_example=True)
+    except TrustError:
+        counted = None if settings.torch else of_file(request, report)
+        if counted is None:
+            raise
+        return _from_its_file(request, Path(counted.model), settings, report)
     if model.example is None:
         raise no_example(request.spec)
     example = Example.of(model.example)
@@ -161,6 +168,19 @@ def from_request(
         fixed_batch=fixed_batch, given=bool(request.inputs),
     )  # fmt: skip
     return dataclasses.replace(subject, name=_name(request), request=request)
+
+
+def _from_its_file(
+    request: Request, path: Path, settings: BenchSettings, report: Report
+) -> Subject:
+    """A bundle whose code is not trusted, by an ONNX file of it that lies there."""
+    shapes = [tuple(tensor.shape) for tensor in parse_inputs(request.inputs)]
+    said = (
+        f"Measured by {path}: {request.spec} names code of its own, which has not run. With "
+        "--trust or --model SPEC it is measured by sparse kernels too."
+    )
+    subject = from_file(path, shapes, settings, report)
+    return dataclasses.replace(subject, name=_name(request), said=said)
 
 
 def _name(request: Request) -> str:

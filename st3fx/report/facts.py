@@ -171,6 +171,7 @@ class Facts:
         training: The run.
         bench: What a benchmark measured.
         commands: What makes all of it again, in order.
+        refused: Why the model of a run that has ended is not known; empty if it is.
     """
 
     name: str
@@ -180,6 +181,7 @@ class Facts:
     training: TrainingFacts | None
     bench: BenchResult | None
     commands: tuple[str, ...]
+    refused: str = ""
 
 
 def train_command(settings: Settings) -> str:

@@ -205,6 +205,8 @@ def dataflow(facts: Facts) -> Section:
 
 def no_model(facts: Facts) -> str:
     """What gives the sections that need a converted model."""
+    if facts.refused:
+        return f"Not known: {facts.refused}."
     return (
         "The run has not ended, and its model is not written yet: "
         f"`st3fx train --resume {facts.source}` goes on with it."

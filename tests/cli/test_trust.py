@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 
 import st3fx
 from st3fx.cli import main
@@ -204,3 +206,48 @@ def test_what_was_compiled_before_is_not_run(folder: Path) -> None:
     unload()
     assert run("analyze", "net.st3fx").exit_code == 0
     assert not (folder / "ran").exists()
+
+
+def test_weights_are_folded_without_the_class(folder: Path) -> None:
+    bundle = strange(folder)
+    args = ("fold", str(bundle), "--sparsity", "0.5")
+    assert run(*args, "-o", "without.safetensors").exit_code == 0
+    assert not (folder / "ran").exists()
+    model = st3fx.load_bundle(bundle, trust=True)
+    st3fx.Sparsifier(model).set_sparsity(0.5)
+    whole, found = st3fx.fold(model).state_dict(), load_file("without.safetensors")
+    assert whole.keys() == found.keys()
+    assert all(torch.equal(whole[key], value) for key, value in found.items())
+    assert int((found["head.weight"] == 0).sum()) > 4
+
+
+def test_an_onnx_file_that_lies_there_stands_for_the_model(folder: Path) -> None:
+    bundle = strange(folder)
+    bundle.rename(bundle.with_name("b.st3fx"))
+    args = ("theirs/b.st3fx", "--sparsity", "0.5")
+    trusted = run("analyze", *args, "--batch", "1", "--json", "--trust")
+    made = run("export", *args, "-o", "theirs/b.onnx")
+    assert made.exit_code == 0, made.output
+    forget(folder)
+    unload()
+    (folder / "ran").unlink()
+    counted = run("analyze", *args, "--batch", "1", "--json")
+    assert counted.exit_code == 0, counted.output
+    before, after = json.loads(trusted.stdout), json.loads(counted.stdout)
+    for key in ("dense_macs", "sparse_macs", "mac_bound", "inputs", "weight_sparsity"):
+        assert before[key] == after[key], key
+    assert after["model"] == str(folder / "theirs" / "b.onnx")
+    assert not (folder / "ran").exists()
+    # One with other zeros is not the bundle's.
+    assert run("analyze", "theirs/b.st3fx", "--sparsity", "0.7").exit_code == 2
+
+
+def test_a_report_shows_what_data_says(folder: Path) -> None:
+    strange(folder)
+    result = run("report", "theirs/b", "-o", "r.html", "--json")
+    assert result.exit_code == 0, result.output
+    assert not (folder / "ran").exists()
+    sections = json.loads(result.stdout)["sections"]
+    filled = [name for name, section in sections.items() if section["filled"]]
+    assert filled == ["zeros", "sites", "dataflow", "sizes", "reproduce"]
+    assert "give --trust" in sections["compute"]["missing"]
