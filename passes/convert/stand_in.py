@@ -91,8 +91,8 @@ def stand_in(
 def _parts(plan: SparsityPlan, state: Mapping[str, Tensor]) -> nn.Module:
     """A tree of modules with the entries of a state dict; those that are tied are one parameter."""
     root, sites = Part(), {home for site in plan.sites for home in homes(site)}
-    made: dict[int, nn.Parameter] = {}
-    tied = {id(state[home]) for home in sites if home in state}
+    made: dict[int, Tensor] = {}
+    sparse = {id(state[home]) for home in sites if home in state}
     for name, value in state.items():
         if is_state(name):
             continue
@@ -103,9 +103,11 @@ def _parts(plan: SparsityPlan, state: Mapping[str, Tensor]) -> nn.Module:
         for part in path:
             # Not by setattr: a module may have any name.
             module = module._modules.setdefault(part, Part())  # type: ignore[assignment]
-        if id(value) in tied:
-            own = made.setdefault(id(value), nn.Parameter(value.clone(), requires_grad=False))
+        own = made.setdefault(id(value), value.clone())
+        if id(value) in sparse:
+            if not isinstance(own, nn.Parameter):
+                own = made[id(value)] = nn.Parameter(own, requires_grad=False)
             module._parameters[last] = own
         else:
-            module._buffers[last] = value.clone()
+            module._buffers[last] = own
     return root
