@@ -41,6 +41,7 @@ struct Node {
 struct Call {
   std::vector<Value*> inputs;
   Value output;
+  Value* overwritten = nullptr;  ///< An input whose memory the output gets.
   int threads = 1;
 };
 
@@ -130,6 +131,11 @@ inline Status* call_input(const Call* call, size_t index, Value** value) {
 }
 inline Status* call_output(Call* call, size_t, const int64_t* sizes, size_t rank, Value** value) {
   call->output.shape.assign(sizes, sizes + rank);
+  if (call->overwritten) {
+    if (call->overwritten->shape != call->output.shape) return new Status{"not of one shape"};
+    *value = call->overwritten;
+    return nullptr;
+  }
   size_t count = 1;
   for (int64_t size : call->output.shape) count *= static_cast<size_t>(size);
   if (call->output.type == abi::kUint8)

@@ -260,11 +260,16 @@ int64_t outputs_along(const Node& node, int axis, int64_t size) {
 void add_residual(Generator& g, Case& c) {
   const size_t at = c.node.constants.size();
   c.node.constants.push_back(nullptr);
+  const int64_t rows = outputs_along(c.node, 0, c.x.shape[2]);
+  const int64_t columns = outputs_along(c.node, 1, c.x.shape[3]);
+  if (c.op == "SparseConv" || c.op == "DepthwiseConv") {
+    c.fed[at] = normal(g, {c.x.shape[0], c.bias.shape[0], rows, columns});
+    return;
+  }
   for (const char* name : {"sum_factor", "residual_factor"}) c.node.numbers[name] = 0.6F;
   c.node.numbers["offset"] = -20.5F;
   c.node.integers["sum_minimum"] = {pick(g, 0, 60)};
-  c.fed[at] = random_images(g, c.x.shape[0], c.outputs, outputs_along(c.node, 0, c.x.shape[2]),
-                            outputs_along(c.node, 1, c.x.shape[3]));
+  c.fed[at] = random_images(g, c.x.shape[0], c.outputs, rows, columns);
 }
 
 const abi::CustomOp* find(const std::string& name) {
@@ -301,8 +306,10 @@ std::vector<float> pixels(const Value& images, int64_t channels) {
 }
 
 /// What a kernel gives; with `refused`, only whether it does.
-std::vector<float> run(Case& c, void* kernel, int threads, bool* refused = nullptr) {
+std::vector<float> run(Case& c, void* kernel, int threads, bool* refused = nullptr,
+                       Value* overwritten = nullptr) {
   Call call;
+  call.overwritten = overwritten;
   call.inputs = c.node.constants;
   call.inputs[0] = &c.x;
   for (auto& [index, value] : c.fed)
@@ -314,9 +321,26 @@ std::vector<float> run(Case& c, void* kernel, int threads, bool* refused = nullp
   if (status && !refused) std::printf("%s\n", fake::as<fake::Status>(status)->message.c_str());
   delete fake::as<fake::Status>(status);
   if (refused) return {};
-  if (c.outputs) return pixels(call.output, c.outputs);
-  if (c.gives_bytes) return {call.output.bytes.begin(), call.output.bytes.end()};
-  return call.output.floats;
+  const Value& output = overwritten ? *overwritten : call.output;
+  if (c.outputs) return pixels(output, c.outputs);
+  if (c.gives_bytes) return {output.bytes.begin(), output.bytes.end()};
+  return output.floats;
+}
+
+/// Whether a kernel gives something else in the memory of the input that it may overwrite; `ran`
+/// says whether it has that input.
+bool differs_in_place(const Case& c, void* kernel, const std::vector<float>& expected, bool* ran) {
+  const abi::CustomOp* op = find(c.op);
+  *ran = false;
+  if (!op->get_may_inplace) return false;
+  int *inputs = nullptr, *outputs = nullptr;
+  const size_t number = op->get_may_inplace(&inputs, &outputs);
+  const auto at = static_cast<size_t>(number ? inputs[0] : -1);
+  op->release_may_inplace(inputs, outputs);
+  Case own = c;
+  if (number != 1 || (at && !own.fed.count(at))) return false;
+  *ran = true;
+  return run(own, kernel, 2, nullptr, at ? &own.fed.at(at) : &own.x) != expected;
 }
 
 double difference(const std::vector<float>& a, const std::vector<float>& b) {
@@ -492,6 +516,7 @@ int main(int count, char** arguments) {
                              "DequantizeImage", "QuantLayout"};
   constexpr int kProducts = 12, kOps = 20;
   int compared = 0, refused = 0, wrong = 0, damaged = 0;
+  std::map<std::string, int> in_place;
   for (int seed = 0; seed < cases; ++seed) {
     Generator g(static_cast<unsigned>(seed));
     Case c;
@@ -499,7 +524,8 @@ int main(int count, char** arguments) {
     const bool quantized = c.op.rfind("Quant", 0) == 0;
     if (seed % kOps >= kProducts) fill_simple(g, c);
     else quantized ? fill_quantized(g, c) : fill_case(g, c);
-    if ((c.op == "QuantConv" || c.op == "QuantDepthwiseConv") && pick(g, 0, 1)) add_residual(g, c);
+    const bool sums = c.op.find("Conv") != std::string::npos;
+    if (sums && pick(g, 0, 1)) add_residual(g, c);
     select("scalar");
     void* reference = create(c);
     const std::vector<float> expected = run(c, reference, 1);
@@ -511,6 +537,12 @@ int main(int count, char** arguments) {
       std::thread other([&] { results[0] = run(c, kernel, 3); });
       results[1] = run(c, kernel, 2);
       other.join();
+      bool ran = false;
+      if (differs_in_place(c, kernel, results[1], &ran)) {
+        ++wrong;
+        std::printf("seed %d, %s on %s differs in place\n", seed, c.op.c_str(), isa);
+      }
+      in_place[c.op] += ran;
       find(c.op)->destroy(kernel);
       for (const std::vector<float>& result : results) {
         ++compared;
@@ -534,6 +566,9 @@ int main(int count, char** arguments) {
   }
   std::printf("%d results compared, %d wrong; %d damaged weights, %d other damages refused\n",
               compared, wrong, refused, damaged);
+  for (const char* op : {"SparseConv", "DepthwiseConv", "QuantConv", "QuantDepthwiseConv",
+                         "QuantAdd", "QuantLookup"})
+    if (cases >= 200 && !in_place[op]) return std::printf("%s never ran in place\n", op), 1;
   const int forks = count > 3 ? std::atoi(arguments[3]) : 0;
   const int failed = forks ? failed_forks(forks) : 0;
   if (forks) std::printf("%d forks, %d children failed\n", forks, failed);

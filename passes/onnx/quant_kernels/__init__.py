@@ -2,7 +2,7 @@
 
 Start at ``lower``: the pass, and what a file goes through. ``qdq_form`` writes what other tools
 write as ``QuantizeLinear`` and ``DequantizeLinear`` around float operators, and ``qdq`` reads
-those. ``patterns`` says what stands before each ``QuantizeLinear`` (``quant_role``) or why it
+those; ``packed_ops`` has operators that hold their conversions. ``patterns`` says what stands before each ``QuantizeLinear`` (``quant_role``) or why it
 stays; ``layers`` has the layers with weights, ``cones`` what needs a look further up the graph:
 functions of one number, and moves of channels. ``choose_quant`` decides by the cost model,
 ``emit_quant`` writes the graph, ``quant_report`` says what was chosen. It imports what

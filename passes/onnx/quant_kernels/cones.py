@@ -7,6 +7,7 @@ Runtime computes them. Where it only moves numbers, numbered channels say where 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -28,13 +29,19 @@ ELEMENTWISE = (
 )  # fmt: skip
 """Operators that treat each number by itself, where their other inputs are single numbers."""
 
-MOVES = (
+_MOVES = (
     "Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
     "Unsqueeze",
 )  # fmt: skip
 """Operators that only move numbers."""
 
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
+
+IMAGE = 4
+"""Dimensions of images: a number of more would give the result more."""
+
+_LARGEST = 1 << 26
+"""Numbers of the images by which moves of pixels are followed."""
 
 _DEPTH = 64
 """Nodes that a cone may have."""
@@ -83,15 +90,14 @@ def cone(
             quantize = source[0].producer()
             assert quantize is not None
             nodes[quantize] = None
-            todo.append(quantize.inputs[0])  # type: ignore[arg-type]
+            todo += [v for v in quantize.inputs[:1] if v is not None]
         elif accepts(node):
             todo += [v for v in node.inputs if v is not None]
         else:
             return None
-    if not nodes:  # a constant
+    graph = next((node.graph for node in nodes), None)
+    if graph is None:  # a constant
         return None
-    graph = value.producer().graph  # type: ignore[union-attr]
-    assert graph is not None
     ordered = tuple(node for node in graph if node in nodes)
     unique = {(id(tensor), about): (tensor, about) for tensor, about in sources.values()}
     return Cone(tuple(unique.values()), ordered)
@@ -140,7 +146,9 @@ def _is_elementwise(node: ir.Node) -> bool:
     if node.op_type not in ELEMENTWISE or node.domain not in ("", "com.microsoft"):
         return False
     single = (constant(value) for value in node.inputs)
-    return all(array is None or array.size == 1 for array in single) and len(node.outputs) == 1
+    return len(node.outputs) == 1 and all(
+        array is None or (array.size == 1 and array.ndim <= IMAGE) for array in single
+    )
 
 
 def _is_function(tensor: ir.Value) -> bool:
@@ -247,7 +255,7 @@ def moved(quantize: ir.Node, after: Numbers) -> QuantRole | None:
 
 
 def _moves(node: ir.Node) -> bool:
-    return is_op(node, *MOVES) and not any(
+    return is_op(node, *_MOVES) and not any(
         value is not None and quantized(value) is None and value.dtype == ir.DataType.FLOAT
         and constant(value) is not None
         for value in node.inputs
@@ -273,33 +281,28 @@ def _places(
     value, size = quantize.inputs[0], (seen[0].height, seen[0].width)
     if not nodes or value is None or any((one.height, one.width) != size for one in seen):
         return None
-    if not all(_stays_inside(node, free=None in size) for node in nodes):
+    whole = all(_stays_inside(node, free=True) for node in nodes)
+    if not whole and (None in size or not all(_stays_inside(n, free=False) for n in nodes)):
         return None
-    height, width = (5 if side is None else side for side in size)
+    # What takes whole channels does so whatever the images are: small ones tell.
     batch = next(iter(found.sources[0][0].shape or (2,)))
     counts = [one.channels for one in seen]
-    shape = (batch if isinstance(batch, int) else 2, sum(counts), height, width)
-    results = []
-    for axes in ((1,), (0,), (2, 3)):
-        given = _counted(shape, axes)
-        parts = np.split(given, np.cumsum(counts)[:-1], axis=1)
-        result = _moved_numbers(found, nodes, parts, value)
-        if result is None or result.shape != (shape[0], channels, height, width):
-            return None
-        if 1 not in axes and (result != given[:, :1]).any():
-            return None
-        results.append(result)
-    went = results[0]
-    if (went != went[:1, :, :1, :1]).any():
+    height, width = (2 if side is None or whole else side for side in size)
+    number = batch if isinstance(batch, int) and not whole else 2
+    shape = (number, sum(counts), height, width)
+    if math.prod(shape) > _LARGEST:
         return None
-    return tuple(int(place) for place in went[0, :, 0, 0])
-
-
-def _counted(shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
-    """Numbers that say where on some axes they are."""
-    sizes = [shape[axis] if axis in axes else 1 for axis in range(len(shape))]
-    numbers_ = np.arange(np.prod(sizes), dtype=np.float32).reshape(sizes)
-    return np.broadcast_to(numbers_, shape)
+    given = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+    parts = np.split(given, np.cumsum(counts)[:-1], axis=1)
+    result = _moved_numbers(found, nodes, parts, value)
+    if result is None or result.shape != (number, channels, height, width):
+        return None
+    places = result[0, :, 0, 0] // (height * width)
+    if places.max(initial=0) >= sum(counts):  # of another image
+        return None
+    if any((result[:, at] != given[:, place]).any() for at, place in enumerate(places)):
+        return None
+    return tuple(map(int, places))
 
 
 def _stays_inside(node: ir.Node, *, free: bool) -> bool:

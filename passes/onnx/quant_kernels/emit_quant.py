@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from st3fx.passes.onnx.quant_kernels.layers import MOVES
+from st3fx.passes.onnx.quant_kernels.layers import REARRANGED
 from st3fx.passes.onnx.quant_kernels.qdq import Numbers, enters, numbers
 from st3fx.passes.onnx.quant_kernels.quant_role import Picture, QuantRole, Step, picture
 from st3fx.passes.onnx.sparse_kernels.role import Attributes
@@ -189,7 +189,7 @@ class QuantEmitter:
         Nodes that move what is quantized, for the product alone, move it as it was before.
         """
         back = value.producer()
-        if back is not None and is_op(back, *MOVES) and only_user(value) is not None:
+        if back is not None and is_op(back, *REARRANGED) and only_user(value) is not None:
             source = back.inputs[0]
             if source is not None and only_user(source) is back:
                 back.replace_input_with(0, self._unquantized(source))
@@ -272,18 +272,16 @@ def _is_sole(image: ir.Value, role: QuantRole) -> bool:
     return False
 
 
-def _sum(role: QuantRole, total: _Sum) -> dict[str, int | float]:
+def _sum(role: QuantRole, total: _Sum) -> Attributes:
     """The attributes of a sum in a convolution."""
     about = role.steps[-1].attributes
     names = ("a_factor", "b_factor")
     own, other = names if role.images[1] is total.residual else names[::-1]
-    found: dict[str, int | float] = {
-        "sum_factor": about[own], "residual_factor": about[other], "offset": about["offset"]  # type: ignore[dict-item]
+    renamed = {
+        own: "sum_factor", other: "residual_factor", "offset": "offset",
+        "minimum": "sum_minimum", "maximum": "sum_maximum",
     }  # fmt: skip
-    for name in ("minimum", "maximum"):
-        if name in about:
-            found[f"sum_{name}"] = about[name]  # type: ignore[assignment]
-    return found
+    return {renamed[name]: value for name, value in about.items()}
 
 
 def _runs_on_bytes(node: ir.Node) -> bool:

@@ -66,6 +66,12 @@ def convolution_refused(conv: ir.Node) -> QuantRefused:
     return _refused(conv, "its output is not quantized right behind it")
 
 
+def packed_refused(node: ir.Node, index: int) -> QuantRefused:
+    """A layer that holds its conversions and could not be written out."""
+    named = _named(node.inputs[index])
+    return QuantRefused(node, *named, f"{node.op_type} has scales or a weight that are computed")
+
+
 def convolution(
     quantize: ir.Node, conv: ir.Node, span: Range, after: Numbers | ChannelNumbers
 ) -> Found:
@@ -296,12 +302,12 @@ def _static(node: ir.Node, kernel: QuantWeight, real: Array | None, result: ir.V
 
 def _behind_moves(value: ir.Value | None) -> ir.Value | None:
     """The value of which another one has all numbers, in other places."""
-    while value is not None and (node := value.producer()) is not None and is_op(node, *MOVES):
+    while value is not None and (node := value.producer()) is not None and is_op(node, *REARRANGED):
         value = node.inputs[0]
     return value
 
 
-MOVES = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+REARRANGED = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators between a ``DequantizeLinear`` and a product that leave the numbers as they are."""
 
 

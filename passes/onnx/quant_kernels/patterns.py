@@ -13,6 +13,7 @@ from st3fx.passes.onnx.quant_kernels import layers
 from st3fx.passes.onnx.quant_kernels.cones import function, moved, requantized
 from st3fx.passes.onnx.quant_kernels.free_sizes import are_equal
 from st3fx.passes.onnx.quant_kernels.layers import Found
+from st3fx.passes.onnx.quant_kernels.packed_ops import MICROSOFT, PACKED_WEIGHT
 from st3fx.passes.onnx.quant_kernels.qdq import (
     Numbers,
     Range,
@@ -63,7 +64,12 @@ def role(node: ir.Node) -> Found:
 
 
 def unquantized(node: ir.Node) -> QuantRefused | None:
-    """A convolution of quantized numbers that no ``QuantizeLinear`` to bytes follows."""
+    """A layer of quantized numbers that has no form of ours.
+
+    A convolution that no ``QuantizeLinear`` to bytes follows, or what could not be written out.
+    """
+    if node.op_type in PACKED_WEIGHT and node.domain in ("", MICROSOFT):
+        return layers.packed_refused(node, PACKED_WEIGHT[node.op_type])
     if not is_op(node, "Conv") or not any(_is_back(value) for value in node.inputs[:2]):
         return None
     return layers.convolution_refused(node)
@@ -98,13 +104,12 @@ def addition(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbers) ->
 
     Where sizes are free, they must be the same whatever they are.
     """
-    pair = [quantized(value) for value in behind.inputs]
-    pictures = [picture(value) for value in behind.inputs]
-    if None in pair or None in pictures or pictures[0] != pictures[1] or pictures[0] is None:
+    pair = _quantized_images(behind)
+    if len(pair) != 2 or pair[0][2] != pair[1][2]:
         return None
     if not are_equal(*behind.inputs, axes=(0, 2, 3)):
         return None
-    (first, a), (second, b) = pair  # type: ignore[misc]
+    (first, a, given), (second, b, _) = pair
     factors = a.scale / after.scale, b.scale / after.scale
     if max(factors) > LARGEST_FACTOR:
         return None
@@ -113,7 +118,13 @@ def addition(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbers) ->
         "offset": after.zero - a.zero * factors[0] - b.zero * factors[1], **span.limits,
     }  # fmt: skip
     return _made(quantize, behind, operators.QUANT_ADD, (first, second), attributes, after,
-                 (pictures[0],) * 3)  # fmt: skip
+                 (given,) * 3)  # fmt: skip
+
+
+def _quantized_images(node: ir.Node) -> list[tuple[ir.Value, Numbers, Picture]]:
+    """The operands of a node that are quantized images: tensor, its numbers, its size."""
+    pairs = [(quantized(value), picture(value)) for value in node.inputs]
+    return [(*about, seen) for about, seen in pairs if about is not None and seen is not None]
 
 
 LARGEST_FACTOR = 2.0**11
@@ -124,14 +135,11 @@ _LEAST_FACTOR = 2.0**-100
 
 def multiplication(quantize: ir.Node, behind: ir.Node, span: Range, after: Numbers) -> Found:
     """``Mul`` of a quantized image by one value for each channel → ``QuantScale``."""
-    pair = [quantized(value) for value in behind.inputs]
-    pictures = [picture(value) for value in behind.inputs]
-    if None in pair or None in pictures or not are_equal(*behind.inputs, axes=(0,)):
+    pair = _quantized_images(behind)
+    if len(pair) != 2 or not are_equal(*behind.inputs, axes=(0,)):
         return None
-    for index in (0, 1):
-        (image, x), (scale, s) = pair[index], pair[1 - index]  # type: ignore[misc]
-        given, small = pictures[index], pictures[1 - index]
-        if given is None or small is None or (small.height, small.width) != (1, 1):
+    for (image, x, given), (scale, s, small) in (pair, pair[::-1]):
+        if (small.height, small.width) != (1, 1):
             continue
         if small.channels != given.channels or (given.height, given.width) == (1, 1):
             continue

@@ -3,7 +3,7 @@
 1. ``com.microsoft`` has the same two operators for 8 bits as ONNX.
 2. A weight that is stored as floats before a ``QuantizeLinear`` is quantized now (NNCF, SparseML).
 3. ``QLinearConv`` and its kind, and static ``ConvInteger`` and ``MatMulInteger`` with the sum, cast
-   and product behind them (SparseML), become float operators between Q and DQ.
+   and product behind them (SparseML), become float operators between Q and DQ (``packed_ops``).
 4. int8 activations become uint8: 128 is added to bytes and zero points. Where something else reads
    the bytes, or nothing here makes them, they stay, and what reads their numbers gets uint8 behind.
 5. Equal conversions of one tensor become one; Q behind DQ of the same scale and zero point goes.
@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from st3fx.passes.onnx.graph_pass import GraphPass
+from st3fx.passes.onnx.quant_kernels.packed_ops import MICROSOFT, unpack
 from st3fx.passes.onnx.quant_kernels.qdq import (
     ChannelNumbers,
     Numbers,
@@ -29,9 +30,8 @@ from st3fx.passes.onnx.quant_kernels.qdq import (
     quantized,
 )
 from st3fx.passes.onnx.quant_kernels.quant_role import picture
-from st3fx.passes.onnx.values import Array, constant, initializer, is_op, only_user
+from st3fx.passes.onnx.values import Array, constant, initializer, is_op
 
-_MICROSOFT = "com.microsoft"
 _BOTH = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -41,7 +41,7 @@ class QdqForm(GraphPass):
     def apply(self, model: ir.Model) -> bool:
         """Rewrite; ``changed`` has the names of what is another node now."""
         graph = model.graph
-        for rewrite in (_one_domain, _quantize_weights, _unpack, _unsigned, _pick, _join):
+        for rewrite in (_one_domain, _quantize_weights, unpack, _unsigned, _pick, _join):
             self.changed += rewrite(graph)
         if self.changed:
             common.RemoveUnusedNodesPass()(model)
@@ -51,10 +51,10 @@ class QdqForm(GraphPass):
 def _one_domain(graph: ir.Graph) -> list[str]:
     found = []
     for node in graph:
-        if node.domain != _MICROSOFT or node.op_type not in _BOTH:
+        if node.domain != MICROSOFT or node.op_type not in _BOTH:
             continue
-        types = {constant(v).dtype.itemsize for v in node.inputs[2:] if constant(v) is not None}  # type: ignore[union-attr]
-        if types <= {1}:
+        zeros = [array for value in node.inputs[2:] if (array := constant(value)) is not None]
+        if all(zero.dtype.itemsize == 1 for zero in zeros):
             node.domain = ""
             found.append(str(node.outputs[0].name))
     return found
@@ -81,10 +81,14 @@ def _quantize_weights(graph: ir.Graph) -> list[str]:
         shift = np.asarray(zero).reshape(shape if np.size(zero) > 1 else [1] * array.ndim)
         places = np.rint(array / scale.reshape(shape)) + shift.astype(np.float32)
         whole = np.clip(places, limits.min, limits.max).astype(zero.dtype)
-        name = str(node.inputs[0].name)  # type: ignore[union-attr]
+        name = _name(node.inputs[0])
         _replace(node, initializer(graph, f"{name}.quantized", whole))
         found.append(name)
     return found
+
+
+def _name(value: ir.Value | None) -> str:
+    return str(value.name if value is not None else "")
 
 
 def _no_zero_point(node: ir.Node) -> Array | None:
@@ -104,244 +108,6 @@ def _constant(value: ir.Value | None) -> Array | None:
 
 def _replace(node: ir.Node, value: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(node.outputs[0], value)
-
-
-class _Tape:
-    """New nodes before one that goes."""
-
-    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
-        self.graph, self.node = graph, node
-
-    def __call__(
-        self, op: str, inputs: Sequence[ir.Value | None], attributes: Any = (), name: str = ""
-    ) -> ir.Value:
-        kept = [item for item in attributes if item.name != "channels_last"]
-        made = ir.Node("", op, inputs, kept, num_outputs=1, name=name or None)
-        self.graph.insert_before(self.node, made)
-        return made.outputs[0]
-
-    def dequantized(self, *parts: ir.Value | None, axis: int | None = None) -> ir.Value:
-        """A float value of bytes with scale and zero point."""
-        about = [] if axis is None else [ir.AttrInt64("axis", axis)]
-        given = list(parts)
-        while given and given[-1] is None:
-            given.pop()
-        value = self("DequantizeLinear", given, about)
-        value.dtype = ir.DataType.FLOAT
-        return value
-
-    def quantized(self, value: ir.Value, scale: ir.Value | None, zero: ir.Value | None) -> None:
-        """Bytes in the place of what the node gave."""
-        old = self.node.outputs[0]
-        made = self("QuantizeLinear", [value, scale] if zero is None else [value, scale, zero])
-        made.shape, made.type, made.name = old.shape, old.type, old.name
-        ir.convenience.replace_all_uses_with(old, made, replace_graph_outputs=True)
-        old.name = f"{made.name}.was"
-        value.name = f"{made.name}.float"
-
-    def constant(self, name: str, array: Array) -> ir.Value:
-        """An initializer."""
-        return initializer(self.graph, name, array)
-
-
-def _at(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
-def _are_single(node: ir.Node, *indices: int) -> bool:
-    """Whether inputs are constants of one number, where they are there."""
-    arrays = [constant(node.inputs[index]) for index in indices if index < len(node.inputs)]
-    return all(array is not None and array.size == 1 for array in arrays)
-
-
-def _qlinear_conv(tape: _Tape, node: ir.Node) -> bool:
-    if not _are_single(node, 1, 2, 6, 7):
-        return False
-    x, w = tape.dequantized(*node.inputs[:3]), tape.dequantized(*node.inputs[3:6], axis=0)
-    inputs = [x, w]
-    if (whole := _at(node, 8)) is not None:
-        scales, array = (constant(node.inputs[index]) for index in (1, 4)), constant(whole)
-        x_scale, w_scale = scales
-        if x_scale is None or w_scale is None or array is None:
-            return False
-        scale = np.broadcast_to(x_scale.reshape(-1) * w_scale.reshape(-1), array.shape)
-        name = f"{whole.name}.scale"
-        inputs.append(tape.dequantized(whole, tape.constant(name, scale), axis=0))
-    tape.quantized(tape("Conv", inputs, node.attributes.values()), *node.inputs[6:8])
-    return True
-
-
-def _qlinear_matmul(tape: _Tape, node: ir.Node) -> bool:
-    array = constant(node.inputs[3])
-    if not _are_single(node, 1, 2, 6, 7) or array is None or array.ndim != 2:
-        return False
-    pair = [tape.dequantized(*node.inputs[:3]), tape.dequantized(*node.inputs[3:6], axis=1)]
-    tape.quantized(tape("MatMul", pair), *node.inputs[6:8])
-    return True
-
-
-def _qlinear_pair(op: str) -> Callable[[_Tape, ir.Node], bool]:
-    def rewrite(tape: _Tape, node: ir.Node) -> bool:
-        if not _are_single(node, 1, 4, 6):
-            return False
-        pair = [tape.dequantized(*node.inputs[:3]), tape.dequantized(*node.inputs[3:6])]
-        tape.quantized(tape(op, pair), _at(node, 6), _at(node, 7))
-        return True
-
-    return rewrite
-
-
-def _qlinear_one(op: str) -> Callable[[_Tape, ir.Node], bool]:
-    def rewrite(tape: _Tape, node: ir.Node) -> bool:
-        if node.attributes.get_int("channels_last", 0) or not _are_single(node, 1, 3):
-            return False
-        value = tape(op, [tape.dequantized(*node.inputs[:3])], node.attributes.values())
-        tape.quantized(value, _at(node, 3), _at(node, 4))
-        return True
-
-    return rewrite
-
-
-def _qlinear_concat(tape: _Tape, node: ir.Node) -> bool:
-    if not _are_single(node, 0, *range(3, len(node.inputs), 3)):
-        return False
-    values = [tape.dequantized(*node.inputs[i : i + 3]) for i in range(2, len(node.inputs), 3)]
-    tape.quantized(tape("Concat", values, node.attributes.values()), *node.inputs[:2])
-    return True
-
-
-def _integer(op: str) -> Callable[[_Tape, ir.Node], bool]:
-    """``ConvInteger`` or ``MatMulInteger``, ``Add`` of an int32 bias, ``Cast``, ``Mul`` by a scale.
-
-    The scale is that of input times weight: the weight's is what is left of it.
-    """
-
-    def rewrite(tape: _Tape, node: ir.Node) -> bool:
-        x, w = node.inputs[0], node.inputs[1]
-        maker = x.producer() if x is not None else None
-        if x is None or w is None or not is_op(maker, "QuantizeLinear") or constant(w) is None:
-            return False
-        last, offsets = only_user(node.outputs[0]), None
-        value = node.outputs[0]
-        if last is not None and is_op(last, "Add"):
-            offsets = constant(next((v for v in last.inputs if v is not value), None))
-            if offsets is None:
-                return False
-            value = last.outputs[0]
-            last = only_user(value)
-        if last is None or not is_op(last, "Cast"):
-            return False
-        value, scaling = last.outputs[0], only_user(last.outputs[0])
-        if scaling is None or not is_op(scaling, "Mul"):
-            return False
-        scale = constant(next((v for v in scaling.inputs if v is not value), None))
-        if scale is None or scale.dtype != np.float32:
-            return False
-        return _float_product(tape, node, op, scale, offsets, scaling)
-
-    return rewrite
-
-
-def _float_product(
-    tape: _Tape, node: ir.Node, op: str, scale: Array, offsets: Array | None, last: ir.Node
-) -> bool:
-    x, w = node.inputs[:2]
-    array, maker = constant(w), x.producer() if x is not None else None
-    axis, name = (0 if op == "Conv" else 1), str(w.name)  # type: ignore[union-attr]
-    about = numbers(maker)
-    if array is None or maker is None or about is None or array.ndim <= axis:
-        return False
-    size = array.shape[axis]
-    scales = _along(scale / np.float32(about.scale), op, size)
-    shifts = np.zeros(size, np.int32) if offsets is None else _along(offsets, op, size)
-    if scales is None or shifts is None:
-        return False
-    held = tape.constant(f"{name}.scale", scales)
-    zero = _at(node, 3)
-    inputs = [tape.dequantized(x, maker.inputs[1], _at(node, 2)),
-              tape.dequantized(w, held, _wide(tape, zero, size), axis=axis)]  # fmt: skip
-    units = tape.constant(f"{name}.units", (scales * np.float32(about.scale)).astype(np.float32))
-    whole = tape.constant(f"{name}.offsets", shifts.astype(np.int32))
-    bias = tape.dequantized(whole, units, axis=0)
-    if op == "Conv":
-        value = tape("Conv", [*inputs, bias], node.attributes.values())
-    else:
-        value = tape("Add", [tape("MatMul", inputs), bias])
-    old = last.outputs[0]
-    value.shape, value.dtype, value.name = old.shape, ir.DataType.FLOAT, old.name
-    ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
-    old.name = f"{value.name}.was"
-    return True
-
-
-def _along(array: Array, op: str, size: int) -> Array | None:
-    """A value for each output channel; ``None`` where it lies along another dimension."""
-    if array.size != 1:
-        place = -3 if op == "Conv" else -1
-        if array.size != size or array.ndim < -place or array.shape[place] != size:
-            return None
-    return np.ascontiguousarray(np.broadcast_to(array.reshape(-1), (size,)))
-
-
-def _wide(tape: _Tape, zero: ir.Value | None, size: int) -> ir.Value | None:
-    """A zero point for each channel, as its scale is."""
-    array = constant(zero)
-    if zero is None or array is None or array.size == size:
-        return zero
-    return tape.constant(f"{zero.name}.wide", np.full(size, array.reshape(-1)[0], array.dtype))
-
-
-_PACKED: dict[tuple[str, str], Callable[[_Tape, ir.Node], bool]] = {
-    ("", "QLinearConv"): _qlinear_conv,
-    ("", "QLinearMatMul"): _qlinear_matmul,
-    ("", "ConvInteger"): _integer("Conv"),
-    ("", "MatMulInteger"): _integer("MatMul"),
-    (_MICROSOFT, "QLinearConv"): _qlinear_conv,
-    (_MICROSOFT, "QLinearAdd"): _qlinear_pair("Add"),
-    (_MICROSOFT, "QLinearMul"): _qlinear_pair("Mul"),
-    (_MICROSOFT, "QLinearConcat"): _qlinear_concat,
-    (_MICROSOFT, "QLinearSigmoid"): _qlinear_one("Sigmoid"),
-    (_MICROSOFT, "QLinearLeakyRelu"): _qlinear_one("LeakyRelu"),
-    (_MICROSOFT, "QLinearGlobalAveragePool"): _qlinear_one("GlobalAveragePool"),
-    (_MICROSOFT, "QLinearAveragePool"): _qlinear_one("AveragePool"),
-}
-"""Domain and operator that holds its conversions -> what writes them out."""
-
-
-def _unpack(graph: ir.Graph) -> list[str]:
-    found = []
-    for node in list(graph):
-        rewrite = _PACKED.get((node.domain, node.op_type))
-        if rewrite is not None and rewrite(_Tape(graph, node), node):
-            found.append(str(node.name or node.outputs[0].name))
-            node.outputs[0].name = node.outputs[0].name or "was"
-    for node in list(graph):
-        if _bytes_alone(node):
-            _around(graph, node)
-            found.append(str(node.name or node.outputs[0].name))
-    return found
-
-
-_ON_BYTES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
-
-
-def _bytes_alone(node: ir.Node) -> bool:
-    """Whether an operator works on bytes without conversions around it."""
-    source = node.inputs[0] if node.inputs else None
-    maker = source.producer() if source is not None else None
-    made = is_op(maker, "QuantizeLinear") and numbers(maker) is not None
-    return made and is_op(node, *_ON_BYTES) and len(node.outputs) == 1
-
-
-def _around(graph: ir.Graph, node: ir.Node) -> None:
-    source = node.inputs[0]
-    assert source is not None
-    maker = source.producer()
-    assert maker is not None
-    tape = _Tape(graph, node)
-    value = tape(node.op_type, [tape.dequantized(source, *maker.inputs[1:]), *node.inputs[1:]],
-                 node.attributes.values())  # fmt: skip
-    tape.quantized(value, *(_at(maker, 1), _at(maker, 2)))
 
 
 def _unsigned(graph: ir.Graph) -> list[str]:
@@ -406,11 +172,10 @@ _PICKS = ("Identity", "MaxPool", "Relu", "Slice", "Split")
 def _pick(graph: ir.Graph) -> list[str]:
     found = []
     for node in list(graph):
-        source = quantized(node.inputs[0]) if is_op(node, *_PICKS) else None
-        if source is None or picture(node.inputs[0]) is None:
+        given = node.inputs[0] if is_op(node, *_PICKS) else None
+        maker = given.producer() if quantized(given) is not None and given is not None else None
+        if maker is None or picture(given) is None:
             continue
-        maker = node.inputs[0].producer()  # type: ignore[union-attr]
-        assert maker is not None
         for value in node.outputs:
             readers = [use for use in value.uses() if not is_op(use.node, "QuantizeLinear")]
             pairs = not value.name or not readers or value.is_graph_output()

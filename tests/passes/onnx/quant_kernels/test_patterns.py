@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ import onnx
 import pytest
 
 from st3fx.passes.onnx.plain_operators import plain_proto
-from tests.passes.onnx.quant_kernels.agreement import agree, lowered, run
+from st3fx.passes.onnx.quant_kernels.lower import lower_quantized
+from tests.passes.onnx.quant_kernels.agreement import OURS_WIN, agree, lowered, run
 from tests.passes.onnx.quant_kernels.nets import Net
 
 Build = Callable[[Net], str]
@@ -238,8 +240,46 @@ def dynamic(net: Net) -> str:
     return net.op("Add", net.op("Mul", net.op("Cast", sums, to=1), factor), net.floats(10))
 
 
+def _held_weight(net: Net, *, per_channel: bool = True) -> tuple[str, str, str]:
+    """int8 ``[21, 10]``, scale and zero point, as ``com.microsoft`` has them beside each other."""
+    size = 10 if per_channel else None
+    scale = np.asarray(net.generator.uniform(1e-3, 3e-3, size), np.float32)
+    zero = net.hold(np.zeros(scale.shape, np.int8))
+    return net.hold(net.integers(21, 10, axis=1, limit=SMALL)), net.hold(scale), zero
+
+
+MICROSOFT = "com.microsoft"
+
+
+def packed_gemm(net: Net) -> str:
+    bytes_, about = net.bytes("x")
+    weight = _held_weight(net)
+    offsets = net.hold(net.generator.integers(-900, 900, 10).astype(np.int32))
+    return net.op("QGemm", bytes_, *about, *weight, offsets, domain=MICROSOFT)
+
+
+def packed_product(net: Net) -> str:
+    bytes_, about = net.bytes("x")
+    weight, scale, zero = _held_weight(net)
+    given = (bytes_, weight, about[0], scale, about[1], zero, net.floats(10))
+    return net.op("MatMulIntegerToFloat", *given, domain=MICROSOFT)
+
+
+def packed_dynamic(net: Net) -> str:
+    return net.op("DynamicQuantizeMatMul", "x", *_held_weight(net), net.floats(10),
+                  domain=MICROSOFT)  # fmt: skip
+
+
+def packed_behind_dynamic(net: Net) -> str:
+    bytes_, x_scale, x_zero = net.ops(3, "DynamicQuantizeLinear", "x")
+    weight, scale, zero = _held_weight(net, per_channel=False)
+    given = (bytes_, weight, x_scale, scale, x_zero, zero)
+    return net.op("MatMulIntegerToFloat", *given, domain=MICROSOFT)
+
+
 @pytest.mark.parametrize(
-    "build", [flattened, gemm, gemm_upright, matmul, transposed, one_scale, dynamic],
+    "build", [flattened, gemm, gemm_upright, matmul, transposed, one_scale, dynamic, packed_gemm,
+              packed_product, packed_dynamic, packed_behind_dynamic],
     ids=lambda build: build.__name__,
 )  # fmt: skip
 def test_products_read_and_give_floats(build: Build) -> None:
@@ -253,6 +293,53 @@ def test_products_read_and_give_floats(build: Build) -> None:
     np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
     left = {node.op_type for node in result.model.graph.node}
     assert not left & {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+
+
+def test_a_product_that_gives_bytes_is_ours_between_floats() -> None:
+    net = Net("N", 21)
+    bytes_, about = net.bytes("x")
+    after = net.hold(np.float32(0.05)), net.hold(np.uint8(99))
+    whole = net.op("QGemm", bytes_, *about, *_held_weight(net), "", *after, domain=MICROSOFT)
+    model = net.model(net.op("DequantizeLinear", whole, *after))
+    found = agree(model, net.feeds(5))
+    assert found.report.operators == {"QuantLinear": 1}
+    assert np.abs(found.outputs[0] - found.plain[0]).max() < 0.051
+
+
+def test_packed_layers_that_stay_have_a_row() -> None:
+    net = Net("N", 21)
+    bytes_, x_scale, x_zero = net.ops(3, "DynamicQuantizeLinear", "x")
+    whole = net.op("QGemm", bytes_, x_scale, x_zero, *_held_weight(net), domain=MICROSOFT)
+    (row,) = lower_quantized(net.model(whole), OURS_WIN).report.rows
+    assert (row.op, row.shape, row.is_ours) == ("QGemm", (21, 10), False)
+    assert "computed" in row.reason
+
+
+def test_a_number_of_more_dimensions_is_in_no_table() -> None:
+    """It gives the result one more."""
+    for rank, tables in ((4, 1), (5, 0)):
+        net = Net(*IMAGES)
+        one = net.hold(np.full([1] * rank, 0.5, np.float32))
+        value = net.q(net.conv(net.q("x"), 8, 8))
+        found = agree(net.model(net.q(net.op("Add", value, one))), net.feeds())
+        assert found.report.operators.get("QuantLookup", 0) == tables
+        assert found.outputs[0].shape == found.plain[0].shape
+
+
+def test_moves_of_large_images_are_followed_on_small_ones() -> None:
+    """Concatenated, 0.5 GB of images in float32: to follow them takes no such memory."""
+    net = Net(1, 8, 2048, 2048)
+    values = [net.q(net.conv(net.q("x"), 16, 8)) for _ in range(2)]
+    model = net.model(net.q(net.op("Concat", *values, axis=1)))
+    lower_quantized(model, OURS_WIN)  # modules are loaded
+    tracemalloc.start()
+    try:
+        operators = lower_quantized(model, OURS_WIN).report.operators
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert operators["QuantChannels"] == 1
+    assert peak < 16 << 20
 
 
 def test_a_classifier_has_one_way_out_of_bytes() -> None:
