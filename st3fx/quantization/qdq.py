@@ -247,7 +247,7 @@ def _overrides(
 
 def _tensors_data(ranges: Ranges) -> Any:
     """The ranges as the quantizer takes them, which changes them."""
-    from onnxruntime.quantization import CalibrationMethod, TensorsData  # noqa: PLC0415
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData  # noqa: PLC0415
 
     pairs = {
         name: (
