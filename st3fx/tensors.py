@@ -27,10 +27,13 @@ def is_dense(tensor: Tensor) -> bool:
 
 def in_memory_order(tensor: Tensor) -> Tensor:
     """``tensor`` with its dimensions in the order of its memory: contiguous, if it is dense."""
-    if tensor.is_contiguous():
-        return tensor
-    strides = tensor.stride()
-    return tensor.permute(sorted(range(tensor.dim()), key=lambda dim: -strides[dim]))
+    return tensor if tensor.is_contiguous() else tensor.permute(memory_order(tensor))
+
+
+def memory_order(tensor: Tensor) -> list[int]:
+    """The dimensions of a tensor in the order of its memory."""
+    dims, strides = range(tensor.dim()), tensor.stride()
+    return list(dims) if tensor.is_contiguous() else sorted(dims, key=lambda dim: -strides[dim])
 
 
 def parts(tensor: Tensor) -> list[Tensor]:

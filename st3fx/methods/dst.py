@@ -88,7 +88,10 @@ def gradient(
 
 
 OPERATOR = ops.define(
-    "trained_threshold", f"int[] channel_dims, int groups, {SCHEMA}", Formula(formula), gradient
+    "trained_threshold",
+    f"int[] channel_dims, int groups, {SCHEMA}",
+    Formula(formula, own=2),
+    gradient,
 )
 
 

@@ -58,7 +58,10 @@ def gradient(
 
 
 OPERATOR = ops.define(
-    "power_threshold", f"float p, float pruned_gradient, {SCHEMA}", Formula(formula), gradient
+    "power_threshold",
+    f"float p, float pruned_gradient, {SCHEMA}",
+    Formula(formula, own=2),
+    gradient,
 )
 
 

@@ -19,6 +19,7 @@ from st3fx.modules.marks import (
     state_name,
 )
 from st3fx.sparsity.mask_bits import packed, unpacked
+from st3fx.sparsity.ties import is_split
 
 LOADING: list[bool] = []
 
@@ -117,11 +118,16 @@ def _take(
         name = state_name(parameter, "threshold")
         given, present = state.get(prefix + name), module.__dict__.get(name)
         if isinstance(given, Tensor) and present is not None:
-            if given.shape != present.shape:
+            if not present.dim() and given.shape == (3,):  # see st3fx.sparsity.ties
+                module.__dict__[name] = given.detach().to(present.device, torch.float64, copy=True)
+            elif not given.dim() and is_split(present):
+                module.__dict__[name] = given.detach().to(present.device, torch.float32, copy=True)
+            elif given.shape != present.shape:
                 raise StateError(
                     f"a threshold of shape {tuple(given.shape)} for one of {tuple(present.shape)}"
                 )
-            present.copy_(given)
+            else:
+                present.copy_(given)
         name = state_name(parameter, "mask")
         given = state.get(prefix + name)
         if isinstance(given, Tensor):

@@ -36,6 +36,7 @@ from st3fx.modules.marks import LEVEL, STEP, conversion_of, found_conversion, st
 from st3fx.sparsifier.attachment import Attachment
 from st3fx.sparsifier.bound import Bound, marks, part_sites
 from st3fx.sparsifier.thresholds import Thresholds, digests_of, is_plain, stamp
+from st3fx.sparsity import ties
 from st3fx.sparsity.formula import INACTIVE
 
 SLACK = 1e-6
@@ -322,12 +323,12 @@ class Run(Thresholds):
                 level = leader.level
                 dtype = site.sources()[0].dtype
                 own = None if level is None else method.level_of(site.site, level, dtype)
-                self._put(site, INACTIVE if own is None else own)
+                self.put(site, INACTIVE if own is None else own)
             return
         over, digest = self._over, [digests_of([("", own.sources())]) for own, _ in pairs]
         if digest == [digests_of([("", other.sources())]) for _, other in pairs]:
             for site, other in pairs:
-                self._put(site, other.tensors("threshold")[0])
+                self.put(site, other.tensors("threshold")[0])
             return
         share, pinned = _shares(method, pairs)
         self._set(method, share, [site for site, _ in pairs], pinned)
@@ -366,7 +367,8 @@ class Run(Thresholds):
         self._set(method, share, own, pinned=-1.0)
         self._over = over
         for site, value in zip(own, fixed, strict=True):
-            self._put(site, torch.minimum(value, site.tensors("threshold")[0]))
+            found = site.tensors("threshold")[0]
+            self.put(site, value if ties.level(value) <= ties.level(found) else found)
 
     def restore(self) -> None:
         """The thresholds of the last step again, after an evaluation of other weights."""
@@ -375,7 +377,7 @@ class Run(Thresholds):
             with torch.no_grad(), torch.inference_mode(False):
                 for item in self.bound_quietly():
                     if item.site.name in aside:
-                        self._put(item, aside[item.site.name])
+                        self.put(item, aside[item.site.name])
             self.stale = True  # until the next step, or until the weights are looked at
 
     def take_state(

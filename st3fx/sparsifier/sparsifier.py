@@ -23,7 +23,7 @@ from st3fx.plan.sites import SparsityPlan
 from st3fx.sparsifier.attachment import Attachment, Stillness
 from st3fx.sparsifier.bound import Bound, drop, marks
 from st3fx.sparsifier.run import SLACK, Run, run_of
-from st3fx.sparsity import cache
+from st3fx.sparsity import cache, ties
 from st3fx.sparsity.shards import Spread, fill, local, spread_of, whole
 from st3fx.whose import callers_level
 
@@ -209,7 +209,7 @@ class Sparsifier:
         elif isinstance(method, ScheduledMethod) and not run.frozen:
             every = conversion.update_every
             if run.steps % every == 0 or run.steps == total:
-                run.set(self._wanted(), bound)
+                run.set(self._wanted(), bound, wait=run.steps == total)
         self._refresh_effective(bound)
 
     def _wanted(self) -> float:
@@ -396,8 +396,10 @@ class Sparsifier:
         values = {}
         for item in self._fitting():
             threshold = whole(item.tensors("threshold")[0]).detach()
-            level = method.level(threshold) if isinstance(method, LearnedMethod) else threshold
-            values[item.site.name] = float(level.mean())
+            if isinstance(method, LearnedMethod):
+                values[item.site.name] = float(method.level(threshold).mean())
+            else:
+                values[item.site.name] = float(ties.level(threshold))
         return values
 
     def _fitting(self) -> list[Bound]:
@@ -458,8 +460,11 @@ class Sparsifier:
             )
         masks = state.get("masks", {})
         for item in bound:
-            for tensor in item.tensors("threshold"):
-                fill(tensor, thresholds[item.site.name])
+            if isinstance(self.method, ScheduledMethod):
+                self.run.put(item, thresholds[item.site.name])
+            else:
+                for tensor in item.tensors("threshold"):
+                    fill(tensor, thresholds[item.site.name])
             mask = masks.get(item.site.name, torch.empty(0, dtype=torch.bool))
             for module, parameter in item.places:
                 name = state_name(parameter, "mask")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from st3fx.errors import DriftWarning, EmptyLayerWarning, TraceWarning
+from st3fx.errors import DriftWarning, EmptyLayerWarning, StateError, TraceWarning
 from st3fx.methods.base import Method, ScheduledMethod
 from st3fx.modules.marks import conversion_of, state_name
 from st3fx.plan.sites import Site
@@ -22,7 +22,9 @@ from st3fx.sparsity.digest import Digest, digests
 from st3fx.sparsity.formula import INACTIVE
 from st3fx.sparsity.granularity import magnitudes
 from st3fx.sparsity.shards import masked
+from st3fx.sparsity.threshold.scan import NotFiniteError
 from st3fx.sparsity.threshold.search import GlobalThreshold
+from st3fx.sparsity.ties import is_split
 from st3fx.whose import callers_level
 
 _FEWEST_ZEROS = 0.05
@@ -128,11 +130,15 @@ class Thresholds:
     # --- setting them
 
     @staticmethod
-    def _put(item: Bound, value: Tensor | float) -> None:
+    def put(item: Bound, value: Tensor | float) -> None:
         """Give a site a threshold, in new tensors: a graph that is under way keeps the old ones."""
         for module, parameter in item.places:
             name = state_name(parameter, "threshold")
-            fresh = torch.empty_like(module.__dict__[name])
+            device = module.__dict__[name].device
+            if isinstance(value, Tensor) and is_split(value):
+                module.__dict__[name] = value.to(device, copy=True)
+                continue
+            fresh = torch.empty((), dtype=torch.float32, device=device)
             module.__dict__[name] = (
                 fresh.copy_(value) if isinstance(value, Tensor) else fresh.fill_(value)
             )
@@ -145,12 +151,19 @@ class Thresholds:
         root = self.root
         return None if root is None else conversion_of(root).total_steps
 
-    def set(self, sparsity: float, bound: list[Bound]) -> None:
-        """Set all thresholds for a sparsity over the present weights; 0 makes them inactive."""
+    def set(self, sparsity: float, bound: list[Bound], *, wait: bool = True) -> None:
+        """Set all thresholds for a sparsity over the present weights; 0 makes them inactive.
+
+        Args:
+            sparsity: Over all sites.
+            bound: The sites.
+            wait: Else a GPU is not waited for: ties that no search has met yet are split one
+                search later.
+        """
         method = self._method()
         assert isinstance(method, ScheduledMethod)
         self._aside = None
-        self._set(method, sparsity, bound)
+        self._set(method, sparsity, bound, wait=wait)
         self.sparsity = sparsity
         self._note(bound, digest=False)
 
@@ -217,9 +230,12 @@ class Thresholds:
         sparsity: float,
         bound: list[Bound],
         pinned: float | None = None,
+        *,
+        wait: bool = True,
     ) -> None:
         sites = [item.site for item in bound]
         scales = [method.scale(site) for site in sites]
+        ties: dict[int, Tensor] = {}
         self.level, self._over = None, frozenset(site.name for site in sites)
         if sparsity > (self._pinned(bound) if pinned is None else pinned):
             costs = [site.cost for site in sites] if method.budget == "macs" else None
@@ -228,13 +244,18 @@ class Thresholds:
             weights = [masked(weight, mask) if mask.numel() else weight for weight, mask in pairs]
             groupings = [method.granularity.grouping(site) for site in sites]
             share = method.share_of_groups(sparsity)
-            self.level = self._finder.find(weights, scales, share, costs, groupings)
+            try:
+                self.level = self._finder.find(weights, scales, share, costs, groupings, wait=wait)
+            except NotFiniteError as error:
+                raise StateError(_diverged(error, [site.name for site in sites])) from None
+            ties = self._finder.ties
             for index in self._finder.empty:
                 self._warn_of_empty(sites[index].name, sparsity)
-        for item in bound:
-            dtype = item.sources()[0].dtype
-            own = None if self.level is None else method.level_of(item.site, self.level, dtype)
-            self._put(item, INACTIVE if own is None else own)
+        for index, item in enumerate(bound):
+            dtype, own = item.sources()[0].dtype, ties.get(index)
+            if own is None and self.level is not None:
+                own = method.level_of(item.site, self.level, dtype)
+            self.put(item, INACTIVE if own is None else own)
 
     # --- what is said once
 
@@ -285,6 +306,15 @@ class Thresholds:
 
         if root is not None:
             bound_sites(root, self, quiet=True, report=report)
+
+
+def _diverged(error: NotFiniteError, names: list[str]) -> str:
+    """What is wrong, with the weight's name if it is known in this process."""
+    where = f" in {names[error.site]}" if error.site >= 0 else ""
+    return (
+        f"some weights are {error.what}{where}: the training has diverged, or the model came with "
+        "them; lower the learning rate, or look at the weights that were loaded"
+    )
 
 
 def digests_of(weights: list[tuple[str, list[Tensor]]]) -> dict[str, list[Digest]]:

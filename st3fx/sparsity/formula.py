@@ -15,6 +15,7 @@ from torch import Tensor
 
 from st3fx.plan.sites import Layout
 from st3fx.sparsity.granularity import magnitudes
+from st3fx.sparsity.ties import is_split, untied
 
 INACTIVE = -1.0
 """Value of a layer threshold before the first update: the effective weight is the latent one."""
@@ -150,7 +151,8 @@ class Formula:
       weight is denormal. A pruned weight is ``+0.0``, never ``-0.0``.
     * Equal inputs give equal bits, alone or among other sites. It draws no random numbers, and
       writes to ``out`` alone.
-    * The frozen mask is none of its business: it is put on afterwards.
+    * The frozen mask is none of its business: it is put on afterwards. Nor are ties: it is never
+      given a threshold that splits one (:mod:`st3fx.sparsity.ties`), nor is the gradient rule.
     * ``*constants`` are what the method's ``constants(site)`` gives, then the groups if there are
       any (:data:`st3fx.sparsity.granularity.SCHEMA`); the schema that the operator is defined with
       names them in that order, with ``SCHEMA`` at the end.
@@ -166,10 +168,12 @@ class Formula:
             into ``out``. Weight, threshold and ``out`` are in fp32 at least; ``smallest`` is the
             smallest active threshold.
         many: Does as many sites at once as it can, but for masks, and gives back the others.
+        own: How many of the constants are the method's own.
     """
 
     one: Callable[..., None]
     many: Callable[[Sequence[Job]], list[Job]] | None = None
+    own: int = 0
 
 
 class Inputs(NamedTuple):
@@ -189,6 +193,14 @@ class Inputs(NamedTuple):
     mask: Tensor
     constants: tuple[Any, ...]
 
+    def untied(self) -> Inputs:
+        """With a weight and a threshold of no dimensions, where this one splits a tie."""
+        if not is_split(self.threshold):
+            return self
+        grouping = self.constants[self.formula.own :]
+        weight, threshold = untied(self.weight, self.threshold, *grouping)
+        return self._replace(weight=weight, threshold=threshold)
+
     def evaluate(self, out: Tensor) -> None:
         """Write the effective weight into ``out``, of the weight's shape and dtype."""
         evaluate([Job(self, out)])
@@ -204,6 +216,7 @@ class Job(NamedTuple):
 @torch.no_grad()
 def evaluate(jobs: Sequence[Job]) -> None:
     """Compute the effective weights of sites; the same bits whether together or one by one."""
+    jobs = [Job(job.inputs.untied(), job.out) for job in jobs]
     for formula in dict.fromkeys(job.inputs.formula for job in jobs):
         own = [job for job in jobs if job.inputs.formula == formula]
         for job in own if formula.many is None else formula.many(own):

@@ -25,6 +25,7 @@ from torch.autograd.function import _SingleLevelFunction
 from st3fx.sparsity import cache
 from st3fx.sparsity.formula import Formula, Inputs
 from st3fx.sparsity.mask_bits import unpacked
+from st3fx.sparsity.ties import untied
 
 Gradient: TypeAlias = Callable[..., tuple[Tensor, Tensor | None]]
 """``gradient(grad, weight, threshold, *constants)``: with respect to weight and threshold."""
@@ -59,6 +60,8 @@ def define(
         gradient: ``None`` is straight through: ``∂L/∂w := ∂L/∂ŵ``, and nothing is saved.
     """
     full_name = f"st3fx::{name}"
+    if gradient is not None:
+        gradient = _of_untied(gradient, formula)
     arguments = ", ".join(filter(None, ("Tensor weight, Tensor threshold, Tensor mask", constants)))
     torch.library.define(full_name, f"({arguments}) -> Tensor")
     op: Op = getattr(torch.ops.st3fx, name).default
@@ -77,6 +80,18 @@ def define(
     torch.library.register_fake(full_name)(fake)
     torch.library.impl(full_name, "Autograd")(_autograd(op, formula, gradient))
     return Operator(op, formula, gradient)
+
+
+def _of_untied(gradient: Gradient, formula: Formula) -> Gradient:
+    """The rule for thresholds that split ties, too."""
+
+    def rule(
+        grad: Tensor, weight: Tensor, threshold: Tensor, *constants: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        weight, threshold = untied(weight, threshold, *constants[formula.own :])
+        return gradient(grad, weight, threshold, *constants)
+
+    return rule
 
 
 def _autograd(op: Op, formula: Formula, gradient: Gradient | None) -> Op:

@@ -86,6 +86,16 @@ def local_part(tensor: Tensor, weight: Tensor) -> Tensor:
     return tensor
 
 
+def starts(weight: Tensor) -> tuple[int, ...]:
+    """Where in the whole weight the part that is here begins, for each dimension."""
+    if not isinstance(weight, DTensor):
+        return (0,) * weight.dim()
+    _, found = compute_local_shape_and_global_offset(
+        weight.shape, weight.device_mesh, weight.placements
+    )
+    return tuple(found)
+
+
 def is_cut(weight: Tensor, dims: Sequence[int], size: int, view: int) -> bool:
     """Whether a group of weights lies in more than one process; the same answer in all of them.
 

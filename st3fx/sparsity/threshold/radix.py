@@ -127,15 +127,15 @@ def groups_of(sites: Sequence[ScoredSite]) -> list[Group]:
     return groups
 
 
-def select(groups: Sequence[Group], need: int) -> tuple[Tensor, Tensor]:
-    """The smallest score up to which all scores cost ``need``, as bits, and that cost.
+def select(groups: Sequence[Group], need: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The smallest score up to which all scores cost ``need``, as bits; that cost; its own cost.
 
     Args:
         groups: All sites, on one device.
         need: 1 or more.
 
     Returns:
-        0-dimensional int32 and int64 tensors on the device.
+        0-dimensional int32, int64 and int64 tensors on the device.
     """
     device = groups[0].table.device
     prefix = torch.zeros((), dtype=torch.int32, device=device)
@@ -149,7 +149,7 @@ def select(groups: Sequence[Group], need: int) -> tuple[Tensor, Tensor]:
         missing = missing - below
         upto = upto + below
         prefix = (prefix << width) | index.to(torch.int32)
-    return prefix, upto + counts[index]
+    return prefix, upto + counts[index], counts[index]
 
 
 def _count(groups: Sequence[Group], prefix: Tensor, above: int, shift: int, width: int) -> Tensor:
@@ -179,6 +179,11 @@ def next_score(groups: Sequence[Group], score: Tensor) -> Tensor:
 
 
 def quantile(groups: Sequence[Group], total: int, fraction: float) -> Tensor:
+    """The linear quantile of all scores, 0-dimensional fp32 on the device; see :func:`located`."""
+    return located(groups, total, fraction)[0]
+
+
+def located(groups: Sequence[Group], total: int, fraction: float) -> tuple[Tensor, Tensor, Tensor]:
     """The linear quantile of all scores; see :mod:`st3fx.sparsity.threshold.search`.
 
     Args:
@@ -187,14 +192,15 @@ def quantile(groups: Sequence[Group], total: int, fraction: float) -> Tensor:
         fraction: Above 0 and below 1.
 
     Returns:
-        0-dimensional fp32 tensor on the device.
+        The quantile, 0-dimensional fp32; how many scores there are up to the lower of the two that
+        it lies between, and how many are equal to that one, int64. All on the device.
     """
     index = (total - 1) * fraction
     rank = math.floor(index)
-    bits, upto = select(groups, rank + 1)
+    bits, upto, equal = select(groups, rank + 1)
     low = bits.view(torch.float32)
     if index == rank:
-        return low
+        return low, upto, equal
     above = next_score(groups, bits)
     high = torch.where(upto >= rank + 2, bits, above).view(torch.float32)
-    return low + (high - low) * (index - rank)
+    return low + (high - low) * (index - rank), upto, equal

@@ -180,6 +180,18 @@ class ScoredSite:
     spread: Spread
 
 
+class NotFiniteError(StateError):
+    """Weights are NaN, or too many of them infinite.
+
+    Attributes:
+        site: The position of a site that has such weights; -1 if it is not known here.
+    """
+
+    def __init__(self, what: str, site: int = -1) -> None:
+        super().__init__(f"some weights are {what}: the training has diverged")
+        self.what, self.site = what, site
+
+
 @dataclass(frozen=True)
 class Band:
     """Scores between two ends, in all processes.
@@ -190,6 +202,7 @@ class Band:
         scores: Sorted scores in it that are here, by the processes that hold the others.
         costs: Their cumulative costs.
         low_sites: Sites without a score above the band, by position, with their largest score here.
+        infinite: A site with an infinite score here; -1 if there is none.
     """
 
     below: int
@@ -197,6 +210,7 @@ class Band:
     scores: dict[Spread, Scores]
     costs: dict[Spread, NDArray[np.int64]]
     low_sites: dict[int, float]
+    infinite: int = -1
 
     def up_to(self, scores: Scores) -> NDArray[np.int64]:
         """Cost of the scores in the band up to each of some values."""
@@ -242,7 +256,7 @@ def count_band(sites: Sequence[ScoredSite], low: float, high: float, limit: int)
         limit: Scores to collect before only counting goes on.
 
     Raises:
-        StateError: If weights are NaN.
+        NotFiniteError: If weights are NaN.
     """
     counts = count([site.source for site in sites], low, high, limit)
     everything, owners = counts.collected()
@@ -255,11 +269,11 @@ def count_band(sites: Sequence[ScoredSite], low: float, high: float, limit: int)
     for spread in dict.fromkeys(spreads):
         indices = np.array([i for i, other in enumerate(spreads) if other == spread])
         own = counts.below[indices], counts.inside[indices]
-        invalid = int(np.isnan(counts.largest[indices]).sum())
-        here = [*own[0].tolist(), *own[1].tolist(), invalid]
-        *there, invalid_there = spread.reduce(here, dist.ReduceOp.SUM)
-        if invalid_there:
-            raise StateError("some weights are NaN: the training has diverged")
+        invalid = np.isnan(counts.largest[indices]).astype(int)
+        here = [*own[0].tolist(), *own[1].tolist(), *invalid.tolist()]
+        there = spread.reduce(here, dist.ReduceOp.SUM)
+        if any(there[2 * len(indices) :]):
+            raise NotFiniteError("NaN", int(indices[int(np.argmax(there[2 * len(indices) :]))]))
         for i, under, within in zip(indices.tolist(), there, there[len(indices) :], strict=False):
             below += int(under) * sites[i].cost
             inside += int(within) * sites[i].cost
@@ -267,7 +281,9 @@ def count_band(sites: Sequence[ScoredSite], low: float, high: float, limit: int)
                 low_sites[i] = float(counts.largest[i])
         mine = np.isin(owners, indices) if len(indices) < len(sites) else slice(None)
         scores[spread], cumulative[spread] = _sorted(everything[mine], prices[owners[mine]])
-    return Band(below, inside, scores, cumulative, low_sites)
+    infinite = np.flatnonzero(np.isinf(counts.largest))
+    first = int(infinite[0]) if len(infinite) else -1
+    return Band(below, inside, scores, cumulative, low_sites, first)
 
 
 def _sorted(scores: Scores, costs: NDArray[np.int64]) -> tuple[Scores, NDArray[np.int64]]:

@@ -4,7 +4,8 @@
 ``idx = (N−1)·s``, ``T = v[⌊idx⌋] + (v[⌈idx⌉] − v[⌊idx⌋])·(idx − ⌊idx⌋)`` with ``v`` the sorted
 scores. With costs (multiplications for each weight of a site), ``T`` is the smallest score up to
 which the scores cost a share ``s`` or more of all. So it is with groups of weights, too, each of
-which has one score and costs as many weights as it has.
+which has one score and costs as many weights as it has. Where so many scores are equal to ``T``
+that it misses the share by more than one weight or group, ``ties`` splits them.
 
 One pass counts the scores below a narrow band around the value that is expected, and collects those
 in it; where the rank falls outside, the band moves and widens. The band comes from the last result
@@ -29,7 +30,16 @@ from st3fx.sparsity import gpu
 from st3fx.sparsity.granularity import Grouping, scores
 from st3fx.sparsity.shards import is_cut, local, spread_of
 from st3fx.sparsity.threshold import scan
-from st3fx.sparsity.threshold.scan import NONE, Band, ScoredSite, Source, count_band, smallest_above
+from st3fx.sparsity.threshold.scan import (
+    NONE,
+    Band,
+    NotFiniteError,
+    ScoredSite,
+    Source,
+    count_band,
+    smallest_above,
+)
+from st3fx.sparsity.threshold.ties import Layer, split
 from st3fx.tensors import in_memory_order
 
 SAMPLE = 1 << 16
@@ -113,6 +123,36 @@ MARGIN = 0.002
 """Half the band's width, as a share of all scores."""
 
 
+class Noted:
+    """How many scores of the last search on a GPU were equal: copied without being waited for."""
+
+    def __init__(self) -> None:
+        self._need = 0
+        self._host: Tensor | None = None  # pinned memory for two numbers
+        self._event: torch.cuda.Event | None = None
+
+    def take(self, found: Tensor, need: int) -> None:
+        """The cost up to the threshold and of what is equal to it, on the device; and its need."""
+        self._need = need
+        if found.device.type != "cuda":  # where the kernels are interpreted
+            self._host = found
+            return
+        if self._host is None:
+            self._host = torch.empty(2, dtype=torch.int64, pin_memory=True)
+        self._host.copy_(found, non_blocking=True)
+        self._event = torch.cuda.Event()
+        self._event.record(torch.cuda.current_stream(found.device))
+
+    def is_tied(self, layers: Sequence[Layer]) -> bool:
+        """Whether equal scores missed the last need, or there was no search yet."""
+        if self._host is None:
+            return True
+        if self._event is not None:
+            self._event.synchronize()  # of the step before: it has passed
+        upto, equal = self._host.tolist()
+        return _misses(layers, upto - self._need, equal)
+
+
 class GlobalThreshold:
     """Finds the threshold again and again, faster where the last one is near."""
 
@@ -123,6 +163,9 @@ class GlobalThreshold:
         self.empty: list[int] = []
         """Sites none of whose scores is above the last threshold, by their position. On a GPU
         nothing is said of that: it would have to be waited for. Of N of M none is ever empty."""
+        self.ties: dict[int, Tensor] = {}
+        """Thresholds of sites with scores equal to ``T``, by position, where these were split."""
+        self._noted = Noted()
 
     def find(
         self,
@@ -131,8 +174,10 @@ class GlobalThreshold:
         sparsity: float,
         costs: Sequence[int] | None = None,
         groupings: Sequence[Grouping | None] = (),
+        *,
+        wait: bool = True,
     ) -> Tensor:
-        """``T`` for a sparsity, and which sites it empties.
+        """``T`` for a sparsity, which sites it empties, and :attr:`ties`.
 
         Args:
             weights: The sites' weights, any shapes; DTensors are counted shard by shard.
@@ -140,17 +185,19 @@ class GlobalThreshold:
             sparsity: Above 0; of the weights that can go, so that 1 is possible for N of M.
             costs: What each weight of a site costs; ``None`` counts weights.
             groupings: The groups of each site; none where weights go one by one.
+            wait: Else, on a GPU, equal scores are split from the search after the one that first
+                meets them: nothing waits for the device. Elsewhere it changes nothing.
 
         Returns:
             0-dimensional fp32 tensor on the first weight's device; layer ``l`` has ``T·σ_l``. The
             same in all processes.
 
         Raises:
-            StateError: If weights are NaN or too many infinite (not noticed on a GPU), there are
-                none, or they are sharded across groups.
+            StateError: If weights are NaN or too many infinite (not noticed on a GPU; there is
+                :class:`NotFiniteError` for these), there are none, or groups are sharded.
         """
         plain = costs is None and not any(groupings)
-        owners, sites = [], []
+        owners, sites, layers = [], [], []
         for owner, (weight, scale, cost) in enumerate(
             zip(weights, scales, costs or [1] * len(scales), strict=True)
         ):
@@ -158,55 +205,110 @@ class GlobalThreshold:
             own = _scored(weight, scale, cost, grouping)
             sites += own
             owners += [owner] * len(own)
+            group = max((site.cost for site in own), default=cost) // cost
+            layers.append(Layer(weight, scale, cost, grouping, group))
         total = sum(site.numel * site.cost for site in sites)
         if total == 0:
             raise StateError("no weight to find a threshold over")
-        need = max(1, math.ceil(total * sparsity))
+        self.ties = {}
+        index = (total - 1) * sparsity
+        need = math.floor(index) + 1 if plain else max(1, math.ceil(total * sparsity))
         if _fits_gpu(sites):
-            from st3fx.sparsity.threshold import radix  # noqa: PLC0415 (Triton is not everywhere)
-
-            groups = radix.groups_of(sites)
-            if plain:
-                return radix.quantile(groups, total, sparsity)
-            return radix.select(groups, need)[0].view(torch.float32)
-        if plain:
-            result, low_sites = self._quantile(sites, (total - 1) * sparsity, total)
-        else:
-            score, _, band = self._select(sites, need, total)
-            result, low_sites = torch.tensor(score, dtype=torch.float32), band.low_sites
+            return self._on_gpu(sites, layers, (total, sparsity, need), plain=plain, wait=wait)
+        result, upto, equal, band = self._host(sites, owners, (total, index, need), plain=plain)
         level = result.item()
-        if not math.isfinite(level):
-            self._last = None
-            raise StateError("some weights are infinite: the training has diverged")
         gone = {
             i
-            for i, largest in low_sites.items()
+            for i, largest in band.low_sites.items()
             if sites[i].spread.reduce([largest], dist.ReduceOp.MAX)[0] <= level
         }
         left = {owner for i, owner in enumerate(owners) if i not in gone}
         kept = {i for i, grouping in enumerate(groupings) if grouping and grouping.kept}
+        if level > 0 and _misses(layers, upto - need, equal):
+            found = split(layers, level, need)
+            self.ties = {i: site.threshold for i, site in found.items()}
+            left |= {i for i, site in found.items() if not site.is_empty}
         self.empty = sorted(set(owners) - left - kept)
         return result.to(weights[0].device)
 
+    def _host(
+        self,
+        sites: Sequence[ScoredSite],
+        owners: Sequence[int],
+        aim: tuple[int, float, int],
+        *,
+        plain: bool,
+    ) -> tuple[Tensor, int, int, Band]:
+        """``T``, the cost of all scores up to it, of those equal to it, and its band."""
+        total, index, need = aim
+        try:
+            if plain:
+                found = self._quantile(sites, index, total)
+            else:
+                score, upto, equal, band = self._select(sites, need, total)
+                found = torch.tensor(score, dtype=torch.float32), upto, equal, band
+            if not math.isfinite(found[0].item()):
+                raise NotFiniteError("infinite", found[3].infinite)
+        except NotFiniteError as error:
+            self._last = None
+            raise NotFiniteError(
+                error.what, owners[error.site] if error.site >= 0 else -1
+            ) from None
+        return found
+
+    def _on_gpu(
+        self,
+        sites: Sequence[ScoredSite],
+        layers: Sequence[Layer],
+        aim: tuple[int, float, int],
+        *,
+        plain: bool,
+        wait: bool,
+    ) -> Tensor:
+        """``T``, on the device; what is equal to it is looked at later, unless one may wait."""
+        from st3fx.sparsity.threshold import radix  # noqa: PLC0415 (Triton is not everywhere)
+
+        groups, (total, sparsity, need) = radix.groups_of(sites), aim
+        if plain:
+            result, *costs = radix.located(groups, total, sparsity)
+        else:
+            bits, *costs = radix.select(groups, need)
+            result = bits.view(torch.float32)
+        # Before it is overwritten; the first search after a start does wait.
+        look = self._noted.is_tied(layers) or wait
+        found = torch.stack(costs)
+        self._noted.take(found, need)
+        if look:
+            upto, equal = found.tolist()
+            level = result.item()
+            if level > 0 and _misses(layers, upto - need, equal):
+                self.ties = {i: s.threshold for i, s in split(layers, level, need).items()}
+        return result
+
     def _quantile(
         self, sites: Sequence[ScoredSite], index: float, total: int
-    ) -> tuple[Tensor, dict[int, float]]:
-        """Linear between the order statistics next to ``index``; and :attr:`Band.low_sites`."""
+    ) -> tuple[Tensor, int, int, Band]:
+        """Linear between the order statistics next to ``index``; else as :meth:`_select`."""
         rank = math.floor(index)
-        score, upto, band = self._select(sites, rank + 1, total)
+        score, upto, equal, band = self._select(sites, rank + 1, total)
         low = torch.tensor(score, dtype=torch.float32)
         if index == rank:
-            return low, band.low_sites
+            return low, upto, equal, band
         above = score if upto >= rank + 2 else band.above(score)
         if above == math.inf:
             above = min(_above(site, score) for site in sites)
         high = torch.tensor(above, dtype=torch.float32)
-        return low + (high - low) * (index - rank), band.low_sites
+        result = low + (high - low) * (index - rank)
+        if result == high and high > low:  # rounded: it is the next score
+            inside = band.up_to(np.array([score, above], np.float32))
+            equal = int(inside[1] - inside[0]) or count_band(sites, above, above, 0).inside
+            upto += equal
+        return result, upto, equal, band
 
     def _select(
         self, sites: Sequence[ScoredSite], need: int, total: int
-    ) -> tuple[float, int, Band]:
-        """The smallest score up to which all scores cost ``need``, that cost, and its band."""
+    ) -> tuple[float, int, int, Band]:
+        """The smallest score up to which all scores cost ``need``, that cost, its own, its band."""
         limit = max(4 * SAMPLE, int(12 * MARGIN * total))
         bracket = Bracket(self._guesses(sites, need, total))
         while True:
@@ -222,12 +324,13 @@ class GlobalThreshold:
             else:
                 break
         if low == high:
-            score, inside = low, band.inside
+            score, under, inside = low, 0, band.inside
         else:
             score = band.search(need - band.below, low, high)
-            inside = int(band.up_to(np.array([score], np.float32))[0])
+            ends = np.array([scan.before(score), score], np.float32)
+            under, inside = band.up_to(ends).tolist()
         self._last = (score, need, band.inside / max(high - low, scan.TINY))
-        return score, band.below + inside, band
+        return score, band.below + inside, inside - under, band
 
     def _guesses(
         self, sites: Sequence[ScoredSite], need: int, total: int
@@ -259,6 +362,20 @@ def _scored(weight: Tensor, scale: float, cost: int, grouping: Grouping | None) 
         ScoredSite(Source(values, scale), groups, cost * gone, spread)
         for values, groups, gone in scores(local(weight), weight.shape, grouping)
     ]
+
+
+def _misses(layers: Sequence[Layer], over: int, equal: int) -> bool:
+    """Whether a threshold misses its need by more than one weight or group that costs most.
+
+    Args:
+        layers: The sites.
+        over: Cost of the scores up to it, less the need.
+        equal: Cost of those equal to it. With a scale, or in double precision, they may be on
+            either side of their layer's threshold.
+    """
+    one = max(layer.cost * layer.group for layer in layers)
+    rounded = any(layer.scale != 1.0 or layer.weight.dtype == torch.float64 for layer in layers)
+    return over > one or (rounded and equal > 2 * one)
 
 
 def _fits_gpu(sites: Sequence[ScoredSite]) -> bool:

@@ -79,12 +79,12 @@ def test_costs_weigh_the_scores() -> None:
     group = alone(tensors, scales, costs)
     total = sum(t.numel() * cost for t, cost in zip(tensors, costs, strict=True))
     for share in (0.1, 0.5, 0.95):
-        bits, upto = select([group], max(1, int(total * share)))
+        bits, upto, equal = select([group], max(1, int(total * share)))
         score = bits.view(torch.float32).item()
         below = sum(int((t.abs() < score).sum()) * c for t, c in zip(tensors, costs, strict=True))
         here = sum(int((t.abs() <= score).sum()) * c for t, c in zip(tensors, costs, strict=True))
         assert below < int(total * share) <= here
-        assert upto.item() == here
+        assert (upto.item(), equal.item()) == (here, here - below)
         expected = GlobalThreshold().find(tensors, scales, int(total * share) / total, costs)
         assert score == expected.item()
 

@@ -1,0 +1,212 @@
+"""Thresholds of single sites where many scores are equal to the global threshold.
+
+The global threshold ``T`` is a score, and ``need`` what all that goes should cost. Of the scores
+equal to ``T`` each site gives the same share, rounded to whole weights (groups) with what rounding
+leaves carried to the next site; which of a site's go is the rule of
+:mod:`st3fx.sparsity.ties`. A site with a few of them gives all or none, and keeps one number as its
+threshold: ties by chance, as any large model has, change no shape. Sites come in the order of what
+their equal ones cost, the last being the one with most of them, and sites alike in the plan's
+order. Sharded weights are counted where they are.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from st3fx.sparsity.granularity import Grouping, magnitudes
+from st3fx.sparsity.shards import Spread, local, local_part, spread_of, starts
+from st3fx.sparsity.threshold.scan import BLOCK, Source
+from st3fx.sparsity.ties import key_of, keys
+from st3fx.tensors import memory_order
+
+_FEW = 16
+"""Groups up to which a site gives all of them or none."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A site as the search sees it; see :meth:`GlobalThreshold.find`."""
+
+    weight: Tensor
+    scale: float
+    cost: int
+    grouping: Grouping | None
+    group: int
+    """Weights that go together, at most."""
+
+
+@dataclass(frozen=True)
+class _Tied:
+    """A site's magnitudes around ``T``, in all processes.
+
+    Attributes:
+        layer: The site.
+        spread: Who has parts of it.
+        lower: Weights with a lower score.
+        count: Weights with this score.
+        largest_lower: The largest magnitude of a lower score; 0 if there is none.
+        first: The smallest magnitude of the score ``T``,
+        last: and the largest: with a scale, or in double precision, a score is of several.
+    """
+
+    layer: Layer
+    spread: Spread
+    lower: int
+    count: int
+    largest_lower: float
+    first: float
+    last: float
+
+
+class Split(NamedTuple):
+    """A site with scores equal to ``T``.
+
+    Attributes:
+        threshold: Of no dimensions, or as :func:`st3fx.sparsity.ties.is_split` says.
+        is_empty: Whether no weight of the site is left.
+    """
+
+    threshold: Tensor
+    is_empty: bool
+
+
+def split(layers: Sequence[Layer], level: float, need: int) -> dict[int, Split]:
+    """The thresholds of sites that have scores equal to ``T``, by their position.
+
+    Args:
+        layers: All sites.
+        level: ``T``, above 0.
+        need: What the weights that go should cost together.
+
+    """
+    sites = [_tied(layer, level) for layer in layers]
+    left = need - sum(site.lower * site.layer.cost for site in sites)
+    tied = sum(site.count * site.layer.cost for site in sites)
+    order = [index for index, site in enumerate(sites) if site.count]
+    order.sort(key=lambda index: sites[index].count * sites[index].layer.cost)
+    found = {}
+    for index in order:
+        site = sites[index]
+        going, bound = _share(site, level, left, tied, is_last=index == order[-1])
+        left -= going * site.layer.cost
+        tied -= site.count * site.layer.cost
+        is_empty = site.lower + going == site.layer.weight.numel()
+        found[index] = Split(_threshold(site, going, bound), is_empty)
+    return found
+
+
+def _pieces(layer: Layer) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Magnitudes that are here and their scores, as vectors, and where in memory each begins.
+
+    Those of groups are one piece, in row-major order.
+    """
+    part = local(layer.weight.detach())
+    dtype = torch.promote_types(part.dtype, torch.float32)
+    if layer.grouping is not None:
+        found = magnitudes(part.to(dtype), *layer.grouping).reshape(-1)
+        yield 0, found, found.float() / layer.scale
+        return
+    source = Source(part, layer.scale)
+    for index, block in enumerate(source.flat().split(BLOCK)):
+        yield index * BLOCK, block.abs().to(dtype), source.scores(block)
+
+
+def _tied(layer: Layer, level: float) -> _Tied:
+    spread, lower, count = spread_of(layer.weight), 0, 0
+    largest_lower, first, last = 0.0, float("inf"), 0.0
+    for _, found, scores in _pieces(layer):
+        here, under = found[scores == level], found[scores < level]
+        count, lower = count + len(here), lower + len(under)
+        if len(here):
+            first, last = min(first, float(here.min())), max(last, float(here.max()))
+        if len(under):
+            largest_lower = max(largest_lower, float(under.max()))
+    lower, count = (int(n) for n in spread.reduce([lower, count], dist.ReduceOp.SUM))
+    (first,) = spread.reduce([first], dist.ReduceOp.MIN)
+    last, largest_lower = spread.reduce([last, largest_lower], dist.ReduceOp.MAX)
+    return _Tied(layer, spread, lower, count, largest_lower, first, last)
+
+
+def _keys(layer: Layer, level: float) -> NDArray[np.int64]:
+    """The sorted keys of the weights here whose score is ``T``."""
+    part = local(layer.weight.detach())
+    found = [start + (scores == level).nonzero()[:, 0] for start, _, scores in _pieces(layer)]
+    places = torch.cat(found) if found else part.new_empty(0, dtype=torch.int64)
+    shape = tuple(layer.weight.shape)
+    if layer.grouping is not None:
+        own = local_part(keys(shape, tuple(layer.grouping), part.device), layer.weight)
+        return np.sort(own.reshape(-1)[places].cpu().numpy())
+    # From memory order to row-major order of the whole weight.
+    strides = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
+    begins = starts(layer.weight)
+    whole = torch.full_like(places, sum(map(operator.mul, begins, strides)))
+    for dim in reversed(memory_order(part)):
+        whole += places % part.shape[dim] * strides[dim]
+        places = places // part.shape[dim]
+    return np.sort(key_of(whole).cpu().numpy())
+
+
+def _share(site: _Tied, level: float, left: int, tied: int, *, is_last: bool) -> tuple[int, int]:
+    """How many tied weights of a site go, and the key below which they do (0: all, or none).
+
+    Args:
+        site: The site.
+        level: ``T``.
+        left: What those that are left to go cost.
+        tied: What all tied ones of this site and those after it cost.
+        is_last: Whether no site with tied ones follows.
+    """
+    cost, count, group = site.layer.cost, site.count, site.layer.group
+    wanted = max(0, min(count, -(-left // cost) if is_last else round(left * count / tied)))
+    if not is_last and count <= _FEW * group:
+        return (count if 2 * left >= tied else 0), 0  # what this is off fits into the last site
+    if wanted == 0 or (is_last and count * cost - left <= group * cost):
+        return (0 if wanted == 0 else count), 0
+    own = _keys(site.layer, level)
+    bound = _smallest_bound(own, wanted, site.spread)
+    (going,) = site.spread.reduce([int(np.searchsorted(own, bound))], dist.ReduceOp.SUM)
+    return int(going), bound
+
+
+def _smallest_bound(own: NDArray[np.int64], need: int, spread: Spread) -> int:
+    """The smallest bound below which there are ``need`` keys in all processes.
+
+    Args:
+        own: Sorted keys that are here.
+        need: 1 or more, at most as many as there are.
+        spread: Who has the others.
+    """
+    first, last = 1, 2**32  # bounds
+    while first < last:
+        edges = np.unique(np.linspace(first, last, 257)[:-1].astype(np.int64))
+        counts = spread.reduce(np.searchsorted(own, edges).tolist(), dist.ReduceOp.SUM)
+        enough = np.array(counts) >= need
+        index = int(np.argmax(enough)) if enough.any() else len(edges)
+        last = int(edges[index]) if index < len(edges) else last
+        first = int(edges[index - 1]) + 1 if index else last
+    return last
+
+
+def _threshold(site: _Tied, going: int, bound: int) -> Tensor:
+    """A site's threshold below which its lower weights lie and ``going`` of its tied ones."""
+    weight = site.layer.weight
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    below = site.first * (1 - torch.finfo(weight.dtype).eps)
+    under = float(torch.tensor(max(site.largest_lower, below), dtype=dtype))
+    level = site.last if going == site.count else under
+    single = torch.tensor(level, dtype=torch.float32, device=weight.device)
+    if going in (0, site.count) and float(single) == level:
+        return single
+    # In double precision no float32 may lie between two neighbours: a tie of none.
+    values = (under, site.last, bound) if 0 < going < site.count else (level, level, 0)
+    return torch.tensor(values, dtype=torch.float64, device=weight.device)
