@@ -72,6 +72,7 @@ CHANGE_THE_PARAMETER = (
     "torch.nn.utils.parametrizations",
     "torch.nn.utils.weight_norm",
     "torch.nn.utils.spectral_norm",
+    "torchao.",  # integers in its place
 )
 
 """Modules that put something else in the place of a parameter, computed from it."""

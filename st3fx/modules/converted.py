@@ -146,8 +146,8 @@ def _init(base: type[nn.Module]) -> Callable[..., None]:
 
 def _apply(base: type[nn.Module]) -> Callable[..., Any]:
     @functools.wraps(base._apply)
-    def apply(self: Any, fn: Any, recurse: bool = True) -> Any:
-        base._apply(self, fn, recurse)
+    def apply(self: Any, fn: Any, *recurse: bool, **named: bool) -> Any:
+        base._apply(self, fn, *recurse, **named)  # a user's own may know of no further argument
         for parameter, sparse in self.__dict__.get(SITES, {}).items():
             move_state(self, parameter, sparse)
         return self

@@ -241,7 +241,7 @@ def test_a_converted_part_of_a_module(tmp_path: Path) -> None:
 
 
 def test_an_example_is_asked_for(tmp_path: Path) -> None:
-    module = make()
+    module: Any = make()
     module.example_input_array = None
     with pytest.raises(InputError, match="Net has no example_input_array"):
         make_trainer(tmp_path, SparseCallback()).fit(module, loader())
