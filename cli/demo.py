@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("-o", "--output-dir", type=FOLDER, metavar="DIR", default="st3fx-demo",
               show_default=True, help="Where everything is written.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", default=0,
-              show_default=True, help="For weights, shuffling and inputs.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N",
+              help="For weights, shuffling and inputs.  [default: 0, or the demo's]")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with a demo that was stopped.")
 @force_option("a demo that is already there")
 @json_option
 @rules(Apart("resume", "force", "a demo goes on, or it is replaced"))
-def demo(*, output_dir: str, seed: int, resume: bool, force: bool, as_json: bool) -> None:
+def demo(*, output_dir: str, seed: int | None, resume: bool, force: bool, as_json: bool) -> None:
     """Show the whole way on data that comes with st3fx: no configuration, no download.
 
     A ResNet-20 learns to tell the ten kinds of clothing of Fashion-MNIST apart (a subset), once
@@ -54,7 +54,7 @@ def demo(*, output_dir: str, seed: int, resume: bool, force: bool, as_json: bool
     show(result, print_demo, as_json=as_json)
 
 
-def _run(folder: str, seed: int, *, again: bool, force: bool) -> DemoResult:
+def _run(folder: str, seed: int | None, *, again: bool, force: bool) -> DemoResult:
     from st3fx.commands.demo import DemoSettings, run_demo
     from st3fx.training.interrupt import Interrupted
 
@@ -62,15 +62,10 @@ def _run(folder: str, seed: int, *, again: bool, force: bool) -> DemoResult:
     try:
         return run_demo(folder, view, DemoSettings(seed=seed), again=again, force=force)
     except (Interrupted, KeyboardInterrupt):
-        command = [
-            "st3fx",
-            "demo",
-            "--resume",
-            "-o",
-            folder,
-            *(["--seed", str(seed)] if seed else []),
-        ]
-        say(f"stopped; what is done is kept: go on with {shlex.join(command)}", err=True)
+        command = f"st3fx demo --resume -o {shlex.quote(folder)}"
+        if seed is not None:  # it may not have begun
+            command += f" --seed {seed}"
+        say(f"stopped; what is done is kept: go on with {command}", err=True)
         sys.exit(INTERRUPTED)
     finally:
         view.close()

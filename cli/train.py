@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from st3fx.cli.completion import SETTINGS, Spec, Text
-from st3fx.cli.contradictions import Apart, rules
+from st3fx.cli.contradictions import Apart, Needs, rules
 from st3fx.cli.options import (
     SectionedCommand,
     force_option,
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     Apart("test_only", "force", "an evaluation replaces nothing"),
     Apart("target_macs", "sparsity", "both are the sparsity to reach"),
     Apart("target_macs", "budget", "it is a --sparsity with --budget macs"),
+    Needs("accept_changes", "resume"),
     Apart("amp", "precision", "--amp is --precision bf16"),
 )
 def train(
@@ -100,23 +101,24 @@ def train(
         flags |= {"sparsity": target_macs, "budget": "macs"}
     if amp:
         flags.setdefault("precision", "bf16")
-    settings, checkpoint = _settings(flags, config, resume)
+    settings, checkpoint = _settings(flags, config, resume, test_only=test_only)
     with stdout_for(as_json=as_json):
         result = _run(
-            settings, checkpoint, _code(settings, flags, config, checkpoint, trust, model),
-            test_only=test_only, force=force, accept_changes=accept_changes, as_json=as_json,
+            settings, checkpoint, _code(settings, flags, config, resume, trust, model),
+            test_only=test_only, force=force or resume is not None,
+            accept_changes=accept_changes, as_json=as_json,
         )  # fmt: skip
     if _is_main_process():
         _show(result, as_json)
 
 
 def _settings(
-    flags: dict[str, Any], config: str | None, resume: str | None
+    flags: dict[str, Any], config: str | None, resume: str | None, *, test_only: bool
 ) -> tuple[Settings, Path | None]:
-    """The settings of the run, and the checkpoint to go on from."""
+    """The settings of the run, and the checkpoint to go on from: none yet means from the start."""
     from st3fx.errors import TrainError
     from st3fx.training.folder import find_run
-    from st3fx.training.recipes import resolve
+    from st3fx.training.recipes import lasting, resolve
     from st3fx.training.recipes import resume as resume_settings
 
     if resume is None:
@@ -125,13 +127,16 @@ def _settings(
             raise TrainError("no model: give a SPEC, e.g. st3fx:resnet20 or model.py")
         _require_use(flags, settings)
         folder = settings.output_dir or _default_folder(settings.spec)
-        return dataclasses.replace(settings, output_dir=folder), None
+        return lasting(dataclasses.replace(settings, output_dir=folder)), None
     where = (
         resume or flags.get("output_dir") or ("spec" in flags and _default_folder(flags["spec"]))
     )
     if not where:
         raise TrainError("--resume needs the folder of the run: --resume DIR")
     folder_of_run, checkpoint = find_run(Path(where))
+    if test_only and checkpoint is None:
+        again = f"st3fx train --resume {shlex.quote(str(folder_of_run.path))}"
+        raise TrainError(f"{folder_of_run.path} has no checkpoint yet to evaluate: {again} goes on")
     settings = resume_settings(folder_of_run, flags)
     return dataclasses.replace(settings, output_dir=str(folder_of_run.path)), checkpoint
 
@@ -140,7 +145,7 @@ def _code(
     settings: Settings,
     flags: dict[str, Any],
     config: str | None,
-    checkpoint: Path | None,
+    resume: str | None,
     trust: bool,
     model: str | None,
 ) -> Code:
@@ -150,7 +155,7 @@ def _code(
 
     named = Path(config).parent if config is not None else Path(str(settings.output_dir))
     written = Permit(named.resolve(), trust)
-    is_written = config is not None or checkpoint is not None
+    is_written = config is not None or resume is not None
     spec, data = (USER if name in flags or not is_written else written for name in ("spec", "data"))
     return Code(spec, data, trust, model)
 

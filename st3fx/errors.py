@@ -13,6 +13,7 @@ import difflib
 import errno
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
 
@@ -165,6 +166,11 @@ def few(items: Iterable[str], *, limit: int = 4) -> str:
     shown = ", ".join(names[:limit])
     rest = len(names) - limit
     return f"{shown} and {rest} more" if rest > 0 else shown or "none"
+
+
+def quoted(path: object) -> str:
+    """A path as a shell takes it, for commands that a message advises."""
+    return shlex.quote(str(path))
 
 
 def suggest(name: str, options: Sequence[str]) -> str:

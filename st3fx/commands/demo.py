@@ -10,6 +10,7 @@ What a demo is made of, and what came of it.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -29,9 +30,10 @@ from st3fx.commands.models import Request
 from st3fx.commands.quantize import Images, quantize_spec, subject
 from st3fx.commands.report import write_report
 from st3fx.commands.train import train_spec
-from st3fx.errors import TrainError
+from st3fx.errors import TrainError, quoted
 from st3fx.export.export_result import ExportResult, FoldResult
-from st3fx.files.bundle import MANIFEST
+from st3fx.files.atomic import check_place, tidy
+from st3fx.files.bundle import MANIFEST, read_bundle
 from st3fx.files.manifest import Recipe
 from st3fx.flops.flops_report import FlopsReport
 from st3fx.loading.spec import parse_spec
@@ -40,9 +42,10 @@ from st3fx.quantization.quantize_result import QuantizeResult
 from st3fx.quantization.settings import Settings as QuantizeSettings
 from st3fx.report.facts import ReportResult
 from st3fx.sparsity.granularity import parse
-from st3fx.training.folder import RunFolder
+from st3fx.training.folder import RunFolder, find_run
 from st3fx.training.recipes import resolve, resume
 from st3fx.training.report import Reporter, TrainResult
+from st3fx.training.settings import from_dict, read_toml
 
 
 @dataclass(frozen=True)
@@ -92,14 +95,20 @@ class DemoFolder:
         Raises:
             TrainError: When something else is here, or a demo and neither is asked for.
         """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+        if not self.path.exists():
+            check_place(self.path, TrainError)
+            return
+        if not self.path.is_dir():
+            raise TrainError(f"{self.path} is a file: name a folder for the demo")
+        tidy(self.path)  # killed while it converted, a demo has not begun
+        if not any(self.path.iterdir()):
             return
         if not self.begun:
             raise TrainError(f"{self.path} is not empty and no demo: choose another --output-dir")
         if not (again or force):
             raise TrainError(
-                f"{self.path} holds a demo: go on with it by --resume, choose another "
-                "--output-dir, or replace it by --force"
+                f"{self.path} holds a demo: go on with it by st3fx demo --resume -o "
+                f"{quoted(self.path)}, choose another --output-dir, or replace it by --force"
             )
 
 
@@ -129,7 +138,7 @@ class DemoSettings:
     epochs: int = 6
     batch_size: int = 32
     lr: float = 0.05
-    seed: int = 0
+    seed: int | None = None
     bench_seconds: float = 3.0
 
     def training(self) -> dict[str, Any]:
@@ -246,7 +255,8 @@ def run_demo(
     Args:
         folder: Where everything is written.
         watcher: Is told how it goes on.
-        settings: Which model, how long, how sparse.
+        settings: Which model, how long, how sparse. A seed of ``None`` is 0, or that of the demo
+            that is gone on with.
         again: Go on with a demo that was stopped: with its trainings, bit for bit, and with what
             comes after them anew.
         force: Replace a demo that is already there.
@@ -259,7 +269,8 @@ def run_demo(
     chosen, began = settings or DemoSettings(), time.perf_counter()
     place = DemoFolder(Path(folder), parse_spec(chosen.spec).name)
     place.check(again=again, force=force)
-    demo = _Demo(chosen, place, watcher, again=again and place.begun, force=force)
+    again = again and place.begun
+    demo = _Demo(_seeded(chosen, place, again=again), place, watcher, again=again, force=force)
     if not demo.again:
         demo.stage("convert", chosen.spec, demo.convert)
     dense = demo.stage("train dense", "", lambda: demo.train(place.dense, 0.0))
@@ -280,6 +291,23 @@ def run_demo(
     )
 
 
+def _seeded(settings: DemoSettings, place: DemoFolder, *, again: bool) -> DemoSettings:
+    """The settings with a seed.
+
+    Raises:
+        TrainError: When the demo that is gone on with has another one.
+    """
+    if not again:
+        return dataclasses.replace(settings, seed=settings.seed or 0)
+    seed = read_bundle(place.bundle).manifest.recipe.seed
+    if settings.seed not in (None, seed):
+        raise TrainError(
+            f"{place.path} holds a demo with --seed {seed}, which --resume cannot change to "
+            f"{settings.seed}: leave --seed out, or choose another --output-dir"
+        )
+    return dataclasses.replace(settings, seed=seed)
+
+
 Result = TypeVar("Result")
 
 
@@ -294,9 +322,14 @@ class _Demo:
     force: bool
 
     @property
+    def seed(self) -> int:
+        """For everything."""
+        return self.settings.seed or 0
+
+    @property
     def request(self) -> Request:
         """The sparse model, trained."""
-        return Request(str(self.place.sparse.bundle), seed=self.settings.seed)
+        return Request(str(self.place.sparse.bundle), seed=self.seed)
 
     def stage(self, name: str, what: str, verb: Callable[[], Result]) -> Result:
         """Do it, and tell the watcher before and after."""
@@ -314,7 +347,7 @@ class _Demo:
             spec=self.settings.spec,
             method=methods.to_dict(method),
             inputs=(f"2x{CHANNELS}x{SIZE}x{SIZE}",),
-            seed=self.settings.seed,
+            seed=self.seed,
             num_classes=CLASSES,
             in_channels=CHANNELS,
             image_size=SIZE,
@@ -330,12 +363,24 @@ class _Demo:
             "spec": str(self.place.bundle), "output_dir": str(run.path), "sparsity": sparsity,
             "data": DATA, **self.settings.training(),
         }  # fmt: skip
-        checkpoint = run.last if self.again and run.last.is_file() else None
-        chosen = resolve(values) if checkpoint is None else resume(run, values)
+        checkpoint = self._checkpoint(run)
+        chosen = resolve(values)
+        if checkpoint is not None:
+            # The bundle may have another path from where one is now.
+            same = {name: value for name, value in values.items() if name != "spec"}
+            chosen = dataclasses.replace(resume(run, same), spec=chosen.spec)
         # A run without a checkpoint had hardly begun: it is replaced.
         force = self.force or self.again
         with self.watcher.training() as report:
             return train_spec(chosen, checkpoint=checkpoint, force=force, report=report)
+
+    def _checkpoint(self, run: RunFolder) -> Path | None:
+        """Of the run, if it belongs to this demo: not to one that this one is to replace."""
+        if not (self.again and run.settings.is_file()):
+            return None
+        _, checkpoint = find_run(run.path)
+        seed = from_dict(read_toml(run.settings), str(run.settings)).seed
+        return checkpoint if seed == self.seed else None
 
     def fold(self) -> FoldResult:
         """One bit for each weight, and the values that are left."""
@@ -345,14 +390,12 @@ class _Demo:
     def export(self) -> ExportResult:
         """An ONNX file, compared with the model."""
         target = self.place.sparse.path / "model.onnx"
-        return export_spec(
-            self.request, target, progress=self.watcher.progress, seed=self.settings.seed
-        )
+        return export_spec(self.request, target, progress=self.watcher.progress, seed=self.seed)
 
     def quantize(self) -> QuantizeResult:
         """The same in 8-bit integers, for any runtime and for our kernels, scored."""
         run = self.place.sparse
-        request = Request(str(run.path), seed=self.settings.seed)
+        request = Request(str(run.path), seed=self.seed)
         how = QuantizeSettings(rank=False, sparse_kernels=True)
         return quantize_spec(
             subject(request, {}), run.int8, how, Images(), progress=self.watcher.progress
@@ -364,7 +407,7 @@ class _Demo:
 
     def measure(self) -> BenchResult:
         """The latency of one image; written where the report looks for it."""
-        seconds, seed = self.settings.bench_seconds, self.settings.seed
+        seconds, seed = self.settings.bench_seconds, self.seed
         # Half a millisecond is too short for a second thread to help.
         how = BenchSettings(
             batch_sizes=(1,), threads=(1,), seconds=seconds, warmup=seconds / 4, seed=seed

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from st3fx.api import convert, fold
 from st3fx.commands.convert import code_of, restored, stood_in
-from st3fx.errors import EmptyLayerWarning, ExportError, SpecError, St3fxError
+from st3fx.errors import EmptyLayerWarning, ExportError, SpecError, St3fxError, quoted
 from st3fx.export.export_result import Size
 from st3fx.export.weights import size_of_tensors
 from st3fx.files.bundle import Bundle, read_bundle
@@ -98,7 +98,7 @@ def of_run(request: Request, error: type[St3fxError]) -> tuple[Request, RunFolde
     if not run.bundle.is_dir():
         raise error(
             f"{run.path} has no {run.bundle.name} yet: its training has not ended; go on with "
-            f"it by st3fx train --resume {run.path}"
+            f"it by st3fx train --resume {quoted(run.path)}"
         )
     return dataclasses.replace(request, spec=str(run.bundle)), run
 

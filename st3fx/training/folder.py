@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from st3fx.errors import TrainError
+from st3fx.errors import TrainError, quoted
 from st3fx.files.atomic import check_place, replace_file, tidy
 from st3fx.files.lock import FileLock
 from st3fx.files.ours import BUNDLE, is_bundle, is_ours
@@ -114,8 +114,8 @@ class RunFolder:
             raise TrainError(f"{self.path} is not empty and no run: choose another --output-dir")
         if not force:
             raise TrainError(
-                f"{self.path} holds a run: go on with it by --resume {self.path}, choose another "
-                "--output-dir, or replace it by --force"
+                f"{self.path} holds a run: go on with it by --resume {quoted(self.path)}, choose "
+                "another --output-dir, or replace it by --force"
             )
         if not is_ours(self.settings):
             raise TrainError(
@@ -230,8 +230,8 @@ def _remove_events(folder: Path) -> None:
         folder.rmdir()
 
 
-def find_run(path: Path) -> tuple[RunFolder, Path]:
-    """The run at ``path`` and the checkpoint that is meant.
+def find_run(path: Path) -> tuple[RunFolder, Path | None]:
+    """The run at ``path`` and the checkpoint that is meant; ``None`` where it has none yet.
 
     Args:
         path: The run's folder, which means its newest checkpoint, or one of its checkpoints.
@@ -246,6 +246,4 @@ def find_run(path: Path) -> tuple[RunFolder, Path]:
     checkpoint = path if path.is_file() else folder.last
     if not checkpoint.is_file():
         checkpoint = folder.best
-    if not checkpoint.is_file():
-        raise TrainError(f"{folder.path} has no checkpoint yet: start it anew with --force")
-    return folder, checkpoint
+    return folder, checkpoint if checkpoint.is_file() else None

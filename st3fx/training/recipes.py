@@ -9,9 +9,11 @@ Source of ``st3-*``: the paper's public code, github.com/vanderschuea/stthree at
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from st3fx.data import DATASETS
 from st3fx.errors import TrainError, suggest
 from st3fx.training.folder import RunFolder
 from st3fx.training.settings import FREE, Settings, from_dict, read_toml
@@ -123,16 +125,76 @@ def resume(folder: RunFolder, flags: Mapping[str, Any]) -> Settings:
     Raises:
         TrainError: When a flag contradicts the run, or its settings cannot be read.
     """
-    settings = from_dict(read_toml(folder.settings), str(folder.settings))
+    written = from_dict(read_toml(folder.settings), str(folder.settings))
+    settings = _found(written, folder.path)
     given = from_dict({**settings.to_dict(), **flags}, "settings")
     for name in flags:
-        then, now = getattr(settings, name), getattr(given, name)
-        if name not in FREE and then != now:
+        then, now = getattr(written, name), getattr(given, name)
+        if name not in FREE and then != now and not _same(getattr(settings, name), now):
             raise TrainError(
                 f"{folder.path} was started with {name} = {then!r}, which --resume cannot change "
                 f"to {now!r}: leave the flag out, or start anew in another --output-dir"
             )
     return given
+
+
+def lasting(settings: Settings) -> Settings:
+    """Settings with which a run can go on from any folder.
+
+    Paths stay as they are where the run's own path says what they are relative to: so the run may
+    move together with them.
+    """
+    if _is_below(str(settings.output_dir)):
+        return settings
+    return _located(settings, Path.cwd(), always=True)
+
+
+def _found(settings: Settings, folder: Path) -> Settings:
+    """Settings of a run with the paths that are there from where the run was started alone.
+
+    Its folder ends in the ``output_dir`` that was relative to that place.
+    """
+    parts = Path(str(settings.output_dir)).parts
+    place = folder.resolve()
+    if not _is_below(str(settings.output_dir)) or place.parts[-len(parts) :] != parts:
+        return settings
+    return _located(settings, Path(*place.parts[: -len(parts)]), always=False)
+
+
+def _is_below(path: str) -> bool:
+    """Whether a path names something in the folder that one is in."""
+    return not Path(path).is_absolute() and ".." not in Path(path).parts and bool(Path(path).parts)
+
+
+def _located(settings: Settings, base: Path, *, always: bool) -> Settings:
+    """Paths relative to ``base`` as absolute ones; those that are found from here only ``always``.
+
+    A SPEC or a data set may name something in its file: ``model.py:build``.
+    """
+    changed: dict[str, Any] = {}
+    for name in ("spec", "weights", "data", "data_path"):
+        value = getattr(settings, name)
+        path = None if not value or Path(value).is_absolute() else _path_in(value, base)
+        if path is not None and (always or not Path(path).exists()):
+            changed[name] = str(base / value)
+    return replace(settings, **changed)
+
+
+def _path_in(value: str, base: Path) -> str | None:
+    """The part of a setting that is a path below ``base``, if it is one."""
+    file = value.rpartition(":")[0]
+    if file and (base / file).is_file():
+        return file
+    return value if value not in DATASETS and (base / value).exists() else None
+
+
+def _same(then: Any, now: Any) -> bool:
+    """Whether two texts name the same file, and the same in it."""
+    if not (isinstance(then, str) and isinstance(now, str)):
+        return False
+    path = now.rpartition(":")[0]
+    there = Path(now).exists() or (path != "" and Path(path).is_file())
+    return there and Path(then).resolve() == Path(now).resolve()
 
 
 def _basis(recipe: str | None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from torch import nn
 from torch.distributed.checkpoint import state_dict as sharded
 from torch.distributed.fsdp import FSDPModule
 
-from st3fx.errors import CheckpointError, StateError, TrainError, describe, few
+from st3fx.errors import CheckpointError, StateError, TrainError, describe, few, quoted
 from st3fx.files.atomic import copy_file, replace_file
 from st3fx.files.reading import DamageError
 from st3fx.files.seal import check_sealed, write_sealed
@@ -143,7 +143,7 @@ class Checkpoint:
         """
         for name, now in settings.items():
             then = self.settings.get(name)
-            if name not in free and _plain(then) != _plain(now):
+            if name not in free and _plain(then, name) != _plain(now, name):
                 raise CheckpointError(
                     f"{where} was trained with {name} = {_plain(then)!r}, and it is "
                     f"{_plain(now)!r} now: put it back, or start anew in another --output-dir"
@@ -203,7 +203,10 @@ def _shallow(checkpoint: Checkpoint) -> dict[str, Any]:
     return {item.name: getattr(checkpoint, item.name) for item in fields(checkpoint)}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, name: str = "") -> Any:
+    """A setting to compare; of a file its name: from another folder it has another path."""
+    if name in ("spec", "weights", "data") and isinstance(value, str):
+        return Path(value).name
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -276,7 +279,7 @@ def _write(session: Session, checkpoint: Checkpoint, *, best: bool) -> None:
             checkpoint.save(folder.last)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}; {session.kept}: make room, and go on with --resume {folder.path}"
+            f"{error}; {session.kept}: make room, and go on with --resume {quoted(folder.path)}"
         ) from error
 
 

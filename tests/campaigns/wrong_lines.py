@@ -23,7 +23,7 @@ from tests.models import TINY, write
 BUILT = "built.txt"
 """The model's file says here that it ran: what is wrong in a line is seen before."""
 
-SOURCE = f"{TINY}\n    open({BUILT!r}, 'a').write('x')\n    NUMBER = 3\n"
+SOURCE = f"{TINY}\n    __import__('pathlib').Path({BUILT!r}).touch()\n    NUMBER = 3\n"
 
 BASE = {
     "convert": ("model.py",),

@@ -139,16 +139,19 @@ def test_both_trainings_begin_with_the_same_weights(done: tuple[DemoResult, Watc
 
 @pytest.mark.slow
 def test_a_demo_that_was_stopped_ends_as_if_it_had_not(
-    done: tuple[DemoResult, Watch], tmp_path: Path
+    done: tuple[DemoResult, Watch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Interrupted):
         run_demo(tmp_path / "demo", Watch(0, 5), TINY)
-    with pytest.raises(TrainError, match="holds a demo: go on with it by --resume"):
+    with pytest.raises(TrainError, match="holds a demo: go on with it by st3fx demo --resume -o "):
         run_demo(tmp_path / "demo", Watch(), TINY)
-    with pytest.raises(TrainError, match="seed = 0, which --resume cannot change to 1"):
+    with pytest.raises(TrainError, match="with --seed 0, which --resume cannot change to 1"):
         run_demo(tmp_path / "demo", Watch(), dataclasses.replace(TINY, seed=1), again=True)
+    # From another folder, by another path.
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(Interrupted):
-        run_demo(tmp_path / "demo", Watch(1, 11), TINY, again=True)
+        run_demo("../demo", Watch(1, 11), TINY, again=True)
     watch = Watch()
     result = run_demo(tmp_path / "demo", watch, TINY, again=True)
     assert watch.stages == STAGES[1:]
@@ -156,6 +159,31 @@ def test_a_demo_that_was_stopped_ends_as_if_it_had_not(
     assert result.sparse.scores == whole.sparse.scores
     for name in ("sparse/folded.safetensors", "dense/folded.safetensors", "sparse/model.st3w"):
         assert (result.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("how", [{"again": True}, {"force": True}, {}])
+def test_a_demo_that_was_killed_while_it_converted_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, bool]
+) -> None:
+    """What it left half-written is known as ours, and its lock is not held any more."""
+    from st3fx.files.atomic import _make
+
+    (tmp_path / "demo").mkdir()
+    _, lock = _make(tmp_path / "demo" / "lenet_300_100.st3fx", 0o700)
+    lock.release()
+    assert list((tmp_path / "demo").iterdir())
+
+    def killed(*_: object, **__: object) -> None:
+        raise KilledError
+
+    monkeypatch.setattr("st3fx.commands.demo.convert_spec", killed)
+    with pytest.raises(KilledError):
+        run_demo(tmp_path / "demo", Watch(), TINY, **how)
+    assert not list((tmp_path / "demo").iterdir())
 
 
 def test_a_folder_with_something_else_in_it(tmp_path: Path) -> None:
@@ -193,7 +221,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert lines[-1].endswith("; read on in st3fx-demo/report.html")
     again = _run(monkeypatch)
     assert again.exit_code == 2
-    assert again.stderr.startswith("error: st3fx-demo holds a demo: go on with it by --resume")
+    assert again.stderr.startswith("error: st3fx-demo holds a demo: go on with it by st3fx demo")
     data = json.loads(_run(monkeypatch, "--resume", "--json").stdout)
     assert data["accuracy"].pop("sparse_int8") == pytest.approx(top1[1], abs=0.02)
     assert data["accuracy"] == {"dense": top1[0], "sparse": top1[1]}

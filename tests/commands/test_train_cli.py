@@ -320,3 +320,25 @@ def test_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
         "net: top-1 75.0 % dense, 62.5 % at 90.0 % sparsity; best 70.0 % after epoch 3, "
         "400 steps in 1:15\na has no weight left\n"
     )
+
+
+@pytest.mark.slow
+def test_a_run_without_a_checkpoint_goes_on_from_its_start_and_from_anywhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is after a kill, or a full disk, before the first epoch's end."""
+    from st3fx.training.folder import RunFolder
+    from st3fx.training.recipes import resolve
+
+    values = {"spec": "net.py", "output_dir": "runs/net", "epochs": 1, "batch_size": 1000}
+    RunFolder(Path("runs/net")).create(resolve(values))
+    again = _run("net.py", "-o", "runs/net")
+    assert again.exit_code == 2
+    advice = again.stderr.partition("go on with it by ")[2].partition(",")[0].split()
+    said = _run("--test-only", *advice)
+    assert said.stderr.startswith("error: runs/net has no checkpoint yet to evaluate: st3fx train")
+    (folder / "away").mkdir()
+    monkeypatch.chdir(folder / "away")
+    result = _run("--resume", "../runs/net", "--trust")
+    assert result.exit_code == 0, result.output
+    assert (folder / "runs" / "net" / "model.st3fx").is_dir()

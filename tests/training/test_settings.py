@@ -14,7 +14,7 @@ from st3fx.sparsity.granularity import Block
 from st3fx.sparsity.schedule import CubicSchedule
 from st3fx.training.folder import RunFolder, find_run
 from st3fx.training.method import adjusted, make_method
-from st3fx.training.recipes import RECIPES, resolve, resume
+from st3fx.training.recipes import RECIPES, lasting, resolve, resume
 from st3fx.training.settings import FREE, Settings, from_dict, read_toml, to_toml
 
 
@@ -140,8 +140,7 @@ def test_a_run_that_goes_on_keeps_its_settings(tmp_path: Path) -> None:
         resume(folder, {"epochs": 4})
     with pytest.raises(TrainError, match="did you mean"):
         resume(folder, {"epoch": 4})
-    with pytest.raises(TrainError, match="has no checkpoint yet: start it anew with --force"):
-        find_run(folder.path)
+    assert find_run(folder.path) == (folder, None)
     folder.last.write_bytes(b"")
     folder.best.write_bytes(b"")
     assert find_run(folder.path) == (folder, folder.last)
@@ -198,3 +197,44 @@ def test_a_bundle_keeps_its_method() -> None:
         adjusted(sigma, Settings(method="gmp"))
     with pytest.raises(TrainError, match="dst learns its thresholds, and has no sparsity"):
         adjusted(methods.DST(), Settings(sparsity=0.5))
+
+
+def test_a_run_goes_on_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its paths are those of where it was started, which its own path tells."""
+    place = tmp_path / "place"
+    for name in ("model.py", "loaders.py", "w.pt", "st3fx/__init__.py"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).touch()
+    monkeypatch.chdir(place)
+    values = {"spec": "model.py:build", "data": "loaders.py:make_loaders", "weights": "w.pt"}
+    settings = lasting(resolve({**values, "output_dir": "runs/net"}))
+    assert settings.spec == "model.py:build"
+    RunFolder(Path("runs/net")).create(settings)
+    assert resume(RunFolder(Path("runs/net")), {}).spec == "model.py:build"
+    monkeypatch.chdir(tmp_path)
+    for run in (RunFolder(Path("place/runs/net")), RunFolder(place / "runs" / "net")):
+        found = resume(run, {})
+        assert found.spec == f"{place}/model.py:build"
+        assert (found.data, found.weights) == (f"{place}/loaders.py:make_loaders", f"{place}/w.pt")
+        assert resume(run, {"spec": "place/model.py:build"}).spec == "place/model.py:build"
+        with pytest.raises(TrainError, match=r"was started with spec = .model\.py:build"):
+            resume(run, {"spec": "other.py:build"})
+    # Moved together.
+    place.rename(tmp_path / "moved")
+    moved = resume(RunFolder(Path("moved/runs/net")), {})
+    assert moved.spec == f"{tmp_path}/moved/model.py:build"
+
+
+def test_a_run_that_lies_elsewhere_keeps_whole_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.py").touch()
+    for folder in ("st3fx", "cifar10"):  # names of libraries and data sets, and folders too
+        (tmp_path / folder).mkdir()
+    for output in (str(tmp_path / "runs"), "../runs"):
+        settings = resolve({"spec": "model.py", "data": "cifar10", "output_dir": output})
+        assert lasting(settings).spec == f"{tmp_path}/model.py"
+        assert lasting(settings).data == "cifar10"
+        library = resolve({"spec": "st3fx:resnet20", "output_dir": output})
+        assert lasting(library).spec == "st3fx:resnet20"
