@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,14 @@ from typing import Any
 
 from torch import Tensor
 
-from st3fx.errors import BundleError
+from st3fx.errors import BundleError, StrangeFileWarning, describe, few
 from st3fx.files.atomic import check_place, put_in_place, recover, temporary_neighbour
 from st3fx.files.manifest import FILE, FileInfo, Manifest, Recipe
 from st3fx.files.ours import BUNDLE, is_bundle
 from st3fx.files.tensor_file import load_state, save_state
 from st3fx.modules.marks import ISLAND, MODE
 from st3fx.plan.sites import SparsityPlan
+from st3fx.whose import callers_level
 
 
 def print_graphs(islands: Iterable[Any]) -> str:
@@ -164,17 +166,35 @@ def read_bundle(directory: str | Path) -> Bundle:
         raise BundleError(f"{directory} is not a bundle: no such folder")
     if not (folder / MANIFEST).is_file():
         raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST}")
+    _notice_others(folder)
     manifest = Manifest.from_json(FILE.content(folder / MANIFEST), folder)
     for name in (WEIGHTS, GRAPH):
         if name not in manifest.files:
             raise BundleError(f"{folder / MANIFEST} does not list {name}: convert the model again")
         _check_file(folder / name, manifest.files[name])
-    return Bundle(
-        directory=folder,
-        manifest=manifest,
-        state_dict=load_state(folder / WEIGHTS, manifest.aliases),
-        graph_text=(folder / GRAPH).read_text(encoding="utf-8"),
+    try:
+        text = (folder / GRAPH).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"cannot read {folder / GRAPH}: {describe(error)}") from error
+    state = load_state(folder / WEIGHTS, manifest.aliases)
+    return Bundle(folder, manifest, state, text)
+
+
+def _notice_others(folder: Path) -> None:
+    """Say which files are none of a bundle's; a word to the reader may lie there."""
+    strange = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.name not in (MANIFEST, WEIGHTS, GRAPH)
+        and not entry.name.upper().startswith(("README", "LICENSE", "NOTICE", ".DS_STORE"))
     )
+    if strange:
+        warnings.warn(
+            f"{folder} holds {few(map(repr, strange))}, which are no files of a bundle: they are "
+            "not read, and nothing in them runs by itself",
+            StrangeFileWarning,
+            stacklevel=callers_level(),
+        )
 
 
 def _check_file(path: Path, info: FileInfo) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -196,6 +197,7 @@ def _find(paths: tuple[Path, ...], sha256: str) -> Path:
     """The path whose content has that hash; else one that exists; else the last."""
     there = [path for path in paths if path.is_file()]
     for path in there:
-        if hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
-            return path
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                return path
     return there[0] if there else paths[-1]

@@ -37,6 +37,14 @@ class Campaign:
 
 CAMPAIGNS: tuple[Campaign, ...] = (
     Campaign(
+        "hostile_bundles",
+        "bundles, runs, recipes and pickles whose code wants to run",
+        "nothing run without --trust, one line or the result from data",
+        long=2000,
+        short=54,
+        seconds=60.0,
+    ),
+    Campaign(
         "wrong_lines",
         "command lines wrong on purpose",
         "exit code 2, one line, nothing run or changed",
