@@ -187,6 +187,7 @@ def _notice_others(folder: Path) -> None:
         for entry in folder.iterdir()
         if entry.name not in (MANIFEST, WEIGHTS, GRAPH)
         and not entry.name.upper().startswith(("README", "LICENSE", "NOTICE", ".DS_STORE"))
+        and entry.suffix not in (".md", ".txt")
     )
     if strange:
         warnings.warn(
