@@ -136,7 +136,7 @@ class Sparsifier:
         """The sparsity that :meth:`set_sparsity` has set and steps keep; ``None`` if none."""
         return self.run.sparsity if self.run.held else None
 
-    def attach(self, optimizer: Any) -> None:
+    def attach(self, optimizer: Any, total_steps: int | None = None) -> None:
         """Step by itself after every step that ``optimizer`` really makes.
 
         The recommended way: it counts updates, not calls. A step that a gradient scaler skips does
@@ -145,8 +145,10 @@ class Sparsifier:
 
         Args:
             optimizer: A ``torch.optim.Optimizer``, or a wrapper with one in ``optimizer``.
+            total_steps: Optimizer steps of the whole training, where ``convert`` was not told.
 
         Raises:
+            PlanError: If there is less than one step.
             StateError: If it trains none of the sites' weights, or one is attached already.
         """
         inner = optimizer
@@ -164,6 +166,8 @@ class Sparsifier:
                 f"{type(inner).__name__} has none of the converted model's weights: make it from "
                 "the parameters() of the model that convert gave"
             )
+        if total_steps is not None:
+            self.total_steps = total_steps
         self._hook(inner)
 
     def detach(self) -> None:
