@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,11 @@ def case(seed: int, folder: Path) -> str | None:
     os.environ["ST3FX_TRUST"] = str(folder / "state" / "trust.json")
     trust._ran.clear()
     try:
-        shutil.copytree(_bundle(), folder / "b")
-        opened = attack(folder, draw)
-        return _open(opened, folder, draw, f"{attack.__name__}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")  # they are lines for the user, and no errors
+            shutil.copytree(_bundle(), folder / "b")
+            opened = attack(folder, draw)
+            return _open(opened, folder, draw, attack.__name__)
     finally:
         os.environ.clear()
         os.environ.update(before)

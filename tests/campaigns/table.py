@@ -41,7 +41,7 @@ CAMPAIGNS: tuple[Campaign, ...] = (
         "bundles, runs, recipes and pickles whose code wants to run",
         "nothing run without --trust, one line or the result from data",
         long=2000,
-        short=54,
+        short=36,
         seconds=60.0,
     ),
     Campaign(
