@@ -24,6 +24,7 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 
 from st3fx.errors import St3fxError, describe
 from st3fx.files.reading import DamageError, Format, check_regular
+from st3fx.passes.onnx import seal
 from st3fx.passes.onnx.values import Array
 
 ONE_FILE = 1 << 31
@@ -35,7 +36,7 @@ NODES = 1 << 19
 SCALARS = 1 << 27
 """Scalars of a constant that a node makes of sizes alone, or of a sparse one by its shape."""
 
-INPUT = 1 << 31
+INPUT = 1 << 28
 """Scalars of an input."""
 
 WINDOW = 1 << 20
@@ -77,15 +78,7 @@ def open_model(path: Path, error: type[St3fxError], *, weights: bool = True) -> 
     if not path.is_file() and (not path.exists() or path.is_dir()):
         raise error(f"no file {path}" if not path.exists() else f"{path} is a folder")
     try:
-        check_regular(path)
-        if path.stat().st_size >= ONE_FILE:
-            raise DamageError("has 2 GiB or more, which no protobuf has: put its weights beside it")
-        model = onnx.load_model_from_string(path.read_bytes())
-        if not model.graph.node:
-            raise error(f"{path} is not an ONNX file, or has an empty graph")
-        check_model(model, path.parent)
-        if weights:
-            load_external_data_for_model(model, str(path.parent))
+        return _read(path, weights=weights)
     except DecodeError as caught:
         raise error(f"{path} is not an ONNX file, or is broken") from caught
     except UnicodeDecodeError as caught:
@@ -94,6 +87,25 @@ def open_model(path: Path, error: type[St3fxError], *, weights: bool = True) -> 
         file.fail(path, caught)
     except (onnx.checker.ValidationError, RecursionError, ValueError) as caught:
         file.fail(path, DamageError(describe(caught)))
+
+
+def _read(path: Path, *, weights: bool) -> onnx.ModelProto:
+    check_regular(path)
+    if path.stat().st_size >= ONE_FILE:
+        raise DamageError("has 2 GiB or more, which no protobuf has: put its weights beside it")
+    content = path.read_bytes()
+    if not seal.is_whole(content):
+        raise DamageError("was damaged or edited after it was written")
+    model = onnx.load_model_from_string(content)
+    if not model.graph.node:
+        raise DamageError("is not an ONNX file, or has an empty graph")
+    check_model(model, path.parent)
+    if weights:
+        data = path.with_name(f"{path.name}.data")
+        if not seal.has_data(content, model, data):
+            raise DamageError(f"{data.name} was damaged or edited after it was written")
+        load_external_data_for_model(model, str(path.parent))
+    seal.unseal(model)
     return model
 
 
@@ -108,12 +120,7 @@ def check_model(model: onnx.ModelProto, folder: Path) -> None:
         DamageError: What is wrong, and where.
         OSError: When a file of weights cannot be looked at.
     """
-    opsets: dict[str, int] = {}
-    for item in model.opset_import:
-        domain = "" if item.domain == "ai.onnx" else item.domain
-        if not 0 < item.version < 10_000 or domain in opsets:
-            raise DamageError(f"has opset {item.version} of {domain or 'ai.onnx'!r}")
-        opsets[domain] = item.version
+    opsets = _opsets(model.opset_import)
     _check_functions(model)
     for value in model.graph.input:
         _check_size(value)
@@ -122,8 +129,19 @@ def check_model(model: onnx.ModelProto, folder: Path) -> None:
     if lost:
         raise DamageError(f"nothing makes the output {lost[0][:80]!r}")
     for function in model.functions:
-        inner = {item.domain: item.version for item in function.opset_import}
-        _check_nodes(function.node, function.input, inner or opsets, folder, {}, function.name)
+        inner = _opsets(function.opset_import) or opsets
+        _check_nodes(function.node, function.input, inner, folder, {}, function.name)
+
+
+def _opsets(given: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
+    """Domain -> version."""
+    opsets: dict[str, int] = {}
+    for item in given:
+        domain = "" if item.domain == "ai.onnx" else item.domain
+        if not 0 < item.version < 10_000 or domain in opsets:
+            raise DamageError(f"has opset {item.version} of {domain or 'ai.onnx'!r}")
+        opsets[domain] = item.version
+    return opsets
 
 
 def _check_functions(model: onnx.ModelProto) -> None:

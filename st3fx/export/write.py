@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from onnx.external_data_helper import set_external_data, uses_external_data
 
 from st3fx.files.ours import WRITER
+from st3fx.passes.onnx.seal import sealed
 from st3fx.passes.onnx.sparse_kernels.hints import add_hints
 from st3fx.runtime.inference import DOMAIN
 
@@ -110,7 +111,8 @@ def save_proto(proto: onnx.ModelProto, path: Path, *, limit: int | None = None) 
     """
     data = data_path(path)
     data.unlink(missing_ok=True)
-    if _size(proto.graph) > (ONE_FILE if limit is None else limit):
+    beside = _size(proto.graph) > (ONE_FILE if limit is None else limit)
+    if beside:
         with data.open("wb") as file:
             for tensor in _initializers(proto.graph):
                 if len(tensor.raw_data) < _LITTLE:
@@ -120,7 +122,8 @@ def save_proto(proto: onnx.ModelProto, path: Path, *, limit: int | None = None) 
                 set_external_data(tensor, data.name, offset, len(tensor.raw_data))
                 tensor.ClearField("raw_data")
     proto.producer_name = WRITER
-    path.write_bytes(proto.SerializeToString())
+    with path.open("wb") as file:
+        file.writelines(sealed(proto, data if beside else None))
 
 
 def data_path(path: Path) -> Path:
