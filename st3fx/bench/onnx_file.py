@@ -6,6 +6,7 @@ model could have some here.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,9 @@ def _port(value: onnx.ValueInfoProto) -> InputPort:
     return InputPort(value.name, dtype, tuple(sizes))
 
 
+LARGEST = 1 << 26
+"""Numbers of an input that is made because a file alone says so."""
+
 BATCH = "batch"
 """What exports of ours call the batch, whichever dimension it is."""
 
@@ -137,6 +141,11 @@ def sized(
             else _asked(port, axis, given)
             for axis, size in enumerate(port.shape)
         ))  # fmt: skip
+        if given is None and math.prod(result[-1]) > LARGEST:
+            raise BenchError(
+                f"input {port.name} of {where} has {math.prod(result[-1]):,} numbers: give its "
+                "size by --input if that is meant"
+            )
     if not free and result and result[0] and result[0][0] != batch:
         raise BenchError(
             f"{where} is made for batch {result[0][0]}, not {batch}: measure it at that size, or "
@@ -191,7 +200,10 @@ def _values(dtype: np.dtype[np.generic], shape: Shape, generator: np.random.Gene
     try:
         # Of no dimension, a generator gives a number of Python's.
         if dtype.kind in "fc":
-            return np.asarray(generator.standard_normal(shape)).astype(dtype)
+            made = generator.standard_normal(
+                shape, np.float64 if dtype.itemsize > 4 else np.float32
+            )
+            return np.asarray(made).astype(dtype, copy=False)
         return np.asarray(generator.integers(0, 2, shape)).astype(dtype)
     except MemoryError as error:
         raise BenchError(f"an input of shape {shape} does not fit into memory") from error
@@ -278,4 +290,5 @@ def has_sparse_operators(path: Path) -> bool:
 
 def noted_shapes(path: Path) -> tuple[Shape, ...]:
     """The sizes of the example, where a file whose image sizes are free notes them."""
-    return example_shapes(open_model(path, BenchError, weights=False))
+    noted = example_shapes(open_model(path, BenchError, weights=False))
+    return noted if all(0 < math.prod(shape) <= LARGEST for shape in noted) else ()

@@ -250,7 +250,7 @@ def _bench(source: Path, bench: str | Path | None) -> BenchResult | None:
     if bench is not None:
         return read_result(bench)
     found = RunFolder(source).bench
-    return read_result(found) if is_run(source) and found.is_file() else None
+    return read_result(found) if is_run(source) and found.exists() else None
 
 
 def _files(run: Path) -> tuple[Path, ...]:

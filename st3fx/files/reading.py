@@ -83,8 +83,10 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
     # Should it have become a pipe since, opening does not wait for a writer.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        # The size is known before it is read, but of files that the system makes up.
+        large = os.fstat(file.fileno()).st_size > limit
+        content = b"" if large else file.read(limit + 1)
+    if large or len(content) > limit:
         raise DamageError(f"has more than {limit:,} bytes")
     return content
 

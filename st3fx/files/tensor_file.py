@@ -8,6 +8,8 @@ manifest has one of the whole file, so there tied tensors are stored once.
 from __future__ import annotations
 
 import hashlib
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from st3fx.errors import BundleError, describe, few
 from st3fx.files.ours import WRITER
-from st3fx.files.reading import check_regular
+from st3fx.files.reading import DamageError, check_regular
 from st3fx.version import VERSION
 
 _DIGEST = " sha256 "
@@ -72,12 +74,34 @@ def read_state(path: Path) -> dict[str, Tensor]:
         OSError: When it cannot be read.
         ValueError: When it is not what was written.
     """
+    check_regular(path)
     with safetensors.safe_open(path, framework="pt") as file:
         written = (file.metadata() or {}).get(WRITER, "").partition(_DIGEST)[2]
     state: dict[str, Tensor] = load_file(path)
     if written and written != digest_of(state):
         raise ValueError("it was damaged or edited after it was written, as its digest says")
     return state
+
+
+def load_pickled(path: Path) -> Any:
+    """What ``torch.save`` wrote, anybody's: tensors on the CPU, and plain containers.
+
+    Raises:
+        OSError: When it cannot be read.
+        DamageError: When it is no regular file, or would become much larger than it is.
+        Exception: Of many types, when it is something else or holds more.
+    """
+    check_regular(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+            stored = all(e.compress_type == zipfile.ZIP_STORED for e in archive.infolist())
+        # torch.save packs nothing: what is packed may be a thousand times as large.
+        if not stored or size > path.stat().st_size:
+            raise DamageError("is packed, as torch.save writes none")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on sparse tensors, which fit no parameter anyway
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def digest_of(state: Mapping[str, Tensor]) -> str:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from torch import Tensor, nn
 
 from st3fx.errors import ExportError, SpecError, describe, few
 from st3fx.files.compact import SUFFIX, load_compact
-from st3fx.files.tensor_file import read_state
+from st3fx.files.tensor_file import load_pickled, read_state
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 """Keys under which training scripts keep the state dict in a checkpoint."""
@@ -69,7 +68,7 @@ def _read(file: Path) -> Any:
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise SpecError(f"{file} is not a safetensors file, or is broken: {error}") from error
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return load_pickled(file)
     except pickle.UnpicklingError as error:
         # The same exception for a class that is not allowed and for bytes that are no pickle.
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):

@@ -20,7 +20,7 @@ from st3fx.errors import LogWarning, TrainError
 from st3fx.files.reading import DamageError, Format
 from st3fx.training.report import EvalRow, TrainRow
 
-FILE = Format(TrainError, "put back the file that st3fx train wrote", limit=1 << 30)
+FILE = Format(TrainError, "put back the file that st3fx train wrote")
 
 _KINDS: dict[str, type[TrainRow | EvalRow]] = {"train": TrainRow, "eval": EvalRow}
 

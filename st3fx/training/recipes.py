@@ -9,14 +9,14 @@ Source of ``st3-*``: the paper's public code, github.com/vanderschuea/stthree at
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from st3fx.data import DATASETS
 from st3fx.errors import TrainError, suggest
 from st3fx.training.folder import RunFolder
-from st3fx.training.settings import FREE, Settings, from_dict, read_toml
+from st3fx.training.settings import FREE, Settings, check, from_dict, read_toml
 
 # A training of few epochs, up to 95 % sparsity. Found on ResNet-20 and Fashion-MNIST (two epochs,
 # benchmarks/leaderboard.py): the sparsity may rise until late, because there is little time for
@@ -107,6 +107,7 @@ def resolve(flags: Mapping[str, Any], config: str | Path | None = None) -> Setti
     """
     written = read_toml(config) if config is not None else {}
     recipe = flags.get("recipe", written.get("recipe"))
+    check(next(field for field in fields(Settings) if field.name == "recipe"), recipe)
     if recipe is not None and recipe not in RECIPES:
         close = suggest(str(recipe), list(RECIPES)) or f"; there are {', '.join(RECIPES)}"
         raise TrainError(f"no recipe {recipe!r}{close}")

@@ -27,8 +27,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from st3fx.errors import CheckpointError, StateError, TrainError, describe, few, quoted
 from st3fx.files.atomic import copy_file, replace_file
-from st3fx.files.reading import DamageError
+from st3fx.files.reading import DamageError, build
 from st3fx.files.seal import check_sealed, write_sealed
+from st3fx.files.tensor_file import load_pickled
 from st3fx.training.batches import rng_state, set_rng_state
 from st3fx.training.interrupt import Interrupted
 from st3fx.training.origin import require_same
@@ -168,7 +169,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         check_sealed(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_pickled(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint {path}") from error
     except DamageError as error:
@@ -184,7 +185,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     names = {item.name for item in fields(Checkpoint)}
     if content.keys() != names:
         raise CheckpointError(f"{path} lacks {few(sorted(names - content.keys()))}")
-    return Checkpoint(**content)
+    try:
+        build(content, Checkpoint)
+    except DamageError as error:
+        raise CheckpointError(f"{path} is not a checkpoint of this version: {error}") from error
+    return Checkpoint(**content)  # state dicts with all that torch has on them
 
 
 def reason(error: BaseException) -> str:

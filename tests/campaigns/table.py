@@ -52,6 +52,14 @@ CAMPAIGNS: tuple[Campaign, ...] = (
         short=100,
         seconds=20.0,
     ),
+    Campaign(
+        "damage",
+        "damaged files of every format",
+        "exit code 2, one line, under 5 s and 1 GB; no changed file of ours is taken",
+        long=20_000,
+        short=80,
+        seconds=30.0,
+    ),
 )
 
 
