@@ -57,15 +57,20 @@ def is_whole(content: bytes) -> bool:
     """Whether a file is as it was written, or not one of ours."""
     digest = content[len(_HEAD) : _LENGTH]
     found = hashlib.sha256(memoryview(content)[_LENGTH:]).hexdigest().encode()
-    return not content.startswith(_HEAD) or found == digest
+    return not _is_ours(content) or (content.startswith(_HEAD) and found == digest)
 
 
 def has_data(content: bytes, model: onnx.ModelProto, data: Path) -> bool:
     """Whether the weights beside a file of ours are those that were written with it."""
     wanted = [item.value for item in model.metadata_props if item.key == DATA]
-    if not content.startswith(_HEAD) or not wanted:
+    if not _is_ours(content) or not wanted:
         return True
     return wanted == [_file_digest(data)]
+
+
+def _is_ours(content: bytes) -> bool:
+    """Whether a file begins with metadata, as none of another tool does, or with our entry."""
+    return content[:1] == _HEAD[:1] or KEY.encode() in content[:_LENGTH]
 
 
 def _file_digest(path: Path) -> str:

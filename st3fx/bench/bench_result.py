@@ -15,7 +15,17 @@ from st3fx.bench.rounds import Timing
 from st3fx.bench.variant import Variant
 from st3fx.errors import BenchError
 from st3fx.files.atomic import replace_file
-from st3fx.files.reading import DIGEST, Count, Format, Positive, Share, Size, Some, sealed
+from st3fx.files.reading import (
+    DIGEST,
+    Count,
+    DamageError,
+    Format,
+    Positive,
+    Share,
+    Size,
+    Some,
+    sealed,
+)
 
 FORMAT = "st3fx-bench"
 FORMAT_VERSION = 3
@@ -149,7 +159,13 @@ class BenchResult:
         if version >= 3 or DIGEST in data:
             data = FILE.unsealed(data, where)
         plain = {key: data[key] for key in data if key not in ("format", "format_version")}
-        return FILE.build(plain, cls, where)
+        made = FILE.build(plain, cls, where)
+        seen: set[tuple[int, int]] = set()
+        for index, row in enumerate(made.rows):
+            if (row.batch, row.threads) not in seen and row.ratio is not None:
+                FILE.fail(where, DamageError(f"rows[{index}].ratio: the baseline has none"))
+            seen.add((row.batch, row.threads))
+        return made
 
     def write(self, path: str | Path) -> None:
         """Write a JSON file, whole or not at all; one that is there is replaced.

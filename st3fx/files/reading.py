@@ -143,7 +143,9 @@ def build(value: Any, kind: type[T], place: str = "") -> T:
     """
     try:
         made = msgspec.convert(value, kind, strict=True)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (RecursionError, UnicodeEncodeError) as error:
+        raise DamageError(f"{place}: {_first(error)}".lstrip(": ")) from error
+    except msgspec.ValidationError as error:
         said, _, inner = str(error).partition(" - at `$")
         where = f"{place}{inner.rstrip('`')}".lstrip(".")
         said = said.replace("`", "").replace("Expected", "expected").replace("Object", "it is")

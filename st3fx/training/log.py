@@ -107,7 +107,7 @@ class Log:
         where = f"{self.path}, line {number}"
         row = FILE.json(line, where)
         kind = row.get("kind") if isinstance(row, dict) else None
-        if kind not in _KINDS:
+        if not isinstance(kind, str) or kind not in _KINDS:
             FILE.fail(where, DamageError("is no row of a log"))
         FILE.build({key: row[key] for key in row if key != "kind"}, _KINDS[kind], where)
         found: dict[str, Any] = row

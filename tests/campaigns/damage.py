@@ -34,7 +34,7 @@ import onnx
 import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from st3fx.cli.app import main
 from st3fx.commands.train import train_spec
@@ -556,11 +556,14 @@ def case(seed: int, folder: Path) -> str | None:
 
 
 def _means_the_same(path: Path, content: bytes) -> bool:
-    """Whether a change was of what means nothing, as of the digest of a graph alone."""
+    """Whether a change was of what means nothing, as of the digest alone."""
     if not path.is_file():
         return False
     if path.suffix == ".onnx":
         return bool(onnx.load(path).graph == onnx.load_model_from_string(content).graph)
+    if path.suffix == ".safetensors":
+        now, then = load(path.read_bytes()), load(content)
+        return now.keys() == then.keys() and all(now[key].equal(then[key]) for key in now)
     if path.suffix == ".json":
         return bool(json.loads(path.read_bytes()) == json.loads(content))
     return False
