@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from st3fx.errors import TrustError
-from st3fx.files.atomic import replace_file
+from st3fx.files.atomic import replace_file, tidy
 
 MODEL, DATA, IMPORTED = "model", "data", "import"
 """What a file is run for: to build a model, to make loaders, for a file beside it."""
@@ -142,10 +142,11 @@ def remember(folder: Path | None = None) -> None:
     new = list(_ran)
     if folder is not None:
         new += [dataclasses.replace(entry, folder=str(folder)) for entry in new if entry.folder]
-    if set(new) <= set(_read()):
-        return
     with contextlib.suppress(OSError, RuntimeError):
         path = location()
+        tidy(path.parent)
+        if set(new) <= set(_read()):
+            return
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(path):
             entries = list(dict.fromkeys((*_read(), *new)))[-_LIMIT:]

@@ -45,6 +45,15 @@ CAMPAIGNS: tuple[Campaign, ...] = (
         seconds=60.0,
     ),
     Campaign(
+        "kills",
+        "`kill -9` of train, convert, fold, export, quantize, report and demo, before any of their "
+        "file-system calls or at any moment",
+        "nothing is lost, the next run goes on, training bit for bit, and no half-written file "
+        "is left",
+        long=500,
+        short=2,
+    ),
+    Campaign(
         "wrong_lines",
         "command lines wrong on purpose",
         "exit code 2, one line, nothing run or changed",
