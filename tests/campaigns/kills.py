@@ -232,8 +232,8 @@ def case(seed: int, folder: Path) -> str | None:
     chance = random.Random(seed)
     name = "demo" if seed % 25 == 24 else OFTEN[seed % len(OFTEN)]
     verb, again = VERBS[name], chance.random() < 0.5 and name != "demo"
-    options = {"large": name in ("export", "quantize") and chance.random() < 0.5}
-    expected = whole(name, **options)
+    large = name in ("export", "quantize") and chance.random() < 0.5
+    expected = whole(name, large=large)
     work = folder / "work"
     work.mkdir()
     prepare(work, name)
@@ -243,7 +243,7 @@ def case(seed: int, folder: Path) -> str | None:
     if again:  # there is an older result, which was made otherwise
         other = ["--seed", "1"] if name in ("train", "convert") else ["--sparsity", "0.95"]
         other = [] if name == "report" else other
-        run(work, verb, [*verb.arguments, *other], **options)
+        run(work, verb, [*verb.arguments, *other], large=large)
     decoys = lay_decoys(work / "made" if name not in ("train", "demo") or again else work)
     if again and name == "convert":
         decoys |= lay_decoys(place)
@@ -253,13 +253,15 @@ def case(seed: int, folder: Path) -> str | None:
     for _ in range(chance.choice((1, 1, 2, 3))):
         kill, during = moment(chance, expected)
         arguments = [*verb.arguments, *flags(name, work, verb, again=again and not killed)]
-        code, _ = run(work, verb, arguments, kill=kill, exchange=exchange, during=during, **options)
+        code, _ = run(
+            work, verb, arguments, kill=kill, exchange=exchange, during=during, large=large
+        )
         killed += code != 0
         if (seen := lost(name, work, verb, before, expected)) is not None:
             return f"{name}: {seen}"
         again = again or (work / "made").exists()
     finish = [*verb.arguments, *flags(name, work, verb, again=False)]
-    code, _ = run(work, verb, finish, exchange=exchange, **options)
+    code, _ = run(work, verb, finish, exchange=exchange, large=large)
     return ended(name, work, verb, expected, decoys) if code == 0 else f"{name}: {code}"
 
 
