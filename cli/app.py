@@ -207,6 +207,10 @@ def main() -> None:
     prunes them while it trains, fold, export and quantize write what is left, analyze and bench say
     what that is worth, and report shows all of it on one page. Each has --help with examples, and
     --json where it has a result.
+
+    Opening a bundle, a run or a file of settings runs no code that it names, unless you have named
+    that code yourself before and it is unchanged. --trust runs it and remembers so for the folder,
+    --model SPEC takes code that you name instead.
     """
 
 

@@ -154,7 +154,7 @@ def _code(
     from st3fx.loading.trust import USER, Permit
 
     named = Path(config).parent if config is not None else Path(str(settings.output_dir))
-    written = Permit(named.resolve(), trust)
+    written = Permit(named.resolve(), trust, None if config is None else Path(config))
     is_written = config is not None or resume is not None
     spec, data = (USER if name in flags or not is_written else written for name in ("spec", "data"))
     return Code(spec, data, trust, model)

@@ -19,12 +19,13 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from st3fx.errors import TrustError
 from st3fx.files.atomic import replace_file, tidy
+from st3fx.files.lock import FileLock
 
 MODEL, DATA, IMPORTED = "model", "data", "import"
 """What a file is run for: to build a model, to make loaders, for a file beside it."""
@@ -64,10 +65,17 @@ class Permit:
     Attributes:
         folder: The bundle, run or recipe that names the code; ``None``: the user does.
         trust: Whether the user trusts what it names.
+        file: The file in that folder which names it, where it is not the whole folder that does.
     """
 
     folder: Path | None = None
     trust: bool = False
+    file: Path | None = None
+
+    @property
+    def named(self) -> Path | None:
+        """What names the code, for messages."""
+        return self.file or self.folder
 
     @property
     def is_free(self) -> bool:
@@ -94,7 +102,7 @@ class Permit:
     def refuse(self, what: str) -> TrustError:
         """The error for code that data names and nobody trusts."""
         return TrustError(
-            f"{self.folder} names code of its own, {what}, and opening data runs none: give "
+            f"{self.named} names code of its own, {what}, and opening data runs none: give "
             "--trust to run it and remember that for this folder, or --model SPEC to name the "
             "model's code yourself (in Python trust=True, model=SPEC)"
         )
@@ -112,16 +120,16 @@ class Permit:
         if kind == IMPORTED:
             return (
                 f"{entry.path} was changed, or is new, since you ran the code beside it that "
-                f"{self.folder} names: give --trust to run it as it is now"
+                f"{self.named} names: give --trust to run it as it is now"
             )
         if any(known.path == entry.path and known.use == entry.use for known in _read()):
             return (
-                f"{entry.path}, which {self.folder} names, was changed since you ran it: give "
+                f"{entry.path}, which {self.named} names, was changed since you ran it: give "
                 "--trust to run it as it is now"
             )
         if kind == DATA:
             return (
-                f"{self.folder} names code of its own, {entry.path}:{name}, and opening data runs "
+                f"{self.named} names code of its own, {entry.path}:{name}, and opening data runs "
                 "none: give --trust to run it and remember that for this folder"
             )
         return str(self.refuse(f"{entry.path}:{name}".removesuffix(":")))
@@ -148,7 +156,11 @@ def remember(folder: Path | None = None) -> None:
         if set(new) <= set(_read()):
             return
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(path):
+        with FileLock(path.with_suffix(".lock")) as lock:
+            for _ in range(40):
+                if lock.take():
+                    break
+                time.sleep(0.05)  # after two seconds without it: nobody is to wait for a memory
             entries = list(dict.fromkeys((*_read(), *new)))[-_LIMIT:]
             _write(path, entries)
 
@@ -184,8 +196,6 @@ def _is_text(value: object) -> bool:
 
 def _is_ours(about: os.stat_result) -> bool:
     """Whether nobody else but the administrator can have written a file."""
-    if os.name != "posix":
-        return True
     return about.st_uid in (os.geteuid(), 0) and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
@@ -193,30 +203,8 @@ def _write(path: Path, entries: list[Entry]) -> None:
     files = [dataclasses.asdict(entry) for entry in entries]
     content = json.dumps({"format": _FORMAT, "files": files}, indent=0).encode()
 
-    def write(file: object) -> None:
-        if os.name == "posix":
-            os.fchmod(file.fileno(), 0o600)  # type: ignore[attr-defined]
-        file.write(content)  # type: ignore[attr-defined]
+    def write(file: BinaryIO) -> None:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(content)
 
     replace_file(path, write)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Alone with the memory for a moment; after two seconds without waiting any longer."""
-    try:
-        import fcntl  # noqa: PLC0415 (Unix)
-    except ImportError:
-        yield
-        return
-    descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        for _ in range(40):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(descriptor)
