@@ -13,7 +13,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from st3fx.data import DATASETS
 from st3fx.errors import TrainError, suggest
 from st3fx.training.folder import RunFolder
 from st3fx.training.settings import FREE, Settings, check, from_dict, read_toml
@@ -186,6 +185,8 @@ def _path_in(value: str, base: Path) -> str | None:
     file = value.rpartition(":")[0]
     if file and (base / file).is_file():
         return file
+    from st3fx.data import DATASETS  # noqa: PLC0415 (torch, which --help does not need)
+
     return value if value not in DATASETS and (base / value).exists() else None
 
 
