@@ -250,11 +250,14 @@ def train_spec(
             with session.interrupt:
                 train(session)
                 session.report.stage("final")
-                result, model = finish(session, run.name, time.perf_counter() - started)
+                result, model, missed = finish(session, run.name, time.perf_counter() - started)
         finally:
             session.report.end()
             stop_trackers(session)
-        return _write(run, result, model) if main else result
+        result = _write(run, result, model) if main else result
+        if missed is not None:  # what was trained is kept
+            raise TrainError(f"{missed}; the bundle is {folder.bundle} all the same")
+        return result
 
 
 def evaluate_spec(
@@ -280,7 +283,7 @@ def evaluate_spec(
         if checkpoint is not None:
             restore(run.session, checkpoint, read_only=True)
         run.session.report.stage("evaluate")
-        result, _ = finish(run.session, run.name, 0.0, check=False)
+        result, *_ = finish(run.session, run.name, 0.0, check=False)
         return dataclasses.replace(result, folder=None if checkpoint is None else folder.path)
 
 
@@ -295,7 +298,8 @@ def _prepared(
         is_bundle = (Path(settings.spec) / MANIFEST).is_file()
         bundle = read_bundle(settings.spec) if is_bundle else None
         data = make_data(data_settings(settings, bundle, code.data))
-        batches = Batches(data, accelerator, settings.seed)
+        skip = settings.on_bad_sample == "skip"
+        batches = Batches(data, accelerator, settings.seed, skip=skip)
         steps = -(-batches.count // settings.grad_accum_steps) * settings.epochs
         model, recipe = (
             from_spec(settings, data, steps, report.stage, code)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from st3fx.errors import DataError
+from st3fx.errors import DataError, describe
 from st3fx.loading.trust import USER, Permit
 from st3fx.modules.state import preserved_rng
 
@@ -230,7 +230,30 @@ def _first_batch(loader: DataLoader[Any], count: int) -> Any:
     indices = list(range(count))
     if hasattr(dataset, "__getitems__"):
         return loader.collate_fn(dataset.__getitems__(indices))
-    return loader.collate_fn([dataset[index] for index in indices])
+    return loader.collate_fn(list(itertools.islice(_good(dataset), count)))
+
+
+def _good(dataset: Any) -> Iterator[Any]:
+    """Samples from the first on, without those that cannot be read: the loop says which.
+
+    Raises:
+        DataError: When none of the first can be.
+    """
+    first, found = None, False
+    for index in range(min(len(dataset), _MOST) if isinstance(dataset, Sized) else _MOST):
+        try:
+            sample = dataset[index]
+        except Exception as error:  # noqa: BLE001 (whatever a user's data set raises)
+            first = first or error
+        else:
+            found = True
+            yield sample
+    if first is not None and not found:
+        raise DataError(f"no sample of the data can be read: {describe(first)}") from first
+
+
+_MOST = 1000
+"""Samples that are tried for an example."""
 
 
 def kind_of(value: object) -> str:

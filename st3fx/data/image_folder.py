@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,20 +62,23 @@ class SeededDataset(Dataset[Any]):
 
     A number past the set's end is a sample of a later epoch (see ``st3fx.data.base``), so that
     workers that live on from one epoch to the next know which it is.
+
+    Attributes:
+        inner: The other data set.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
         """Wrap a data set with ``__len__`` and ``__getitem__``."""
-        self._dataset = dataset
+        self.inner = dataset
         self._seed = seed
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self.inner)
 
     def __getitem__(self, number: int) -> Any:
         epoch, index = split([number], len(self))
         with _seeded(int(draw(self._seed, epoch, index, 0)[0])):
-            return self._dataset[int(index[0])]
+            return self.inner[int(index[0])]
 
 
 @contextlib.contextmanager
@@ -113,11 +117,24 @@ def _read(folder: Path, transform: Callable[[Any], Any]) -> Any:
     from torchvision.datasets import ImageFolder  # noqa: PLC0415 (seconds; only this set needs it)
 
     try:
-        return ImageFolder(str(folder), transform)
+        return ImageFolder(str(folder), transform, loader=_decoded)
     except OSError as error:
         raise DataError(
             f"{folder} is not a folder of classes with images in each ({describe(error)})"
         ) from error
+
+
+def _decoded(path: str) -> Any:
+    """An image file in colour.
+
+    Without Pillow's warnings on odd metadata (EXIF): such images are whole. One that is truncated
+    raises an error.
+    """
+    from PIL import Image  # noqa: PLC0415 (only this set needs it)
+
+    with warnings.catch_warnings(), open(path, "rb") as file:  # noqa: PTH123 (a text)
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        return Image.open(file).convert("RGB")
 
 
 def _train_transform(size: int) -> Callable[[Any], Any]:

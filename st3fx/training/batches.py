@@ -19,7 +19,8 @@ from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import send_to_device
 
 from st3fx.data.base import Data, EpochSampler
-from st3fx.errors import TrainError
+from st3fx.data.guarded import Bad, following, guarded, heard
+from st3fx.errors import DataError, TrainError
 from st3fx.modules.state import preserved_rng, seed_everything
 
 
@@ -86,8 +87,16 @@ class Batches:
     own that draw from the global generators, as each pass has generators of its own.
     """
 
-    def __init__(self, data: Data, accelerator: Accelerator, seed: int) -> None:
+    def __init__(
+        self, data: Data, accelerator: Accelerator, seed: int, *, skip: bool = False
+    ) -> None:
         """Share ``data.train`` among the processes.
+
+        Args:
+            data: Made for the run.
+            accelerator: Of the run.
+            seed: Of the run.
+            skip: Whether other samples stand in for bad ones, see :mod:`st3fx.data.guarded`.
 
         Raises:
             TrainError: When the loader has no length, on which all schedules rest, or no batch.
@@ -95,7 +104,11 @@ class Batches:
         self._data = data
         self._seed = seed
         self._accelerator = accelerator
-        self._loader = accelerator.prepare(data.train)
+        self._skip = skip
+        self.bad: list[Bad] = []
+        """Samples of the last batch for which others stand in."""
+        self._plain = guarded(data.train, skip=skip, train=True)
+        self._loader = accelerator.prepare(self._plain)
         try:
             self.count = len(self._loader)
         except TypeError as error:
@@ -122,21 +135,56 @@ class Batches:
             iterator = iter(loader)
         for number in itertools.count(unseen):
             with stream.active():
-                batch = next(iterator, None)
+                batch = following(iterator, self._data.name, number)
             if batch is None:
                 return
+            told = heard(batch, f"{self._data.name}, training data", skip=self._skip)
             if number >= skip:
-                yield number, batch
+                self.bad = list(told.bad)
+                yield number, told.batch
 
     def sample(self, epoch: int, count: int) -> Iterator[Any]:
         """The first batches of ``epoch`` before they are shared: the same in all processes."""
         stream = Stream(self._seed, epoch)
         self._data.set_epoch(epoch)
         with stream.active():
-            iterator = iter(self._data.train)
-        for _ in range(count):
+            iterator = iter(self._plain)
+        for number in range(count):
             with stream.active():
-                batch = next(iterator, None)
+                batch = following(iterator, self._data.name, number)
             if batch is None:
                 return
-            yield send_to_device(batch, self._accelerator.device)
+            told = heard(batch, f"{self._data.name}, training data", skip=self._skip)
+            yield send_to_device(told.batch, self._accelerator.device)
+
+
+class EvalBatches:
+    """The test batches of this process, without bad samples if these are to be left out.
+
+    Attributes:
+        bad: Those that were met in the last pass.
+    """
+
+    def __init__(self, data: Data, accelerator: Accelerator, *, skip: bool = False) -> None:
+        """Share ``data.test`` among the processes."""
+        self._name, self._skip = f"{data.name}, test data", skip
+        self._processes = accelerator.num_processes
+        self._loader = accelerator.prepare(guarded(data.test, skip=skip, train=False))
+        self.bad: list[Bad] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        self.bad = []
+        iterator = iter(self._loader)
+        for number in itertools.count():
+            batch = following(iterator, self._name, number)
+            if batch is None:
+                return
+            told = heard(batch, self._name, skip=self._skip)
+            if told.bad and self._processes > 1:
+                raise DataError(
+                    f"{self._name}: {told.bad[0].text}; several processes cannot leave test "
+                    "samples out: mend it or take it out"
+                )
+            self.bad += told.bad
+            if told.batch is not None:
+                yield told.batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,7 @@ def evaluate(
         between: Called before each batch; may raise to stop.
 
     Raises:
-        TrainError: When there is no test data.
+        TrainError: When there is no test data, or the loss on it is not a number.
     """
     mode = model.training
     model.eval()
@@ -100,6 +101,12 @@ def evaluate(
     loss, right, among, samples = sums.tolist()
     if not samples:
         raise TrainError("the test loader has no sample: give test data to evaluate on")
+    if not math.isfinite(loss):
+        raise TrainError(
+            f"the loss on the test data is {loss}: the model has weights or statistics that are "
+            "not numbers, or overflows; take an earlier checkpoint or bundle, or train with a "
+            "smaller --lr"
+        )
     return Scores(
         loss / samples, right / samples, among / samples if classes > 5 else None, int(samples)
     )

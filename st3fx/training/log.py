@@ -18,11 +18,13 @@ from torch import Tensor
 
 from st3fx.errors import LogWarning, TrainError
 from st3fx.files.reading import DamageError, Format
-from st3fx.training.report import EvalRow, TrainRow
+from st3fx.training.report import BadRow, EvalRow, TrainRow
 
 FILE = Format(TrainError, "put back the file that st3fx train wrote")
 
-_KINDS: dict[str, type[TrainRow | EvalRow]] = {"train": TrainRow, "eval": EvalRow}
+_KINDS: dict[str, type[TrainRow | EvalRow | BadRow]] = {
+    "train": TrainRow, "eval": EvalRow, "bad": BadRow,
+}  # fmt: skip
 
 
 class Log:

@@ -6,10 +6,11 @@ import contextlib
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 from torch import nn
 from torch.nn import functional as F
 
+from st3fx.errors import TrainError, few
 from st3fx.modules.state import preserved_rng
 from st3fx.sparsifier.sparsifier import Sparsifier
 from st3fx.training import method
@@ -79,6 +80,7 @@ def evaluate_epoch(session: Session) -> EvalRow:
     except Interrupted:
         save(session)
         raise
+    _tell_of_bad(session)
     empty = sparsifier.empty_layers()
     at_target = method.is_at_target(session.sparsifier)
     best = at_target and (session.best is None or scores.top1 > session.best)
@@ -116,6 +118,7 @@ def train(session: Session) -> None:
     """
     settings, accelerator, model = session.settings, session.accelerator, session.model
     optimizer, sparsifier, running = session.optimizer, session.sparsifier, session.running
+    session.bad = _left_out(session)
     while session.epoch < settings.epochs:
         model.train()
         session.start_clock()
@@ -133,6 +136,7 @@ def train(session: Session) -> None:
                 optimizer.step()
                 optimizer.zero_grad()
             running.add(loss, logits, targets)
+            session.leave_out("train", session.batches.bad)
             session.batch = number + 1
             if not accelerator.sync_gradients:
                 continue  # more batches belong to this step
@@ -152,7 +156,7 @@ def train(session: Session) -> None:
 
 def finish(
     session: Session, name: str, seconds: float, *, check: bool = True
-) -> tuple[TrainResult, nn.Module]:
+) -> tuple[TrainResult, nn.Module, TrainError | None]:
     """Score the final model and check its sparsity; all processes must call it.
 
     Args:
@@ -162,19 +166,24 @@ def finish(
         check: Whether the sparsity that was asked for must have been reached.
 
     Returns:
-        What came of it, and the final model, converted still: the averaged one if there is one,
-        with the batch-norm statistics that it was scored with.
+        What came of it; the final model, converted still: the averaged one if there is one, with
+        the batch-norm statistics that it was scored with; the error if the sparsity that was asked
+        for was missed, to be raised when the model is saved.
 
     Raises:
-        TrainError: When the sparsity that was asked for was missed.
+        TrainError: When the model gives no numbers.
     """
     # The statistics are those that the last epoch was evaluated with.
     scores, sparsifier = score(session, epoch=max(0, session.epoch - 1), keep=True)
     model = _whole(session, sparsifier)
     layers = method.layer_sparsity(sparsifier)
     steps = session.steps_per_epoch * session.settings.epochs
+    missed = None
     if check:
-        method.require_target(sparsifier, method.share(sparsifier, layers), steps)
+        try:
+            method.require_target(sparsifier, method.share(sparsifier, layers), steps)
+        except TrainError as error:
+            missed = error
     rows = session.log.rows()
     result = TrainResult(
         name=name,
@@ -189,7 +198,7 @@ def finish(
         layers=layers,
         empty=tuple(layer for layer, share in layers.items() if share == 1),
     )
-    return result, model
+    return result, model, missed
 
 
 def _whole(session: Session, sparsifier: Sparsifier) -> nn.Module:
@@ -200,6 +209,25 @@ def _whole(session: Session, sparsifier: Sparsifier) -> nn.Module:
     if states:  # only the main process is given them
         session.twin.load_state_dict(states)
     return session.twin
+
+
+def _left_out(session: Session) -> set[tuple[str, int]]:
+    """The samples that a run left out before it was resumed."""
+    return {(row["part"], row["index"]) for row in session.log.rows() if row["kind"] == "bad"}
+
+
+def _tell_of_bad(session: Session) -> None:
+    """At the end of an epoch: how many samples were left out so far, and the first of them."""
+    session.leave_out("test", session.test.bad)
+    own = sorted(session.bad)
+    everywhere = gather_object(own) if session.accelerator.num_processes > 1 else own
+    for part, whole in (("train", "training"), ("test", "test")):
+        indices = [str(index) for name, index in sorted(set(everywhere)) if name == part]
+        if indices:
+            session.report.note(
+                f"{len(indices)} bad {whole} samples left out so far: {few(indices, limit=8)} "
+                f"(reasons in {session.folder.log})"
+            )
 
 
 def _best(rows: list[dict[str, Any]]) -> tuple[float, int] | None:

@@ -152,6 +152,29 @@ class EvalRow:
         return {"kind": "eval", **asdict(self), "empty": list(self.empty)}
 
 
+@dataclass(frozen=True)
+class BadRow:
+    """A sample that was left out (``--on-bad-sample skip``), where it was first met.
+
+    Attributes:
+        step: Optimizer steps before it.
+        part: ``train``, where another stands in for it, or ``test``.
+        index: In its data set.
+        file: What it is read from; empty where that is not known.
+        reason: What is wrong with it.
+    """
+
+    step: int
+    part: str
+    index: int
+    file: str
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a row of the log."""
+        return {"kind": "bad", **asdict(self)}
+
+
 class Reporter(Protocol):
     """Watches a run. Called in the main process only; must not take long."""
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -17,13 +18,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from st3fx.data.base import Data
+from st3fx.data.guarded import Bad
 from st3fx.errors import StateError, TrainError
 from st3fx.modules.copying import copied
 from st3fx.modules.state import preserved, seed_everything
 from st3fx.sparsifier.sparsifier import Sparsifier
 from st3fx.sparsity.shards import local
 from st3fx.training import method
-from st3fx.training.batches import Batches
+from st3fx.training.batches import Batches, EvalBatches
 from st3fx.training.evaluate import call
 from st3fx.training.folder import RunFolder
 from st3fx.training.interrupt import Interrupt
@@ -31,7 +33,7 @@ from st3fx.training.log import Log, Running
 from st3fx.training.machine import describe_device, prepare
 from st3fx.training.optim import learning_rate, make_optimizer
 from st3fx.training.origin import Origin
-from st3fx.training.report import Outline, Reporter, TrainRow
+from st3fx.training.report import BadRow, Outline, Reporter, TrainRow
 from st3fx.training.settings import Settings
 
 
@@ -102,6 +104,7 @@ class Session:
         best: Best top-1 accuracy at the full sparsity.
         saved: Step of the newest checkpoint.
         empty: Sites without a weight that the user was told of.
+        bad: Samples that were left out so far: of which data, and which.
         origin: What the run is made from.
     """
 
@@ -111,7 +114,7 @@ class Session:
     model: nn.Module
     optimizer: Any
     batches: Batches
-    test: Any
+    test: EvalBatches
     average: Average | None
     folder: RunFolder
     report: Reporter
@@ -123,6 +126,7 @@ class Session:
     best: float | None = None
     saved: int = 0
     empty: set[str] = field(default_factory=set)
+    bad: set[tuple[str, int]] = field(default_factory=set)
     origin: Origin = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -227,6 +231,19 @@ class Session:
             return "nothing was saved yet"
         return f"the checkpoint of step {self.saved} is kept"
 
+    def leave_out(self, part: str, bad: Sequence[Bad]) -> None:
+        """Note samples that were left out, once each, in the log.
+
+        Args:
+            part: ``train`` or ``test``.
+            bad: Of this process.
+        """
+        for sample in bad:
+            if (part, sample.index) not in self.bad:
+                self.bad.add((part, sample.index))
+                if self.accelerator.is_main_process:
+                    self.log.append(BadRow(self.step, part, **asdict(sample)).to_dict())
+
     def write(self, row: dict[str, Any]) -> None:
         """Append a row to the log and give its numbers to the trackers."""
         if self.accelerator.is_main_process:
@@ -284,7 +301,7 @@ def make_session(
         model=wrapped,
         optimizer=prepared,
         batches=batches,
-        test=accelerator.prepare(data.test),
+        test=EvalBatches(data, accelerator, skip=settings.on_bad_sample == "skip"),
         average=average,
         folder=folder,
         report=report,

@@ -107,6 +107,10 @@ class Settings(ConversionSettings, _Model):
     )
     workers: int = setting("data", 0, "Processes that load data, per process.", least=0, free=True,
                             flags="-j --workers")  # fmt: skip
+    on_bad_sample: str = setting(
+        "data", "stop", "A sample that cannot be read, or does not fit: stop, or leave it out "
+        "(skip); training takes the next one in its place.", choices=("stop", "skip"),
+    )  # fmt: skip
     augment: bool = setting("data", True, "Shift and mirror the training images.")
     channels: int | None = setting("data", None, "3 repeats grey images for models of colour.",
                                     least=1)  # fmt: skip
