@@ -8,7 +8,7 @@ channels; the first convolution and depthwise ones stay dense. All files of a ro
 in processes of their own, in rounds (``st3fx.bench``): ONNX Runtime in fp32, its INT8 (the file of
 ``st3fx quantize``, whose zeros it does not see), OpenVINO's INT8 by ``nncf.quantize`` where both
 are installed, and at each sparsity our kernels in fp32 and in INT8. Each kind of core has a results
-file of its own.
+file of its own; a row has the machine's load, which its own process is part of.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -80,11 +81,13 @@ def measured(name: str, options: argparse.Namespace, known: set[str]) -> Iterato
         settings = BenchSettings(seconds=options.seconds, providers=("CPUExecutionProvider",))
         for batch, threads in wanted:
             variants = [_variant(title, path, sample(name)) for title, path in files.items()]
+            load = os.getloadavg()[0]
             timings = measure(variants, batch, threads, settings, folder, lambda stage: None)
             cells = make_rows(variants, timings, batch, threads)
             row: dict[str, Any] = {
                 "key": _key(name, batch, threads), "model": name, "batch": batch,
                 "threads": threads, "rounds": cells[0].rounds,
+                "load": round(max(load, os.getloadavg()[0]), 1),
             }  # fmt: skip
             for cell in cells:
                 times: dict[str, Any] = {

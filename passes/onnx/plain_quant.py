@@ -126,9 +126,13 @@ def _dynamic(tape: Tape, value: ir.Value | None) -> tuple[ir.Value, ...]:
 
 
 def _lookup(tape: Tape) -> ir.Value:
-    places = tape("Cast", [tape.input(0)], to=ir.DataType.INT32)
+    return _looked_up(tape, tape.input(1), tape.input(0))
+
+
+def _looked_up(tape: Tape, table: ir.Value | None, value: ir.Value | None) -> ir.Value:
+    places = tape("Cast", [value], to=ir.DataType.INT32)
     places.dtype = ir.DataType.INT32
-    return _bytes(tape, "Gather", [tape.input(1), places])
+    return _bytes(tape, "Gather", [table, places])
 
 
 def _max_pool(tape: Tape) -> ir.Value:
@@ -151,7 +155,12 @@ def _scale(tape: Tape) -> ir.Value:
 
 
 def _channels(tape: Tape) -> ir.Value:
-    values = list(tape.node.inputs)
+    counts = tape.about.get_ints("channels")
+    values = list(tape.node.inputs)[: len(counts)]
+    if len(tape.node.inputs) > len(counts):
+        (found,) = tape.constants(len(counts))
+        tables = [tape.constant(f"table_{i}", table) for i, table in enumerate(found)]
+        values = [_looked_up(tape, *pair) for pair in zip(tables, values, strict=True)]
     value = values[0] if len(values) == 1 else _bytes(tape, "Concat", values, axis=1)
     sources = tape.about.get_ints("sources", ())
     if not sources:

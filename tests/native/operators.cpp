@@ -230,6 +230,10 @@ void fill_simple(Generator& g, Case& c) {
     const int64_t second = pick(g, 1, 20);
     node.integers["channels"] = {channels, second};
     c.fed[1] = random_images(g, batch, second, height, width);
+    if (pick(g, 0, 1)) {
+      c.weight = random_bytes(g, {2, 256}, abi::kUint8);
+      node.constants = {nullptr, nullptr, &c.weight};
+    }
     c.outputs = channels + second;
     if (pick(g, 0, 1)) {
       c.outputs = pick(g, 1, 50);

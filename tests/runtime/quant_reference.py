@@ -200,6 +200,9 @@ def _channels(inputs: Inputs, about: About) -> Array:
         from_blocked_bytes(value, count)
         for value, count in zip(inputs, about["channels"], strict=False)
     ]
+    tables = inputs[len(images)]
+    if tables is not None:
+        images = [table[value] for table, value in zip(tables, images, strict=True)]
     joined = np.concatenate(images, axis=1)
     return to_blocked_bytes(joined[:, list(about.get("sources") or range(joined.shape[1]))])
 

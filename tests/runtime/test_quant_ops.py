@@ -140,8 +140,11 @@ def test_channels(isa: str, size: tuple[int, int]) -> None:
     feeds["a"] = feeds.pop("y")  # "y" is the output
     for sources in (None, list(range(4, 11)), [15, 0, 7, 7, 2], list(range(8))):
         about = {"channels": counts, **({"sources": sources} if sources else {})}
-        quant_ops.check("QuantChannels", feeds, {}, about, order="x a z", isa=isa, threads=2,
-                        channels=len(sources or range(16)))  # fmt: skip
+        for constants in ({}, {"tables": generator.integers(0, 256, (3, 256), np.uint8)}):
+            quant_ops.check(
+                "QuantChannels", feeds, constants, about, order=" ".join(["x a z", *constants]),
+                isa=isa, threads=2, channels=len(sources or range(16)),
+            )  # fmt: skip
 
 
 @pytest.mark.parametrize("isa", ISAS)

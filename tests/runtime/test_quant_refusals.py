@@ -40,6 +40,13 @@ def test_more_inputs_than_numbers_of_channels() -> None:
         node.run(None, 1, x=images, z=images)
 
 
+def test_tables_for_each_input() -> None:
+    tables = {"tables": np.zeros((2, 256), np.uint8)}
+    node = Node("QuantChannels", {"channels": (4,)}, ["x", "tables"], tables, BYTES)
+    with pytest.raises(Exception, match=r"tables of shape \[2, 256\], expected \[1, 256\]"):
+        node.session()
+
+
 def test_an_average_of_no_pixels() -> None:
     node = Node("QuantGlobalAveragePool", {"channels": 4, "factor": 1.0}, ["x"], {}, BYTES)
     with pytest.raises(Exception, match="without pixels"):

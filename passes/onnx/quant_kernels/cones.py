@@ -235,22 +235,17 @@ def moved(quantize: ir.Node, after: Numbers) -> QuantRole | None:
     sources = _places(quantize, found, seen, taken.channels)
     if sources is None:
         return None
-    steps: list[Step] = []
-    inputs: list[ir.Value | int] = []
     name = str(quantize.outputs[0].name)
-    for (tensor, before), one in zip(found.sources, seen, strict=True):
-        if before.means == after.means:
-            inputs.append(tensor)
-            continue
-        inputs.append(len(steps))
-        table = {f"{name}.{tensor.name}.table": requantized(before, after)}
-        steps.append(Step(operators.QUANT_LOOKUP, (tensor,), table, channels=one.channels))
+    tables = np.stack([requantized(before, after) for _, before in found.sources])
+    same = all(before.means == after.means for _, before in found.sources)
     counts = tuple(one.channels for one in seen)
     more = {} if sources == tuple(range(sum(counts))) else {"sources": sources}
-    steps.append(Step(operators.QUANT_CHANNELS, tuple(inputs), {}, {"channels": counts, **more},
-                      taken.channels))  # fmt: skip
+    step = Step(
+        operators.QUANT_CHANNELS, tuple(tensors), {} if same else {f"{name}.tables": tables},
+        {"channels": counts, **more}, taken.channels,
+    )  # fmt: skip
     work = QuantWork(moved=2 * taken.channels * taken.positions)
-    return QuantRole(quantize, tuple(steps), after, tuple(tensors), name,
+    return QuantRole(quantize, (step,), after, tuple(tensors), name,
                      found.nodes[-1].op_type, work)  # fmt: skip
 
 

@@ -107,16 +107,9 @@ class QuantEmitter:
         value = node.outputs[0]
         value.name = f"{role.result.name}_step{len(before)}"
         value.dtype = ir.DataType.UINT8
-        taken = _small(role) if role.flatten else self._image_of(step, role)
+        taken = _small(role) if role.flatten else picture(role.result)
         value.shape = _storage(role.result.shape, step.channels, taken)
         return value
-
-    def _image_of(self, step: Step, role: QuantRole) -> Picture | None:
-        """The size of a step's output: a table before a move has that of its input."""
-        given = step.inputs[0]
-        if step.op == operators.QUANT_LOOKUP and not isinstance(given, int):
-            return picture(given)
-        return picture(role.result)
 
     def _constants(self, step: Step) -> list[ir.Value | None]:
         held: list[ir.Value | None] = [

@@ -13,6 +13,13 @@ namespace {
 constexpr int64_t kMostChannels = 1 << 24;
 
 uint8_t* bytes(float* quads) { return reinterpret_cast<uint8_t*>(quads); }
+const uint8_t* bytes(const float* quads) { return reinterpret_cast<const uint8_t*>(quads); }
+
+/// n bytes through a table, every step-th.
+void look_up(const uint8_t* table, const uint8_t* from, uint8_t* to, int64_t n, int64_t step) {
+  for (int64_t i = 0; i < n; ++i) to[step * i] = table[from[step * i]];
+}
+
 const uint8_t* bytes(const Tensor& tensor) { return static_cast<const uint8_t*>(tensor.data); }
 
 const Tensor& of_bytes(const Tensor& tensor) {
@@ -79,8 +86,7 @@ void QuantLookup::operator()(const Run& run) const {
   const Tensor x = of_bytes(run.input(0));
   uint8_t* y = bytes(run.output(x.shape));
   parallel_ranges(run, count(x.shape), 1, [&](int64_t begin, int64_t end) {
-    const uint8_t* from = bytes(x);
-    for (int64_t i = begin; i < end; ++i) y[i] = table_[from[i]];
+    look_up(table_.data(), bytes(x) + begin, y + begin, end - begin, 1);
   });
 }
 
@@ -160,10 +166,17 @@ QuantChannels::QuantChannels(const NodeInfo& node) : channels_(node.integers("ch
                   std::to_string(all.size()) + " channels");
     sources_.push_back(all[source]);
   }
+  const Shape shape{static_cast<int64_t>(channels_.size()), 256};
+  if (node.input_count() <= channels_.size()) return;
+  const auto tables = node.optional_constant(channels_.size(), "tables", ort::kUint8);
+  if (!tables) return;
+  if (tables->shape != shape)
+    throw Error("tables of shape " + to_string(tables->shape) + ", expected " + to_string(shape));
+  tables_.assign(bytes(*tables), bytes(*tables) + count(shape));
 }
 
 void QuantChannels::operator()(const Run& run) const {
-  for (size_t i = channels_.size(); i < run.input_count(); ++i)
+  for (size_t i = channels_.size() + !tables_.empty(); i < run.input_count(); ++i)
     if (run.optional_input(i)) throw Error("attribute 'channels' needs one number for each input");
   std::vector<Tensor> tensors;
   std::vector<Images> in;
@@ -193,7 +206,9 @@ void QuantChannels::operator()(const Run& run) const {
       whole = sources_[first + c].input == source.input &&
               sources_[first + c].channel == source.channel + c;
     if (whole) {
-      std::copy_n(place(source), width, to);
+      const float* from = place(source);
+      if (tables_.empty()) std::copy_n(from, width, to);
+      else look_up(&tables_[256 * source.input], bytes(from), bytes(to), 4 * width, 1);
       return;
     }
     for (int64_t c = 0; c < 4; ++c) {
@@ -202,9 +217,10 @@ void QuantChannels::operator()(const Run& run) const {
         for (int64_t p = 0; p < width; ++p) into[4 * p] = 0;
         continue;
       }
-      const auto* from = reinterpret_cast<const uint8_t*>(place(sources_[first + c])) +
-                         sources_[first + c].channel % 4;
-      for (int64_t p = 0; p < width; ++p) into[4 * p] = from[4 * p];
+      const Source& one = sources_[first + c];
+      const uint8_t* from = bytes(place(one)) + one.channel % 4;
+      if (!tables_.empty()) look_up(&tables_[256 * one.input], from, into, width, 4);
+      else for (int64_t p = 0; p < width; ++p) into[4 * p] = from[4 * p];
     }
   });
 }

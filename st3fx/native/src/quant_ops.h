@@ -66,6 +66,7 @@ class QuantChannels {
 
   Shape channels_;
   std::vector<Source> sources_;  ///< Of each output channel.
+  std::vector<uint8_t> tables_;  ///< 256 numbers for each input, or none.
 };
 
 class QuantizeImage {

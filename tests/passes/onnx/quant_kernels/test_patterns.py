@@ -177,10 +177,8 @@ CASES: list[tuple[Build, dict[str, int]]] = [
     (silu, {"QuantizeImage": 1, "QuantConv": 1, "QuantLookup": 1, "DequantizeImage": 1}),
     (hard_swish, {"QuantizeImage": 1, "QuantConv": 1, "QuantLookup": 1, "DequantizeImage": 1}),
     (other_scale, {"QuantizeImage": 1, "QuantConv": 1, "QuantLookup": 1, "DequantizeImage": 1}),
-    (concat, {"QuantizeImage": 1, "QuantConv": 2, "QuantLookup": 2, "QuantChannels": 1,
-              "DequantizeImage": 1}),
-    (split, {"QuantizeImage": 1, "QuantConv": 1, "QuantLookup": 2, "QuantChannels": 3,
-             "DequantizeImage": 1}),
+    (concat, {"QuantizeImage": 1, "QuantConv": 2, "QuantChannels": 1, "DequantizeImage": 1}),
+    (split, {"QuantizeImage": 1, "QuantConv": 1, "QuantChannels": 3, "DequantizeImage": 1}),
     (shuffle, {"QuantizeImage": 1, "QuantConv": 1, "QuantChannels": 1, "DequantizeImage": 1}),
 ]  # fmt: skip
 
