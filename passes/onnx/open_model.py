@@ -120,6 +120,8 @@ def check_model(model: onnx.ModelProto, folder: Path) -> None:
         DamageError: What is wrong, and where.
         OSError: When a file of weights cannot be looked at.
     """
+    if not 0 <= model.ir_version < 10_000:
+        raise DamageError(f"has the version {model.ir_version}")
     opsets = _opsets(model.opset_import)
     _check_functions(model)
     for value in model.graph.input:

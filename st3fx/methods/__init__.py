@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import types
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from st3fx.errors import MethodError
 from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod
@@ -98,7 +99,7 @@ def from_dict(data: dict[str, Any]) -> Method:
         MethodError: For an unknown name, an unknown setting or a value outside its range.
     """
     settings = dict(data)
-    cls = _CLASSES.get(settings.pop("name", None))
+    cls = _CLASSES.get(f"{settings.pop('name', None)}")
     if cls is None:
         raise MethodError(f"no method {data.get('name')!r}: there are {', '.join(_CLASSES)}")
     return _construct(cls.name, cls, settings)
@@ -109,10 +110,35 @@ def _construct(name: str, make: Callable[..., Method], settings: dict[str, Any])
     try:
         if isinstance(schedule, dict):
             settings = {**settings, "schedule": CubicSchedule(**schedule)}
-        return make(**settings)
+        made = make(**settings)
+        _check_types(made)
+        return made
     except TypeError as error:
         fields = sorted(
             dataclasses.fields(_class_of(make)), key=lambda field: field.kw_only is True
         )
         known = ", ".join(field.name for field in fields)
         raise MethodError(f"method {name!r}: {error}; its settings are {known}") from error
+
+
+def _check_types(made: Any) -> None:
+    """Fail for settings of other types than their fields, as a file may have them.
+
+    Raises:
+        TypeError: Naming the setting.
+    """
+    hints = get_type_hints(type(made))
+    for field in dataclasses.fields(made):
+        value, kind = getattr(made, field.name), hints[field.name]
+        kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        classes = tuple(one for one in kinds if isinstance(one, type))
+        if classes == kinds and not _is_one(value, classes):
+            raise TypeError(f"{field.name} = {f'{value!r}':.40} is of a wrong type")
+        if dataclasses.is_dataclass(value):
+            _check_types(value)
+
+
+def _is_one(value: Any, classes: tuple[type, ...]) -> bool:
+    if isinstance(value, bool):
+        return bool in classes
+    return isinstance(value, (*classes, int) if float in classes else classes)

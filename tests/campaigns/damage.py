@@ -392,8 +392,9 @@ def _bomb(rng: random.Random, model: onnx.ModelProto) -> None:
         )
         nodes = []
     graph.node.extend(nodes)
-    read = rng.choice(graph.node)
-    if read.input and rng.random() < 0.7:
+    readers = [node for node in graph.node if node.input]
+    if readers and rng.random() < 0.7:
+        read = rng.choice(readers)
         read.input[rng.randrange(len(read.input))] = "bomb"
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,18 @@ def test_checkpoints(tmp_path: Path, wrap: str | None, prefix: str) -> None:
     torch.save({wrap: state, "epoch": 3} if wrap else state, tmp_path / "w.pt")
     load_weights(fresh, tmp_path / "w.pt")
     assert _same(trained, fresh)
+
+
+def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(_net().state_dict(), path)
+    with zipfile.ZipFile(path) as given:
+        parts = {name: given.read(name) for name in given.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, data in parts.items():
+            made.writestr(name, bytes(1 << 24) if "/data/" in name else data)
+    with pytest.raises(SpecError, match=r"is packed, as torch\.save writes none"):
+        load_weights(_net(), path)
 
 
 def test_safetensors(tmp_path: Path) -> None:

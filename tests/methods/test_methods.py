@@ -88,6 +88,11 @@ def test_a_method_survives_json(method: ST3) -> None:
         ({"name": "st3", "sparsity": 2.0}, "outside"),
         ({"name": "st3", "schedule": {"begin": 2.0}}, "begin"),
         ({"name": "st3", "schedule": {"start": 0.1}}, "start"),
+        ({"name": ["st3"]}, r"no method \['st3'\]"),
+        ({"name": "st3", "schedule": [1]}, r"schedule = \[1\] is of a wrong type"),
+        ({"name": "st3", "rescale": 1}, "rescale = 1 is of a wrong type"),
+        ({"name": "st3", "sparsity": True}, "True"),
+        ({"name": "st3", "schedule": {"power": True}}, "power = True is of a wrong type"),
     ],
 )
 def test_broken_data(data: dict[str, Any], message: str) -> None:

@@ -139,6 +139,7 @@ BAD: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
     "a name with a letter that is none": (
         lambda m: setattr(m.graph.node[0], "name", "a\0b"), "in which a letter is none"
     ),
+    "no version": (lambda m: setattr(m, "ir_version", 1 << 40), "has the version 1099"),
     "no opset": (lambda m: setattr(m.opset_import[0], "version", -1), "has opset -1"),
     "weights outside": (lambda m: _external(m, location="../w"), "is not in its folder"),
     "weights nowhere": (lambda m: _external(m, location="none"), "none, which is missing"),
