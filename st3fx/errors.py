@@ -109,10 +109,6 @@ class OutputError(St3fxError):
     """What a command prints cannot be written, e.g. to a file on a full disk."""
 
 
-class MemoryWarning(UserWarning):
-    """A training is expected to need more memory than there is."""
-
-
 class HalfPrecisionWarning(UserWarning):
     """Weights are trained in half precision, which loses most of an optimizer's steps."""
 

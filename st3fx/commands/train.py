@@ -33,6 +33,7 @@ from st3fx.plan.settings import NAMES as CONVERSION_SETTINGS
 from st3fx.report.facts import TrainingFacts
 from st3fx.report.png import run_picture
 from st3fx.sparsifier.run import run_of
+from st3fx.training import memory
 from st3fx.training.batches import Batches
 from st3fx.training.folder import RunFolder
 from st3fx.training.loop import finish, train
@@ -243,6 +244,7 @@ def train_spec(
             restore(session, checkpoint, accepted=accept_changes)
         else:
             _begin_anew(session, settings.spec)
+        _warn_of_memory(session, run.data)
         start_trackers(session)
         session.report.begin(outline(session, run.name, run.data))
         started = time.perf_counter()
@@ -316,6 +318,15 @@ def _prepared(
     finally:
         leave_group(accelerator)
         release()
+
+
+def _warn_of_memory(session: Session, data: Data) -> None:
+    """Say so now where a training will not fit, rather than when it is killed hours later."""
+    free = memory.available(session.accelerator.device)
+    wanted = None if free is None else memory.needed(session.plain, data, session.settings)
+    said = None if free is None or wanted is None else wanted.warning(free)
+    if said is not None:
+        session.report.note(said)
 
 
 def _begin_anew(session: Session, spec: str) -> None:
