@@ -162,7 +162,7 @@ def test_names_that_users_type(monkeypatch: pytest.MonkeyPatch, text: str) -> No
         ("--resume nowhere", "error: no run in nowhere: it has no settings.toml"),
         ("--resume", "error: --resume needs the folder of the run: --resume DIR"),
         ("net.py --resume", "error: no run in runs/net: it has no settings.toml"),
-        ("net.py --resume x --config odd.toml", "error: --config and --resume: a run that goes"),
+        ("net.py --resume x --config odd.toml", "error: --resume and --config: a run that goes"),
         ("net.py --method-option x", "error: --method-option 'x': give NAME=VALUE"),
         ("net.py --method dst --sparsity 0.5", "error: dst learns its thresholds, and has no s"),
         ("net.py --input 2x3x8x8", "error: Net refuses the example inputs"),
