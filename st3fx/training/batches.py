@@ -104,6 +104,10 @@ class Batches:
         self._data = data
         self._seed = seed
         self._accelerator = accelerator
+        # Of a shuffling sampler: its state goes on from pass to pass, so each pass sets it. Among
+        # several processes Accelerate gives a sampler one, with another seed in each of them.
+        given = getattr(data.train.sampler, "generator", None)
+        self._shuffling = seed if given is None else given.initial_seed()
         self._skip = skip
         self.bad: list[Bad] = []
         """Samples of the last batch for which others stand in."""
@@ -125,7 +129,7 @@ class Batches:
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
         """Number and content, on the device, of the batches of ``epoch`` from ``skip`` on."""
         stream = Stream(self._seed, epoch)
-        self._data.set_epoch(epoch)
+        self._set_epoch(epoch)
         self._loader.set_epoch(epoch)
         unseen = min(skip, self.count) if self._skippable else 0
         if unseen == self.count:
@@ -143,10 +147,17 @@ class Batches:
                 self.bad = list(told.bad)
                 yield number, told.batch
 
+    def _set_epoch(self, epoch: int) -> None:
+        self._data.set_epoch(epoch)
+        generator = getattr(self._plain.sampler, "generator", None)
+        if isinstance(generator, torch.Generator):
+            words = np.random.SeedSequence((self._shuffling, epoch)).generate_state(1, np.uint64)
+            generator.manual_seed(int(words[0]) >> 1)
+
     def sample(self, epoch: int, count: int) -> Iterator[Any]:
         """The first batches of ``epoch`` before they are shared: the same in all processes."""
         stream = Stream(self._seed, epoch)
-        self._data.set_epoch(epoch)
+        self._set_epoch(epoch)
         with stream.active():
             iterator = iter(self._plain)
         for number in range(count):

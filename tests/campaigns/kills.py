@@ -101,16 +101,25 @@ class Server:
         assert self._process.stdout is not None
         return json.loads(self._process.stdout.readline())
 
-    def run(self, order: dict[str, Any], during: Callable[[int], None] | None = None) -> list[int]:
-        """Exit code, negative for a signal, and file-system calls; ``during`` has the process."""
+    def run(
+        self, orders: list[dict[str, Any]], during: Callable[[list[int]], None] | None = None
+    ) -> list[tuple[int, int]]:
+        """Carry out orders side by side, each in a process of its own.
+
+        Args:
+            orders: As :func:`obey` takes them.
+            during: Is given the processes while they run.
+
+        Returns:
+            Of each its exit code, negative for a signal, and how many file-system calls it made.
+        """
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.write(json.dumps(orders) + "\n")
         self._process.stdin.flush()
-        process = self._read()
+        processes = self._read()
         if during is not None:
-            during(process)
-        answer: list[int] = self._read()
-        return answer
+            during(processes)
+        return [(code, calls) for code, calls in self._read()]
 
 
 @functools.cache
@@ -145,7 +154,7 @@ def inputs() -> Path:
 
 def run(
     folder: Path, verb: Verb, arguments: list[str], *, kill: int | None = None, large: bool = False,
-    exchange: bool = True, during: Callable[[int], None] | None = None,
+    exchange: bool = True, during: Callable[[list[int]], None] | None = None,
 ) -> list[int]:  # fmt: skip
     """Run a verb in ``folder``; one that fails by itself raises what it said."""
     log = folder.parent / f"{folder.name}.log"
@@ -154,7 +163,7 @@ def run(
         "exchange": exchange, "log": str(log),
     }  # fmt: skip
     try:
-        code, calls = server().run(order, during)
+        code, calls = server().run([order], during)[0]
         if code not in (0, -signal.SIGKILL):
             last = log.read_text(errors="replace").strip().splitlines()[-1:]
             raise RuntimeError(f"{' '.join(arguments)} ended with {code}: {''.join(last)[-300:]}")
@@ -267,16 +276,16 @@ def case(seed: int, folder: Path) -> str | None:
 
 def moment(
     chance: random.Random, expected: Whole
-) -> tuple[int | None, Callable[[int], None] | None]:
+) -> tuple[int | None, Callable[[list[int]], None] | None]:
     """When to kill: before a certain call, or after some time."""
     if chance.random() < 0.7:
         return chance.randrange(expected.calls), None
     delay = chance.uniform(0, 1.1 * expected.seconds)
 
-    def later(process: int) -> None:
+    def later(processes: list[int]) -> None:
         time.sleep(delay)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+            os.kill(processes[0], signal.SIGKILL)
 
     return None, later
 
@@ -352,17 +361,22 @@ def serve() -> None:
 
     answer("ready")
     for line in sys.stdin:
-        order = json.loads(line)
-        reads, writes = os.pipe()
-        child = os.fork()
-        if not child:
-            os.close(reads)
-            obey(order, writes)
-        os.close(writes)
-        answer(child)
-        _, status = os.waitpid(child, 0)
-        with os.fdopen(reads) as told:
-            answer([os.waitstatus_to_exitcode(status), int(told.read() or 0)])
+        children = []
+        for order in json.loads(line):
+            reads, writes = os.pipe()
+            child = os.fork()
+            if not child:
+                os.close(reads)
+                obey(order, writes)
+            os.close(writes)
+            children.append((child, reads))
+        answer([child for child, _ in children])
+        ends = []
+        for child, reads in children:
+            _, status = os.waitpid(child, 0)
+            with os.fdopen(reads) as told:
+                ends.append([os.waitstatus_to_exitcode(status), int(told.read() or 0)])
+        answer(ends)
 
 
 def warm() -> None:
@@ -398,6 +412,7 @@ def obey(order: dict[str, Any], told: int) -> None:
         os.chdir(order["folder"])
         scratch = Path(order["folder"]) / "tmp"
         scratch.mkdir(exist_ok=True)
+        os.environ |= order.get("environment", {})
         os.environ |= {"TMPDIR": str(scratch), "ST3FX_TRUST": str(scratch / "trust.json")}
         tempfile.tempdir = None
         from st3fx.export import write

@@ -54,6 +54,13 @@ CAMPAIGNS: tuple[Campaign, ...] = (
         short=2,
     ),
     Campaign(
+        "ranks",
+        "two processes that train together, one killed",
+        "the run is resumed bit for bit, and no half-written file is left",
+        long=20,
+        short=1,
+    ),
+    Campaign(
         "wrong_lines",
         "command lines wrong on purpose",
         "exit code 2, one line, nothing run or changed",

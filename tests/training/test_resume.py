@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, TensorDataset
 
 from st3fx.commands.train import train_spec
+from st3fx.data import Data
+from st3fx.training.batches import Batches
 from st3fx.training.interrupt import Interrupted
 from st3fx.training.report import EvalRow
 from tests.models import write
@@ -132,3 +137,20 @@ def test_a_finished_run_is_finished_again(in_folder: Path) -> None:
     assert second.scores == first.scores
     assert second.layers == first.layers
     assert folder_of(once).folded.exists()
+
+
+def test_a_sampler_with_a_generator_of_its_own(in_folder: Path) -> None:
+    """Its order depends on the epoch alone, whatever was passed over before; epochs differ."""
+    samples = TensorDataset(torch.arange(40.0), torch.zeros(40, dtype=torch.int64))
+    generator = torch.Generator().manual_seed(7)
+    train = DataLoader(samples, batch_size=4, shuffle=True, generator=generator)
+    data = Data(train, DataLoader(samples), "mine", None, 1)
+    batches = Batches(data, Accelerator(cpu=True), seed=0)
+
+    def order(epoch: int) -> list[float]:
+        return [value for _, (inputs, _) in batches.epoch(epoch) for value in inputs.tolist()]
+
+    first, second = order(0), order(1)
+    assert first != second
+    assert [v for inputs, _ in batches.sample(1, 2) for v in inputs.tolist()] == second[:8]
+    assert (order(1), order(0)) == (second, first)
