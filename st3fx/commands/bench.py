@@ -56,6 +56,8 @@ def benchmark(
     example_kwargs: Mapping[str, Any] | None = None,
     settings: BenchSettings | None = None,
     fixed_batch: bool = False,
+    trust: bool = False,
+    model: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> BenchResult:
     """Measure latency and throughput in ONNX Runtime, side by side.
@@ -77,6 +79,8 @@ def benchmark(
         example_kwargs: Keyword arguments beside positional ``example_inputs``.
         settings: Batch sizes, threads, how long, providers.
         fixed_batch: Export with the batch size of the example built in.
+        trust: Run the code that bundles and runs name, and remember that for their folders.
+        model: A SPEC to build the model of bundles from, instead of the one that they name.
         progress: Called with what is under way.
 
     Returns:
@@ -90,7 +94,10 @@ def benchmark(
     if not models:
         raise BenchError("no model: give a bundle, a SPEC, an ONNX file or an nn.Module")
     chosen, report = _known(settings or BenchSettings()), progress or silent
-    requests = [Request(str(m)) if isinstance(m, str | Path) else m for m in models]
+    requests = [
+        Request(str(m), trust=trust, model=model) if isinstance(m, str | Path) else m
+        for m in models
+    ]
     for request in requests:
         _check(request, fixed_batch=fixed_batch)
     with scratch() as folder:
@@ -266,6 +273,7 @@ def _command(
         ("-i", first.inputs),
         ("--weights", first.weights),
         ("--sparsity", first.sparsity),
+        ("--model", first.model),
         ("--iterations", settings.iterations),
         ("-t", None if settings.iterations else settings.seconds),
         ("-w", settings.warmup),

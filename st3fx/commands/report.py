@@ -221,7 +221,7 @@ def gather(
         )
     # What is small first, so that a wrong file does not cost the user a minute.
     measured = _bench(source, bench)
-    again = (measured.command,) if measured is not None else ()
+    again = (measured.command,) if measured is not None and _is_bench(measured.command) else ()
     report = ["st3fx", "report", str(source), *(["--bench", str(bench)] if bench else [])]
     if not found:
         about = measure(source, (), progress, trust=trust, model=model)
@@ -239,6 +239,15 @@ def gather(
     name = Path(spec).stem if Path(spec).is_dir() else parse_spec(spec).name
     commands = (train_command(run.settings), *again, shlex.join(report))
     return Facts(name, source, True, trained, run, measured, commands, refused)
+
+
+def _is_bench(command: str) -> bool:
+    """Whether a command that a file holds, for the reader to run again, is one of ours and one."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return False
+    return words[:2] == ["st3fx", "bench"] and shlex.join(words) == command
 
 
 def _training(folder: RunFolder) -> TrainingFacts:

