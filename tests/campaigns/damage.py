@@ -146,7 +146,7 @@ _VALUES: tuple[Any, ...] = (
 
 def _deep(rng: random.Random) -> Any:
     value: Any = 1
-    for _ in range(rng.choice((20, 100, 900))):
+    for _ in range(rng.choice((20, 100, 300))):
         value = [value] if rng.random() < 0.5 else {"a": value}
     return value
 
