@@ -178,9 +178,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} is damaged or not a checkpoint ({describe(error, limit=100)})"
         ) from error
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+    # A tensor may stand in the place of each, and be equal to nothing.
+    if not isinstance(content, dict) or f"{content.pop('format', None)}" != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of st3fx train")
-    if content.pop("version", None) != FORMAT_VERSION:
+    if f"{content.pop('version', None)}" != f"{FORMAT_VERSION}":
         raise CheckpointError(f"{path} was written by another version of st3fx")
     names = {item.name for item in fields(Checkpoint)}
     if content.keys() != names:
