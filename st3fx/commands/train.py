@@ -37,7 +37,7 @@ from st3fx.training import memory
 from st3fx.training.batches import Batches
 from st3fx.training.folder import RunFolder
 from st3fx.training.loop import finish, train
-from st3fx.training.machine import leave_group, make_accelerator, release
+from st3fx.training.machine import leave_group, make_accelerator, release, require_precision
 from st3fx.training.method import adjusted, make_method
 from st3fx.training.origin import origin_of
 from st3fx.training.report import Reporter, Silent, TrainResult
@@ -239,6 +239,7 @@ def train_spec(
                 folder.create(settings)
                 remember(folder.path.resolve())
 
+        require_precision(session.plain)
         in_main(session.accelerator, begin)
         if checkpoint is not None:
             restore(session, checkpoint, accepted=accept_changes)

@@ -253,7 +253,8 @@ class _Collate:
             if not items:
                 return Told(None, tuple(bad))
             batch, reason = self._joined(items[0] if fetched.whole else items)
-            mixed = not reason and not fetched.whole and _may_be_mixed(batch, items)
+            # Of another type alone a sample changes that of the batch, without an error.
+            mixed = not fetched.whole and any(_types(i) != _types(items[0]) for i in items)
             if not reason and not (mixed and self._name(numbers, items, "", whole=False)):
                 return Told(batch, tuple(bad))
             if reason and not self._name(numbers, items, reason, whole=fetched.whole):
@@ -302,16 +303,12 @@ def _kind(sample: Any) -> str:
     return ", ".join(leaves)
 
 
-def _may_be_mixed(batch: Any, items: list[Any]) -> bool:
-    """Whether samples may have been promoted to a type of which only some are, cheaply.
-
-    One of a higher type is the first, or has changed the type of the first.
-    """
-    types = [[getattr(leaf, "dtype", None) for leaf in tree_leaves(value)]
-             for value in (items[0], items[-1], batch)]  # fmt: skip
-    return types[0] != types[1] or any(
-        own not in (None, joined) for own, joined in zip(types[0], types[2], strict=False)
-    )
+def _types(sample: Any) -> list[Any]:
+    """What its values are of; quick for the usual pair, as it is asked of every sample."""
+    parts = sample if type(sample) in (tuple, list) else (sample,)
+    if any(isinstance(part, dict | list | tuple) for part in parts):
+        parts = tree_leaves(sample)
+    return [getattr(part, "dtype", type(part)) for part in parts]
 
 
 def _has_nan(value: Any) -> bool:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from st3fx.errors import TrainError, suggest
+from st3fx.modules.marks import conversion_of
 from st3fx.training.folder import RunFolder
 from st3fx.training.settings import Settings
 
@@ -82,6 +83,24 @@ def release() -> None:
     """Let the next run in this process choose its own precision; process groups stay."""
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     GradientState._reset_state()
+
+
+def require_precision(model: nn.Module) -> None:
+    """Refuse to train sites in half precision: their steps would be lost in rounding.
+
+    Raises:
+        TrainError: With the first one, and what to do.
+    """
+    for site in conversion_of(model).plan.sites:
+        for name in site.parameters:
+            dtype = model.get_parameter(name).dtype
+            if dtype.itemsize < 4:
+                kind = str(dtype).removeprefix("torch.")
+                raise TrainError(
+                    f"{name} is {kind}: latent weights are trained in float32, as smaller steps "
+                    "than their precision are lost; make the model .float(), and compute in half "
+                    "precision by --precision bf16 (--amp)"
+                )
 
 
 def _check_trackers(names: tuple[str, ...]) -> None:

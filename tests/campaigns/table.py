@@ -76,6 +76,22 @@ CAMPAIGNS: tuple[Campaign, ...] = (
         short=80,
         seconds=30.0,
     ),
+    Campaign(
+        "ties",
+        "targets over weights of few magnitudes, of any shape, method, granularity and type",
+        "reached to one weight or group; the same after a state dict and a fold",
+        long=1000,
+        short=10,
+        seconds=30.0,
+    ),
+    Campaign(
+        "bad_samples",
+        "data sets with samples that raise, are of another kind or NaN",
+        "stopped by name in one line, or left out, the same in each pass",
+        long=1000,
+        short=60,
+        seconds=30.0,
+    ),
 )
 
 

@@ -255,3 +255,18 @@ def test_a_target_that_is_missed_leaves_its_bundle(
         train_spec(of)
     assert (folder_of(of).bundle / "manifest.json").exists()
     assert folder_of(of).folded.exists()
+
+
+def test_half_precision_is_refused_at_the_start(images: Path) -> None:
+    write(images, "half.py", NET + """
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = net().bfloat16()
+        def forward(self, x):
+            return self.inner(x.bfloat16()).float()
+    """)  # fmt: skip
+    of = made(images, "half", spec=f"{images / 'half.py'}:Half", on_bad_sample="skip")
+    with pytest.raises(TrainError, match=r"inner\.0\.weight is bfloat16: .* \.float\(\).*--amp"):
+        train_spec(of)
+    assert not folder_of(of).path.exists()

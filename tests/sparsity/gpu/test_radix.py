@@ -113,3 +113,23 @@ def test_the_finder_takes_the_kernels_where_they_run(monkeypatch: pytest.MonkeyP
     actual = [finder.find(tensors, scales, 0.9, c) for c in (None, costs)]
     assert all(torch.equal(*pair) for pair in zip(expected, actual, strict=True))
     assert finder.passes == 0  # the host counted nothing
+
+
+def test_ties_are_split_as_by_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that does not wait splits them from the search after the first that meets them."""
+    random, equal = [torch.randn(40, 30)], [torch.randint(1, 4, (40, 30)) * 0.25]
+    host = GlobalThreshold()
+    expected = host.find(equal, [1.0], 0.6)
+    monkeypatch.setattr(gpu, "available", lambda device: True)
+    finder = GlobalThreshold()
+    assert torch.equal(finder.find(equal, [1.0], 0.6, wait=False), expected)  # the first one waits
+    assert torch.equal(finder.ties[0], host.ties[0])
+    finder.find(random, [1.0], 0.6, wait=False)
+    assert not finder.ties
+    finder.find(equal, [1.0], 0.6, wait=False)
+    assert not finder.ties  # not yet
+    finder.find(equal, [1.0], 0.6, wait=False)
+    assert torch.equal(finder.ties[0], host.ties[0])
+    finder.find(random, [1.0], 0.6)
+    finder.find(equal, [1.0], 0.6)
+    assert torch.equal(finder.ties[0], host.ties[0])
