@@ -217,7 +217,11 @@ def _check_plain(module: nn.Module, graph: fx.Graph, consumer: fx.Node, weight: 
     if moving != [consumer]:
         raise TraceError(f"{type(module).__name__} does more than a {type(plain).__name__}")
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    spec = CallSpec(plain, tuple(torch.empty(0) for _ in inputs), {})
+    try:
+        spec = CallSpec(plain, tuple(torch.empty(0) for _ in inputs), {})
+    except TypeError as error:
+        names = f"{type(module).__name__} takes more arguments than a {type(plain).__name__}"
+        raise TraceError(names) from error
     reference = capture("", plain, spec, {""}).graph
     expected = next(node for node in reference.nodes if weight_argument(node) is not None)
     if _signature(consumer) != _signature(expected):

@@ -79,7 +79,8 @@ class _Builder:
             raise TraceError("its graph did not compute what the module computes")
         captures: list[tuple[str, Capture]] = []
         for seen in self.observation.calls.get(name, ())[:MAX_GRAPHS]:
-            if any(mode == "both" and seen.spec == known.spec for mode, known in captures):
+            modes = ("both", "train" if seen.training else "eval")
+            if any(mode in modes and known.spec.covers(seen.spec) for mode, known in captures):
                 continue
             found = self._trace(name, module, seen)
             self._check_leaves(name, found)

@@ -17,6 +17,9 @@ from st3fx.errors import TraceError
 from st3fx.graphs import in_place
 from st3fx.modules.same import is_value
 
+NUMBER = "number"
+"""Mark of a placeholder for a free number: its type."""
+
 _GRADIENTS = frozenset({"grad", "grad_fn"})
 """May be ``None``, which a proxy cannot pretend to be."""
 
@@ -95,7 +98,7 @@ class Asking:
         """An attribute that the value has."""
         if name in _GRADIENTS:
             raise TraceError(f"reads {name}")
-        if not hasattr(Tensor, name):
+        if not hasattr(Tensor, name) or NUMBER in self.node.meta:
             self.tracer.questions.require_attribute(self.node, name)
         return self.tracer.unless_none(AttributeProxy(self, name))  # type: ignore[arg-type]
 

@@ -21,11 +21,23 @@ from st3fx.graphs.in_place import after
 from st3fx.graphs.purity import DataError, Unknown, only_computes, pruned
 from st3fx.graphs.values import Evaluation
 from st3fx.passes.trace.ambient import place
-from st3fx.passes.trace.proxies import is_known_by_value
+from st3fx.passes.trace.proxies import NUMBER, is_known_by_value
 from st3fx.passes.trace.words import Known, expression
 
 _ISINSTANCE = builtins.isinstance
 _WANTS = {"bool": "branches on", "length": "asks for the length of", "kind": "asks for the type of"}
+
+
+class NumberError(TraceError):
+    """What a trace was told follows from free numbers, so that it holds for these alone.
+
+    Attributes:
+        inputs: Which inputs of the graph they are.
+    """
+
+    def __init__(self, message: str, inputs: list[int]) -> None:
+        super().__init__(message)
+        self.inputs = inputs
 
 
 class Questions:
@@ -113,7 +125,7 @@ class Questions:
     def class_of(self, node: fx.Node) -> type:
         """The class of a node's value; an argument of the call is a tensor in every call."""
         if node.op == "placeholder":
-            return Tensor
+            return node.meta.get(NUMBER, Tensor)  # type: ignore[no-any-return]
         if node.op == "call_function" and node.target is after:
             return self.class_of(node.args[0])  # type: ignore[arg-type]
         if node.op == "get_attr":
@@ -150,6 +162,8 @@ class Questions:
             AttributeError: If the value has no such attribute.
         """
         found = Tensor if name.startswith("__") else self.class_of(node)
+        if found in (int, float) and hasattr(found, name):
+            return
         if issubclass(found, Tensor) or not hasattr(self.value(node), name):
             raise AttributeError(f"'{found.__name__}' object has no attribute '{name}'")
 
@@ -205,6 +219,10 @@ class Questions:
             for (node, question), (answer, where) in self._answers.items()
         ]
         part = pruned(graph, [node for node, _ in self._answers])
+        inputs = [node for node in part.nodes if node.op == "placeholder"]
+        asked = [n for n, node in enumerate(inputs) if NUMBER in node.meta and node.users]
+        if asked:
+            raise NumberError("needs the number in an argument", asked)
         return ValueGuards(self._root, part, answers, self._metas, [*self.facts.values()])
 
     def drop_unused(self, graph: fx.Graph) -> None:

@@ -50,8 +50,8 @@ from st3fx.passes.trace.outputs import (
     tensor_names,
 )
 from st3fx.passes.trace.patches import patched
-from st3fx.passes.trace.proxies import AttributeProxy, ValueProxy, iterated
-from st3fx.passes.trace.questions import Questions, mark, undo
+from st3fx.passes.trace.proxies import NUMBER, AttributeProxy, ValueProxy, iterated
+from st3fx.passes.trace.questions import NumberError, Questions, mark, undo
 from st3fx.passes.trace.reads import Reads
 from st3fx.passes.trace.regions import Regions
 from st3fx.passes.trace.writes import Writes
@@ -210,7 +210,7 @@ class IslandTracer(AnsweringTracer):
         """One placeholder per tensor of the call; everything else as it was in the call."""
         spec = self.capture.spec
         self.questions.follow(self.graph)
-        proxies = [self._argument(name) for name in spec.names()]
+        proxies = [self._argument(*own) for own in zip(spec.names(), spec.metas, strict=True)]
         root = self.root
 
         def forward(*tensors: Any) -> Any:
@@ -225,12 +225,14 @@ class IslandTracer(AnsweringTracer):
 
         return forward, proxies
 
-    def _argument(self, name: str) -> fx.Proxy:
-        """The proxy of an argument; its name in the graph hides nothing that the code needs."""
+    def _argument(self, name: str, meta: Any) -> fx.Proxy:
+        """The proxy of a tensor or a number; its name hides nothing that the code needs."""
         proxy: fx.Proxy = self.create_proxy(
             "placeholder", f"{name}_" if name == "self" else name, (), {}
         )
         proxy.node.meta["argument"] = name
+        if isinstance(meta, int | float):
+            proxy.node.meta[NUMBER] = type(meta)
         proxy.node.target = proxy.node.name
         return proxy
 
@@ -368,6 +370,9 @@ class IslandTracer(AnsweringTracer):
 def capture(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> Capture:
     """Capture ``root.forward`` in its present mode for calls like ``spec``.
 
+    Numbers among the arguments stay free, unless the code needs one of them itself (a branch, an
+    index, a name), or something of it can be traced for the given numbers alone.
+
     Args:
         name: Full name of ``root`` in the model; the empty string for the model itself.
         root: Left as it was.
@@ -383,6 +388,23 @@ def capture(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> C
         raise TraceError(f"{type(root).__name__} chooses its kernel by what it is given")
     for thing in spec.objects():
         raise TraceError(f"is given a {type(thing).__name__}, which may change from call to call")
+    free = spec.numbers
+    while free:
+        freed = spec.freed(free)
+        try:
+            found = _capture(name, root, freed, sites_in)
+        except NumberError as error:
+            free -= {freed.place(number) for number in error.inputs}
+        except TraceError:
+            break
+        else:
+            if not found.leaves:
+                return found
+            break
+    return _capture(name, root, spec, sites_in)
+
+
+def _capture(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> Capture:
     # Which kernel such a layer chooses is a guard; in eval mode it was observed without gradients.
     without = isinstance(root, OWN_KERNELS) and not root.training
     with torch.no_grad() if without else contextlib.nullcontext():

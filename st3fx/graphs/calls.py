@@ -9,8 +9,8 @@ import copy
 import functools
 import inspect
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -37,6 +37,8 @@ class Structure:
     tree: pytree.TreeSpec
     constants: list[Any]
     positions: list[int]
+    numbers: dict[int, type] = field(default_factory=dict)
+    """Those of the holes that take a number of one type, and no tensor."""
 
     @classmethod
     def of(cls, arguments: Any) -> Structure:
@@ -53,7 +55,10 @@ class Structure:
             return None
         holes = set(self.positions)
         for index, (leaf, constant) in enumerate(zip(leaves, self.constants, strict=True)):
-            fits = isinstance(leaf, Tensor) if index in holes else same_value(leaf, constant)
+            if index in self.numbers:
+                fits = type(leaf) is self.numbers[index]
+            else:
+                fits = isinstance(leaf, Tensor) if index in holes else same_value(leaf, constant)
             if not fits:
                 return None
         return leaves
@@ -70,14 +75,18 @@ class Structure:
         return (
             self.tree == other.tree
             and self.positions == other.positions
+            and self.numbers == other.numbers
             and all(map(same_value, self.constants, other.constants))
         )
 
 
 def firsts(tensors: Sequence[Any]) -> list[int]:
-    """For each tensor the first place where it stands."""
+    """For each tensor the first place where it stands; every number stands for itself."""
     places: dict[int, int] = {}
-    return [places.setdefault(id(tensor), place) for place, tensor in enumerate(tensors)]
+    return [
+        places.setdefault(id(tensor), place) if isinstance(tensor, Tensor) else place
+        for place, tensor in enumerate(tensors)
+    ]
 
 
 def step(key: Any) -> str:
@@ -101,9 +110,11 @@ class CallSpec:
     A call matches when it binds the same arguments, by position or by name, with tensors in the
     same places and the same values elsewhere; sizes of tensors are free, but for ``guards``. Where
     the recorded call had one tensor twice, so must any other: attention asks ``query is key``.
+    Where numbers are free (:meth:`freed`), a call may have others.
 
     Attributes:
-        metas: Of the recorded call's tensors, in the graph's order: all but their data.
+        metas: Of the recorded call's tensors, in the graph's order: all but their data; free
+            numbers as they were.
         readable: Those of integers and booleans themselves, as long as no graph is made of it.
         guards: What else must hold of a call's tensors, or ``None``.
     """
@@ -140,6 +151,63 @@ class CallSpec:
         leaves = pytree.tree_leaves(_bound(self._signature, *labels))
         places = {leaf.index: n for n, leaf in enumerate(leaves) if isinstance(leaf, Label)}
         return [places[index] for index in range(count)]
+
+    @property
+    def numbers(self) -> frozenset[int]:
+        """Where the call has numbers, counted among all that it was given; free ones too."""
+        kinds = [type(constant) for constant in self._given.constants]
+        plain = {place for place, kind in enumerate(kinds) if kind in (int, float)}
+        return frozenset(plain | self._given.numbers.keys())
+
+    @property
+    def free(self) -> frozenset[int]:
+        """Those of the numbers that are free."""
+        return frozenset(self._given.numbers)
+
+    def freed(self, numbers: Collection[int]) -> CallSpec:
+        """The same calls with any numbers of the same type in some places.
+
+        They are inputs of a graph like tensors, so that it outlives an argument that changes in
+        every call: a step, a share, the number of samples.
+
+        Args:
+            numbers: The places, of :attr:`numbers`.
+        """
+        spec, given = copy.copy(self), self._given
+        holes = sorted({*given.positions, *numbers})
+        known = {place: number for number, place in enumerate(given.positions)}
+        where = {known[place]: number for number, place in enumerate(holes) if place in known}
+        kinds = {place: type(given.constants[place]) for place in numbers}
+        values = [given.constants[place] for place in holes]
+        constants = [None if n in kinds else value for n, value in enumerate(given.constants)]
+        spec._given = Structure(given.tree, constants, holes, kinds)
+        labels = spec._given.fill([Label(number) for number in range(len(holes))])
+        leaves, tree = pytree.tree_flatten(_bound(self._signature, *labels))
+        places = {leaf.index: n for n, leaf in enumerate(leaves) if isinstance(leaf, Label)}
+        spec._order = [places[number] for number in range(len(holes))]
+        found = [None if isinstance(leaf, Label) else frozen(leaf) for leaf in leaves]
+        own = {places[number]: kinds[p] for number, p in enumerate(holes) if p in kinds}
+        spec._bound = Structure(tree, found, sorted(places.values()), own)
+        tensors = [known.get(place) for place in holes]
+        spec.metas = [
+            values[n] if old is None else self.metas[old] for n, old in enumerate(tensors)
+        ]
+        if self.readable:
+            spec.readable = [None if old is None else self.readable[old] for old in tensors]
+        spec._firsts = [
+            number if old is None else where[self._firsts[old]]
+            for number, old in enumerate(tensors)
+        ]
+        spec._arity = -1
+        return spec
+
+    def place(self, number: int) -> int:
+        """Where an input of the graph stands among all that the call was given."""
+        return self._given.positions[number]
+
+    def covers(self, other: CallSpec) -> bool:
+        """Whether a graph for these calls is one for another recorded call."""
+        return self.numbers == other.numbers and self == other.freed(self.free)
 
     def guarded(self, guards: Applies | None) -> CallSpec:
         """The same calls, as far as ``guards`` hold, without the recorded call's data."""

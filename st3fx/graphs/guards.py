@@ -129,7 +129,7 @@ class ValueGuards:
         root: nn.Module,
         graph: fx.Graph,
         answers: Sequence[Answer],
-        metas: Sequence[Meta | None],
+        metas: Sequence[Meta | float | None],
         facts: Sequence[Fact] = (),
     ) -> None:
         """Prepare.
@@ -148,7 +148,8 @@ class ValueGuards:
         self._tensors, self._settings = _dependencies(root, graph)
         self._known: dict[Any, Decision] = {}
         if not any(answer.of_data for answer in answers):
-            self._known[self._key([_Seen(*meta) for meta in metas if meta])] = _always
+            seen = [_Seen(*meta) for meta in metas if isinstance(meta, Meta)]
+            self._known[self._key(seen)] = _always
 
     def hold(self, tensors: Sequence[Any]) -> bool:
         """Whether the graph answers a call with these tensors."""
@@ -172,7 +173,7 @@ class ValueGuards:
     def _key(self, tensors: Sequence[Any]) -> tuple[Any, ...]:
         """Everything that the answers could depend on."""
         return (
-            *[(t.shape, t.dtype, t.device) for t in tensors],
+            *[(t.shape, t.dtype, t.device) for t in tensors if not isinstance(t, int | float)],
             torch.get_default_dtype(),
             *[
                 torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -195,7 +196,8 @@ class ValueGuards:
         return decided
 
     def _ask(self, tensors: Sequence[Any]) -> Decision:
-        metas = [meta_of(tensor) for tensor in tensors]
+        # No answer follows from a free number: the trace has seen to that.
+        metas = [t if isinstance(t, int | float) else meta_of(t) for t in tensors]
         if None in metas:
             return _never
         evaluation = Evaluation(self.root, metas, [*map(readable, tensors)])

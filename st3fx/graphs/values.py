@@ -37,7 +37,7 @@ class Evaluation:
     def __init__(
         self,
         root: nn.Module,
-        metas: Sequence[Meta | None],
+        metas: Sequence[Meta | float | None],
         tensors: Sequence[Tensor | None] = (),
         *,
         inside: bool = False,
@@ -46,7 +46,7 @@ class Evaluation:
 
         Args:
             root: The graph's module; only read.
-            metas: The call's tensors, in the order of the placeholders.
+            metas: The call's tensors, and its free numbers, in the order of the placeholders.
             tensors: Those of them whose data may be looked at, ``None`` for the others.
             inside: Whether nodes come while their regions are open, so that these are not entered.
         """
@@ -135,6 +135,8 @@ class Evaluation:
     def _compute(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         if node.op == "placeholder":
             meta = next(self._metas)
+            if isinstance(meta, int | float):
+                return meta
             return Unknown("is no plain tensor") if meta is None else fake(meta)
         if node.op == "get_attr":
             found = _attribute(self._root, str(node.target))
