@@ -19,6 +19,8 @@ from st3fx.cli.views.quantize import print_quantize
 from st3fx.commands.train import train_spec
 from st3fx.export.export_result import Size
 from st3fx.export.quantized import QuantFile
+from st3fx.loading.spec import load_spec
+from st3fx.loading.trust import remember
 from st3fx.passes.onnx.quant_kernels import lower
 from st3fx.passes.onnx.quant_kernels.quant_report import QuantReport, QuantRow
 from st3fx.quantization.quantize_result import Accuracy, LayerRow, QuantizeResult
@@ -39,9 +41,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, as the working directory."""
+    """A copy of it, as the working directory, whose model the user has run there too."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    load_spec(str(tmp_path / "net.py"))
+    remember()
     return tmp_path
 
 
