@@ -61,6 +61,22 @@ CAMPAIGNS: tuple[Campaign, ...] = (
         short=1,
     ),
     Campaign(
+        "starved",
+        "commands with a full disk, no rights, few handles, little memory",
+        "it works, or one line and old files whole; then it works without the limit",
+        long=200,
+        short=4,
+        seconds=60.0,
+    ),
+    Campaign(
+        "forks",
+        "forks while threads run sessions and thresholds",
+        "the child runs them too, gives the same bytes and ends",
+        long=200,
+        short=20,
+        seconds=40.0,
+    ),
+    Campaign(
         "wrong_lines",
         "command lines wrong on purpose",
         "exit code 2, one line, nothing run or changed",
