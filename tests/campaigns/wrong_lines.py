@@ -282,7 +282,7 @@ def _no_setting(choose: random.Random) -> list[str]:
         "export bundle --free x",
         "export bundle --free x:one=a", "export bundle --batch-sizes 0", "export bundle --opset 5",
         "export bundle --batch-sizes 1,a", "bench bundle -b 0", "bench bundle -ncores 0",
-        "bench bundle -ncores 100000", "bench bundle --provider none", "analyze bundle --blocks 1",
+        "bench bundle --provider none", "analyze bundle --blocks 1",
         "quantize bundle --opset 9", "quantize bundle --percentile 3 --calibration percentile",
         "train model.py --data fashion-mnist-mini --data-path empty",
     ]).split()  # fmt: skip
