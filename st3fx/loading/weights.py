@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from st3fx.errors import ExportError, SpecError, describe, few
 from st3fx.files.compact import SUFFIX, load_compact
+from st3fx.files.ours import is_ours
+from st3fx.files.seal import check_sealed
 from st3fx.files.tensor_file import load_pickled, read_state
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
@@ -68,6 +70,8 @@ def _read(file: Path) -> Any:
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise SpecError(f"{file} is not a safetensors file, or is broken: {error}") from error
     try:
+        if is_ours(file):
+            check_sealed(file)
         return load_pickled(file)
     except pickle.UnpicklingError as error:
         # The same exception for a class that is not allowed and for bytes that are no pickle.

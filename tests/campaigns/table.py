@@ -52,6 +52,7 @@ CAMPAIGNS: tuple[Campaign, ...] = (
         "is left",
         long=500,
         short=2,
+        seconds=400.0,
     ),
     Campaign(
         "ranks",
@@ -59,6 +60,7 @@ CAMPAIGNS: tuple[Campaign, ...] = (
         "the run is resumed bit for bit, and no half-written file is left",
         long=20,
         short=1,
+        seconds=400.0,
     ),
     Campaign(
         "starved",

@@ -11,6 +11,8 @@ from torch import nn
 
 import st3fx
 from st3fx.errors import SpecError
+from st3fx.export.weights import write_weights
+from st3fx.files.seal import write_sealed
 from st3fx.loading.weights import load_weights
 
 
@@ -114,6 +116,25 @@ def test_truncated(tmp_path: Path) -> None:
         file.write_bytes(file.read_bytes()[:-20])
         with pytest.raises(SpecError, match="or is broken"):
             load_weights(_net(), file)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+def test_what_we_wrote_has_a_digest(tmp_path: Path, name: str) -> None:
+    """A bit of a weight that has changed is never loaded; nor is any other of the file."""
+    net, file = _net(), tmp_path / name
+    if file.suffix == ".pt":
+        with file.open("wb") as opened:
+            write_sealed(opened, lambda to: torch.save(net.state_dict(), to))
+    else:
+        write_weights(net.state_dict(), file, compact=False)
+    other = _net()
+    load_weights(other, file)
+    assert _same(net, other)
+    content = file.read_bytes()
+    place = content.index(net.state_dict()["0.weight"].numpy().tobytes()) + 5
+    file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(SpecError, match=rf"{name} .* was damaged or edited after it was written"):
+        load_weights(other, file)
 
 
 def test_missing(tmp_path: Path) -> None:
