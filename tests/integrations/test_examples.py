@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from torch import Tensor, nn
 
+from tests.integrations.test_ultralytics import NET
+
 os.environ.setdefault("YOLO_OFFLINE", "true")  # no look for a newer version
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -65,7 +67,9 @@ def test_a_detector(tmp_path: Path) -> None:
         "plots": False, "project": str(tmp_path), "verbose": False, "amp": False,
         "warmup_epochs": 0,
     }  # fmt: skip
-    yolo = example("train_with_ultralytics")(data, "yolo11n.yaml", **settings)
+    net = tmp_path / "net.yaml"  # quicker than yolo11n.yaml
+    net.write_text(NET)
+    yolo = example("train_with_ultralytics")(data, str(net), **settings)
     assert zeros(yolo.model) == pytest.approx(0.9, abs=0.01)
 
 

@@ -128,7 +128,7 @@ def test_a_training_counts_waits_and_saves_plain_models(data: Path) -> None:
 
 def test_the_schedule_knows_how_many_updates_there_are(data: Path) -> None:
     for batch, nbs, warmup in ((2, 16, 3), (8, 8, 0)):
-        kwargs = {"batch": batch, "nbs": nbs, "warmup_epochs": warmup, "val": False}
+        kwargs = {"batch": batch, "nbs": nbs, "warmup_epochs": warmup, "epochs": 2}
         totals: list[int] = []
 
         class Counted(Sparse):
