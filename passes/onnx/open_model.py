@@ -329,7 +329,8 @@ def _check_attribute(
         _check_sparse(sparse, folder)
     for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
         _check_graph(graph, opsets, folder, constants)
-    if node.op_type in _OF_WINDOWS and name in _WINDOWS:
+    # In a function's body an attribute may be the call's, and has no value of its own.
+    if node.op_type in _OF_WINDOWS and name in _WINDOWS and not attribute.ref_attr_name:
         numbers = attribute.ints or [attribute.i]
         if not all(_WINDOWS[name] <= number <= WINDOW for number in numbers):
             raise DamageError(f"{_label(node)} has {name} {list(numbers)[:8]}")
