@@ -295,7 +295,10 @@ def flags(name: str, work: Path, verb: Verb, *, again: bool) -> list[str]:
     if name == "train":
         run_folder = work / verb.place
         saved = any((run_folder / "checkpoints" / f"{n}.pt").exists() for n in ("last", "best"))
-        if saved and not again:
+        settings = run_folder / "settings.toml"
+        # Killed before the new run began, the older one is there as it was.
+        older = settings.exists() and "\nseed = 1\n" in settings.read_text()
+        if saved and not again and not older:
             return ["--resume"]
         return ["--force"] if (run_folder / "settings.toml").exists() else []
     if name == "demo":
