@@ -176,7 +176,7 @@ def import_spec(
     if spec.kind == "file":
         path, source = _read(spec.target)
         permit.check(path, source, use)
-        watch(path.parent, permit)
+        watch(path.parent, permit, str(path))
         return import_file(path, source, spec.target), path, source
     top = spec.target.partition(".")[0]
     if top in sys.stdlib_module_names or top == "__main__":
@@ -192,7 +192,7 @@ def import_spec(
     here = Path.cwd()
     if permit.is_free or code is None or code[0].is_relative_to(here):
         prepend_to_path(here)
-    watch(here, permit, top)
+    watch(here, permit, "" if code is None else str(code[0]), top)
     module = _import_module(spec.target)
     origin = module.__file__
     ran = _read_module(None if origin is None else Path(origin))

@@ -111,7 +111,10 @@ class Permit:
         assert self.folder is not None
         places = {None, *map(str, (self.folder, *self.folder.parents))}
         return any(
-            known.folder in places and dataclasses.replace(known, folder=entry.folder) == entry
+            known.folder in places
+            and (known.path, known.sha256) == (entry.path, entry.sha256)
+            # Importing a file runs what calling something in it has run, and no more.
+            and entry.use in (known.use, IMPORTED)
             for known in _read()
         )
 

@@ -194,6 +194,28 @@ def test_what_lies_beside_a_trusted_file_is_not_run(folder: Path) -> None:
     assert run("analyze", "net.st3fx").exit_code == 0
 
 
+def test_what_the_user_imports_himself_is_not_asked_about(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a source that data's word has run; what that imports later is still asked about."""
+    write(folder, "a_net.py", TINY + "\n    def late():\n        import late_layers\n")
+    made = run("convert", "a_net.py")
+    assert made.exit_code == 0, made.output
+    unload()
+    assert run("fold", "a_net.st3fx", "--allow-dense").exit_code == 0
+    st3fx.load_bundle("a_net.st3fx")
+    for name in ("own_layers", "late_layers"):
+        write(folder, f"{name}.py", "here = 1\n")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    module = next(sys.modules[name] for name in sys.modules if name.endswith("_a_net"))
+    with pytest.raises(TrustError, match="late_layers"):
+        module.late()
+    own: dict[str, Any] = {}
+    exec("import a_net, own_layers, late_layers", own)
+    assert own["late_layers"].here == 1
+    assert own["a_net"].Tiny is not module.Tiny
+
+
 def test_what_was_compiled_before_is_not_run(folder: Path) -> None:
     write(folder, "net.py", TINY + "\n    import layers\n")
     write(folder, "layers.py", "kind = 1\n")

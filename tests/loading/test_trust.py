@@ -39,8 +39,9 @@ def test_what_is_the_same_may_run_again() -> None:
     assert may("/m/net.py", "/data/b")
     assert not may("/m/net.py", "/data/b", b"x = 2")
     assert not may("/n/net.py", "/data/b")
-    for use in ("model:", "model:wipe", "data:build", "import"):
+    for use in ("model:", "model:wipe", "data:build"):
         assert not may("/m/net.py", "/data/b", use=use)
+    assert may("/m/net.py", "/data/b", use="import")  # which calls nothing in it
 
 
 def test_trust_is_of_a_folder_and_what_lies_in_it() -> None:
