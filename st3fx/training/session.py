@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from st3fx.data.base import Data
 from st3fx.data.guarded import Bad
-from st3fx.errors import StateError, TrainError
+from st3fx.errors import StateError, TrainError, describe, exhausted
 from st3fx.modules.copying import copied
 from st3fx.modules.state import preserved, seed_everything
 from st3fx.sparsifier.sparsifier import Sparsifier
@@ -321,10 +321,18 @@ def check_outputs(model: nn.Module, data: Data) -> None:
     """Fail if the model has fewer outputs than the data has classes.
 
     Raises:
-        TrainError: Then, or when it does not give logits.
+        TrainError: Then, or when it refuses the data, or does not give logits.
     """
-    with preserved(model):
-        logits = call(model.eval(), data.example(2))
+    try:
+        with preserved(model):
+            logits = call(model.eval(), data.example(2))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if exhausted(error):
+            raise
+        raise TrainError(
+            f"{type(model).__name__} does not take what {data.name} gives: {describe(error)}; "
+            "--channels, --image-size or another --data change that"
+        ) from error
     classes = data.num_classes
     if classes is not None and logits.shape[1] < classes:
         raise TrainError(

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import st3fx
+from st3fx.cli import main
 from st3fx.commands.train import evaluate_spec, train_spec
 from st3fx.data import make_data
 from st3fx.data.base import DataSettings
@@ -287,6 +289,18 @@ def test_a_loader_without_a_length(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         TrainError, match=r"loaders.py: the training loader has no length, on which"
     ):
         train_spec(settings(tmp_path, data="loaders.py"))
+
+
+def test_data_that_a_bundle_does_not_take(tmp_path: Path) -> None:
+    net, bundle = write(tmp_path, "net.py", NET), tmp_path / "b"
+    given = ["convert", str(net), "--input", "2x1x28x28", "-o", str(bundle)]
+    made = CliRunner().invoke(main, given)
+    assert made.exit_code == 0, made.output
+    with pytest.raises(
+        TrainError,
+        match=r"Net does not take what fashion-mnist-mini gives: RuntimeError: .*channels",
+    ):
+        train_spec(settings(tmp_path, spec=str(bundle), channels=3))
 
 
 def test_more_classes_than_outputs(tmp_path: Path) -> None:
