@@ -408,7 +408,7 @@ def _check_external(tensor: TensorProto, wanted: int, folder: Path) -> None:
     if not location or Path(location).is_absolute() or not inside:
         raise DamageError(f"{label} has its data in {location[:80]!r}, which is not in its folder")
     if not file.exists():
-        raise DamageError(f"has its weights in {location}, which is missing")
+        raise DamageError(f"has its weights in {location}, which is not beside it")
     check_regular(file)
     try:
         offset, length = int(info.get("offset", 0)), int(info.get("length", wanted))

@@ -122,7 +122,7 @@ BAD = {
     "none.onnx": "no file none.onnx",
     "none.py": "no file none.py",
     "custom.onnx": "custom.onnx: node 'odd' is Mine of the domain my.ops, which ONNX Runtime does",
-    "away.onnx": "away.onnx has its weights in away.data, which is missing: put it beside the file",
+    "away.onnx": "away.onnx has its weights in away.data, which is not beside it: export it again",
     "clash.onnx": "ONNX Runtime cannot run clash.onnx: ",
     "rows.onnx -b 0": "batch size 0: give a number from 1 on",
     "rows.onnx -i 1x2x3 --provider tpu": "provider 'tpu' is not in this ONNX Runtime: choose from",

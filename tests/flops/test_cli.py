@@ -186,7 +186,7 @@ BAD = {
     "none.onnx": "no file none.onnx",
     "custom.onnx": "custom.onnx: node 'odd' is Mine of the domain my.ops, which is not standard",
     "free.onnx": "input x is 1 x 3 x h x w: give its sizes by --input, e.g. --input 1x3x224x224",
-    "away.onnx": "away.onnx has weights in other files that cannot be read",
+    "away.onnx": "away.onnx has its weights in away.data, which is not beside it: export it again",
     "m.pt2": "m.pt2 is a program of torch.export: in Python, st3fx.count_flops(torch.export.load(",
     "w.safetensors": "w.safetensors holds weights and no graph: st3fx analyze SPEC --weights w.saf",
     "model.onnx --sparsity 0.5": "model.onnx has its weights: leave --weights and --sparsity out",

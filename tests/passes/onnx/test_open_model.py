@@ -142,7 +142,7 @@ BAD: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
     "no version": (lambda m: setattr(m, "ir_version", 1 << 40), "has the version 1099"),
     "no opset": (lambda m: setattr(m.opset_import[0], "version", -1), "has opset -1"),
     "weights outside": (lambda m: _external(m, location="../w"), "is not in its folder"),
-    "weights nowhere": (lambda m: _external(m, location="none"), "none, which is missing"),
+    "weights nowhere": (lambda m: _external(m, location="none"), "none, which is not beside it"),
     "weights in the folder itself": (lambda m: _external(m, location="."), "folder, not a file"),
     "weights of a wrong length": (
         lambda m: _external(m, location="m.onnx", length="1"), "has 1 of 432 bytes"
