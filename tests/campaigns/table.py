@@ -21,6 +21,8 @@ class Campaign:
         long: Cases of the long form.
         short: Cases of the short form, about ten seconds of them.
         seconds: After which a case counts as hung.
+        forks: Whether a case forks the process that runs it. The short form then has one of its own,
+            as what has computed gradients cannot compute any in a child.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Campaign:
     long: int
     short: int
     seconds: float = 120.0
+    forks: bool = False
 
     def case(self) -> Case:
         """Its function; what it imports is imported now."""
@@ -69,6 +72,7 @@ CAMPAIGNS: tuple[Campaign, ...] = (
         long=200,
         short=4,
         seconds=60.0,
+        forks=True,
     ),
     Campaign(
         "forks",
@@ -77,6 +81,7 @@ CAMPAIGNS: tuple[Campaign, ...] = (
         long=200,
         short=20,
         seconds=40.0,
+        forks=True,
     ),
     Campaign(
         "wrong_lines",

@@ -13,8 +13,12 @@ from tests.campaigns.table import CAMPAIGNS, Campaign
 @pytest.mark.slow
 @pytest.mark.parametrize("campaign", CAMPAIGNS, ids=lambda campaign: campaign.name)
 def test_holds(campaign: Campaign) -> None:
+    seeds = range(campaign.short)
+    if campaign.forks:
+        assert not [failure for failure in run(campaign, seeds, jobs=1) if failure is not None]
+        return
     case = campaign.case()
-    seen = {seed: attempt(case, seed) for seed in range(campaign.short)}
+    seen = {seed: attempt(case, seed) for seed in seeds}
     assert not {seed: text for seed, text in seen.items() if text is not None}
 
 

@@ -174,7 +174,10 @@ def test_a_spec_with_data_of_the_users_own(folder: Path) -> None:
         ("run --keep-fp32 bone", "--keep-fp32 'bone' names no layer; there are stem.weight, head"),
         ("run --finetune 1 --lr 2", "lr 2: give a number above 0 and below 1, e.g. 0.0003"),
         ("run --learn-scales", "--learn-scales is for --finetune: give that too, or leave it out"),
-        ("run --percentile 0", "percentile 0: give a number from 50 to 100"),
+        (
+            "run --calibration percentile --percentile 0",
+            "percentile 0: give a number from 50 to 100",
+        ),
         ("run --data cifar10 --data-path nowhere", "no cifar10 in nowhere"),
         ("broken", "broken has no model.st3fx yet: its training has not ended; go on with it"),
     ],

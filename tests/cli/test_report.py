@@ -35,7 +35,7 @@ def report(*args: str) -> Result:
 
 @pytest.mark.slow
 def test_the_command_says_what_is_there_and_what_is_not(bundle: Path) -> None:
-    result = report(str(bundle), "--png", "png")
+    result = report(str(bundle), "--png", "png", "--trust")
     assert result.exit_code == 0, result.output
     lines = [line.rstrip() for line in result.stdout.splitlines()]
     assert "dataflow   filled" in lines

@@ -164,7 +164,7 @@ def test_folded_weights_of_a_spec(folder: Path) -> None:
         ("tiny.st3fx", ("error: tiny.st3fx is not trained yet, its sparsity is 0: train it (st3fx "
          "train tiny.st3fx), prune it now by --sparsity, or take it as it is by --allow-dense")),
         ("tiny.py", "error: tiny.py has no weight that is zero: prune it now by --sparsity"),
-        ("tiny.st3fx --weights w.pt", "error: tiny.st3fx is a bundle and has its weights"),
+        ("tiny.st3fx --weights tiny.py", "error: tiny.st3fx is a bundle and has its weights"),
         ("tiny.st3fx --sparsity 1", "error: sparsity 1.0 is outside [0, 1)"),
         ("tiny.st3fx -o tiny.py", "error: tiny.py exists: choose another file, or replace it by"),
         ("tiny.st3fx -o tiny.st3fx --force", "error: tiny.st3fx is a folder: name the file"),

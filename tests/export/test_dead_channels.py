@@ -226,5 +226,5 @@ def test_export_from_the_command_line(folder: Path) -> None:
 def test_compact_is_for_the_models_own_class(folder: Path) -> None:
     code, text = _run("fold", "small.py", "--eliminate-dead-channels", "--compact")
     assert code == 2
-    assert "a graph without dead channels is written as .pt2" in text
+    assert "a graph without dead channels is no state dict: it is written as .pt2" in text
     assert [path.name for path in folder.iterdir() if path.suffix != ".py"] in ([], ["__pycache__"])

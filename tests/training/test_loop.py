@@ -127,11 +127,12 @@ def test_a_missed_sparsity_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     )
     one = settings(tmp_path, ramp=(0.0, 1.0))
     with pytest.raises(
-        TrainError, match=r"the final sparsity is 0.\d+ where 0.9000 .* counted 12 of 15 optimizer"
+        TrainError,
+        match=r"the final sparsity is 0.\d+ where 0.9000 .* counted 12 of 15 .*the bundle is ",
     ):
         train_spec(one)
     assert folder_of(one).last.exists()
-    assert not folder_of(one).folded.exists()
+    assert folder_of(one).bundle.exists()
 
 
 def test_rounding_is_no_miss() -> None:

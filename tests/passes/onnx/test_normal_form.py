@@ -129,12 +129,10 @@ def test_bodies_too_and_names_that_two_of_them_share(tmp_path: Path) -> None:
 def test_what_no_file_may_have_is_one_line(tmp_path: Path) -> None:
     circle = [N("Add", ["x", "b"], ["a"], name="first"), N("Relu", ["a"], ["b"], name="second"),
               N("Relu", ["b"], ["y"])]  # fmt: skip
-    with pytest.raises(
-        FlopsError, match="is damaged: nodes wait for each other in a circle: first"
-    ):
+    with pytest.raises(FlopsError, match="nodes of 'graph' depend on each other in a circle"):
         st3fx.count_flops(saved(model(circle), tmp_path))
     twice = [N("Relu", ["x"], ["y"]), N("Neg", ["x"], ["y"])]
-    with pytest.raises(FlopsError, match="is damaged: two nodes give the value 'y'"):
+    with pytest.raises(FlopsError, match="two nodes give the value 'y'"):
         st3fx.count_flops(saved(model(twice), tmp_path))
     empty = [N("Constant", [], ["w"]), N("MatMul", ["x", "w"], ["y"])]
     with pytest.raises(FlopsError, match="the Constant node 'w' has no value"):
