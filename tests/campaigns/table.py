@@ -21,8 +21,8 @@ class Campaign:
         long: Cases of the long form.
         short: Cases of the short form, about ten seconds of them.
         seconds: After which a case counts as hung.
-        forks: Whether a case forks the process that runs it. The short form then has one of its own,
-            as what has computed gradients cannot compute any in a child.
+        forks: Whether a case forks the process that runs it. The short form then has its own, as
+            what has computed gradients cannot compute any in a child.
     """
 
     name: str
