@@ -379,8 +379,11 @@ class _Parts:
         yield from self._calls_of(_steps(batches, stream), start, stop, size)
 
     def _test(self) -> Iterator[tuple[Feed, Tensor]]:
-        stop = self._images.test
-        yield from self._calls_of(iter(self._data.test), 0, stop, SCORE_BATCH)
+        # Data that draws random numbers gives the same samples to every file that is scored.
+        stream = Stream(self._seed, 0)
+        with stream.active():
+            batches = iter(self._data.test)
+        yield from self._calls_of(_steps(batches, stream), 0, self._images.test, SCORE_BATCH)
 
     def _calls_of(
         self, batches: Iterator[Any], start: int, stop: int | None, size: int

@@ -219,7 +219,7 @@ def content(path: Path) -> bytes:
         return repr(plain(saved)).encode()
     if path.suffix == ".html":  # whole, and of this run
         return path.read_bytes().rstrip()[-7:]
-    # The name of a user's module has a digest of its folder in it, and so does the file's own digest.
+    # The name of a user's module has a digest of its folder in it, which the file's own covers.
     text = re.sub(rb"(st3fx_user_)[0-9a-f]{12}", rb"\1", path.read_bytes())
     return re.sub(rb"[0-9a-f]{64}", b"", text) if path.suffix == ".onnx" else text
 

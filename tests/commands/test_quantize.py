@@ -15,10 +15,12 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 import st3fx
 from st3fx.commands.finetune import OfRun
-from st3fx.commands.quantize import _Calls
+from st3fx.commands.quantize import Images, _Calls, _Parts
+from st3fx.data.base import Data
 from st3fx.errors import InputError, NativeError, QuantizeError
 from st3fx.export.write import save_proto
 from st3fx.passes.onnx.quant_kernels import lower
@@ -387,3 +389,38 @@ def test_what_is_wrong_in_integers_is_no_file(model: nn.Module, tmp_path: Path) 
 def test_half_precision_is_refused(tmp_path: Path) -> None:
     with pytest.raises(QuantizeError, match=r"weights of torch.float16: give model.float\(\)"):
         st3fx.quantize(nn.Linear(3, 4).half(), [torch.randn(2, 3).half()], tmp_path / "h.onnx")
+
+
+class Noise(Dataset[tuple[Tensor, int]]):
+    """Draws from the global generator, as transforms of users do."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index >= len(self):
+            raise IndexError
+        return torch.randn(3, 8, 8), index
+
+
+def test_every_file_is_scored_on_the_same_samples_where_data_draws_them(model: nn.Module) -> None:
+    exported = SimpleNamespace(
+        inputs=[SimpleNamespace(name="x", shape=("batch", 3, 8, 8))], dynamic_batch=True
+    )
+    loader = DataLoader(Noise(), batch_size=2)
+    data = Data(loader, loader, "noise", (3, 8, 8), None)
+    parts = _Parts(data, _Calls(model, exported), Images(), 0)  # type: ignore[arg-type]
+    seen: list[list[Any]] = []
+
+    def run(feed: Any) -> dict[str, Any]:
+        seen[-1].append(feed["x"])
+        return {"logits": np.zeros((len(feed["x"]), 6), np.float32)}
+
+    score = parts.test()
+    for _ in range(2):
+        seen.append([])
+        score(run)
+        torch.rand(3)
+    assert len(seen[0]) == 3
+    assert all(map(np.array_equal, *seen))
+    assert not np.array_equal(seen[0][0], seen[0][1])
