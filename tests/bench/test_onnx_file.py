@@ -41,7 +41,7 @@ def test_weights_in_another_file(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"w.data, with its weights, is truncated: it"):
         read_inputs(path)
     data.unlink()
-    with pytest.raises(BenchError, match=r"its weights in w.data, which is missing: export"):
+    with pytest.raises(BenchError, match=r"its weights in w.data, which is not beside it: export"):
         read_inputs(path)
 
 
