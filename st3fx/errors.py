@@ -214,14 +214,14 @@ _NO_DISK = re.compile("no space left|disk quota|file write failed|file too large
 
 def exhausted(error: BaseException) -> str | None:
     """What the machine has run out of, or refuses, in words; ``None`` for any other error."""
-    for each in _chain(error):
+    for each in chain(error):
         said = _of_system(each) if isinstance(each, OSError) else _of_library(each)
         if said is not None:
             return said
     return None
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
     """An error and those that it came from."""
     seen: set[int] = set()
     each: BaseException | None = error

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from st3fx.errors import ExportError, describe
+from st3fx.errors import ExportError, chain, describe
 from st3fx.export.batch import BATCH, Dim, Names, batch_size, dimension, repeated, resized
 from st3fx.export.call import Flat
 from st3fx.export.settings import EXPORTERS
@@ -97,7 +97,7 @@ _ADVICE = {
 
 def is_fixed_batch(error: BaseException) -> bool:
     """Whether a capture failed because the model needs the batch size that it was shown."""
-    return any(_FIXED.search(str(item)) for item in _chain(error))
+    return any(_FIXED.search(str(item)) for item in chain(error))
 
 
 def is_known(error: BaseException) -> bool:
@@ -141,9 +141,9 @@ def _place(error: BaseException, node: fx.Node | None) -> str:
     trace = node.meta.get("stack_trace") if node is not None else None
     found = _from_text(trace) if trace else None
     # The innermost failure knows best; what wraps it was raised elsewhere.
-    for item in reversed(list(_chain(error))):
+    for item in reversed(list(chain(error))):
         found = found or _from_frames(item)
-    for item in reversed(list(_chain(error))):
+    for item in reversed(list(chain(error))):
         found = found or _from_text(str(item))
     if found is None:
         return ""
@@ -174,7 +174,7 @@ def _from_frames(error: BaseException) -> tuple[str, int, str] | None:
 
 def _node(error: BaseException) -> fx.Node | None:
     """The node that the exporter was translating when it failed, from the variables it had."""
-    for item in _chain(error):
+    for item in chain(error):
         for frame, _ in _frames(item):
             if frame.f_code.co_name == "_translate_fx_graph":
                 node = frame.f_locals.get("node")
@@ -187,15 +187,6 @@ def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
     while trace is not None:
         yield trace.tb_frame, trace.tb_lineno
         trace = trace.tb_next
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    item: BaseException | None = error
-    while item is not None and id(item) not in seen:
-        seen.add(id(item))
-        yield item
-        item = item.__cause__ or item.__context__
 
 
 def _root(error: BaseException) -> BaseException:
