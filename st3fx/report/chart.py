@@ -112,6 +112,9 @@ def _log_ticks(low: float, high: float) -> tuple[float, ...]:
 Role = Literal["main", "quiet", "goal"]
 """What a mark stands for, which decides its colour: the result, its background, what was asked."""
 
+HUES = 8
+"""Colours for lines that stand for different things, such as runs that are compared."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -140,6 +143,8 @@ class Series:
         role: What it stands for.
         unit: After a value, e.g. `` %``.
         dots: Whether each point is marked.
+        hue: Which of many things it stands for, from 0: the colours of :data:`HUES`, then the same
+            dashed, then dotted. ``None``: the colour of its role.
     """
 
     name: str
@@ -147,11 +152,12 @@ class Series:
     role: Role = "main"
     unit: str = ""
     dots: bool = False
+    hue: int | None = None
 
 
 @dataclass(frozen=True)
 class LineChart:
-    """Values over the course of training.
+    """Values over the course of training, or over another number.
 
     Attributes:
         key: Name of its picture.

@@ -45,10 +45,32 @@ def make_sections(facts: Facts) -> tuple[Section, ...]:
 
 def make_page(facts: Facts, sections: Sequence[Section]) -> str:
     """The HTML document."""
+    return make_document(
+        kind="Sparse training report", title=f"{facts.name}: sparse training report",
+        name=facts.name, about=run_sections.about(facts), headline=run_sections.headline(facts),
+        sections=sections, generator=GENERATOR,
+    )  # fmt: skip
+
+
+def make_document(
+    *, kind: str, title: str, name: str, about: str, headline: Sequence[tuple[str, str, str]],
+    sections: Sequence[Section], generator: str,
+) -> str:  # fmt: skip
+    """An HTML document of sections.
+
+    Args:
+        kind: What sort of page it is, above its name.
+        title: In the browser's tab.
+        name: Its heading.
+        about: A sentence under it.
+        headline: The figures that matter: name, value, and what stands beside it.
+        sections: In order.
+        generator: The command that writes it, by which it knows its own page again.
+    """
     page = _environment().get_template("page.html")
     return page.render(
-        name=facts.name, about=run_sections.about(facts), headline=run_sections.headline(facts),
-        sections=sections, generator=f"{GENERATOR} {VERSION}", version=VERSION,
+        kind=kind, title=title, name=name, about=about, headline=headline, sections=sections,
+        generator=f"{generator} {VERSION}", version=VERSION,
     )  # fmt: skip
 
 
@@ -76,10 +98,18 @@ _HEAD = 512
 """Bytes from the start in which a file says what wrote it."""
 
 
-def check_target(path: Path, *, force: bool) -> Path:
+def check_target(
+    path: Path, *, force: bool, generator: str = GENERATOR, noun: str = "report"
+) -> Path:
     """Fail early if a file cannot be written. Writes nothing.
 
-    What an earlier report wrote is replaced; anything else only by ``force``.
+    What the same command wrote earlier is replaced; anything else only by ``force``.
+
+    Args:
+        path: The file.
+        force: Replace whatever file is there.
+        generator: The command that writes it.
+        noun: What it writes, for the message.
 
     Raises:
         ReportError: When something else is there, or no folder is.
@@ -88,9 +118,9 @@ def check_target(path: Path, *, force: bool) -> Path:
         raise ReportError(f"{path} is a folder: name the file to write")
     if not path.parent.is_dir():
         raise ReportError(f"cannot write {path}: there is no folder {path.parent}")
-    if path.exists() and not force and not _ours(path):
+    if path.exists() and not force and not _ours(path, generator):
         raise ReportError(
-            f"{path} exists and is no report: choose another file, or replace it by --force"
+            f"{path} exists and is no {noun}: choose another file, or replace it by --force"
         )
     return path
 
@@ -122,9 +152,9 @@ def write_all(files: Mapping[Path, bytes]) -> None:
             raise ReportError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _ours(path: Path) -> bool:
+def _ours(path: Path, generator: str) -> bool:
     try:
         with path.open("rb") as file:
-            return GENERATOR.encode() in file.read(_HEAD)
+            return generator.encode() in file.read(_HEAD)
     except OSError as error:
         raise ReportError(f"cannot read {path}: {error.strerror or error}") from error

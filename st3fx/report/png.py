@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from st3fx.report.chart import (
+    HUES,
     Axis,
     BarChart,
     Chart,
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 COLORS = {"main": "#0b6fae", "quiet": "#9aa9b5", "goal": "#b8500a", "pruned": "#c9d1d7"}
 """As the page has them in its light scheme."""
+
+_HUES = ("#0b6fae", "#b8500a", "#1b7f4b", "#8b3fa0", "#c2185b", "#6b6200", "#00808a", "#6d4c41")
+_DASHES = ("-", "--", ":")
 
 _INK, _SOFT = "#1c2126", "#5a6570"
 _DPI = 150
@@ -104,9 +108,21 @@ def _draw(chart: Chart, axes: Axes) -> None:
     axes.set_title(chart.title, loc="left", fontsize=12, fontweight="bold", parse_math=False)
     handles, _ = axes.get_legend_handles_labels()
     if len(handles) > 1 or (handles and isinstance(chart, BarChart)):
+        columns = min(len(handles), _KEYS)
         axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0),
-                    ncols=len(handles), borderaxespad=0.1)  # fmt: skip
-        axes.set_title(chart.title, loc="left", fontsize=12, fontweight="bold", pad=26)
+                    ncols=columns, borderaxespad=0.1)  # fmt: skip
+        pad = 26 + 14 * (-(-len(handles) // columns) - 1)
+        axes.set_title(chart.title, loc="left", fontsize=12, fontweight="bold", pad=pad,
+                       parse_math=False)  # fmt: skip
+
+
+_KEYS = 3
+"""Names beside each other in a legend."""
+
+
+def _plain(name: str) -> str:
+    """A name for a legend, in which matplotlib would read dollar signs as mathematics."""
+    return short_name(name, 50).replace("$", r"\$")
 
 
 def _size(chart: Chart) -> tuple[float, float]:
@@ -119,7 +135,9 @@ def _size(chart: Chart) -> tuple[float, float]:
 def _lines(chart: LineChart, axes: Axes) -> None:
     for series in chart.series:
         axes.plot(
-            *zip(*series.points, strict=True), color=COLORS[series.role], label=series.name,
+            *zip(*series.points, strict=True), label=_plain(series.name),
+            color=COLORS[series.role] if series.hue is None else _HUES[series.hue % HUES],
+            linestyle=_DASHES[(series.hue or 0) // HUES % 3],
             marker="o" if series.dots or len(series.points) == 1 else None, markersize=5,
             linewidth=_WIDTHS[series.role], alpha=0.4 if series.role == "goal" else 1,
             clip_on=False,

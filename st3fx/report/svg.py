@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from st3fx.report.chart import (
+    HUES,
     Axis,
     Bar,
     BarChart,
@@ -180,6 +181,10 @@ def _bar(left: float, bottom: float, width: float, height: float) -> str:
 
 _BOTTOM = 186.0
 _HEIGHT = 222.0
+_KEY_ROW = 17.0
+_KEY_NAME = 50
+"""Letters of a name in a legend."""
+
 _STOPS = 120
 """Places along a chart where a tooltip says the values."""
 
@@ -188,35 +193,60 @@ def draw_lines(chart: LineChart) -> Markup:
     """Axes, lines, and a tooltip wherever the pointer is."""
     points = [point for series in chart.series for point in series.points]
     x = make_scale(chart.x, [px for px, _ in points], _LEFT, _RIGHT)
-    y = make_scale(chart.y, [py for _, py in points], _BOTTOM, _TOP)
+    keys = _key_rows(chart.series) if len(chart.series) > 1 else []
+    # Further lines of names move the chart down.
+    top = _TOP + _KEY_ROW * max(0, len(keys) - 1)
+    bottom = top + _BOTTOM - _TOP
+    y = make_scale(chart.y, [py for _, py in points], bottom, top)
     parts = [
-        horizontal_axis(chart.x, x, _TOP, _BOTTOM),
+        horizontal_axis(chart.x, x, top, bottom),
         vertical_axis(y, _LEFT, _RIGHT),
         *(_line(series, x, y) for series in chart.series),
-        *_stops(chart, x),
+        *_stops(chart, x, top, bottom),
+        *(legend(row, _LEFT, 12 + _KEY_ROW * index) for index, row in enumerate(keys)),
     ]
-    if len(chart.series) > 1:
-        parts.append(legend([(one.name, _key(one)) for one in chart.series], _LEFT, 12))
-    return drawing(chart, _HEIGHT, parts)
+    return drawing(chart, _HEIGHT + top - _TOP, parts)
+
+
+def _key_rows(series: Sequence[Series]) -> list[list[tuple[str, Markup]]]:
+    """Names with their marks, as many beside each other as there is room for."""
+    rows: list[list[tuple[str, Markup]]] = []
+    room = 0.0
+    for one in series:
+        name = short_name(one.name, _KEY_NAME)
+        width = 24 + LETTER * len(name) + 14
+        if not rows or width > room + 14:
+            rows.append([])
+            room = _RIGHT - _LEFT
+        rows[-1].append((name, _key(one)))
+        room -= width
+    return rows
+
+
+def _style(series: Series) -> str:
+    """Classes of the style sheet."""
+    if series.hue is None:
+        return series.role
+    return f"{series.role} hue{series.hue % HUES + 1} dash{series.hue // HUES % 3}"
 
 
 def _line(series: Series, x: Scale, y: Scale) -> Markup:
     places = [(x(px), y(py)) for px, py in series.points]
     path = "M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in places)
-    parts = [tag("path", d=path, class_=f"line {series.role}")]
+    parts = [tag("path", d=path, class_=f"line {_style(series)}")]
     if series.dots or len(places) == 1:
-        parts += [tag("circle", cx=px, cy=py, r=3, class_=f"dot {series.role}")
+        parts += [tag("circle", cx=px, cy=py, r=3, class_=f"dot {_style(series)}")
                   for px, py in places]  # fmt: skip
     return join(parts)
 
 
 def _key(series: Series) -> Markup:
-    return join([line(0, 0, 18, 0, f"line {series.role}"), *(
-        [tag("circle", cx=9, cy=0, r=3, class_=f"dot {series.role}")] if series.dots else []
+    return join([line(0, 0, 18, 0, f"line {_style(series)}"), *(
+        [tag("circle", cx=9, cy=0, r=3, class_=f"dot {_style(series)}")] if series.dots else []
     )])  # fmt: skip
 
 
-def _stops(chart: LineChart, x: Scale) -> list[Markup]:
+def _stops(chart: LineChart, x: Scale, top: float, bottom: float) -> list[Markup]:
     """Bands side by side, invisible until pointed at, each with all values near it."""
     places = sorted({px for series in chart.series for px, _ in series.points})
     places = places[:: -(-len(places) // _STOPS)] if places else []
@@ -229,8 +259,8 @@ def _stops(chart: LineChart, x: Scale) -> list[Markup]:
         bands.append(tag(
             "g",
             tag("title", "\n".join(said)),
-            tag("rect", x=left, y=_TOP, width=right - left, height=_BOTTOM - _TOP),
-            line(x(place), _TOP, x(place), _BOTTOM, "cursor"),
+            tag("rect", x=left, y=top, width=right - left, height=bottom - top),
+            line(x(place), top, x(place), bottom, "cursor"),
             class_="stop",
         ))  # fmt: skip
     return bands

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from typing import Any
 
 import pytest
 
 from st3fx.bench.bench_result import Ratio
-from st3fx.report.chart import BarChart, Chart, Histogram, LineChart
+from st3fx.report.chart import HUES, Axis, BarChart, Chart, Histogram, LineChart, Series
 from st3fx.report.charts import (
     MOST_POINTS,
     best,
@@ -174,3 +176,32 @@ def test_the_picture_of_a_run_is_png_whatever_its_log_has(rows: tuple[dict[str, 
     picture = run_picture(result, facts, dict.fromkeys(names, 10), "st3fx train 1")
     assert picture.startswith(b"\x89PNG")
     assert picture == run_picture(result, facts, dict.fromkeys(names, 10), "st3fx train 1")
+
+
+def many_lines(count: int) -> LineChart:
+    lines = tuple(
+        Series(f"runs/cost $x$ <b> {k}", ((0, k), (1, k + 1)), hue=k, dots=True)
+        for k in range(count)
+    )
+    return LineChart("many", "Many", "many lines", Axis("epoch"), Axis("value"), lines)
+
+
+def legend_places(text: str) -> list[tuple[float, int]]:
+    found = re.findall(r'<g transform="translate\(([\d.]+) (\d+)\)">', text)
+    return [(float(x), int(y)) for x, y in found]
+
+
+def test_lines_of_many_things_have_colours_of_their_own_and_names_find_room() -> None:
+    few, many = draw(many_lines(2)), draw(many_lines(2 * HUES + 1))
+    styles = re.findall(r'<path d="[^"]*" class="line (main [^"]*)"', many)
+    assert len(set(styles)) == len(styles) == 2 * HUES + 1
+    assert styles[HUES] == "main hue1 dash1"
+    places = legend_places(many)
+    assert len(places) == len(set(places)) == 2 * HUES + 1
+    lines = sorted({y for _, y in places})
+    assert {below - above for above, below in itertools.pairwise(lines)} == {17}
+    tall, short = (int(re.findall(r'viewBox="0 0 400 (\d+)', text)[0]) for text in (many, few))
+    assert {y for _, y in legend_places(few)} == {lines[0]}
+    assert tall == short + 17 * (len(lines) - 1)
+    assert "&lt;b&gt;" in many
+    assert to_png(many_lines(HUES + 1), "a test").startswith(b"\x89PNG")
