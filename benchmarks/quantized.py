@@ -2,6 +2,7 @@
 
     python -m benchmarks.quantized                        # all that the results lack
     python -m benchmarks.quantized --only resnet50 -t 30  # this model, measured anew
+    python -m benchmarks.quantized --only bert_base --dynamic  # with the range of each call
 
 Models with random weights, every layer pruned to the same share of blocks of four consecutive input
 channels; the first convolution and depthwise ones stay dense. All files of a row run side by side,
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("-t", "--seconds", type=float, default=20.0, help="for each variant")
     parser.add_argument("--threads", type=int, nargs="*", default=(1, 2))
     parser.add_argument("--sparsities", type=float, nargs="*", default=SPARSITIES)
+    parser.add_argument("--dynamic", action="store_true", help="ranges are each call's own")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     output = options.output or record.RESULTS / f"quantized_{native.isa()}.json"
@@ -71,13 +73,13 @@ def measured(name: str, options: argparse.Namespace, known: set[str]) -> Iterato
     """One row for each batch size and number of threads that is not known, as it is measured."""
     wanted = [
         (batch, threads) for batch in MODELS[name] for threads in options.threads
-        if _key(name, batch, threads) not in known
+        if _key(name, batch, threads, options) not in known
     ]  # fmt: skip
     if not wanted:
         return
     with tempfile.TemporaryDirectory(prefix="st3fx-quantized-") as text:
         folder = Path(text)
-        files = _files(name, folder, options.sparsities)
+        files = _files(name, folder, options)
         settings = BenchSettings(seconds=options.seconds, providers=("CPUExecutionProvider",))
         for batch, threads in wanted:
             variants = [_variant(title, path, sample(name)) for title, path in files.items()]
@@ -85,8 +87,8 @@ def measured(name: str, options: argparse.Namespace, known: set[str]) -> Iterato
             timings = measure(variants, batch, threads, settings, folder, lambda stage: None)
             cells = make_rows(variants, timings, batch, threads)
             row: dict[str, Any] = {
-                "key": _key(name, batch, threads), "model": name, "batch": batch,
-                "threads": threads, "rounds": cells[0].rounds,
+                "key": _key(name, batch, threads, options), "model": name, "batch": batch,
+                "threads": threads, "dynamic": options.dynamic, "rounds": cells[0].rounds,
                 "load": round(max(load, os.getloadavg()[0]), 1),
             }  # fmt: skip
             for cell in cells:
@@ -101,11 +103,11 @@ def measured(name: str, options: argparse.Namespace, known: set[str]) -> Iterato
             yield row
 
 
-def _key(name: str, batch: int, threads: int) -> str:
-    return f"{name} batch {batch} threads {threads}"
+def _key(name: str, batch: int, threads: int, options: argparse.Namespace) -> str:
+    return f"{name} batch {batch} threads {threads}{' dynamic' if options.dynamic else ''}"
 
 
-def _files(name: str, folder: Path, sparsities: Sequence[float]) -> dict[str, Path]:
+def _files(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Path]:
     """Title -> file, those that are compared first."""
     warnings.simplefilter("ignore")
     example = sample(name)
@@ -115,12 +117,13 @@ def _files(name: str, folder: Path, sparsities: Sequence[float]) -> dict[str, Pa
         files[OPENVINO] = openvino_call.quantized(
             files[DENSE], [example.numpy()], folder / "openvino.xml", transformer=name in _ATTENTION
         )
-    for sparsity in sparsities:
+    calibration = "dynamic" if options.dynamic else "minmax"
+    for sparsity in options.sparsities:
         model = pruned_blocks(settled(build(name), example), sparsity)
         share = f"{sparsity:.0%}"
         real, whole = folder / f"{share}.fp32.onnx", folder / f"{share}.int8.onnx"
         st3fx.export_onnx(model, example, real, sparse_kernels=True, verify=False)
-        st3fx.quantize(model, [example], whole, rank=False)
+        st3fx.quantize(model, [example], whole, rank=False, calibration=calibration)
         files.setdefault(ORT, whole)
         files[f"{share} fp32"], files[f"{share} INT8"] = real, folder / f"{share}.sparse.onnx"
         lower_file(whole, files[f"{share} INT8"])
@@ -162,7 +165,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         cells = [f"{row[name]['x'][0]:.2f}" if name in row else "" for name in names]
         size = f"{row['90% INT8']['bytes'] / 1e6:.1f}" if "90% INT8" in row else ""
-        table.add_row(row["model"], str(row["batch"]), str(row["threads"]),
+        title = f"{row['model']}{', dynamic' if row.get('dynamic') else ''}"
+        table.add_row(title, str(row["batch"]), str(row["threads"]),
                       f"{row[DENSE]['ms']:.2f}", *cells, size)  # fmt: skip
     Console(width=140).print(table)
 

@@ -23,7 +23,7 @@ from st3fx.cli.views.display import make_report
 from st3fx.cli.views.progress import Progress
 from st3fx.cli.views.quantize import print_quantize
 
-CALIBRATIONS = ("minmax", "percentile", "entropy")
+CALIBRATIONS = ("minmax", "percentile", "entropy", "dynamic")
 """They equal those of ``st3fx.quantization.settings``, as a test sees to."""
 
 DATA_SETTINGS = ("data", "data_path", "workers", "channels", "image_size")
@@ -48,8 +48,9 @@ DATA_SETTINGS = ("data", "data_path", "workers", "channels", "image_size")
 @click.option("--image-size", type=int, metavar="N", help="Side of the images, in pixels.")
 @click.option(
     "--calibration", type=click.Choice(CALIBRATIONS), default="minmax", show_default=True,
-    help="The range of an activation: of all its values, without the rarest, or that whose "
-    "histogram loses least.",
+    help="The range of an activation: of all its values, without the rarest, that whose "
+    "histogram loses least, or that of each call, which the file finds itself (linear layers "
+    "alone).",
 )  # fmt: skip
 @click.option(
     "--percentile", type=float, metavar="X", default=99.99, show_default=True,

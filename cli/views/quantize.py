@@ -63,8 +63,8 @@ def _lines(result: QuantizeResult) -> Iterable[str]:
     floats = len(result.layers) - len(result.integer)
     rest = f", {floats} in fp32" if floats else ""
     yield (
-        f"{plural(len(result.integer), 'layer')} in integers{rest}; ranges: {result.calibration} "
-        f"over {plural(result.calibration_samples, 'sample')}; weights: {result.weight_range}"
+        f"{plural(len(result.integer), 'layer')} in integers{rest}; ranges: {_ranges(result)}; "
+        f"weights: {result.weight_range}"
     )
     share = result.zeros / result.elements if result.elements else 0.0
     yield (
@@ -103,6 +103,12 @@ def _lines(result: QuantizeResult) -> Iterable[str]:
         )
     names = ", ".join(str(path) for path in result.files)
     yield f"wrote {names} (opset {result.opset}) in {result.seconds:.1f} s"
+
+
+def _ranges(result: QuantizeResult) -> str:
+    if result.calibration == "dynamic":
+        return "each call's own"
+    return f"{result.calibration} over {plural(result.calibration_samples, 'sample')}"
 
 
 def _samples(accuracy: Accuracy) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from st3fx import runtime
+from st3fx.commands.calls import Calls, UsersScore, samples_of
 from st3fx.commands.export import export_onnx
 from st3fx.commands.finetune import Given, OfRun, tuning_of
 from st3fx.commands.models import Request, folded, of_run
@@ -26,15 +27,11 @@ from st3fx.commands.progress import silent
 from st3fx.commands.train import data_settings
 from st3fx.data import Data, DataSettings, make_data
 from st3fx.errors import NativeError, QuantizeError
-from st3fx.export.batch import batched
-from st3fx.export.call import Call
 from st3fx.export.export_result import ExportResult
 from st3fx.files.atomic import scratch
 from st3fx.files.bundle import MANIFEST, read_bundle
 from st3fx.loading.input_spec import parse_inputs
 from st3fx.loading.trust import USER, Permit
-from st3fx.passes.onnx.values import Array
-from st3fx.plan.example import Example
 from st3fx.quantization import engine
 from st3fx.quantization.calibrate import Feed
 from st3fx.quantization.finetune import Course
@@ -108,7 +105,9 @@ def quantize(
             some of them are kept from the ranges, to compare outputs by.
         path: The file; one that is there is replaced.
         calibration: ``minmax`` takes the range of all values, ``percentile`` cuts off the rarest,
-            ``entropy`` the range whose histogram loses least.
+            ``entropy`` the range whose histogram loses least. With ``dynamic`` the file finds the
+            range of each call itself: linear layers alone are in integers then, and the batches
+            are what outputs are compared by.
         percentile: With ``percentile``, how many of a hundred values a range keeps.
         weight_range: ``safe`` leaves weights so much room that no CPU overflows; ``full`` uses all
             of an int8, which rounds a little less, and which x86 without VNNI computes wrongly.
@@ -145,8 +144,8 @@ def quantize(
     settings = Settings(
         calibration, percentile, tuple(keep_fp32), max_drop, weight_range, rank, sparse_kernels
     )
-    _check_library(settings)
     course = Course(finetune, lr, learn_scales) if finetune else None
+    _check(settings, course)
     if course is not None and finetune_batches is None:
         finetune_batches = calibration_batches = list(calibration_batches)
     batches = iter(calibration_batches)
@@ -156,14 +155,14 @@ def quantize(
         raise QuantizeError("the calibration data has no batch: give at least one") from None
     with scratch() as folder:
         exported = _export(model, first, folder, opset, report, fixed_batch, seed)
-        calls = _Calls(model, exported)
+        calls = Calls(model, exported)
         feeds = (
             feed
             for batch in itertools.chain([first], batches)
             for _, feed in calls.feeds(batch, CALIBRATION_BATCH)
         )
         compared = engine.Compared([])
-        scores = [None if each is None else _UsersScore(each, calls) for each in (evaluate, test)]
+        scores = [None if each is None else UsersScore(each, calls) for each in (evaluate, test)]
         data = engine.Data(
             calibration=_keeping_back(feeds, compared),
             compared=compared,
@@ -180,12 +179,18 @@ def quantize(
         )
 
 
-def _check_library(settings: Settings) -> None:
-    """Fail early where the file with our kernels could not be run.
+def _check(settings: Settings, course: Course | None) -> None:
+    """Fail early where nothing could be trained, or the file with our kernels not be run.
 
     Raises:
-        QuantizeError: The kernel library is missing, or not for this machine.
+        QuantizeError: The ranges are not calibration's, or the kernel library is missing, or not
+            for this machine.
     """
+    if course is not None and settings.is_dynamic:
+        raise QuantizeError(
+            "--finetune trains with the ranges of a calibration, and --calibration dynamic takes "
+            "none: leave one of the two out"
+        )
     if not settings.sparse_kernels:
         return
     try:
@@ -206,7 +211,7 @@ def _keeping_back(feeds: Iterable[Feed], compared: engine.Compared) -> Iterator[
     for number, feed in enumerate(feeds):
         if samples < COMPARED and number % EVERY == EVERY - 1:
             compared.feeds.append(feed)
-            samples += _samples(feed)
+            samples += samples_of(feed)
             continue
         if not samples and number < EVERY:
             few.append(feed)
@@ -216,125 +221,10 @@ def _keeping_back(feeds: Iterable[Feed], compared: engine.Compared) -> Iterator[
         compared.is_new = False
 
 
-class _UsersScore:
-    """What a user's function says of a file."""
-
-    samples: int | None = None
-
-    def __init__(self, evaluate: Callable[[Callable[..., Any]], float], calls: _Calls) -> None:
-        self._evaluate, self._calls = evaluate, calls
-
-    def __call__(self, run: Run) -> float:
-        """Let it call the file as it would the model."""
-
-        def predict(*args: Any, **kwargs: Any) -> Any:
-            outputs = run(self._calls.feed(Example(args, kwargs)))
-            tensors = tuple(torch.from_numpy(array.copy()) for array in outputs.values())
-            return tensors[0] if len(tensors) == 1 else tensors
-
-        value = float(self._evaluate(predict))
-        if not 0 <= value <= 1:
-            raise QuantizeError(f"evaluate gave {value:g}: it must give a share, from 0 to 1")
-        return value
-
-
-class _Calls:
-    """Turns calls of a model into inputs of its file."""
-
-    def __init__(self, model: nn.Module, exported: ExportResult) -> None:
-        self._model, self._ports = model, exported.inputs
-        sizes = (size for port in exported.inputs for size in port.shape[:1])
-        batch = next((size for size in sizes if isinstance(size, int)), 1)
-        self._batch = None if exported.dynamic_batch else batch
-
-    def parts(self, samples: int) -> int:
-        """How many calls so many samples are, where that is more than they are given in.
-
-        Raises:
-            QuantizeError: When they are too few for the batch of the file.
-        """
-        if self._batch is None:
-            return 1
-        if samples < self._batch:
-            raise QuantizeError(
-                f"the file takes {self._batch} samples at once, and batches have {samples}: give "
-                "larger ones (--batch-size)"
-            )
-        return samples // self._batch
-
-    def feed(self, example: Example) -> Feed:
-        """The inputs of one call.
-
-        Raises:
-            QuantizeError: When they are not those that the model was exported with.
-        """
-        return self._parts(example, whole=True)[0]
-
-    def feeds(
-        self, batch: Any, size: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[slice, Feed]]:
-        """The inputs of one call, cut into calls of fewer samples, with their places in it.
-
-        Args:
-            batch: As the model is called.
-            size: Samples in each; those of the file where its batch is fixed.
-            start: The first sample.
-            stop: The one behind the last.
-        """
-        feed, has = self._parts(Example.of(batch, None, self._model), whole=False)
-        samples = max((len(array) for name, array in feed.items() if has[name]), default=1)
-        if not samples:
-            raise QuantizeError("a batch has no sample: leave it out")
-        size, stop = self._batch or size, samples if stop is None else min(stop, samples)
-        for low in range(start, stop, size):
-            part = slice(low, min(low + size, stop))
-            if self._batch is None or part.stop - low == size:
-                yield part, {k: v[part] if has[k] else v for k, v in feed.items()}
-
-    def _parts(self, example: Example, *, whole: bool) -> tuple[dict[str, Array], dict[str, bool]]:
-        """Inputs by name, and which have a batch; ``whole``: the file's own, if it is fixed."""
-        call = Call.of(self._model, example)
-        names = [port.name for port in self._ports]
-        has = batched(call.tensors)
-        shapes = [
-            ("any", *port.shape[1:]) if is_cut and not whole else port.shape
-            for port, is_cut in zip(self._ports, has, strict=False)
-        ]
-        fits = len(call.tensors) == len(names) and all(map(_fits, call.tensors, shapes))
-        if not fits:
-            given = " and ".join(shape_text(tensor.shape) for tensor in call.tensors)
-            wanted = " and ".join(shape_text(port.shape) for port in self._ports)
-            raise QuantizeError(
-                f"a batch of {given} does not fit the model, which takes {wanted}: give what it is "
-                "called with, without targets"
-            )
-        arrays = [tensor.numpy() for tensor in call.tensors]
-        return (
-            dict(zip(names, arrays, strict=True)),
-            dict(zip(names, has, strict=True)),
-        )
-
-
-def _fits(tensor: Tensor, shape: Sequence[int | str]) -> bool:
-    return tensor.dim() == len(shape) and all(
-        isinstance(size, str) or size == there
-        for size, there in zip(shape, tensor.shape, strict=True)
-    )
-
-
-def shape_text(shape: Sequence[int | str]) -> str:
-    """``batchx3x32x32``."""
-    return "x".join(map(str, shape)) or "a number"
-
-
-def _samples(feed: Feed) -> int:
-    return len(next(iter(feed.values())))
-
-
 class _Parts:
     """The data of a run as calls of a file: training samples in a seeded order, test samples."""
 
-    def __init__(self, data: Data, calls: _Calls, images: Images, seed: int) -> None:
+    def __init__(self, data: Data, calls: Calls, images: Images, seed: int) -> None:
         self._data, self._calls, self._images, self._seed = data, calls, images, seed
 
     def calibration(self) -> Iterator[Feed]:
@@ -555,7 +445,7 @@ def quantize_spec(
             f"no data for {subject.request.spec}: name the run that it is from, or give --data, "
             "which calibration needs"
         )
-    _check_library(settings)
+    _check(settings, course)
     stage("data")
     data = make_data(subject.data)
     model = folded(subject.request, stage, with_example=False).model
@@ -563,7 +453,7 @@ def quantize_spec(
         given = subject.request.inputs
         example = parse_inputs(given, seed=subject.request.seed) if given else data.example(2)
         exported = _export(model, example, folder, opset, stage, False, subject.data.seed)
-        calls = _Calls(model, exported)
+        calls = Calls(model, exported)
         parts = _Parts(data, calls, images, subject.data.seed)
         measured = engine.Data(
             calibration=parts.calibration(),
@@ -582,7 +472,7 @@ def quantize_spec(
     return result
 
 
-def _lessons(subject: Subject, course: Course, calls: _Calls, report: Reporter) -> OfRun:
+def _lessons(subject: Subject, course: Course, calls: Calls, report: Reporter) -> OfRun:
     """The data of a run as its training has it."""
     assert subject.data is not None
     assert subject.training is not None

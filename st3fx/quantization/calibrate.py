@@ -29,13 +29,11 @@ class Ranges:
     """What the activations of a model were.
 
     Attributes:
-        method: How they were found.
         lowest: Name of a value -> where its range begins.
         highest: Name of a value -> where it ends.
         samples: How many samples were seen.
     """
 
-    method: str
     lowest: Mapping[str, float]
     highest: Mapping[str, float]
     samples: int
@@ -59,7 +57,7 @@ def find_ranges(
     calibrator: Any = None
     samples = 0
     for number, feed in enumerate(feeds):
-        _check_feed(feed, number)
+        check_feed(feed, number)
         with quiet():
             if calibrator is None:
                 calibrator = _calibrator(path, operators, settings)
@@ -81,7 +79,7 @@ def find_ranges(
                 "quantize a model that is finite there"
             )
         lowest[name], highest[name] = low, high
-    return Ranges(settings.calibration, lowest, highest, samples)
+    return Ranges(lowest, highest, samples)
 
 
 def _complaint(number: int, error: Exception) -> str:
@@ -94,7 +92,12 @@ def _complaint(number: int, error: Exception) -> str:
     return f"calibration batch {number} does not run: {said[:300]}"
 
 
-def _check_feed(feed: Feed, number: int) -> None:
+def check_feed(feed: Feed, number: int) -> None:
+    """Refuse a call without samples, or with values that are not finite.
+
+    Raises:
+        QuantizeError: For such a call.
+    """
     for name, array in feed.items():
         if array.ndim and not len(array):
             raise QuantizeError(f"calibration batch {number} has no sample in {name}")

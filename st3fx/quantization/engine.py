@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -21,8 +22,9 @@ from st3fx.export.write import data_path, save_proto, weights_beside
 from st3fx.files.atomic import followed, move_into_place, temporary_neighbour
 from st3fx.files.ours import is_ours
 from st3fx.passes.onnx.values import Array
-from st3fx.quantization.calibrate import Feed, Ranges, find_ranges
+from st3fx.quantization.calibrate import Feed, Ranges, check_feed, find_ranges
 from st3fx.quantization.check import Rounding, check_outputs, check_weights
+from st3fx.quantization.dynamic import dynamically
 from st3fx.quantization.finetune import Checked, Finetuned, Tuning, finetune
 from st3fx.quantization.layers import Layer
 from st3fx.quantization.measure import (
@@ -35,7 +37,7 @@ from st3fx.quantization.measure import (
 )
 from st3fx.quantization.qdq import Source, quantized, read_source
 from st3fx.quantization.quantize_result import Accuracy, LayerRow, QuantizeResult
-from st3fx.quantization.search import gains, least_kept
+from st3fx.quantization.search import gains, in_fp32, least_kept
 from st3fx.quantization.settings import Settings
 
 
@@ -146,12 +148,17 @@ class _Job:
     ) -> None:
         self.exported, self.work, self.data, self.settings = exported, work, data, settings
         self.progress = progress
-        self.source: Source = read_source(exported, work)
+        self.source: Source = read_source(exported, work, dynamic=settings.is_dynamic)
         self.by_hand = _named(settings.keep_fp32, self.source.possible)
-        progress("ranges")
-        self.ranges: Ranges = find_ranges(
-            self.source.path, data.calibration, self.source.operators(), settings
-        )
+        self.ranges: Ranges | None = None
+        if settings.is_dynamic:
+            for number, feed in enumerate(data.calibration):
+                check_feed(feed, number)  # and some of them are kept to compare by
+        else:
+            progress("ranges")
+            self.ranges = find_ranges(
+                self.source.path, data.calibration, self.source.operators(), settings
+            )
         self.fp32: Run = opened(exported)
         self.expected: list[Mapping[str, Array]] = [self.fp32(feed) for feed in data.compared.feeds]
         self.loose = loose_outputs(self.source.model.graph)
@@ -161,7 +168,15 @@ class _Job:
 
     def made(self, kept: Collection[str]) -> onnx.ModelProto:
         """The file with these layers in fp32."""
+        if self.ranges is None:
+            return dynamically(self.source, kept, self.settings.weight_range)
         return quantized(self.source, self.ranges, kept, self.settings.weight_range)
+
+    def with_one_in_fp32(self, model: onnx.ModelProto, layer: Layer) -> onnx.ModelProto:
+        """A file of integers, without one layer."""
+        if self.ranges is None:
+            return self.made({*self.by_hand, layer.name})
+        return in_fp32(model, self.source, layer)  # sooner than by the quantizer
 
     def choose(self) -> set[str]:
         """Names of the layers that stay in fp32."""
@@ -175,8 +190,8 @@ class _Job:
             self.progress("rank")
             model = self.made(self.by_hand)
             self.gains = gains(
-                model, self.source, rest, self.data.compared.feeds, self.expected,
-                self.work / "trial.onnx",
+                model, functools.partial(self.with_one_in_fp32, model), rest,
+                self.data.compared.feeds, self.expected, self.work / "trial.onnx", self.loose,
             )  # fmt: skip
         return self.by_hand if bound is None else self.by_hand | self._search(rest, bound)
 
@@ -233,8 +248,8 @@ class _Job:
             path=path,
             files=tuple(path.with_name(file.name) for file in files),
             opset=opset,
-            calibration=self.ranges.method,
-            calibration_samples=self.ranges.samples,
+            calibration=self.settings.calibration,
+            calibration_samples=0 if self.ranges is None else self.ranges.samples,
             weight_range=self.settings.weight_range,
             layers=tuple(self._row(layer, roundings) for layer in self.source.layers),
             sqnr=comparison.worst[1],

@@ -21,6 +21,10 @@ from st3fx.passes.onnx.values import Array
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 """What ONNX Runtime multiplies in integers on a CPU."""
 
+DYNAMIC_PRODUCTS = ("MatMul",)
+"""The same where activations are rounded call by call: it has a kernel for convolutions too, which
+reads an image twice more to find its range."""
+
 FLOAT_OUT = ("Gemm", "MatMul")
 """Products whose kernels give fp32: what follows them sees no second rounding."""
 
@@ -64,12 +68,15 @@ class Layer:
     reason: str = ""
 
 
-def find_layers(graph: onnx.GraphProto, names: dict[str, str]) -> tuple[Layer, ...]:
+def find_layers(
+    graph: onnx.GraphProto, names: dict[str, str], products: Collection[str] = PRODUCTS
+) -> tuple[Layer, ...]:
     """The weights of a graph, in the order in which nodes read them.
 
     Args:
         graph: Every node has a name.
         names: Name of an initializer -> that of the parameter that it is a copy of.
+        products: Types of the operators that may multiply in integers.
     """
     constants = {item.name: item for item in graph.initializer if len(item.dims) > 1}
     readers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
@@ -78,17 +85,20 @@ def find_layers(graph: onnx.GraphProto, names: dict[str, str]) -> tuple[Layer, .
             if name in constants:
                 readers.setdefault(name, []).append((node, index))
     return tuple(
-        _layer(constants[name], readers[name], names.get(name, name))
+        _layer(constants[name], readers[name], names.get(name, name), products)
         for name in readers
         if constants[name].data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
     )
 
 
 def _layer(
-    constant: onnx.TensorProto, readers: list[tuple[onnx.NodeProto, int]], name: str
+    constant: onnx.TensorProto,
+    readers: list[tuple[onnx.NodeProto, int]],
+    name: str,
+    products: Collection[str],
 ) -> Layer:
     array = numpy_helper.to_array(constant)
-    reasons = (_obstacle(node, index, array) for node, index in readers)
+    reasons = (_obstacle(node, index, array, products) for node, index in readers)
     axes = {_axis(node) for node, _ in readers}
     reason = next((reason for reason in reasons if reason), "")
     if not reason and len(axes) > 1:
@@ -106,10 +116,12 @@ def _layer(
     )
 
 
-def _obstacle(node: onnx.NodeProto, index: int, array: Array) -> str:
+def _obstacle(node: onnx.NodeProto, index: int, array: Array, products: Collection[str]) -> str:
     """Why a reader of a weight cannot multiply in integers."""
     if node.op_type not in PRODUCTS or node.domain:
         return f"{node.op_type} has no kernel for integers"
+    if node.op_type not in products:
+        return f"the input of a {node.op_type} is not rounded call by call"
     if index != 1:
         return f"it is the first operand of its {node.op_type}"
     if node.op_type == "MatMul" and array.ndim != 2:

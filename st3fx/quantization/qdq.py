@@ -23,11 +23,19 @@ from onnx import numpy_helper
 
 from st3fx.errors import QuantizeError, describe
 from st3fx.passes.onnx.normal_form import reads
+from st3fx.passes.onnx.split_gemm import SplitGemm
 from st3fx.passes.onnx.transpose_weights import TransposeWeights
 from st3fx.passes.onnx.values import Array
 from st3fx.quantization.calibrate import Ranges, quiet
 from st3fx.quantization.fake import channel_scales
-from st3fx.quantization.layers import FLOAT_OUT, Layer, find_layers, integer_nodes
+from st3fx.quantization.layers import (
+    DYNAMIC_PRODUCTS,
+    FLOAT_OUT,
+    PRODUCTS,
+    Layer,
+    find_layers,
+    integer_nodes,
+)
 
 SUFFIX = "_quantized"
 """Of the name of a weight's integers: ONNX Runtime's quantizer appends it."""
@@ -61,12 +69,13 @@ class Source:
         return {node.op_type for node in self.model.graph.node if node.name in names}
 
 
-def read_source(path: Path, folder: Path) -> Source:
+def read_source(path: Path, folder: Path, *, dynamic: bool = False) -> Source:
     """Read an exported file, and write it again as the quantizer takes it.
 
     Args:
         path: The file.
         folder: Where it and what else the quantizer needs is written.
+        dynamic: Whether activations are rounded call by call.
 
     Raises:
         QuantizeError: When no product of it can be in integers.
@@ -76,6 +85,8 @@ def read_source(path: Path, folder: Path) -> Source:
     )
 
     model = ir.load(path)
+    if dynamic:
+        SplitGemm()(model)
     turned = TransposeWeights().applied_to(model)
     for index, node in enumerate(model.graph):
         node.name = node.name or f"node_{index}"
@@ -84,7 +95,7 @@ def read_source(path: Path, folder: Path) -> Source:
     ir.save(model, written, external_data="source.onnx.data")
     with quiet():
         proto = load_model_with_shape_infer(written)
-    layers = find_layers(proto.graph, turned.names)
+    layers = find_layers(proto.graph, turned.names, DYNAMIC_PRODUCTS if dynamic else PRODUCTS)
     source = Source(written, proto, layers)
     if not source.possible:
         reasons = sorted({layer.reason for layer in layers}) or ["it has no weight"]
@@ -123,7 +134,7 @@ def quantized(
             "op_types_to_quantize": sorted(source.operators()),
             "extra_options": {
                 "OpTypesToExcludeOutputQuantization": list(FLOAT_OUT),
-                "TensorQuantOverrides": _overrides(model.graph, layers, weight_range),
+                "TensorQuantOverrides": overrides(model.graph, layers, weight_range),
             },
         }
         with quiet():
@@ -136,7 +147,7 @@ def quantized(
                 raise QuantizeError(f"ONNX Runtime's quantizer fails: {describe(error)}") from error
     protect_floats(model.graph)
     forget_unread(model.graph)
-    _forget_notes(model)
+    forget_notes(model)
     return model
 
 
@@ -230,9 +241,10 @@ def weight_scales(weight: Array, axis: int, weight_range: str) -> Array:
     return scales
 
 
-def _overrides(
+def overrides(
     graph: onnx.GraphProto, layers: Sequence[Layer], weight_range: str
 ) -> dict[str, list[dict[str, Any]]]:
+    """The scales of weights as ONNX Runtime's quantizers take them."""
     constants = {item.name: item for item in graph.initializer}
     return {
         layer.constant: [
@@ -273,7 +285,7 @@ def forget_unread(graph: onnx.GraphProto) -> None:
         graph.initializer.remove(item)
 
 
-def _forget_notes(model: onnx.ModelProto) -> None:
+def forget_notes(model: onnx.ModelProto) -> None:
     """Take away shapes between the nodes and what the quantizer notes about its own work."""
     del model.graph.value_info[:]
     del model.metadata_props[:]

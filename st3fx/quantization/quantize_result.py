@@ -76,7 +76,7 @@ class QuantizeResult:
         files: All that were written.
         opset: Of the default domain.
         calibration: How ranges were found.
-        calibration_samples: Over how many samples.
+        calibration_samples: Over how many samples; none with ``dynamic``.
         weight_range: ``safe`` or ``full``.
         layers: One for each weight.
         sqnr: Decibels of signal over noise at the output with the most; ``None`` where no output

@@ -18,7 +18,7 @@ import onnx
 from st3fx.passes.onnx.values import Array
 from st3fx.quantization.calibrate import Feed
 from st3fx.quantization.layers import Layer
-from st3fx.quantization.measure import compare, loose_outputs, opened_model
+from st3fx.quantization.measure import compare, opened_model
 from st3fx.quantization.qdq import DEQUANTIZED, Source, forget_unread, protect_floats
 
 _FLOATS = ".fp32"
@@ -26,27 +26,28 @@ _FLOATS = ".fp32"
 
 def gains(
     model: onnx.ModelProto,
-    source: Source,
+    without: Callable[[Layer], onnx.ModelProto],
     layers: Sequence[Layer],
     feeds: Sequence[Feed],
     expected: Sequence[Mapping[str, Array]],
     path: Path,
+    loose: Collection[str] = (),
 ) -> dict[str, float]:
     """What the worst output gains where one layer is in fp32.
 
     Args:
         model: The file of integers.
-        source: The fp32 file.
+        without: Gives the same with one layer in fp32.
         layers: To try; they are in integers.
         feeds: Calls.
         expected: Outputs of the fp32 file at these.
         path: Of a file for trials.
+        loose: Outputs that are left out where they have another size.
 
     Returns:
         Name of each layer -> decibels; negative where it loses. Nothing where no output has real
         numbers.
     """
-    loose = loose_outputs(source.model.graph)
 
     def sqnr(tried: onnx.ModelProto) -> float | None:
         return compare(expected, opened_model(tried, path), feeds, loose).worst[1]
@@ -54,7 +55,7 @@ def gains(
     before = sqnr(model)
     if before is None:
         return {}
-    found = {layer.name: sqnr(in_fp32(model, source, layer)) for layer in layers}
+    found = {layer.name: sqnr(without(layer)) for layer in layers}
     return {name: value - before for name, value in found.items() if value is not None}
 
 

@@ -6,8 +6,14 @@ from dataclasses import dataclass
 
 from st3fx.errors import QuantizeError
 
-METHODS = ("minmax", "percentile", "entropy")
+DYNAMIC = "dynamic"
+"""The range of an activation is found anew in each call, by the file itself."""
+
+CALIBRATIONS = ("minmax", "percentile", "entropy")
 """How the range of an activation comes from what was seen of it."""
+
+METHODS = (*CALIBRATIONS, DYNAMIC)
+"""How an activation gets its range."""
 
 WEIGHT_RANGES = ("safe", "full")
 """How much of an int8 a weight uses: see ``st3fx.quantization.qdq.weight_scales``."""
@@ -34,6 +40,11 @@ class Settings:
     weight_range: str = "safe"
     rank: bool = True
     sparse_kernels: bool = False
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the file finds the ranges of activations itself."""
+        return self.calibration == DYNAMIC
 
     def __post_init__(self) -> None:
         """Refuse what no file can be made with.

@@ -118,6 +118,16 @@ def test_a_bundle_of_a_run_and_what_stays_in_fp32(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_whose_file_finds_its_ranges_itself(folder: Path) -> None:
+    text = _ok("run", "--test-images", "200", "--calibration", "dynamic").stdout
+    assert "1 layer in integers, 1 in fp32; ranges: each call's own; weights: safe\n" in text
+    assert "fp32: the input of a Conv is not rounded call by call" in text
+    record = json.loads(Path("run/quantize.json").read_text())
+    assert (record["calibration"], record["calibration_samples"]) == ("dynamic", 0)
+    assert abs(record["accuracy"]["fp32"] - record["accuracy"]["int8"]) < 0.03
+
+
+@pytest.mark.slow
 def test_a_run_is_finetuned_on_its_own_data(folder: Path) -> None:
     args = ("run", "--no-rank", "--calibration", "percentile", "--percentile", "90")
     text = _ok(*args, "--finetune", "2").stdout
@@ -173,6 +183,10 @@ def test_a_spec_with_data_of_the_users_own(folder: Path) -> None:
         ("run -o run --force", "run is a folder: name the file to write"),
         ("run --keep-fp32 bone", "--keep-fp32 'bone' names no layer; there are stem.weight, head"),
         ("run --finetune 1 --lr 2", "lr 2: give a number above 0 and below 1, e.g. 0.0003"),
+        (
+            "run --finetune 1 --calibration dynamic",
+            "--finetune trains with the ranges of a calibration, and --calibration dynamic takes",
+        ),
         ("run --learn-scales", "--learn-scales is for --finetune: give that too, or leave it out"),
         (
             "run --calibration percentile --percentile 0",

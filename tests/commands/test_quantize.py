@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import st3fx
+from st3fx.commands.calls import Calls
 from st3fx.commands.finetune import OfRun
-from st3fx.commands.quantize import Images, _Calls, _Parts
+from st3fx.commands.quantize import Images, _Parts
 from st3fx.data.base import Data
 from st3fx.errors import InputError, NativeError, QuantizeError
 from st3fx.export.write import save_proto
@@ -249,7 +250,7 @@ def test_steps_of_an_epoch_where_the_batch_of_the_file_is_smaller(model: nn.Modu
     exported = SimpleNamespace(
         inputs=[SimpleNamespace(name="x", shape=(2, 3, 8, 8))], dynamic_batch=False
     )
-    calls = _Calls(model, exported)  # type: ignore[arg-type]
+    calls = Calls(model, exported)  # type: ignore[arg-type]
     assert calls.parts(16) == len(list(calls.feeds(torch.randn(16, 3, 8, 8), 16))) == 8
     assert calls.parts(3) == 1
     with pytest.raises(QuantizeError, match="takes 2 samples at once, and batches have 1"):
@@ -409,7 +410,7 @@ def test_every_file_is_scored_on_the_same_samples_where_data_draws_them(model: n
     )
     loader = DataLoader(Noise(), batch_size=2)
     data = Data(loader, loader, "noise", (3, 8, 8), None)
-    parts = _Parts(data, _Calls(model, exported), Images(), 0)  # type: ignore[arg-type]
+    parts = _Parts(data, Calls(model, exported), Images(), 0)  # type: ignore[arg-type]
     seen: list[list[Any]] = []
 
     def run(feed: Any) -> dict[str, Any]:
