@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:input's size at dim=",  # torch, of instance norms that take the batch for channels
 )
 
-NETS = int(os.environ.get("ST3FX_CHANNEL_NETS", "40"))
+NETS = int(os.environ.get("ST3FX_CHANNEL_NETS", "20"))
 PROGRAMS = int(os.environ.get("ST3FX_CHANNEL_PROGRAMS", "12"))
 FILES = int(os.environ.get("ST3FX_CHANNEL_FILES", "2"))
 CHUNK = 10
