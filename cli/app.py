@@ -27,6 +27,7 @@ from st3fx.cli.demo import demo
 from st3fx.cli.doctor import doctor
 from st3fx.cli.export import export
 from st3fx.cli.fold import fold
+from st3fx.cli.inspect import inspect
 from st3fx.cli.output import say
 from st3fx.cli.quantize import quantize
 from st3fx.cli.report import report
@@ -172,7 +173,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Make a model sparse": (convert, train),
     "Put it to use": (fold, export, quantize),
     "See what it is worth": (analyze, bench, report),
-    "Find your way": (demo, doctor, completion),
+    "Find your way": (inspect, demo, doctor, completion),
 }
 """All commands, in the order of the work, under the headings of the help text."""
 

@@ -125,6 +125,8 @@ DATA = Text(DATASETS, (".py",))
 SETTINGS = Text(suffixes=(".toml",))
 ONNX = Text(suffixes=(".onnx",))
 FOLDER = Text()
+INSIDE = Text(suffixes=(".onnx", ".safetensors", ".st3w", ".pt", ".pth", ".bin", ".ckpt"))
+"""What can be looked into, beside folders."""
 
 
 PROGRAM = "st3fx"

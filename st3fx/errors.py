@@ -101,6 +101,10 @@ class ReportError(St3fxError):
     """A report cannot be made or written: no run, no bundle, or a file of another's."""
 
 
+class InspectError(St3fxError):
+    """A file or folder is nothing that can be looked into, or is damaged."""
+
+
 class ResourceError(St3fxError):
     """The machine has run out of memory, disk, handles or threads, or refuses a file."""
 

@@ -23,7 +23,7 @@ PACKAGES = (
     # What is made of models, measured and trained.
     "files", "runtime", "passes.onnx", "passes.onnx.sparse_kernels",
     "passes.onnx.quant_kernels", "export", "quantization", "flops", "bench",
-    "models", "loading", "data", "training", "report",
+    "models", "loading", "data", "training", "inspection", "report",
     # What users call.
     "api", "integrations", "commands", "public", "", "doctor", "cli.views", "cli", "__main__",
 )  # fmt: skip
@@ -47,6 +47,7 @@ ONLY_IN = {
         "quantization",
         "flops",
         "bench",
+        "inspection",
     },
     "onnx_ir": {
         "passes.onnx.sparse_kernels",

@@ -14,7 +14,7 @@ from st3fx.cli.views.words import shape_text
 from st3fx.report.markup import plural
 
 if TYPE_CHECKING:
-    from st3fx.plan.sites import IslandInfo, SparsityPlan
+    from st3fx.plan.sites import IslandInfo, SkippedSite, SparsityPlan
 
 _NUMBERS = ("parameters", "share")
 
@@ -60,6 +60,27 @@ def total_line(plan: SparsityPlan) -> str:
         f"{plural(len(plan.sites), 'site')} with {plan.numel:,} of {plan.total_parameters:,} "
         f"parameters ({share:.1%}); {rest}"
     )
+
+
+def skipped_lines(skipped: Sequence[SkippedSite], *, whole: bool = False) -> list[str]:
+    """What stays dense and why: how many for each reason, and the largest of them.
+
+    Args:
+        skipped: Parameters that stay dense.
+        whole: Whether each of them is named.
+    """
+    if whole:
+        return [f"{item.name} {shape_text(item.shape)}: {item.reason}" for item in skipped]
+    groups: dict[str, list[SkippedSite]] = {}
+    for item in skipped:
+        groups.setdefault(item.reason, []).append(item)
+    lines = []
+    for reason, items in sorted(groups.items(), key=lambda pair: -sum(i.numel for i in pair[1])):
+        largest = max(items, key=lambda item: item.numel)
+        size = f"{largest.name} {shape_text(largest.shape)}"
+        named = size if len(items) == 1 else f"{len(items)}, the largest {size}"
+        lines.append(f"{named}: {reason}")
+    return lines
 
 
 def _site_table(plan: SparsityPlan) -> Table:

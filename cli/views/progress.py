@@ -16,6 +16,7 @@ DELAY = 1.0
 """Seconds before anything is shown: what is quick leaves the terminal alone."""
 
 STAGES = {
+    "look": "reading and comparing digests",
     "load": "building the model",
     "observe": "running the model once",
     "discover": "finding the weights that multiply",

@@ -63,13 +63,16 @@ _GROWS = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
 """Operators that make a large value of a small one -> the input that says how large."""
 
 
-def open_model(path: Path, error: type[St3fxError], *, weights: bool = True) -> onnx.ModelProto:
+def open_model(
+    path: Path, error: type[St3fxError], *, weights: bool = True, compared: bool = False
+) -> onnx.ModelProto:
     """Read an ONNX file that is whole and means what it says.
 
     Args:
         path: The file.
         error: What is raised for one that does not.
         weights: Whether those in other files are read too; they are looked at either way.
+        compared: Whether the digest of those in another file is checked where they are not read.
 
     Raises:
         St3fxError: Of the class ``error``: when it is missing, no ONNX, incomplete, or damaged.
@@ -78,7 +81,7 @@ def open_model(path: Path, error: type[St3fxError], *, weights: bool = True) -> 
     if not path.is_file() and (not path.exists() or path.is_dir()):
         raise error(f"no file {path}" if not path.exists() else f"{path} is a folder")
     try:
-        return _read(path, weights=weights)
+        return _read(path, weights=weights, compared=compared)
     except DecodeError as caught:
         raise error(f"{path} is not an ONNX file, or is broken") from caught
     except UnicodeDecodeError as caught:
@@ -89,7 +92,7 @@ def open_model(path: Path, error: type[St3fxError], *, weights: bool = True) -> 
         file.fail(path, DamageError(describe(caught)))
 
 
-def _read(path: Path, *, weights: bool) -> onnx.ModelProto:
+def _read(path: Path, *, weights: bool, compared: bool) -> onnx.ModelProto:
     check_regular(path)
     if path.stat().st_size >= ONE_FILE:
         raise DamageError("has 2 GiB or more, which no protobuf has: put its weights beside it")
@@ -100,10 +103,11 @@ def _read(path: Path, *, weights: bool) -> onnx.ModelProto:
     if not model.graph.node:
         raise DamageError("is not an ONNX file, or has an empty graph")
     check_model(model, path.parent)
-    if weights:
+    if weights or compared:
         data = path.with_name(f"{path.name}.data")
         if not seal.has_data(content, model, data):
             raise DamageError(f"{data.name} was damaged or edited after it was written")
+    if weights:
         load_external_data_for_model(model, str(path.parent))
     seal.unseal(model)
     return model

@@ -68,6 +68,12 @@ def has_data(content: bytes, model: onnx.ModelProto, data: Path) -> bool:
     return wanted == [_file_digest(data)]
 
 
+def is_sealed(path: Path) -> bool:
+    """Whether a file that could be opened begins with a digest of ours."""
+    with path.open("rb") as file:
+        return file.read(_LENGTH).startswith(_HEAD)
+
+
 def _is_ours(content: bytes) -> bool:
     """Whether a file begins with metadata, as none of another tool does, or with our entry."""
     return content[:1] == _HEAD[:1] or KEY.encode() in content[:_LENGTH]

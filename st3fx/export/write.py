@@ -18,6 +18,7 @@ from st3fx.files.ours import WRITER
 from st3fx.passes.onnx.seal import sealed
 from st3fx.passes.onnx.sparse_kernels.hints import add_hints
 from st3fx.runtime.inference import DOMAIN
+from st3fx.version import VERSION
 
 
 def keep_needed_shapes(graph: onnx.GraphProto) -> None:
@@ -121,7 +122,7 @@ def save_proto(proto: onnx.ModelProto, path: Path, *, limit: int | None = None) 
                 file.write(tensor.raw_data)
                 set_external_data(tensor, data.name, offset, len(tensor.raw_data))
                 tensor.ClearField("raw_data")
-    proto.producer_name = WRITER
+    proto.producer_name, proto.producer_version = WRITER, VERSION
     with path.open("wb") as file:
         file.writelines(sealed(proto, data if beside else None))
 

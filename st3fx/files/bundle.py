@@ -24,7 +24,7 @@ from torch import Tensor
 
 from st3fx.errors import BundleError, StrangeFileWarning, describe, few
 from st3fx.files.atomic import check_place, put_in_place, recover, temporary_neighbour
-from st3fx.files.manifest import FILE, FileInfo, Manifest, Recipe
+from st3fx.files.manifest import FILE, FileInfo, Manifest, Recipe, Source
 from st3fx.files.ours import BUNDLE, is_bundle
 from st3fx.files.tensor_file import load_state, save_state
 from st3fx.modules.marks import ISLAND, MODE
@@ -80,7 +80,7 @@ class Bundle:
                 f"{self.directory} was made from {source.path}, which is missing: put it back, "
                 "or convert the model again"
             )
-        if _hash(source.path) != source.sha256:
+        if not source_holds(source):
             raise BundleError(
                 f"{source.path} was changed since {self.directory} was made from it: undo the "
                 "change, or convert the model again"
@@ -161,6 +161,22 @@ def read_bundle(directory: str | Path) -> Bundle:
         BundleError: When it is no bundle, truncated, edited, or from a newer version.
     """
     folder = Path(directory).resolve()
+    manifest = checked_manifest(directory)
+    try:
+        text = (folder / GRAPH).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"cannot read {folder / GRAPH}: {describe(error)}") from error
+    state = load_state(folder / WEIGHTS, manifest.aliases)
+    return Bundle(folder, manifest, state, text)
+
+
+def checked_manifest(directory: str | Path) -> Manifest:
+    """What a bundle says of itself, after a check of every file of it; no weight is kept.
+
+    Raises:
+        BundleError: When it is no bundle, truncated, edited, or from a newer version.
+    """
+    folder = Path(directory).resolve()
     recover(folder)
     if not folder.is_dir():
         raise BundleError(f"{directory} is not a bundle: no such folder")
@@ -172,12 +188,12 @@ def read_bundle(directory: str | Path) -> Bundle:
         if name not in manifest.files:
             raise BundleError(f"{folder / MANIFEST} does not list {name}: convert the model again")
         _check_file(folder / name, manifest.files[name])
-    try:
-        text = (folder / GRAPH).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot read {folder / GRAPH}: {describe(error)}") from error
-    state = load_state(folder / WEIGHTS, manifest.aliases)
-    return Bundle(folder, manifest, state, text)
+    return manifest
+
+
+def source_holds(source: Source) -> bool:
+    """Whether the file that a model was built from, which is there, is as it was then."""
+    return _hash(source.path) == source.sha256
 
 
 def _notice_others(folder: Path) -> None:

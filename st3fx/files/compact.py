@@ -27,7 +27,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -164,19 +164,94 @@ def load_compact(path: str | Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     offset = 0
     try:
+        _check_names(header)
         for entry in header.tensors:
-            if entry.name in state:
-                raise DamageError(f"{entry.name} is there twice")
             state[entry.name] = _decode(entry, body[offset : offset + entry.bytes])
             offset += entry.bytes
-        missing = [name for name in header.aliases.values() if name not in state]
-        if missing:
-            raise DamageError(f"{few(missing)} is missing")
     except DamageError as error:
         FILE.fail(path, error)
     except (ValueError, RuntimeError) as error:
         FILE.fail(path, DamageError(describe(error)))
     return state | {key: state[name] for key, name in header.aliases.items()}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a compact file.
+
+    Attributes:
+        name: Full name.
+        dtype: As torch names it.
+        shape: Its sizes.
+        bytes: That it takes in the file.
+        zeros: Scalars whose bits are all 0.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    zeros: int
+
+
+def scan_compact(path: str | Path) -> tuple[list[Stored], dict[str, str]]:
+    """What a file holds, read in parts, so that it may be larger than the memory.
+
+    Returns:
+        Its tensors, and of tied ones the other names -> the name that they are stored under.
+
+    Raises:
+        ExportError: When it is no compact file, truncated, edited, or from a newer version.
+    """
+    digest = hashlib.sha256()
+    try:
+        check_regular(path)
+        with Path(path).open("rb") as file:
+            header = _header(file, path)
+            _check_names(header)
+            found = [_scanned(entry, file, digest) for entry in header.tensors]
+    except (OSError, DamageError) as error:
+        FILE.fail(path, error)
+    if digest.hexdigest() != header.sha256:
+        raise ExportError(f"{path} was damaged or edited after it was written")
+    return found, header.aliases
+
+
+_PART = 1 << 24
+"""Bytes that are read at once; a multiple of every width."""
+
+
+def _scanned(entry: _Entry, file: BinaryIO, digest: Any) -> Stored:
+    dtype = DTYPES.get(entry.dtype)
+    if dtype is None:
+        raise DamageError(f"{entry.name} has the type {entry.dtype[:40]!r}")
+    count, width = math.prod(entry.shape), dtype.itemsize
+    if entry.layout == "dense":
+        held = 0
+        if entry.bytes != count * width:
+            raise DamageError(f"{entry.name} has {entry.bytes} bytes, but shape {entry.shape}")
+        for part in _parts(file, entry.bytes, digest):
+            held += int(np.count_nonzero(part.reshape(-1, width).any(axis=1)))
+    else:
+        size = -(-count // 8)
+        held = -(-(entry.bytes - size) // width)
+        ones = sum(int(np.bitwise_count(part).sum()) for part in _parts(file, size, digest))
+        if entry.bytes != size + held * width or ones != held:
+            raise DamageError(f"{entry.name} has other values than its mask says")
+        for _ in _parts(file, held * width, digest):
+            pass
+    return Stored(entry.name, entry.dtype, entry.shape, entry.bytes, count - held)
+
+
+def _parts(file: BinaryIO, size: int, digest: Any) -> Iterator[Bytes]:
+    """So many bytes of a file, in parts, which the digest takes in."""
+    while size > 0:
+        data = file.read(min(size, _PART))
+        if not data:
+            raise DamageError("became shorter while it was read")
+        digest.update(data)
+        size -= len(data)
+        yield np.frombuffer(data, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -197,6 +272,17 @@ class _Header:
     tensors: tuple[_Entry, ...]
     aliases: dict[str, str]
     sha256: str
+
+
+def _check_names(header: _Header) -> None:
+    """Fail where a tensor is there twice, or not at all."""
+    names = [entry.name for entry in header.tensors]
+    if len(set(names)) < len(names):
+        twice = next(name for index, name in enumerate(names) if name in names[:index])
+        raise DamageError(f"{twice} is there twice")
+    missing = sorted(set(header.aliases.values()) - set(names))
+    if missing:
+        raise DamageError(f"{few(missing)} is missing")
 
 
 def _header(file: BinaryIO, path: str | Path) -> _Header:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,44 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_pickled(path: Path) -> Any:
+def scan_state(path: Path, visit: Callable[[str, Tensor], None]) -> str | None:
+    """Look at the tensors of anybody's file one by one, so that it may be larger than the memory.
+
+    Args:
+        path: The file.
+        visit: Given name and tensor, in the order of their names.
+
+    Returns:
+        What it says of who wrote it, if that was st3fx: our version, and the digest if it has one,
+        which was checked.
+
+    Raises:
+        SafetensorError: When it is no such file.
+        OSError: When it cannot be read.
+        ValueError: When it is not what was written.
+    """
+    check_regular(path)
+    digest = hashlib.sha256()
+    with safetensors.safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+        marks = [text for key, text in about.items() if key == WRITER or _DIGEST in text]
+        written = next((text.partition(_DIGEST)[2] for text in marks if " " in text), None)
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name)
+            if written is not None:
+                _update(digest, name, tensor)
+            visit(name, tensor)
+    if written is not None and written != digest.hexdigest():
+        raise ValueError("it was damaged or edited after it was written, as its digest says")
+    return marks[0] if marks else None
+
+
+def load_pickled(path: Path, *, mapped: bool = False) -> Any:
     """What ``torch.save`` wrote, anybody's: tensors on the CPU, and plain containers.
+
+    Args:
+        path: The file.
+        mapped: Whether tensors stay in the file until they are read.
 
     Raises:
         OSError: When it cannot be read.
@@ -95,7 +131,8 @@ def load_pickled(path: Path) -> Any:
         Exception: Of many types, when it is something else or holds more.
     """
     check_regular(path)
-    if zipfile.is_zipfile(path):
+    packed = zipfile.is_zipfile(path)
+    if packed:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
             stored = all(e.compress_type == zipfile.ZIP_STORED for e in archive.infolist())
@@ -104,18 +141,22 @@ def load_pickled(path: Path) -> Any:
             raise DamageError("is packed, as torch.save writes none")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on sparse tensors, which fit no parameter anyway
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and packed)
 
 
 def digest_of(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of names, types, shapes and bytes, without a copy of dense tensors on the CPU."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        if value.numel():
-            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        _update(digest, name, state[name])
     return digest.hexdigest()
+
+
+def _update(digest: Any, name: str, tensor: Tensor) -> None:
+    value = tensor.detach().cpu().contiguous()
+    digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+    if value.numel():
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def load_state(path: Path, aliases: Mapping[str, str]) -> dict[str, Tensor]:

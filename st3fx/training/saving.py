@@ -161,15 +161,19 @@ class Checkpoint:
             )
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, *, mapped: bool = False) -> Checkpoint:
     """Read a checkpoint; its tensors are on the CPU.
+
+    Args:
+        path: The file.
+        mapped: Whether they stay in the file until they are read.
 
     Raises:
         CheckpointError: When it is missing, damaged, or not a checkpoint of this version.
     """
     try:
         check_sealed(path)
-        content = load_pickled(path)
+        content = load_pickled(path, mapped=mapped)
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint {path}") from error
     except DamageError as error:

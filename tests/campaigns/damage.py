@@ -473,6 +473,10 @@ def _weights(name: str) -> Callable[[Path], str | None]:
     )
 
 
+def _look(name: str) -> Callable[[Path], str | None]:
+    return lambda folder: _cli("inspect", folder / name)
+
+
 def _costs(folder: Path) -> str | None:
     os.environ["ST3FX_COSTS"] = str(folder / "costs.json")
     return _call(load_calibration)
@@ -503,6 +507,12 @@ KINDS = (
     Kind("m.int8.onnx", _damaged_graph, lambda f: _cli(
         "export", f / "m.int8.onnx", "--sparse-kernels", "-o", f / "out.onnx"), strict=True,
          share=1),
+    *(Kind(file, damage, _look(file.removesuffix("/manifest.json")), strict=strict, share=1)
+      for file, damage, strict in (
+        ("b.st3fx/manifest.json", _damaged_json, True), ("last.pt", _damaged_pickle, True),
+        ("w.st3w", _damaged_compact, True), ("w.pt", _damaged_pickle, False),
+        ("folded.safetensors", _damaged_safetensors, True), ("m.onnx", _damaged_graph, True),
+        ("m.sparse.onnx", _damaged_graph, True), ("m.int8.onnx", _damaged_graph, True))),
 )  # fmt: skip
 
 
