@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.external_data_helper import uses_external_data
 
 from st3fx.errors import InspectError, describe
 from st3fx.files.ours import WRITER
@@ -86,14 +86,12 @@ class _Constants:
         tensor = self._dense[name]
         if not uses_external_data(tensor):
             return numpy_helper.to_array(tensor)
-        info = ExternalDataInfo(tensor)
-        with (self._folder / info.location).open("rb") as file:
-            file.seek(info.offset or 0)
-            read = TensorProto(data_type=tensor.data_type, dims=tensor.dims)
-            size = info.length
-            if size is None:
-                itemsize = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-                size = math.prod(tensor.dims) * itemsize
+        info = {entry.key: entry.value for entry in tensor.external_data}
+        itemsize = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        read = TensorProto(data_type=tensor.data_type, dims=tensor.dims)
+        with (self._folder / info["location"]).open("rb") as file:
+            file.seek(int(info.get("offset", 0)))
+            size = int(info.get("length", math.prod(tensor.dims) * itemsize))
             read.raw_data = file.read(size)
         return numpy_helper.to_array(read)
 
