@@ -40,6 +40,9 @@ def headline(outline: Outline) -> tuple[str, str]:
     """The run in two lines: what and where, then how."""
     aim = "" if outline.target is None else f" to {goal(outline)} sparsity"
     done = f", from step {outline.done:,}" if outline.done else ""
+    if outline.draw is not None:
+        low, high = map(percent, outline.draw)
+        aim += f", each step at one drawn from {low} to {high},"
     what = f"{outline.name} on {outline.data}, on {outline.device}, into {outline.folder}"
     how = (
         f"{outline.method}{aim} over {outline.sites} sites with {outline.site_parameters:,} of "

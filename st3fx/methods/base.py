@@ -107,7 +107,7 @@ class ScheduledMethod(Method):
 
     Attributes:
         sparsity: Final sparsity over all sites, 0 ≤ sparsity < 1; by default 0.9, of N of M the one
-            that it has.
+            that it has, and where each step draws its own, the largest of these.
         schedule: The sparsity over training.
         budget: What the sparsity is a share of: ``"weights"`` counts each weight once, ``"macs"``
             as often as it multiplies in the example, so that the share of multiplications left is
@@ -125,7 +125,9 @@ class ScheduledMethod(Method):
         super().__post_init__()
         most = self.granularity.most
         if self.sparsity is _DEFAULT:
-            object.__setattr__(self, "sparsity", 0.9 if most == 1 else most)
+            draw = self._draw
+            largest = 0.9 if draw is None else draw[1]
+            object.__setattr__(self, "sparsity", largest if most == 1 else most)
         check_sparsity(self.sparsity)
         if most < 1 and math.isclose(self.sparsity, most):
             object.__setattr__(self, "sparsity", most)
@@ -136,6 +138,27 @@ class ScheduledMethod(Method):
             )
         if self.budget not in ("weights", "macs"):
             raise MethodError(f"budget={self.budget!r}: give 'weights' or 'macs'")
+        self._check_draw()
+
+    @property
+    def _draw(self) -> tuple[float, float] | None:
+        # A file may have anything here, which is refused by its type, later.
+        schedule: Any = self.schedule
+        return schedule.draw if isinstance(schedule, CubicSchedule) else None
+
+    def _check_draw(self) -> None:
+        draw = self._draw
+        if draw is None:
+            return
+        if self.granularity.most < 1:
+            raise MethodError(
+                f"{self.granularity.text} has one sparsity: there is none to draw, leave draw out"
+            )
+        if not draw[0] <= self.sparsity <= draw[1]:
+            raise MethodError(
+                f"sparsity {self.sparsity} is not among those that are drawn, {draw[0]} to "
+                f"{draw[1]}: the training ends at it, give one of these"
+            )
 
     @property
     def target(self) -> float:

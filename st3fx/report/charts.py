@@ -130,7 +130,7 @@ def training_charts(run: TrainingFacts) -> list[LineChart]:
     tests, steps = run.tests, run.steps
     charts = [
         _accuracy(tests, steps),
-        _sparsity(tests, steps),
+        _sparsity(tests, steps, drawn=bool(run.settings.draw_sparsity)),
         _loss(tests, steps),
         _chart("threshold", "Global threshold", Axis("threshold", low=0),
                _series("threshold", steps, "threshold")),
@@ -150,8 +150,17 @@ def _accuracy(tests: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, A
     )  # fmt: skip
 
 
-def _sparsity(tests: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]) -> LineChart:
+def _sparsity(
+    tests: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]], *, drawn: bool
+) -> LineChart:
     rows = steps or tests
+    if drawn:
+        return _chart(
+            "sparsity", "Sparsity, %", Axis("sparsity, %", low=0, high=100),
+            _series("drawn for a step", steps, "sparsity", role="quiet", percent=True),
+            _series("schedule", rows, "wanted", role="goal", percent=True),
+            _series("evaluated", tests, "sparsity", dots=True, percent=True),
+        )  # fmt: skip
     return _chart(
         "sparsity", "Sparsity, %", Axis("sparsity, %", low=0, high=100),
         _series("schedule", rows, "wanted", role="goal", percent=True),

@@ -13,7 +13,9 @@ share of zeros that the same sites of the original have.
 
 A model's own weights may be exchanged, too, between two steps (averages swapped in for an
 evaluation; an optimizer that evaluates other weights than it trains): in eval mode the thresholds
-are those of the weights that are there, and training finds its own again.
+are those of the weights that are there, and training finds its own again. So it is where each
+training step draws a sparsity of its own: in eval mode, in copies and when folded, the model has
+that of the schedule.
 """
 
 from __future__ import annotations
@@ -173,7 +175,7 @@ class Run(Thresholds):
                 self._settle_outside()
             return
         leader = self._leader
-        if training and leader is None:
+        if leader is None and (training or self._trains()):
             if self._aside is not None:
                 self.restore()
             self.trained = self.trained or torch.is_grad_enabled()
@@ -189,6 +191,11 @@ class Run(Thresholds):
         if weight is not None and known == [stamp(weight)] and not thorough and not self.stale:
             return
         self.settle(thorough=thorough)
+
+    def _trains(self) -> bool:
+        """Whether the model trains at a sparsity that was drawn: its parts in eval mode do, too."""
+        root = self.root
+        return root is not None and root.training and self.drawn() is not None
 
     def before_compiling(self) -> None:
         """A copy that follows is compiled: thresholds that fit, and a word on later ones."""
@@ -391,7 +398,8 @@ class Run(Thresholds):
             self.frozen = frozen
         bound = self.bound()
         self._over = frozenset(site.site.name for site in bound)
-        self._note(bound, digest=self._leader is not None)
+        stale = self.drawn() is not None
+        self._note(bound, digest=self._leader is not None, stale=stale)
 
     def freeze(self) -> None:
         """The masks are in place, and fixed; copies whose weights have moved since take them now.

@@ -213,7 +213,8 @@ class Sparsifier:
         elif isinstance(method, ScheduledMethod) and not run.frozen:
             every = conversion.update_every
             if run.steps % every == 0 or run.steps == total:
-                run.set(self._wanted(), bound, wait=run.steps == total)
+                wanted, drawn = self._wanted(), run.drawn()
+                run.set(wanted, bound, drawn=drawn, wait=run.steps == total)
         self._refresh_effective(bound)
 
     def _wanted(self) -> float:
@@ -223,8 +224,17 @@ class Sparsifier:
 
     @property
     def scheduled(self) -> float | None:
-        """The sparsity for the present step; ``None`` without a schedule, or its length."""
+        """The sparsity for the present step; ``None`` without a schedule, or its length.
+
+        Where each step draws its own (``CubicSchedule.draw``), it is what the model is evaluated
+        with; training has :attr:`drawn`.
+        """
         return self.run.scheduled()
+
+    @property
+    def drawn(self) -> float | None:
+        """The sparsity that was drawn for the next training step; ``None`` if none is."""
+        return self.run.drawn()
 
     def _total_steps(self) -> int | None:
         total = conversion_of(self.model).total_steps
@@ -296,7 +306,7 @@ class Sparsifier:
                 run.stale = True
                 run.settle(thorough=False)
             elif not run.frozen:
-                run.set(self._wanted(), bound)
+                run.set(self._wanted(), bound, drawn=run.drawn())
         self._refresh_effective(bound)
 
     def drop(self, name: str) -> None:
@@ -367,6 +377,8 @@ class Sparsifier:
             StateError: If a site was replaced.
         """
         self.run.settle(thorough=self.run.follows)
+        if self.run.drawn() is not None:  # the masks are the schedule's, not those of a step
+            self.run.set(self.run.sparsity or 0.0, self._bound())
         self.run.take_over()
         weights, bound = self.effective_weights(), self._bound()
         for item in bound:
@@ -418,7 +430,10 @@ class Sparsifier:
 
     @property
     def sparsity(self) -> float:
-        """Share of zeros among the effective weights of all sites."""
+        """Share of zeros among the effective weights of all sites.
+
+        In training mode that of the next step, which may be drawn; in eval mode the schedule's.
+        """
         weights = self.effective_weights().values()
         zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in weights)
         return zeros / max(1, sum(weight.numel() for weight in weights))

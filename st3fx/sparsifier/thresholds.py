@@ -36,7 +36,8 @@ class Thresholds:
 
     Attributes:
         steps: Optimizer steps so far.
-        sparsity: What the thresholds were last set for; ``None`` if a file did not say.
+        sparsity: What the thresholds were last set for; ``None`` if a file did not say. Where each
+            training step draws its own, it is that of the schedule, which an evaluation finds.
         held: Whether that was set by hand, and steps keep it instead of following the schedule.
         frozen: Whether masks are fixed.
         floor: Share of zeros that the model came with, from which the schedule starts.
@@ -151,21 +152,31 @@ class Thresholds:
         root = self.root
         return None if root is None else conversion_of(root).total_steps
 
-    def set(self, sparsity: float, bound: list[Bound], *, wait: bool = True) -> None:
+    def set(
+        self,
+        sparsity: float,
+        bound: list[Bound],
+        *,
+        drawn: float | None = None,
+        wait: bool = True,
+    ) -> None:
         """Set all thresholds for a sparsity over the present weights; 0 makes them inactive.
 
         Args:
             sparsity: Over all sites.
             bound: The sites.
+            drawn: What training has in its place until the next step; everything else finds
+                thresholds for ``sparsity``, as it does where weights were exchanged.
             wait: Else a GPU is not waited for: ties that no search has met yet are split one
                 search later.
         """
         method = self._method()
         assert isinstance(method, ScheduledMethod)
         self._aside = None
-        self._set(method, sparsity, bound, wait=wait)
+        own = sparsity if drawn is None else drawn
+        self._set(method, own, bound, wait=wait)
         self.sparsity = sparsity
-        self._note(bound, digest=False)
+        self._note(bound, digest=False, stale=own != sparsity)
 
     def scheduled(self) -> float | None:
         """The sparsity that the present step should have; ``None`` if nothing says it.
@@ -178,10 +189,29 @@ class Thresholds:
         method, total = self._method(), self._total_steps()
         if not isinstance(method, ScheduledMethod) or total is None:
             return None
+        return self._ramped(method, total, method.sparsity)
+
+    def drawn(self) -> float | None:
+        """The sparsity of the next training step, where that is drawn; else ``None``.
+
+        It is drawn with the thresholds, and from the last step on it is the target.
+        """
+        root = self.root
+        method = None if root is None else conversion_of(root).method
+        if not isinstance(method, ScheduledMethod) or method.schedule.draw is None:
+            return None
+        conversion = conversion_of(root)
+        total, step = conversion.total_steps, self.steps - self.steps % conversion.update_every
+        if self.held or self.frozen or total is None or step < 1 or self.steps >= total:
+            return None
+        target = method.schedule.drawn(step)
+        return None if target is None else self._ramped(method, total, target)
+
+    def _ramped(self, method: ScheduledMethod, total: int, target: float) -> float:
         if not self.floor:
-            return method.schedule.sparsity(self.steps, total, method.sparsity)
+            return method.schedule.sparsity(self.steps, total, target)
         ramp = method.schedule.sparsity(self.steps, total, 1.0)
-        return self.floor + max(0.0, method.sparsity - self.floor) * ramp
+        return self.floor + max(0.0, target - self.floor) * ramp
 
     def keep_zeros(self, *, pin: bool) -> float:
         """Start from the zeros that the weights have, once they have values; the share of them.

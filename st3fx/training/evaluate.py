@@ -112,6 +112,20 @@ def evaluate(
     )
 
 
+@contextlib.contextmanager
+def as_evaluated(model: nn.Module) -> Iterator[None]:
+    """Within, a converted model has the thresholds that it is evaluated with.
+
+    In training they may be those of a sparsity that was drawn for one step.
+    """
+    mode = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(mode)
+
+
 def _sums(logits: Tensor, targets: Tensor) -> Tensor:
     loss = F.cross_entropy(logits, targets, reduction="sum")
     # Probabilities as targets: the likeliest class counts.

@@ -14,7 +14,7 @@ from st3fx.errors import TrainError, few
 from st3fx.modules.state import preserved_rng
 from st3fx.sparsifier.sparsifier import Sparsifier
 from st3fx.training import method
-from st3fx.training.evaluate import Scores, call, evaluate, recalibrated
+from st3fx.training.evaluate import Scores, as_evaluated, call, evaluate, recalibrated
 from st3fx.training.interrupt import Interrupted
 from st3fx.training.optim import set_learning_rate
 from st3fx.training.report import EvalRow, TrainResult
@@ -81,7 +81,8 @@ def evaluate_epoch(session: Session) -> EvalRow:
         save(session)
         raise
     _tell_of_bad(session)
-    empty = sparsifier.empty_layers()
+    with as_evaluated(sparsifier.model):
+        empty, sparsity = sparsifier.empty_layers(), sparsifier.sparsity
     at_target = method.is_at_target(session.sparsifier)
     best = at_target and (session.best is None or scores.top1 > session.best)
     if best:
@@ -92,7 +93,7 @@ def evaluate_epoch(session: Session) -> EvalRow:
         loss=scores.loss,
         top1=scores.top1,
         top5=scores.top5,
-        sparsity=sparsifier.sparsity,
+        sparsity=sparsity,
         at_target=at_target,
         best=best,
         empty=empty,
@@ -176,7 +177,8 @@ def finish(
     # The statistics are those that the last epoch was evaluated with.
     scores, sparsifier = score(session, epoch=max(0, session.epoch - 1), keep=True)
     model = _whole(session, sparsifier)
-    layers = method.layer_sparsity(sparsifier)
+    with as_evaluated(sparsifier.model):
+        layers, sparsity = method.layer_sparsity(sparsifier), sparsifier.sparsity
     steps = session.steps_per_epoch * session.settings.epochs
     missed = None
     if check:
@@ -193,7 +195,7 @@ def finish(
         scores=scores,
         best=_best(rows),
         dense=_dense(rows),
-        sparsity=sparsifier.sparsity,
+        sparsity=sparsity,
         target=sparsifier.target,
         layers=layers,
         empty=tuple(layer for layer, share in layers.items() if share == 1),

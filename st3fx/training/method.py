@@ -84,8 +84,10 @@ def make_method(settings: Settings) -> Method:
         MethodError: For an unknown method or setting, or a value outside its range.
     """
     name = settings.method or DEFAULT
-    given = _given(settings)
+    given = _given(settings, CubicSchedule())
     plain = methods.create(name, **_options(settings))
+    if isinstance(plain, LearnedMethod):
+        _require_no_draw(name, settings)
     if isinstance(plain, LearnedMethod) and given:
         raise TrainError(
             f"{name} learns its thresholds, and has no {' or '.join(given)}: leave that out, or "
@@ -111,20 +113,43 @@ def adjusted(method: Method, settings: Settings) -> Method:
             f"the bundle was converted for {method.granularity.text}: convert the model again for "
             f"--granularity {settings.granularity}"
         )
-    given = _given(settings)
+    schedule = method.schedule if isinstance(method, ScheduledMethod) else CubicSchedule()
+    given = _given(settings, schedule)
+    if not isinstance(method, ScheduledMethod):
+        _require_no_draw(method.name, settings)
     if given and not isinstance(method, ScheduledMethod):
         raise TrainError(f"{method.name} learns its thresholds, and has no {' or '.join(given)}")
     return dataclasses.replace(method, **given)
 
 
-def _given(settings: Settings) -> dict[str, Any]:
+def _require_no_draw(name: str, settings: Settings) -> None:
+    """Refuse to draw where nothing can be set.
+
+    Raises:
+        TrainError: Then.
+    """
+    if settings.draw_sparsity:
+        raise TrainError(
+            f"{name} learns its thresholds: no sparsity can be drawn for a step; leave "
+            "--draw-sparsity out, or take a --method with a schedule, e.g. st3"
+        )
+
+
+def _given(settings: Settings, schedule: CubicSchedule) -> dict[str, Any]:
+    """What settings say of a method; of its schedule they may say a part."""
     given: dict[str, Any] = {}
     if settings.sparsity is not None:
         given["sparsity"] = settings.sparsity
     if settings.budget != "weights":
         given["budget"] = settings.budget
     if settings.ramp:
-        given["schedule"] = CubicSchedule(settings.ramp[0], settings.ramp[1])
+        schedule = CubicSchedule(
+            settings.ramp[0], settings.ramp[1], draw=schedule.draw, seed=schedule.seed
+        )
+        given["schedule"] = schedule
+    if settings.draw_sparsity:
+        low, high = settings.draw_sparsity
+        given["schedule"] = dataclasses.replace(schedule, draw=(low, high), seed=settings.seed)
     return given
 
 

@@ -73,6 +73,7 @@ class Outline:
         site_parameters: Their scalars.
         parameters: Scalars of the whole model.
         device: What it runs on, e.g. ``cpu`` or ``2 × cuda``.
+        draw: Between which sparsities that of each step is drawn, if it is.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Outline:
     site_parameters: int
     parameters: int
     device: str
+    draw: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,8 @@ class TrainRow:
         loss: Mean training loss.
         accuracy: Share of training samples that were right, while their weights changed.
         lr: Learning rate of the last step.
-        sparsity: Share of zeros in the sites now.
-        wanted: Sparsity that the schedule wants now; ``None`` without one.
+        sparsity: Share of zeros in the sites now; where each step draws its own, of the next one.
+        wanted: Sparsity that the schedule wants now, and evaluations have; ``None`` without one.
         threshold: Global threshold; ``None`` while there is none.
         rate: Samples per second, all processes together.
     """

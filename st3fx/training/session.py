@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from st3fx.data.base import Data
 from st3fx.data.guarded import Bad
 from st3fx.errors import StateError, TrainError, describe, exhausted
+from st3fx.methods.base import ScheduledMethod
 from st3fx.modules.copying import copied
 from st3fx.modules.state import preserved, seed_everything
 from st3fx.sparsifier.sparsifier import Sparsifier
@@ -359,6 +360,9 @@ def outline(session: Session, name: str, data: Data) -> Outline:
         site_parameters=plan.numel,
         parameters=plan.total_parameters,
         device=describe_device(session.accelerator),
+        draw=sparsifier.method.schedule.draw
+        if isinstance(sparsifier.method, ScheduledMethod)
+        else None,
     )
 
 

@@ -138,6 +138,11 @@ class Settings(ConversionSettings, _Model):
         "sparsity", (), "Where the sparsity begins and stops to rise, as shares of the run.",
         least=0,
     )  # fmt: skip
+    draw_sparsity: tuple[float, ...] = setting(
+        "sparsity", (), "Train each step at a sparsity drawn between these two, so that one run is "
+        "good at all of them (st3fx sweep); it is evaluated, and ends, at --sparsity, by default "
+        "the larger one.", least=0, below=1,
+    )  # fmt: skip
     update_every: int = setting("sparsity", 1, "Steps between two thresholds.", least=1)
 
     recipe: str | None = setting("optimisation", None, "Settings to begin with.")
@@ -212,6 +217,11 @@ class Settings(ConversionSettings, _Model):
             check(field, getattr(self, field.name))
         if self.ramp and not (len(self.ramp) == 2 and self.ramp[0] < self.ramp[1] <= 1):
             raise TrainError(f"ramp = {list(self.ramp)}: give begin and end, 0 ≤ begin < end ≤ 1")
+        draw = self.draw_sparsity
+        if draw and not (len(draw) == 2 and draw[0] < draw[1]):
+            raise TrainError(
+                f"draw_sparsity = {list(draw)}: give the least and the largest, e.g. 0.5,0.95"
+            )
         if self.sched == "multistep" and not self.milestones:
             raise TrainError("sched = multistep needs milestones: give --milestones EPOCH, e.g. 80")
         if self.warmup_epochs > self.epochs:

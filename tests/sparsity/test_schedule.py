@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
+import torch
 
 from st3fx import CubicSchedule, St3fxError
 from st3fx.errors import MethodError
@@ -55,9 +57,14 @@ def test_a_single_step_reaches_the_target() -> None:
         ({"power": 0.0}, "power above 0"),
         ({"power": -3.0}, "power above 0"),
         ({"power": float("nan")}, "power above 0"),
+        ({"draw": (0.9, 0.5)}, "0 <= least < largest < 1"),
+        ({"draw": (0.5, 1.0)}, "0 <= least < largest < 1"),
+        ({"draw": (0.5,)}, "0 <= least < largest < 1"),
+        ({"draw": ("a", 0.9)}, "0 <= least < largest < 1"),
+        ({"draw": 0.9}, "0 <= least < largest < 1"),
     ],
 )
-def test_wrong_settings(settings: dict[str, float], message: str) -> None:
+def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(MethodError, match=message) as caught:
         CubicSchedule(**settings)
     assert isinstance(caught.value, St3fxError)
@@ -67,3 +74,22 @@ def test_wrong_settings(settings: dict[str, float], message: str) -> None:
 def test_it_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         CubicSchedule().begin = 0.2  # type: ignore[misc]
+
+
+def test_what_is_drawn_depends_on_seed_and_step_alone() -> None:
+    schedule = CubicSchedule(draw=(0.5, 0.95), seed=3)
+    torch.manual_seed(0)
+    first = [schedule.drawn(step) for step in range(1, 50)]
+    torch.manual_seed(1)
+    assert [schedule.drawn(step) for step in reversed(range(1, 50))] == first[::-1]
+    assert CubicSchedule(draw=(0.5, 0.95), seed=4).drawn(1) != first[0]
+    assert CubicSchedule().drawn(1) is None
+
+
+def test_each_halving_of_what_is_left_is_as_likely() -> None:
+    schedule = CubicSchedule(draw=(0.5, 0.96875))
+    drawn = [schedule.drawn(step) or 0.0 for step in range(4000)]
+    assert 0.5 <= min(drawn) < 0.51
+    assert 0.967 < max(drawn) <= 0.96875
+    halvings = [sum(a <= s < (1 + a) / 2 for s in drawn) for a in (0.5, 0.75, 0.875, 0.9375)]
+    assert all(abs(count - 1000) < 120 for count in halvings)

@@ -35,6 +35,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "average": {"model_ema": True, "model_ema_decay": 0.9},
     "adamw": {"opt": "adamw", "lr": 1e-2, "update_every": 2, "channels_last": True},
     "learned": {"method": "dst", "sched": "multistep", "milestones": (1, 2)},
+    "drawn": {
+        "draw_sparsity": (0.5, 0.95),
+        "ramp": (0.0, 0.6),
+        "model_ema": True,
+        "model_ema_decay": 0.9,
+        "update_every": 2,
+    },
     "own loaders": {"data": "loaders.py"},
     "bf16": {"precision": "bf16"},
 }
