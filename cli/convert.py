@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +20,10 @@ from st3fx.cli.options import (
     model_options,
 )
 from st3fx.cli.output import show, stdout_for
-from st3fx.cli.views.plan import print_plan, total_line
+from st3fx.cli.views.plan import print_plan, skipped_lines, total_line
 from st3fx.cli.views.progress import Progress
 from st3fx.cli.views.tables import console
+from st3fx.report.markup import plural
 
 if TYPE_CHECKING:
     from st3fx.files.manifest import Recipe
@@ -50,16 +53,45 @@ class ConvertResult:
             "bundle": None if self.bundle is None else str(self.bundle),
             "site_parameters": self.plan.numel,
             "total_parameters": self.plan.total_parameters,
+            "next": self.next,
             "plan": self.plan.to_dict(),
         }
 
+    @property
+    def next(self) -> str | None:
+        """The command that trains the bundle; ``None`` for a dry run."""
+        return None if self.bundle is None else train_command(self.recipe.inputs, self.bundle)
+
     def show(self) -> None:
-        """Print this result as tables."""
+        """Print this result as tables, then the summary."""
+        print_plan(self.plan, console())
+        self.show_summary()
+
+    def show_summary(self) -> None:
+        """Print what was converted, what stays dense and why, and what to do next."""
         out = console()
-        print_plan(self.plan, out)
         out.print(reach_line(self.plan), soft_wrap=True)
+        skipped = self.plan.skipped
+        if skipped:
+            count = sum(item.numel for item in skipped)
+            out.print(f"{plural(len(skipped), 'weight')} with {count:,} parameters stay dense:")
+            for line in skipped_lines(skipped):
+                out.print(f"  {line}", soft_wrap=True)
         end = "dry run, nothing was written" if self.bundle is None else f"wrote {self.bundle}"
         out.print(f"{total_line(self.plan)}; {end}", soft_wrap=True)
+        if self.next is not None:
+            out.print(f"next: {self.next}", soft_wrap=True)
+
+
+def train_command(inputs: Sequence[str] | None, bundle: Path) -> str:
+    """What trains a bundle, with data of the kind that its example is of, as far as that shows."""
+    sizes = inputs[0].partition(":")[0].split("x")[1:] if inputs and len(inputs) == 1 else []
+    data = "--data loaders.py:make_loaders"
+    if len(sizes) == 3 and sizes[0] == "1" and sizes[1] == "28":
+        data = ""
+    elif len(sizes) == 3 and sizes[0] == "3":
+        data = f"--data {'cifar10' if sizes[1] == '32' else 'imagefolder'} --data-path DIR"
+    return f"st3fx train {shlex.quote(str(bundle))} {data}".rstrip()
 
 
 def reach_line(plan: SparsityPlan) -> str:
@@ -115,8 +147,12 @@ class ExplainResult:
     metavar="NAME",
     help="Say why this weight or module is sparse, dense, a graph or none; write nothing.",
 )
+@click.option("-q", "--quiet", is_flag=True,
+              help="Show no progress, and of the result the summary alone.")  # fmt: skip
 @json_option
 @rules(
+    Apart("quiet", "as_json", "--json prints nothing else anyway"),
+    Apart("quiet", "explained", "an explanation is short"),
     Apart("explained", "output", "an explanation writes no bundle"),
     Apart("explained", "force", "an explanation writes no bundle"),
 )
@@ -128,6 +164,7 @@ def convert(
     force: bool,
     dry_run: bool,
     explained: str | None,
+    quiet: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -152,7 +189,7 @@ def convert(
       st3fx convert torchvision:fcos_resnet50_fpn --explain backbone
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
     # A model's own file may print: with --json that must not mix with the result.
-    with stdout_for(as_json=as_json), Progress() as report:
+    with stdout_for(as_json=as_json), Progress(quiet=quiet) as report:
         converted = _convert(
             asked,
             report,
@@ -163,7 +200,8 @@ def convert(
             dry_run=dry_run or explained is not None,
         )
     if explained is None:
-        show(converted, ConvertResult.show, as_json=as_json)
+        view = ConvertResult.show_summary if quiet else ConvertResult.show
+        show(converted, view, as_json=as_json)
     else:
         show(_explain(converted, explained), ExplainResult.show, as_json=as_json)
 

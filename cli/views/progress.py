@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Self
 
@@ -11,6 +12,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from st3fx.cli.views.tables import console as make_console
+from st3fx.under_way import listening
 
 DELAY = 1.0
 """Seconds before anything is shown: what is quick leaves the terminal alone."""
@@ -48,9 +50,13 @@ class Progress:
     """Shows the stage under way on stderr: ``with Progress() as report: report("trace")``."""
 
     def __init__(
-        self, console: Console | None = None, delay: float = DELAY, refresh: float = 12.5
-    ) -> None:
+        self, console: Console | None = None, delay: float = DELAY, refresh: float = 12.5,
+        *, quiet: bool = False,
+    ) -> None:  # fmt: skip
         self._console = console or make_console(stderr=True)
+        self._shown = self._console.is_terminal and not quiet
+        self._stage = ""
+        self._listening = contextlib.ExitStack()
         # Drawing takes time from what is measured: a benchmark asks for fewer pictures a second.
         self._spinner = Spinner("dots", text=Text("starting"))
         # Nothing is redirected. It starts at any time, on a thread: within somebody's redirection
@@ -66,16 +72,23 @@ class Progress:
 
     def __call__(self, stage: str) -> None:
         """Say which stage begins."""
+        self._stage = STAGES.get(stage, stage)
         # As text: in a string rich would look for its markup.
-        self._spinner.update(text=Text(STAGES.get(stage, stage)))
+        self._spinner.update(text=Text(self._stage))
+
+    def _told(self, share: float) -> None:
+        """How far the stage is."""
+        self._spinner.update(text=Text(f"{self._stage}  {share:4.0%}"))
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._shown:
+            self._listening.enter_context(listening(self._told))
             self._timer.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._timer.cancel()
+        self._listening.close()
         with self._lock:
             # The timer may have fired a moment ago and be waiting for the lock.
             self._over = True

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from st3fx import under_way
 from st3fx.errors import TraceError
 from st3fx.modules.state import settled
 from st3fx.passes.convert.discover import Discovery
@@ -150,5 +151,6 @@ def capture_islands(
         dropped: Modules whose graphs failed verification; they keep their own forward.
     """
     builder = _Builder(model, observation, found, dropped)
+    under_way.begin(len(builder.sites_in))
     builder.visit("")
     return builder.result

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from st3fx import under_way
 from st3fx.errors import InputError
 from st3fx.graphs.calls import CallSpec
 from st3fx.modules import rnn
@@ -213,6 +214,7 @@ def observe(
     observation = Observation()
     kept = Kept(model, source)
     outputs: Outputs = {}
+    under_way.begin(2 * len(examples))
     for number, example in enumerate(examples):
         for training in (True, False):
             run = TrialRun(number, training)
@@ -224,6 +226,7 @@ def observe(
                 if training:
                     raise InputError(_refusal(model, example, error)) from error
                 # Some models take other inputs in eval mode; training is what counts.
+            under_way.advance()
     observation.unseen = unseen(model, examples, source, outputs, observation)
     return observation
 

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from st3fx import under_way
 from st3fx.errors import VerificationError, few
 from st3fx.graphs.forward import SparseForward
 from st3fx.methods.base import Method
@@ -139,6 +140,7 @@ class Subject:
 
     def _run(self, example: Example, training: bool, seed: int) -> Any:
         seed_everything(seed)
+        under_way.advance()
         with settled(self.left[training]):
             return example.run(self.model.train(training))
 
@@ -287,6 +289,10 @@ def _in_place_of_weights(held: Sequence[Bound], static: dict[str, Tensor]) -> It
 
 SEEDS = (0, 1)
 
+_RUNS = 12
+"""Calls of an example where nothing differs: of the original and of the converted model each, two
+in train mode, one in eval mode, one in each at a trial threshold, one with a larger batch."""
+
 
 @deterministic()
 def differs(subject: Subject, trial: dict[str, Tensor]) -> Difference | None:
@@ -424,6 +430,7 @@ def find_faults(
     """
     _require_numbers(model, found)
     subjects = _subjects(model, examples, source, observed, forwards)
+    under_way.begin(_RUNS * len(subjects))
     captured = [forward for forward in forwards if forward.name in islands.captures]
     kept = Kept(model, source)
     try:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from st3fx import under_way
 from st3fx.errors import TraceError
 from st3fx.graphs.calls import CallSpec
 from st3fx.graphs.code import has_plain_names
@@ -296,6 +297,7 @@ class IslandTracer(AnsweringTracer):
             called = super().call_module(m, forward, args, kwargs)
             self.questions.note_call(called.node, m)
             return called
+        under_way.advance()
         reason = None if isinstance(self.root, OWN_KERNELS) else reason_to_call(m)
         if reason is None:
             before = mark(self.graph, self.questions, self._growing())

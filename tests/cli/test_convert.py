@@ -14,8 +14,9 @@ from click.testing import CliRunner, Result
 
 import st3fx
 from st3fx.cli import main
-from st3fx.cli.convert import reach_line
+from st3fx.cli.convert import reach_line, train_command
 from st3fx.cli.options import METHOD_NAMES
+from st3fx.cli.views.plan import skipped_lines
 from st3fx.commands.convert import load_bundle
 from st3fx.files.bundle import read_bundle
 from st3fx.files.reading import sealed
@@ -50,7 +51,10 @@ def test_writes_a_bundle_and_says_so(folder: Path) -> None:
     assert ["head.weight", "linear", "5x4", "20", "15.62%", "↑"] in lines
     assert "1 island, 1 graph (train and eval in one)," in result.stdout
     assert "2 sites with 128 of 145 parameters (88.3%); st3 at 0.9 sparsity" in result.stdout
-    assert result.stdout.endswith("leaves about 13 of them; wrote model.st3fx\n")
+    assert result.stdout.endswith(
+        "leaves about 13 of them; wrote model.st3fx\n"
+        "next: st3fx train model.st3fx --data loaders.py:make_loaders\n"
+    )
     assert _files(folder) == {
         "model.py",
         "model.st3fx",
@@ -412,3 +416,46 @@ def test_says_what_the_skipped_ones_are_that_do_not_count() -> None:
         "0 of 4 prunable parameters reached (0.0%); 23 skipped ones are in no product, or vectors; "
         "--explain NAME says why"
     )
+
+
+def test_quiet_is_the_summary_alone_with_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "model.py", TINY)
+    done = CliRunner().invoke(main, ["convert", "model.py", "-q", "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert "parameters reached" in done.stdout
+    assert "sites\n" not in done.stdout
+    assert "next:" not in done.stdout
+    done = CliRunner().invoke(main, ["convert", "model.py", "--exclude", "*", "-q", "--json"])
+    assert "--quiet and --json" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("inputs", "data"),
+    [
+        (("2x1x28x28:float32",), ""),
+        (("2x3x32x32",), " --data cifar10 --data-path DIR"),
+        (("2x3x224x224",), " --data imagefolder --data-path DIR"),
+        (("2x16:int64",), " --data loaders.py:make_loaders"),
+        (("2x3x8x8", "2x1"), " --data loaders.py:make_loaders"),
+        (None, " --data loaders.py:make_loaders"),
+    ],
+)
+def test_the_next_command_has_data_of_the_examples_kind(
+    inputs: tuple[str, ...] | None, data: str
+) -> None:
+    assert train_command(inputs, Path("a b.st3fx")) == f"st3fx train 'a b.st3fx'{data}"
+
+
+def test_what_stays_dense_is_counted_by_reason() -> None:
+    skipped = [
+        SkippedSite("a", (4, 5), "conv2d", "excluded"),
+        SkippedSite("b", (40, 5), "conv2d", "excluded"),
+        SkippedSite("c", (3, 3), "none", "in no product"),
+    ]
+    assert skipped_lines(skipped) == [
+        "2, the largest b 40x5: excluded", "c 3x3: in no product",
+    ]  # fmt: skip
+    assert skipped_lines(skipped, whole=True)[1] == "b 40x5: excluded"
