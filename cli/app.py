@@ -21,6 +21,7 @@ import click
 
 from st3fx.cli.analyze import analyze
 from st3fx.cli.bench import bench
+from st3fx.cli.compare import compare
 from st3fx.cli.completion import completion
 from st3fx.cli.convert import convert
 from st3fx.cli.demo import demo
@@ -31,6 +32,7 @@ from st3fx.cli.inspect import inspect
 from st3fx.cli.output import say
 from st3fx.cli.quantize import quantize
 from st3fx.cli.report import report
+from st3fx.cli.sensitivity import sensitivity
 from st3fx.cli.terminal import INTERRUPTED
 from st3fx.cli.train import train
 from st3fx.errors import ResourceError, St3fxError, exhausted, printable
@@ -172,7 +174,7 @@ _FOLDERS = _our_folders()
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Make a model sparse": (convert, train),
     "Put it to use": (fold, export, quantize),
-    "See what it is worth": (analyze, bench, report),
+    "See what it is worth": (analyze, bench, sensitivity, report, compare),
     "Find your way": (inspect, demo, doctor, completion),
 }
 """All commands, in the order of the work, under the headings of the help text."""
@@ -206,8 +208,8 @@ def main() -> None:
 
     A model goes through the commands from the top: convert finds the weights that multiply, train
     prunes them while it trains, fold, export and quantize write what is left, analyze and bench say
-    what that is worth, and report shows all of it on one page. Each has --help with examples, and
-    --json where it has a result.
+    what that is worth, report shows all of it on one page, and compare lays runs beside each other.
+    Each has --help with examples, and --json where it has a result.
 
     Opening a bundle, a run or a file of settings runs no code that it names, unless you have named
     that code yourself before and it is unchanged. --trust runs it and remembers so for the folder,

@@ -5,10 +5,12 @@ from st3fx.bench.bench_result import BenchResult
 from st3fx.bench.variant import BenchSettings
 from st3fx.commands.analyze import count_flops
 from st3fx.commands.bench import benchmark
+from st3fx.commands.compare import compare
 from st3fx.commands.convert import load_bundle, save_bundle
 from st3fx.commands.export import eliminate_dead_channels, export_onnx
 from st3fx.commands.quantize import quantize
 from st3fx.commands.report import write_report
+from st3fx.commands.sensitivity import sensitivity
 from st3fx.errors import EmptyLayerWarning, St3fxError
 from st3fx.export.export_result import ExportResult
 from st3fx.files.compact import load_compact, save_compact
@@ -20,6 +22,7 @@ from st3fx.quantization.quantize_result import QuantizeResult
 from st3fx.sparsifier.sparsifier import Sparsifier
 from st3fx.sparsity.granularity import NM, Block, Channels, Unstructured
 from st3fx.sparsity.schedule import CubicSchedule
+from st3fx.training.sensitivity import SensitivityResult
 
 __all__ = [
     "DST",
@@ -39,11 +42,13 @@ __all__ = [
     "FlopsReport",
     "Method",
     "QuantizeResult",
+    "SensitivityResult",
     "Sparsifier",
     "SparsityPlan",
     "St3fxError",
     "Unstructured",
     "benchmark",
+    "compare",
     "convert",
     "count_flops",
     "dataflow",
@@ -55,5 +60,6 @@ __all__ = [
     "quantize",
     "save_bundle",
     "save_compact",
+    "sensitivity",
     "write_report",
 ]

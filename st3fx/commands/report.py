@@ -59,6 +59,7 @@ from st3fx.sparsifier.sparsifier import Sparsifier
 from st3fx.sparsity.granularity import parse
 from st3fx.training.folder import RunFolder
 from st3fx.training.log import Log
+from st3fx.training.sensitivity import SensitivityResult, read_sensitivity
 from st3fx.training.settings import from_dict, read_toml
 from st3fx.version import VERSION
 
@@ -221,6 +222,7 @@ def gather(
         )
     # What is small first, so that a wrong file does not cost the user a minute.
     measured = _bench(source, bench)
+    cost = _sensitivity(RunFolder(source).sensitivity) if found else None
     again = (measured.command,) if measured is not None and _is_bench(measured.command) else ()
     report = ["st3fx", "report", str(source), *(["--bench", str(bench)] if bench else [])]
     if not found:
@@ -228,17 +230,21 @@ def gather(
         commands = (convert_command(about.recipe, source), *again, shlex.join(report))
         name = parse_spec(about.recipe.spec).name
         return Facts(name, source, False, about, None, measured, commands)
-    run, bundle = _training(RunFolder(source)), RunFolder(source).bundle
+    run, bundle = training_of(RunFolder(source)), RunFolder(source).bundle
     trained, refused = None, ""
     if bundle.is_dir():
         try:
-            trained = measure(bundle, _files(source), progress, trust=trust, model=model)
+            trained = measure(bundle, files_of(source), progress, trust=trust, model=model)
         except TrustError as error:
             refused = str(error)
-    spec = run.settings.spec if trained is None else trained.recipe.spec
-    name = Path(spec).stem if Path(spec).is_dir() else parse_spec(spec).name
+    name = name_of(run.settings.spec if trained is None else trained.recipe.spec)
     commands = (train_command(run.settings), *again, shlex.join(report))
-    return Facts(name, source, True, trained, run, measured, commands, refused)
+    return Facts(name, source, True, trained, run, measured, commands, refused, cost)
+
+
+def name_of(spec: str) -> str:
+    """The model's name, of a SPEC or a bundle."""
+    return Path(spec).stem if Path(spec).is_dir() else parse_spec(spec).name
 
 
 def _is_bench(command: str) -> bool:
@@ -250,9 +256,14 @@ def _is_bench(command: str) -> bool:
     return words[:2] == ["st3fx", "bench"] and shlex.join(words) == command
 
 
-def _training(folder: RunFolder) -> TrainingFacts:
+def training_of(folder: RunFolder, *, log: bool = True) -> TrainingFacts:
+    """The settings of a run, and its log if that is wanted.
+
+    Raises:
+        TrainError: When one of them is damaged.
+    """
     settings = from_dict(read_toml(folder.settings), str(folder.settings))
-    return TrainingFacts(settings, tuple(Log(folder.log).rows()))
+    return TrainingFacts(settings, tuple(Log(folder.log).rows()) if log else ())
 
 
 def _bench(source: Path, bench: str | Path | None) -> BenchResult | None:
@@ -262,7 +273,11 @@ def _bench(source: Path, bench: str | Path | None) -> BenchResult | None:
     return read_result(found) if is_run(source) and found.exists() else None
 
 
-def _files(run: Path) -> tuple[Path, ...]:
+def _sensitivity(path: Path) -> SensitivityResult | None:
+    return read_sensitivity(path) if path.exists() else None
+
+
+def files_of(run: Path) -> tuple[Path, ...]:
     """Weights and graphs in the folder of a run."""
     patterns = ("*.safetensors", "*.st3w", "*.onnx")
     return tuple(sorted(path for pattern in patterns for path in run.glob(pattern)))

@@ -28,6 +28,7 @@ _NAMED: dict[str, tuple[bytes, ...]] = {
     "manifest.json": (b'"st3fx-bundle"',),
     "quantize.json": (b'"calibration"', b'"opset"'),
     "bench.json": (b'"st3fx-bench"',),
+    "sensitivity.json": (b'"st3fx-sensitivity"',),
 }
 
 BUNDLE = ("manifest.json", "model.safetensors", "graph.txt")

@@ -193,10 +193,14 @@ def _series(
     """One column of the log, without the rows that do not have it."""
     scale = 100 if percent else 1
     points = [(row["epoch"], scale * row[key]) for row in rows if row.get(key) is not None]
+    return Series(name, tuple(thinned(points)), unit=" %" if percent else "", **style)
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """At most :data:`MOST_POINTS` of them, the last among these."""
     step = -(-len(points) // MOST_POINTS) or 1
     # Counted from the end, so that the last is there.
-    thinned = points[::-1][::step][::-1]
-    return Series(name, tuple(thinned), unit=" %" if percent else "", **style)
+    return points[::-1][::step][::-1]
 
 
 def sparsity_chart(layers: Mapping[str, tuple[int, int]], overall: float) -> BarChart:

@@ -24,6 +24,7 @@ from st3fx.methods.base import Method, ScheduledMethod
 from st3fx.plan.settings import NAMES as CONVERSION_SETTINGS
 from st3fx.plan.sites import Site, SparsityPlan
 from st3fx.report.histogram import Counts, Spread
+from st3fx.training.sensitivity import SensitivityResult
 from st3fx.training.settings import Settings
 
 
@@ -172,6 +173,7 @@ class Facts:
         bench: What a benchmark measured.
         commands: What makes all of it again, in order.
         refused: Why the model of a run that has ended is not known; empty if it is.
+        sensitivity: What ``st3fx sensitivity`` measured.
     """
 
     name: str
@@ -182,6 +184,7 @@ class Facts:
     bench: BenchResult | None
     commands: tuple[str, ...]
     refused: str = ""
+    sensitivity: SensitivityResult | None = None
 
 
 def train_command(settings: Settings) -> str:

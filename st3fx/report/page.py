@@ -5,7 +5,7 @@ It is written whole or not at all, as pictures are, and replaces nothing that no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,20 +19,22 @@ from st3fx.report.facts import Facts
 from st3fx.report.flow import draw_flow
 from st3fx.report.markup import join, seen, tag
 from st3fx.report.section import Section
+from st3fx.report.sensitivity_sections import sensitivity_section
 from st3fx.report.svg import draw
 from st3fx.version import VERSION
 
-STORY = (
+STORY: tuple[Callable[[Facts], Section | None], ...] = (
     run_sections.training,
     model_sections.zeros,
     model_sections.compute,
     model_sections.sites,
+    sensitivity_section,
     model_sections.dataflow,
     run_sections.latency,
     run_sections.sizes,
     run_sections.reproduce,
 )
-"""The sections in the order in which they are told."""
+"""The sections in the order in which they are told; ``None`` where one has no place."""
 
 GENERATOR = "st3fx report"
 """Stands at the beginning of what ``st3fx report`` wrote, which it may replace."""
@@ -40,7 +42,7 @@ GENERATOR = "st3fx report"
 
 def make_sections(facts: Facts) -> tuple[Section, ...]:
     """All sections, those without data too."""
-    return tuple(make(facts) for make in STORY)
+    return tuple(section for make in STORY if (section := make(facts)) is not None)
 
 
 def make_page(facts: Facts, sections: Sequence[Section]) -> str:

@@ -47,12 +47,14 @@ class Table:
         columns: Its heads.
         rows: A text for each column, or a :class:`Cell` where it can be sorted.
         noun: What its rows are: it can be sorted and filtered. Empty: it cannot.
+        example: Words that a reader may filter by.
     """
 
     kind: ClassVar[str] = "table"
     columns: Sequence[Column]
     rows: Sequence[Sequence[object]]
     noun: str = ""
+    example: str = "layer3 3×3"
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def evaluate(
     mode = model.training
     model.eval()
     # Loss, right ones, right among five, samples: kept on the device, read once.
-    sums = torch.zeros(4, dtype=torch.float64, device=_sums_device(accelerator))
+    totals = torch.zeros(4, dtype=torch.float64, device=_sums_device(accelerator))
     classes = 0
     try:
         for inputs, targets in batches:
@@ -95,10 +95,10 @@ def evaluate(
                 logits = call(model, to_format(inputs))
             logits, labels = accelerator.gather_for_metrics((logits.float(), targets))
             classes = logits.shape[1]
-            sums += _sums(logits, labels).to(sums)
+            totals += sums(logits, labels).to(totals)
     finally:
         model.train(mode)
-    loss, right, among, samples = sums.tolist()
+    loss, right, among, samples = totals.tolist()
     if not samples:
         raise TrainError("the test loader has no sample: give test data to evaluate on")
     if not math.isfinite(loss):
@@ -126,7 +126,8 @@ def as_evaluated(model: nn.Module) -> Iterator[None]:
         model.train(mode)
 
 
-def _sums(logits: Tensor, targets: Tensor) -> Tensor:
+def sums(logits: Tensor, targets: Tensor) -> Tensor:
+    """Loss, right ones, right among five, samples: sums over a batch, on its device."""
     loss = F.cross_entropy(logits, targets, reduction="sum")
     # Probabilities as targets: the likeliest class counts.
     labels = targets if targets.dtype == torch.int64 else targets.argmax(1)

@@ -83,12 +83,19 @@ class RunFolder:
         models = [self.path / f"model.{kind}" for kind in _MODELS]
         files = [each for path in models for each in (Path(f"{path}.data"), path)]
         names = ("model.st3w", "quantize.json", "finetune.jsonl")
-        return (*files, *(self.path / name for name in names), self.bench, self.report)
+        return (
+            *files, *(self.path / name for name in names), self.bench, self.sensitivity, self.report
+        )  # fmt: skip
 
     @property
     def bench(self) -> Path:
         """What ``st3fx bench -x`` measured, for the report."""
         return self.path / "bench.json"
+
+    @property
+    def sensitivity(self) -> Path:
+        """What ``st3fx sensitivity`` measured, for the report."""
+        return self.path / "sensitivity.json"
 
     @property
     def report(self) -> Path:

@@ -113,8 +113,8 @@ def test_stopped_while_it_evaluates(in_folder: Path, data: str) -> None:
 
         from st3fx.training import evaluate
 
-        real = evaluate._sums
-        patch.setattr(evaluate, "_sums", call_and_stop)
+        real = evaluate.sums
+        patch.setattr(evaluate, "sums", call_and_stop)
         with pytest.raises(Interrupted):
             train_spec(parts, report=Stop())
     resumed(parts)
