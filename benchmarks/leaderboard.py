@@ -117,6 +117,9 @@ ENTRIES = {
     "ST-3σ": Entry("st3-sigma"),
     "Feather": Entry("feather"),
     "GMP": Entry("gmp"),
+    # The warm-up is in each cycle, which on a CPU has half an epoch.
+    "LRR, 4 cycles": Entry("lrr", {"method_options": ("cycles=4",), "warmup_epochs": 0.05}),
+    "ProbMask": Entry("probmask", {"opt": "adam", "lr": 6e-3, "weight_decay": 0.0}),
     "STR": Entry("str", {"method_options": ("initial=-150",)}, STRENGTHS["str"]),
     "DST": Entry("dst", strength=STRENGTHS["dst"]),
     "our recipe": Entry(

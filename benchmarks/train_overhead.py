@@ -76,7 +76,10 @@ CPU = (
     Case(RESNET50, (8, 3, 128, 128), accumulate=4),
     Case(RESNET50, (32, 3, 224, 224), goal=1.05),
     Case("st3fx:resnet20", (128, 3, 32, 32)),
-    *(Case(RESNET50, (8, 3, 128, 128), method=m) for m in ("dst", "str", "feather", "gmp")),
+    *(
+        Case(RESNET50, (8, 3, 128, 128), method=m)
+        for m in ("dst", "str", "feather", "gmp", "lrr", "probmask")
+    ),
     Case(RESNET50, (8, 3, 128, 128), goal=0.05, groups=("block:4", "nm:2:4", "channels")),
 )
 GPU = (

@@ -21,7 +21,7 @@ from st3fx.training.settings import SECTIONS, Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-METHOD_NAMES = ("st3", "st3-sigma", "dst", "str", "feather", "gmp")
+METHOD_NAMES = ("st3", "st3-sigma", "dst", "str", "feather", "gmp", "lrr", "probmask")
 """Keys of ``st3fx.methods.METHODS``, which takes seconds to import; a test holds them equal."""
 
 

@@ -15,7 +15,7 @@ from st3fx.errors import EmptyLayerWarning, St3fxError
 from st3fx.export.export_result import ExportResult
 from st3fx.files.compact import load_compact, save_compact
 from st3fx.flops.flops_report import FlopsReport
-from st3fx.methods import DST, GMP, ST3, STR, Feather, Method
+from st3fx.methods import DST, GMP, LRR, ST3, STR, Feather, Method, ProbMask
 from st3fx.plan.example import Call
 from st3fx.plan.sites import SparsityPlan
 from st3fx.quantization.quantize_result import QuantizeResult
@@ -27,6 +27,7 @@ from st3fx.training.sensitivity import SensitivityResult
 __all__ = [
     "DST",
     "GMP",
+    "LRR",
     "NM",
     "ST3",
     "STR",
@@ -41,6 +42,7 @@ __all__ = [
     "Feather",
     "FlopsReport",
     "Method",
+    "ProbMask",
     "QuantizeResult",
     "SensitivityResult",
     "Sparsifier",

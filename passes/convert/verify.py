@@ -249,21 +249,25 @@ def _compare_fold(subject: Subject, trial: dict[str, Tensor]) -> None:
 
 @contextlib.contextmanager
 def _thresholds(model: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
-    """Other thresholds, buffers or parameters, inside."""
-    tensors: dict[str, Tensor] = {}
-    for name in values:
-        path, _, key = name.rpartition(".")
-        tensors[name] = getattr(model.get_submodule(path), key)
-    saved = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    """Other thresholds, attributes or parameters, inside."""
+    places = {name: (model.get_submodule(owner(name)), name.rpartition(".")[2]) for name in values}
+    saved = {name: getattr(*place) for name, place in places.items()}
+    held = {name: tensor.detach().clone() for name, tensor in saved.items()}
     try:
         with torch.no_grad():
             for name, value in values.items():
-                tensors[name].copy_(value)
+                if isinstance(saved[name], nn.Parameter):
+                    saved[name].copy_(value)
+                else:  # one that splits a tie has another shape
+                    places[name][0].__dict__[places[name][1]] = value.clone()
         yield
     finally:
         with torch.no_grad():
-            for name, value in saved.items():
-                tensors[name].copy_(value)
+            for name, tensor in saved.items():
+                if isinstance(tensor, nn.Parameter):
+                    tensor.copy_(held[name])
+                else:
+                    places[name][0].__dict__[places[name][1]] = tensor
 
 
 def _effective_leaves(held: Sequence[Bound]) -> dict[str, Tensor]:

@@ -19,13 +19,15 @@ from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod
 from st3fx.methods.dst import DST
 from st3fx.methods.feather import Feather
 from st3fx.methods.gmp import GMP
+from st3fx.methods.lrr import LRR
+from st3fx.methods.probmask import ProbMask
 from st3fx.methods.st3 import ST3
 from st3fx.methods.str import STR
 from st3fx.sparsity.schedule import CubicSchedule
 
 __all__ = [
-    "DST", "GMP", "METHODS", "ST3", "STR", "Feather", "LearnedMethod", "Method", "ScheduledMethod",
-    "create", "from_dict", "key_of",
+    "DST", "GMP", "LRR", "METHODS", "ST3", "STR", "Feather", "LearnedMethod", "Method",
+    "ProbMask", "ScheduledMethod", "create", "from_dict", "key_of",
     "own_settings", "to_dict",
 ]  # fmt: skip
 
@@ -36,6 +38,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "str": STR,
     "feather": Feather,
     "gmp": GMP,
+    "lrr": LRR,
+    "probmask": ProbMask,
 }
 """Name on the command line -> constructor."""
 

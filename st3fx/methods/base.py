@@ -36,6 +36,11 @@ class Method:
 
     name: ClassVar[str]
     operator: ClassVar[Operator]
+    keeps: ClassVar[bool] = False
+    """Whether what a step has pruned stays pruned, whatever its weight becomes."""
+    learned: ClassVar[tuple[str, ...]] = ()
+    """Further tensors of a site, which the optimizer trains: arguments of the operator after the
+    mask, and the leading constants of its formula."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "granularity", granularity_of(self.granularity))
@@ -78,6 +83,15 @@ class Method:
             return latent.abs().mean()
         values = [part.values.reshape(-1) for part in scores(latent, latent.shape, grouping)]
         return torch.cat(values).mean() if values else latent.new_zeros(())
+
+    def period(self, step: int, total_steps: int) -> range:
+        """The steps over which the schedule of the learning rate runs once: all of them.
+
+        Args:
+            step: One of these, 0 for the first.
+            total_steps: Of the whole training.
+        """
+        return range(total_steps)
 
     def constants(self, site: Site) -> tuple[Any, ...]:
         """The method's own further arguments of the op: numbers, flags."""
@@ -165,6 +179,26 @@ class ScheduledMethod(Method):
         """Final sparsity over all sites."""
         return self.sparsity
 
+    def at(
+        self, step: int, total_steps: int, floor: float = 0.0, target: float | None = None
+    ) -> float:
+        """The sparsity after a step.
+
+        From the share ``f`` of zeros that the model came with the schedule's ramp ``r(t)``, 0 to 1,
+        leads to the target ``s``: ``f + (s − f)·r(t)``, and never down.
+
+        Args:
+            step: Optimizer steps so far.
+            total_steps: Of the whole training.
+            floor: ``f``.
+            target: ``s``, where it is another than the method's.
+        """
+        target = self.sparsity if target is None else target
+        if not floor:
+            return self.schedule.sparsity(step, total_steps, target)
+        ramp = self.schedule.sparsity(step, total_steps, 1.0)
+        return floor + max(0.0, target - floor) * ramp
+
     def threshold(self, site: Site, weight: Tensor) -> Tensor:
         """The layer threshold ``θ_l``: 0-dimensional."""
         return torch.full((), INACTIVE, dtype=torch.float32, device=weight.device)
@@ -205,6 +239,51 @@ class ScheduledMethod(Method):
         whole = sum(cost * site.numel for cost, site in zip(costs, sites, strict=True))
         going = sum(cost * count for cost, count in zip(costs, able, strict=True))
         return self.share_of_groups(sparsity) * going / max(1, whole)
+
+
+@dataclass(frozen=True)
+class DrawnMethod(ScheduledMethod):
+    """Masks are drawn in training, by a probability for each weight that the optimizer trains.
+
+    The global threshold is one of probabilities: in eval mode, and folded, as many of the most
+    probable weights or groups are left as the sparsity says. After each step the probabilities are
+    projected onto that budget, and the next mask is drawn.
+
+    Raises:
+        MethodError: For N of M.
+    """
+
+    learned: ClassVar[tuple[str, ...]] = ("probability",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.granularity.most < 1:
+            raise MethodError(
+                f"{self.name} draws each group by itself, which may leave groups dense: "
+                f"{self.granularity.text} needs another method with a schedule, such as st3"
+            )
+        if self._draw is not None:
+            raise MethodError(
+                f"{self.name} draws masks within one budget: leave draw= or --draw-sparsity out"
+            )
+
+    def temperature(self, step: int, total_steps: int | None) -> float:
+        """Of the draw after a step; small ones give masks near 0 and 1.
+
+        Args:
+            step: Optimizer steps so far.
+            total_steps: Of the whole training; ``None`` if it is not known.
+        """
+        raise NotImplementedError
+
+    def trial(self, site: Site, weight: Tensor) -> Tensor:
+        """All are as probable at conversion: a threshold that splits them, by place, in half."""
+        return torch.tensor([0.5, 1.0, 2.0**31], dtype=torch.float64, device=weight.device)
+
+    def state(self, site: Site, weight: Tensor) -> dict[str, Tensor]:
+        """With a probability for each weight, fp32, of its shape: 1."""
+        probability = torch.ones(weight.shape, dtype=torch.float32, device=weight.device)
+        return super().state(site, weight) | {"probability": nn.Parameter(probability)}
 
 
 @dataclass(frozen=True)

@@ -105,12 +105,12 @@ def read(module: nn.Module, name: str, weight: Tensor, caller: str) -> Tensor:
     refuse_change(sparse, caller)
     sparse.run.prepare(module.training, sparse.site.name, weight)
     known, inputs = traceless.count, sparse.inputs(module, name, weight)
-    effective: Tensor = sparse.method.op(*inputs[1:4], *sparse.constants)
+    effective: Tensor = sparse.method.op(*inputs[1:4], *inputs.constants)
     if traceless.count != known and not module.training:
         sparse.run.suspect = True  # thresholds are of what the weights have been
         sparse.run.prepare(module.training, sparse.site.name, weight)
         inputs = sparse.inputs(module, name, weight)
-        effective = sparse.method.op(*inputs[1:4], *sparse.constants)
+        effective = sparse.method.op(*inputs[1:4], *inputs.constants)
     if nn.Module.__getattr__ is not _GETATTR:  # a tracer of torch.fx has put its own there
         sparse.run.say_of_trace(sparse.site.name)
         return effective.detach()
@@ -163,7 +163,7 @@ def attribute(name: str) -> property:
                 return weight
             threshold = getattr(self, state_name(name, "threshold"))
             mask = getattr(self, state_name(name, "mask"))
-            return sparse.method.op(weight, threshold, mask, *sparse.constants)
+            return sparse.method.op(weight, threshold, mask, *sparse.arguments(self, name))
         weight = self._parameters.get(name)
         if weight is None:
             if name in self._parameters:
@@ -197,7 +197,7 @@ def computed_attribute(name: str, own: property) -> property:
         sparse = sites[name]
         threshold = getattr(self, state_name(name, "threshold"))
         mask = getattr(self, state_name(name, "mask"))
-        return sparse.method.op(weight, threshold, mask, *sparse.constants)
+        return sparse.method.op(weight, threshold, mask, *sparse.arguments(self, name))
 
     return property(get, own.fset, doc=f"The effective weight of the computed ``{name}``.")
 

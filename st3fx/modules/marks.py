@@ -206,7 +206,13 @@ class Sparse:
         """What the effective weight is computed from."""
         threshold = getattr(module, state_name(parameter, "threshold"))
         mask = getattr(module, state_name(parameter, "mask"))
-        return Inputs(self.method.formula, weight, threshold, mask, self.constants)
+        constants = self.arguments(module, parameter)
+        return Inputs(self.method.formula, weight, threshold, mask, constants)
+
+    def arguments(self, module: nn.Module, parameter: str) -> tuple[Any, ...]:
+        """The operator's arguments after the mask."""
+        learned = [getattr(module, state_name(parameter, key)) for key in self.method.learned]
+        return (*learned, *self.constants)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from st3fx.modules.marks import (
     found_conversion,
     state_name,
 )
+from st3fx.sparsity.drawing import is_drawn
 from st3fx.sparsity.mask_bits import packed, unpacked
 from st3fx.sparsity.ties import is_split
 
@@ -118,10 +119,9 @@ def _take(
         name = state_name(parameter, "threshold")
         given, present = state.get(prefix + name), module.__dict__.get(name)
         if isinstance(given, Tensor) and present is not None:
-            if not present.dim() and given.shape == (3,):  # see st3fx.sparsity.ties
-                module.__dict__[name] = given.detach().to(present.device, torch.float64, copy=True)
-            elif not given.dim() and is_split(present):
-                module.__dict__[name] = given.detach().to(present.device, torch.float32, copy=True)
+            if _may_be(sparse, present, given):
+                dtype = torch.float64 if given.dim() else torch.float32
+                module.__dict__[name] = given.detach().to(present.device, dtype, copy=True)
             elif given.shape != present.shape:
                 raise StateError(
                     f"a threshold of shape {tuple(given.shape)} for one of {tuple(present.shape)}"
@@ -135,6 +135,16 @@ def _take(
             module.__dict__[name] = unpacked(given, sparse.site.shape).to(device)
         elif sparse.run.loading:  # a file of an older version, whose masks are not frozen
             module.__dict__[name] = module.__dict__[name].new_empty(0)
+
+
+def _may_be(sparse: Sparse, present: Tensor, given: Tensor) -> bool:
+    """Whether a scheduled threshold may be exchanged for one of another shape: it says more.
+
+    See :mod:`st3fx.sparsity.ties` and :mod:`st3fx.sparsity.drawing`.
+    """
+    shapes = [(), (3,), (5,)] if sparse.method.learned else [(), (3,)]
+    scheduled = not present.dim() or is_split(present) or is_drawn(present)
+    return scheduled and given.shape != present.shape and tuple(given.shape) in shapes
 
 
 def watch_loading(root: nn.Module) -> None:

@@ -34,6 +34,7 @@ from st3fx.modules.marks import (
 )
 from st3fx.modules.state import preserved
 from st3fx.plan.sites import Site, SkippedSite
+from st3fx.sparsity.drawing import decided
 from st3fx.sparsity.formula import Inputs
 from st3fx.sparsity.shards import whole
 
@@ -78,18 +79,39 @@ class Bound:
             return [self.weight()]
         return list(self.owner.parameters())
 
+    def learned(self) -> list[Tensor]:
+        """The method's tensors, beside the threshold, that the optimizer trains."""
+        keys = self.sparse.method.learned
+        return [getattr(self.owner, state_name(self.parameter, key)) for key in keys]
+
+    def watched(self) -> list[Tensor]:
+        """All that thresholds are set for."""
+        return [*self.sources(), *self.learned()]
+
+    def searched(self) -> Tensor:
+        """What the global threshold is one of: the weight, or its probabilities."""
+        learned = self.learned()
+        return learned[0] if learned else self.weight()
+
     def inputs(self) -> Inputs:
         """What the effective weight is computed from."""
         return self.sparse.inputs(self.owner, self.parameter, self.weight())
 
     def effective(self) -> Tensor:
         """The effective weight, with gradients to the latent one."""
-        return self.sparse.method.op(*self.inputs()[1:4], *self.sparse.constants)
+        return self.sparse.method.op(*self.inputs()[1:4], *self.inputs().constants)
 
     def static(self) -> Tensor:
-        """The effective weight, without gradient; gathered where the weight is sharded."""
+        """The effective weight, without gradient; gathered where the weight is sharded.
+
+        Where a mask is drawn, it is what is left without a draw.
+        """
         inputs = self.inputs()
-        inputs = inputs._replace(weight=whole(inputs.weight), threshold=whole(inputs.threshold))
+        constants = (*map(whole, inputs.learned), *inputs.constants[len(inputs.learned) :])
+        threshold = decided(whole(inputs.threshold))
+        inputs = inputs._replace(
+            weight=whole(inputs.weight), threshold=threshold, constants=constants
+        )
         out = torch.empty_like(inputs.weight, requires_grad=False)
         with torch.no_grad():
             inputs.evaluate(out)

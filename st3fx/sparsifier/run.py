@@ -39,6 +39,7 @@ from st3fx.sparsifier.attachment import Attachment
 from st3fx.sparsifier.bound import Bound, marks, part_sites
 from st3fx.sparsifier.thresholds import Thresholds, digests_of, is_plain, stamp
 from st3fx.sparsity import ties
+from st3fx.sparsity.drawing import decided, is_drawn
 from st3fx.sparsity.formula import INACTIVE
 
 SLACK = 1e-6
@@ -141,6 +142,7 @@ class Run(Thresholds):
         twin.__dict__.update(
             steps=steps, sparsity=self._wanted(moved), held=self.held, frozen=self.frozen,
             floor=self.floor, pin=self.pin, stale=stale, level=self.level, _over=self._over,
+            _sampling=self._sampling,
         )  # fmt: skip
         return twin
 
@@ -190,7 +192,7 @@ class Run(Thresholds):
         known = self._stamps.get(name)
         if weight is not None and known == [stamp(weight)] and not thorough and not self.stale:
             return
-        self.settle(thorough=thorough)
+        self.settle(thorough=thorough, training=training)
 
     def _trains(self) -> bool:
         """Whether the model trains at a sparsity that was drawn: its parts in eval mode do, too."""
@@ -225,7 +227,7 @@ class Run(Thresholds):
                 self._switching, self.suspect = False, True
 
     def _sources(self) -> list[Tensor]:
-        return [weight for item in self.bound_quietly() for weight in item.sources()]
+        return [weight for item in self.bound_quietly() for weight in item.watched()]
 
     def _is_due(self, training: bool) -> bool:
         """Whether something is known that may make the thresholds misfit."""
@@ -256,8 +258,13 @@ class Run(Thresholds):
                 "weights may be: call its eval(), or fold it, before"
             )
 
-    def settle(self, *, thorough: bool) -> None:
-        """Set the thresholds anew if the weights have changed since they were set."""
+    def settle(self, *, thorough: bool, training: bool = False) -> None:
+        """Set the thresholds anew if the weights have changed since they were set.
+
+        Args:
+            thorough: Look at the values of weights, too.
+            training: Whether masks may be drawn, where nothing has changed.
+        """
         self.suspect = False
         leader = self._leader
         if leader is not None:
@@ -265,6 +272,9 @@ class Run(Thresholds):
         moved = self._moved(thorough=thorough)
         bound = self.bound_quietly()
         if not bound or not (moved or self.stale):
+            if self._sampling and not training:
+                self._put_aside(bound)
+                self._decide(bound)
             return
         method = bound[0].sparse.method
         if leader is not None and leader.frozen and leader.root is not None:
@@ -274,16 +284,20 @@ class Run(Thresholds):
             if wanted is None:
                 return
             if leader is not None and moved:
-                self.steps = leader.steps
+                self._catch_up(leader, method)
             if self._fits(bound):
-                if leader is None and self._aside is None:
-                    self._aside = {item.site.name: item.tensors("threshold")[0] for item in bound}
+                self._put_aside(bound)
                 self.sparsity = wanted
                 self._set(method, wanted, bound)
             elif leader is not None:
                 self.sparsity = wanted
                 self._set_as_in(leader, method, bound)
         self._note(bound, digest=True)
+
+    def _put_aside(self, bound: list[Bound]) -> None:
+        """Keep the thresholds of the last step of a model that is trained."""
+        if self._leader is None and self._aside is None:
+            self._aside = {item.site.name: item.tensors("threshold")[0] for item in bound}
 
     def before_fold(self) -> None:
         """Exact thresholds for the weights that are folded, and a word if the target is missed."""
@@ -332,10 +346,11 @@ class Run(Thresholds):
                 own = None if level is None else method.level_of(site.site, level, dtype)
                 self.put(site, INACTIVE if own is None else own)
             return
-        over, digest = self._over, [digests_of([("", own.sources())]) for own, _ in pairs]
-        if digest == [digests_of([("", other.sources())]) for _, other in pairs]:
+        over, digest = self._over, [digests_of([("", own.watched())]) for own, _ in pairs]
+        if digest == [digests_of([("", other.watched())]) for _, other in pairs]:
             for site, other in pairs:
-                self.put(site, other.tensors("threshold")[0])
+                self.put(site, decided(other.tensors("threshold")[0]))
+            self._sampling = False
             return
         share, pinned = _shares(method, pairs)
         self._set(method, share, [site for site, _ in pairs], pinned)
@@ -343,23 +358,34 @@ class Run(Thresholds):
 
     def _take_masks(self, leader: Run) -> None:
         """Masks and thresholds of the model that is followed, which are fixed."""
-        theirs = {site.site.name: site for site in leader.bound_quietly()}
-        for site in self.bound_quietly():
-            other = theirs.get(site.site.name)
-            if other is None:
-                continue
-            for module, parameter in site.places:
-                for key in ("threshold", "mask"):
-                    name = state_name(parameter, key)
-                    value = getattr(other.owner, state_name(other.parameter, key)).detach()
-                    if name in module.__dict__:
-                        module.__dict__[name] = value.to(module.__dict__[name].device, copy=True)
+        theirs = self._copy_state(leader, ("threshold", "mask"))
         self.frozen, self.sparsity = True, leader.sparsity
         bound = self.bound_quietly()
         pairs = [(site, theirs[site.site.name]) for site in bound if site.site.name in theirs]
         method = pairs[0][0].sparse.method if pairs else None
         if isinstance(method, ScheduledMethod) and leader.level is not None:
             self._lower(method, pairs)
+
+    def _catch_up(self, leader: Run, method: ScheduledMethod) -> None:
+        """An average of later weights: of later steps, and with the masks that there are by now."""
+        self.steps = leader.steps
+        if method.keeps:
+            self._copy_state(leader, ("mask",))
+
+    def _copy_state(self, leader: Run, keys: tuple[str, ...]) -> dict[str, Bound]:
+        """Take some of the method's tensors from the model that is followed; its sites by name."""
+        theirs = {site.site.name: site for site in leader.bound_quietly()}
+        for site in self.bound_quietly():
+            other = theirs.get(site.site.name)
+            if other is None:
+                continue
+            for module, parameter in site.places:
+                for key in keys:
+                    name = state_name(parameter, key)
+                    value = getattr(other.owner, state_name(other.parameter, key)).detach()
+                    if name in module.__dict__:
+                        module.__dict__[name] = value.to(module.__dict__[name].device, copy=True)
+        return theirs
 
     def _lower(self, method: ScheduledMethod, pairs: list[tuple[Bound, Bound]]) -> None:
         """Fixed thresholds may be too high: an average is smaller than what it averages.
@@ -385,6 +411,7 @@ class Run(Thresholds):
                 for item in self.bound_quietly():
                     if item.site.name in aside:
                         self.put(item, aside[item.site.name])
+                        self._sampling = is_drawn(aside[item.site.name])
             self.stale = True  # until the next step, or until the weights are looked at
 
     def take_state(
@@ -397,6 +424,7 @@ class Run(Thresholds):
             self._infer()
             self.frozen = frozen
         bound = self.bound()
+        self._look_for_draws(bound)
         self._over = frozenset(site.site.name for site in bound)
         stale = self.drawn() is not None
         self._note(bound, digest=self._leader is not None, stale=stale)
@@ -407,6 +435,11 @@ class Run(Thresholds):
         Later the model may be gone.
         """
         self.frozen = True
+        bound = self.bound_quietly()
+        if any(item.learned() for item in bound):  # masks alone decide: nothing is projected later
+            self._aside = None
+            for item in bound:
+                self.put(item, INACTIVE)
         for follower in [run for run in self._followers if run._leader is self]:
             follower.settle(thorough=True)
 
@@ -491,6 +524,7 @@ class Run(Thresholds):
             return
         self.loading = False
         bound = self.bound_quietly()
+        self._look_for_draws(bound)
         self._over = frozenset(site.site.name for site in bound)
         if self._old_file:  # it had masks when it was frozen, and only then
             self.frozen = any(mask.numel() for site in bound for mask in site.tensors("mask"))

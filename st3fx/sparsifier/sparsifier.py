@@ -15,7 +15,13 @@ from st3fx.errors import (
     PlanError,
     StateError,
 )
-from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod, check_sparsity
+from st3fx.methods.base import (
+    DrawnMethod,
+    LearnedMethod,
+    Method,
+    ScheduledMethod,
+    check_sparsity,
+)
 from st3fx.modules.marks import SITES, change_conversion, conversion_of, is_root, state_name
 from st3fx.modules.saving import move_state
 from st3fx.modules.unloaded import complete
@@ -24,6 +30,7 @@ from st3fx.sparsifier.attachment import Attachment, Stillness
 from st3fx.sparsifier.bound import Bound, drop, marks
 from st3fx.sparsifier.run import SLACK, Run, run_of
 from st3fx.sparsity import cache, ties
+from st3fx.sparsity.drawing import decided
 from st3fx.sparsity.shards import Spread, fill, local, spread_of, whole
 from st3fx.whose import callers_level
 
@@ -211,10 +218,11 @@ class Sparsifier:
         if isinstance(method, LearnedMethod):
             self._after_step(method, bound)
         elif isinstance(method, ScheduledMethod) and not run.frozen:
-            every = conversion.update_every
+            # Masks are drawn at each step.
+            every = 1 if isinstance(method, DrawnMethod) else conversion.update_every
             if run.steps % every == 0 or run.steps == total:
-                wanted, drawn = self._wanted(), run.drawn()
-                run.set(wanted, bound, drawn=drawn, wait=run.steps == total)
+                wanted, drawn, last = self._wanted(), run.drawn(), run.steps == total
+                run.set(wanted, bound, drawn=drawn, wait=last, keep=not run.held)
         self._refresh_effective(bound)
 
     def _wanted(self) -> float:
@@ -401,8 +409,9 @@ class Sparsifier:
         return torch.stack(totals).sum()
 
     def threshold_parameters(self) -> list[nn.Parameter]:
-        """The thresholds that the optimizer trains; none for scheduled methods."""
-        tensors = (item.tensors("threshold")[0] for item in self._bound())
+        """The thresholds, or probabilities, that the optimizer trains; others have none."""
+        tensors = [t for item in self._bound() for t in (item.tensors("threshold")[0],
+                                                          *item.learned())]  # fmt: skip
         return [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
 
     @property
@@ -415,7 +424,7 @@ class Sparsifier:
             if isinstance(method, LearnedMethod):
                 values[item.site.name] = float(method.level(threshold).mean())
             else:
-                values[item.site.name] = float(ties.level(threshold))
+                values[item.site.name] = float(ties.level(decided(threshold)))
         return values
 
     def _fitting(self) -> list[Bound]:

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from st3fx.errors import DriftWarning, EmptyLayerWarning, StateError, TraceWarning
-from st3fx.methods.base import Method, ScheduledMethod
+from st3fx.methods.base import DrawnMethod, Method, ScheduledMethod
 from st3fx.modules.marks import conversion_of, state_name
 from st3fx.plan.sites import Site
 from st3fx.sparsifier.bound import ASSIGNED, Bound, bound_sites, part_sites
 from st3fx.sparsity.digest import Digest, digests
+from st3fx.sparsity.drawing import decided, is_drawn, with_draw
 from st3fx.sparsity.formula import INACTIVE
 from st3fx.sparsity.granularity import magnitudes
-from st3fx.sparsity.shards import masked
+from st3fx.sparsity.projection import project
+from st3fx.sparsity.shards import local, local_part, masked
 from st3fx.sparsity.threshold.scan import NotFiniteError
 from st3fx.sparsity.threshold.search import GlobalThreshold
 from st3fx.sparsity.ties import is_split
@@ -63,6 +65,7 @@ class Thresholds:
         self._sharded = False
         self._here = False  # on a CPU, where to compare values costs little
         self._aside: dict[str, Tensor] | None = None
+        self._sampling = False  # the thresholds in place are such that masks are drawn
         self._finder = GlobalThreshold()
         self._warned: set[str] = set()
 
@@ -93,7 +96,7 @@ class Thresholds:
 
     def _note(self, bound: list[Bound], *, digest: bool, stale: bool = False) -> None:
         """The thresholds fit the weights as they are now, unless they are ``stale``."""
-        weights = [(site.site.name, site.sources()) for site in bound]
+        weights = [(site.site.name, site.watched()) for site in bound]
         self._stamps = {name: [*map(stamp, own)] for name, own in weights}
         # Sharded weights are other tensors in each forward: there is nothing to compare.
         self._sharded = any(isinstance(weight, DTensor) for _, own in weights for weight in own)
@@ -118,14 +121,14 @@ class Thresholds:
             return True
         if not thorough or not self._digests:
             return thorough
-        weights = [(site.site.name, site.sources()) for site in bound]
+        weights = [(site.site.name, site.watched()) for site in bound]
         found = digests_of(weights).items()
         return any(self._digests.get(name) != digest for name, digest in found)
 
     def moved(self, bound: list[Bound]) -> bool:
         """Whether a weight has changed since the thresholds were last set."""
         return any(
-            self._stamps.get(site.site.name) != [*map(stamp, site.sources())] for site in bound
+            self._stamps.get(site.site.name) != [*map(stamp, site.watched())] for site in bound
         )
 
     # --- setting them
@@ -136,7 +139,7 @@ class Thresholds:
         for module, parameter in item.places:
             name = state_name(parameter, "threshold")
             device = module.__dict__[name].device
-            if isinstance(value, Tensor) and is_split(value):
+            if isinstance(value, Tensor) and (is_split(value) or is_drawn(value)):
                 module.__dict__[name] = value.to(device, copy=True)
                 continue
             fresh = torch.empty((), dtype=torch.float32, device=device)
@@ -159,6 +162,7 @@ class Thresholds:
         *,
         drawn: float | None = None,
         wait: bool = True,
+        keep: bool = False,
     ) -> None:
         """Set all thresholds for a sparsity over the present weights; 0 makes them inactive.
 
@@ -169,27 +173,90 @@ class Thresholds:
                 thresholds for ``sparsity``, as it does where weights were exchanged.
             wait: Else a GPU is not waited for: ties that no search has met yet are split one
                 search later.
+            keep: Whether what goes now stays away, where the method wants that.
         """
         method = self._method()
         assert isinstance(method, ScheduledMethod)
         self._aside = None
         own = sparsity if drawn is None else drawn
+        if keep and method.keeps and method.granularity.most < 1:
+            self._zero_pruned(bound)
+        if isinstance(method, DrawnMethod):
+            self._project(method, sparsity, bound)
         self._set(method, own, bound, wait=wait)
+        if isinstance(method, DrawnMethod) and self.level is not None:
+            self._draw_masks(method, bound)
+        if keep and method.keeps and sparsity > 0:
+            masked_sites = any(item.tensors("mask")[0].numel() for item in bound)
+            if sparsity != self.sparsity or not masked_sites:
+                self.keep_pruned(bound)
         self.sparsity = sparsity
         self._note(bound, digest=False, stale=own != sparsity)
 
-    def scheduled(self) -> float | None:
-        """The sparsity that the present step should have; ``None`` if nothing says it.
+    @staticmethod
+    @torch.no_grad()
+    def _project(method: DrawnMethod, sparsity: float, bound: list[Bound]) -> None:
+        """Bring the probabilities into the budget; those of weights that a mask holds are 0."""
+        for item in bound:
+            own, mask = item.searched(), item.tensors("mask")[0]
+            if mask.numel():
+                local(own).mul_(local_part(mask, own))
+        costs = [item.site.cost if method.budget == "macs" else 1 for item in bound]
+        total = sum(cost * item.site.numel for cost, item in zip(costs, bound, strict=True))
+        mean = total / max(1, sum(item.site.numel for item in bound))
+        shares = [cost / mean for cost in costs]
+        project([item.searched() for item in bound], (1 - sparsity) * total / mean, shares)
 
-        From the share ``f`` of zeros that the model came with the schedule's ramp ``r(t)``, 0 to 1,
-        leads to the target ``s``: ``f + (s − f)·r(t)``, and never down.
-        """
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _draw_masks(self, method: DrawnMethod, bound: list[Bound]) -> None:
+        """The next mask of each site is drawn, by the probabilities that there are."""
+        temperature = method.temperature(self.steps, self._total_steps())
+        for item in bound:
+            own = decided(item.tensors("threshold")[0])
+            self.put(item, with_draw(own, self.steps, temperature))
+        self._sampling = True
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _decide(self, bound: list[Bound]) -> None:
+        """Thresholds with which nothing is drawn, in place of those with which it is."""
+        for item in bound:
+            self.put(item, decided(item.tensors("threshold")[0]))
+        self._sampling = False
+
+    def _look_for_draws(self, bound: list[Bound]) -> None:
+        """Take note of whether the thresholds in place, a file's, draw masks."""
+        self._sampling = any(is_drawn(item.tensors("threshold")[0]) for item in bound)
+
+    @staticmethod
+    @torch.no_grad()
+    def _zero_pruned(bound: list[Bound]) -> None:
+        """Of N of M, latent weights that momentum moves would be among the N largest again."""
+        for item in bound:
+            mask = item.tensors("mask")[0]
+            if mask.numel() and item.compute is None:
+                weight = item.weight()
+                local(weight).mul_(local_part(mask, weight))
+
+    @staticmethod
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def keep_pruned(bound: list[Bound]) -> None:
+        """Masks of what the thresholds leave: the rest stays zero from here on."""
+        for item in bound:
+            left = item.static() != 0
+            for module, parameter in item.places:
+                module.__dict__[state_name(parameter, "mask")] = left
+
+    def scheduled(self) -> float | None:
+        """The sparsity that the present step should have; ``None`` if nothing says it."""
         if self.held:
             return self.sparsity
         method, total = self._method(), self._total_steps()
         if not isinstance(method, ScheduledMethod) or total is None:
             return None
-        return self._ramped(method, total, method.sparsity)
+        return method.at(self.steps, total, self.floor)
 
     def drawn(self) -> float | None:
         """The sparsity of the next training step, where that is drawn; else ``None``.
@@ -205,13 +272,7 @@ class Thresholds:
         if self.held or self.frozen or total is None or step < 1 or self.steps >= total:
             return None
         target = method.schedule.drawn(step)
-        return None if target is None else self._ramped(method, total, target)
-
-    def _ramped(self, method: ScheduledMethod, total: int, target: float) -> float:
-        if not self.floor:
-            return method.schedule.sparsity(self.steps, total, target)
-        ramp = method.schedule.sparsity(self.steps, total, 1.0)
-        return self.floor + max(0.0, target - self.floor) * ramp
+        return None if target is None else method.at(self.steps, total, self.floor, target)
 
     def keep_zeros(self, *, pin: bool) -> float:
         """Start from the zeros that the weights have, once they have values; the share of them.
@@ -270,7 +331,7 @@ class Thresholds:
         if sparsity > (self._pinned(bound) if pinned is None else pinned):
             costs = [site.cost for site in sites] if method.budget == "macs" else None
             # What a mask holds at zero is zero, whatever its latent weight has become.
-            pairs = [(item.weight(), item.tensors("mask")[0]) for item in bound]
+            pairs = [(item.searched(), item.tensors("mask")[0]) for item in bound]
             weights = [masked(weight, mask) if mask.numel() else weight for weight, mask in pairs]
             groupings = [method.granularity.grouping(site) for site in sites]
             share = method.share_of_groups(sparsity)
@@ -281,8 +342,9 @@ class Thresholds:
             ties = self._finder.ties
             for index in self._finder.empty:
                 self._warn_of_empty(sites[index].name, sparsity)
+        self._sampling = False
         for index, item in enumerate(bound):
-            dtype, own = item.sources()[0].dtype, ties.get(index)
+            dtype, own = (item.learned() or item.sources())[0].dtype, ties.get(index)
             if own is None and self.level is not None:
                 own = method.level_of(item.site, self.level, dtype)
             self.put(item, INACTIVE if own is None else own)

@@ -75,7 +75,7 @@ class _Entry:
 
 
 _ENTRIES: Any = WeakIdKeyDictionary()  # parameter -> entry
-_LEARNED: Any = WeakIdKeyDictionary()  # threshold -> entry, where no digest tells of a write
+_LEARNED: Any = WeakIdKeyDictionary()  # what is learned -> entry, where no digest tells
 _WANTED: Any = WeakIdKeyDictionary()  # parameters that were asked for and have no entry
 _LOCK = threading.Lock()
 
@@ -136,8 +136,9 @@ def refresh(sites: Iterable[Inputs]) -> None:
             hidden = () in digest  # nothing would tell of what a fused optimizer has written
             if hidden:
                 _watch_optimizers()
-                if isinstance(inputs.threshold, nn.Parameter):
-                    _LEARNED[inputs.threshold] = entry
+                for learned in (inputs.threshold, *inputs.learned):
+                    if isinstance(learned, nn.Parameter):
+                        _LEARNED[learned] = entry
             if hidden or entry.stamp != _stamp(inputs) or entry.digest != digest:
                 # Only a weight that has changed is like a dense one that an optimizer has written
                 # to, whose graphs autograd refuses. Where the threshold alone has, a graph that is
@@ -224,7 +225,9 @@ def _stamp(inputs: Inputs) -> tuple[Any, ...]:
     else:
         level = _where(threshold)
     mask = _where(inputs.mask) if inputs.mask.numel() else ()
-    return (inputs.formula, *inputs.constants, level, mask, _where(inputs.weight))
+    learned = inputs.learned
+    plain = inputs.constants[len(learned) :]
+    return (inputs.formula, *map(_where, learned), *plain, level, mask, _where(inputs.weight))
 
 
 def _where(tensor: Tensor) -> tuple[Any, ...]:
@@ -242,10 +245,11 @@ def _note(inputs: Inputs, entry: _Entry) -> None:
 def _stamp_entry(inputs: Inputs, entry: _Entry) -> None:
     entry.stamp, entry.version = _stamp(inputs), entry.effective._version
     entry.weight_stamp = _where(inputs.weight)
-    held = (inputs.weight, inputs.threshold, inputs.mask)
+    held = (inputs.weight, inputs.threshold, inputs.mask, *inputs.learned)
     entry.memory = tuple(StorageWeakRef(tensor.untyped_storage()) for tensor in held)
 
 
 def _digested(inputs: Inputs) -> list[Tensor]:
     """What an entry is digested from; a threshold of no dimensions is part of the stamp."""
-    return [inputs.weight, inputs.threshold] if inputs.threshold.dim() else [inputs.weight]
+    own = [inputs.weight, *inputs.learned]
+    return [*own, inputs.threshold] if inputs.threshold.dim() else own

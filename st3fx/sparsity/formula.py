@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from st3fx.plan.sites import Layout
+from st3fx.sparsity.drawing import is_drawn
 from st3fx.sparsity.granularity import magnitudes
 from st3fx.sparsity.ties import is_split, untied
 
@@ -169,11 +170,26 @@ class Formula:
             smallest active threshold.
         many: Does as many sites at once as it can, but for masks, and gives back the others.
         own: How many of the constants are the method's own.
+        learned: How many of these, the first ones, are tensors that the optimizer trains. Then the
+            threshold is one of the first of them; ``one`` and the gradient rule are given one
+            with which a mask is drawn (:mod:`st3fx.sparsity.drawing`) as it is; the rule has a
+            gradient of each at its end.
     """
 
     one: Callable[..., None]
     many: Callable[[Sequence[Job]], list[Job]] | None = None
     own: int = 0
+    learned: int = 0
+
+    def untied(
+        self, weight: Tensor, threshold: Tensor, constants: tuple[Any, ...]
+    ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+        """Arguments of ``one`` and of the gradient rule, with a threshold that splits no tie."""
+        grouping = constants[self.own :]
+        if not self.learned:
+            return *untied(weight, threshold, *grouping), constants
+        first, threshold = untied(constants[0], threshold, *grouping)
+        return weight, threshold, (first, *constants[1:])
 
 
 class Inputs(NamedTuple):
@@ -197,9 +213,13 @@ class Inputs(NamedTuple):
         """With a weight and a threshold of no dimensions, where this one splits a tie."""
         if not is_split(self.threshold):
             return self
-        grouping = self.constants[self.formula.own :]
-        weight, threshold = untied(self.weight, self.threshold, *grouping)
-        return self._replace(weight=weight, threshold=threshold)
+        found = self.formula.untied(self.weight, self.threshold, self.constants)
+        return self._replace(weight=found[0], threshold=found[1], constants=found[2])
+
+    @property
+    def learned(self) -> tuple[Tensor, ...]:
+        """Those of the constants that the optimizer trains."""
+        return self.constants[: self.formula.learned]
 
     def evaluate(self, out: Tensor) -> None:
         """Write the effective weight into ``out``, of the weight's shape and dtype."""
@@ -230,7 +250,9 @@ def _evaluate_one(job: Job) -> None:
     formula, weight, threshold, _, constants = job.inputs
     dtype = torch.promote_types(weight.dtype, torch.float32)
     result = job.out if job.out.dtype == dtype else torch.empty_like(weight, dtype=dtype)
-    latent, level = weight.detach().to(dtype), threshold.detach().to(dtype)
+    latent, level = weight.detach().to(dtype), threshold.detach()
+    if not is_drawn(level):
+        level = level.to(dtype)
     formula.one(latent, level, smallest_threshold(weight.dtype), result, *constants)
     if result is not job.out:
         # A small negative difference rounds to a negative zero in fp16.

@@ -25,10 +25,10 @@ from torch.autograd.function import _SingleLevelFunction
 from st3fx.sparsity import cache
 from st3fx.sparsity.formula import Formula, Inputs
 from st3fx.sparsity.mask_bits import unpacked
-from st3fx.sparsity.ties import untied
 
-Gradient: TypeAlias = Callable[..., tuple[Tensor, Tensor | None]]
-"""``gradient(grad, weight, threshold, *constants)``: with respect to weight and threshold."""
+Gradient: TypeAlias = Callable[..., tuple[Tensor | None, ...]]
+"""``gradient(grad, weight, threshold, *constants)``: with respect to weight, threshold, and those
+of the constants that are learned."""
 
 Op: TypeAlias = Callable[..., Tensor]
 
@@ -87,11 +87,14 @@ def _of_untied(gradient: Gradient, formula: Formula) -> Gradient:
 
     def rule(
         grad: Tensor, weight: Tensor, threshold: Tensor, *constants: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        weight, threshold = untied(weight, threshold, *constants[formula.own :])
-        return gradient(grad, weight, threshold, *constants)
+    ) -> tuple[Tensor | None, ...]:
+        return gradient(grad, *_flat(formula.untied(weight, threshold, constants)))
 
     return rule
+
+
+def _flat(found: tuple[Tensor, Tensor, tuple[Any, ...]]) -> tuple[Any, ...]:
+    return (*found[:2], *found[2])
 
 
 def _autograd(op: Op, formula: Formula, gradient: Gradient | None) -> Op:
@@ -106,7 +109,7 @@ def _autograd(op: Op, formula: Formula, gradient: Gradient | None) -> Op:
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
-    function = _function(effective, gradient)
+    function = _function(effective, gradient, formula.learned)
 
     def kernel(*args: Any) -> Tensor:
         if args[2].dtype is not torch.bool and args[2].numel():  # from a state dict, functionally
@@ -125,13 +128,15 @@ def _autograd(op: Op, formula: Formula, gradient: Gradient | None) -> Op:
     return kernel
 
 
-def _function(effective: Callable[..., Tensor], gradient: Gradient | None) -> Any:
+def _function(effective: Callable[..., Tensor], gradient: Gradient | None, learned: int = 0) -> Any:
     """The operator as an autograd function.
 
     Args:
         effective: ``effective(arguments, differentiable=)``.
         gradient: ``None`` is straight through.
+        learned: How many of the first constants are learned; only of methods with a rule.
     """
+    count = 2 + learned
 
     class EffectiveWeight(_SingleLevelFunction):
         """Single-level, because it runs below the dispatcher.
@@ -142,8 +147,8 @@ def _function(effective: Callable[..., Tensor], gradient: Gradient | None) -> An
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Tensor:
             weight, threshold, mask, *constants = args
-            ctx.constants = constants
-            kept = () if gradient is None else (weight, threshold)
+            ctx.constants = constants[learned:]
+            kept = () if gradient is None else (weight, threshold, *constants[:learned])
             saved = (*kept, *((mask,) if mask.numel() else ()))
             ctx.save_for_backward(*saved)
             ctx.save_for_forward(*saved)
@@ -155,21 +160,22 @@ def _function(effective: Callable[..., Tensor], gradient: Gradient | None) -> An
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             saved = ctx.saved_tensors
-            masks = saved if gradient is None else saved[2:]
+            masks = saved if gradient is None else saved[count:]
             if masks:
                 grad = grad * masks[0]
-            threshold_grad = None
+            found: tuple[Tensor | None, ...] = (grad, None)
             if gradient is not None:
-                grad, threshold_grad = gradient(grad, *saved[:2], *ctx.constants)
-            return (grad, threshold_grad, None, *(None for _ in ctx.constants))
+                found = gradient(grad, *saved[:count], *ctx.constants)
+            return (*found[:2], None, *found[2:], *(None for _ in ctx.constants))
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
             """The derivative along a direction that belongs to the gradient of backward."""
             direction, saved = tangents[0], ctx.saved_tensors
-            masks = saved if gradient is None else saved[2:]
+            masks = saved if gradient is None else saved[count:]
             if gradient is not None:
-                direction = _transposed(gradient, saved[:2], ctx.constants, tangents[:2])
+                along = (*tangents[:2], *tangents[3 : 3 + learned])
+                direction = _transposed(gradient, saved[:count], ctx.constants, along)
             if direction is None:
                 return None
             return direction * masks[0] if masks else direction.clone()
@@ -187,14 +193,14 @@ def _transposed(
 
     Args:
         gradient: The rule.
-        inputs: Weight and threshold.
+        inputs: Weight, threshold and what else is learned.
         constants: The rule's other arguments.
-        tangents: Of weight and threshold.
+        tangents: Of the inputs.
     """
-    weight, threshold = (tensor.detach() for tensor in inputs)
+    plain = [tensor.detach() for tensor in inputs]
     with torch.enable_grad():
-        probe = torch.zeros_like(weight, requires_grad=True)
-        rows = gradient(probe, weight, threshold, *constants)
+        probe = torch.zeros_like(plain[0], requires_grad=True)
+        rows = gradient(probe, *plain, *constants)
         products = [
             (row * tangent.detach()).sum()
             for row, tangent in zip(rows, tangents, strict=True)

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from st3fx.methods.base import LearnedMethod
+from st3fx.errors import TrainError
+from st3fx.methods.base import DrawnMethod, LearnedMethod, Method
+from st3fx.methods.lrr import LRR
 from st3fx.modules.marks import is_state
 from st3fx.sparsifier.sparsifier import Sparsifier
 from st3fx.training.settings import Settings
@@ -83,7 +85,9 @@ def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def learning_rate(settings: Settings, step: int, steps_per_epoch: int) -> float:
+def learning_rate(
+    settings: Settings, step: int, steps_per_epoch: int, period: range | None = None
+) -> float:
     """The learning rate of one optimizer step.
 
     ``cosine`` falls from ``lr`` after the warm-up to ``min_lr`` at the end; ``multistep``
@@ -94,7 +98,12 @@ def learning_rate(settings: Settings, step: int, steps_per_epoch: int) -> float:
         settings: ``sched``, ``lr`` and what belongs to them.
         step: 0 for the first step.
         steps_per_epoch: Optimizer steps.
+        period: The steps, this one among them, over which the schedule runs, warm-up included; by
+            default all of the run. Epochs are counted from its start.
     """
+    epochs: float = settings.epochs
+    if period is not None:
+        step, epochs = step - period.start, len(period) / steps_per_epoch
     epoch = step / steps_per_epoch
     if epoch < settings.warmup_epochs:
         warmup = settings.warmup_epochs * steps_per_epoch
@@ -103,8 +112,46 @@ def learning_rate(settings: Settings, step: int, steps_per_epoch: int) -> float:
         return settings.lr * settings.lr_gamma ** sum(epoch >= m for m in settings.milestones)
     if settings.sched == "constant":
         return settings.lr
-    share = (epoch - settings.warmup_epochs) / (settings.epochs - settings.warmup_epochs)
+    share = (epoch - settings.warmup_epochs) / (epochs - settings.warmup_epochs)
     return settings.min_lr + (settings.lr - settings.min_lr) * (1 + math.cos(math.pi * share)) / 2
+
+
+def require_fit(settings: Settings, method: Method, steps_per_epoch: int) -> None:
+    """Fail where the optimizer, or the learning rate's schedule, does not fit the method.
+
+    Args:
+        settings: Of the run.
+        method: Says how often the schedule starts again.
+        steps_per_epoch: Optimizer steps.
+
+    Raises:
+        TrainError: Naming the setting.
+    """
+    if isinstance(method, DrawnMethod) and settings.opt == "sgd":
+        raise TrainError(
+            f"{method.name} learns probabilities, whose gradients are as small as the weights, and "
+            "SGD hardly moves them: give --opt adam or adamw, e.g. with --lr 0.006"
+        )
+    total = settings.epochs * steps_per_epoch
+    steps = len(method.period(0, total))
+    if steps == total:
+        return
+    epochs = steps / steps_per_epoch
+    if isinstance(method, LRR) and method.count > total:
+        raise TrainError(
+            f"{total} steps are too few for the cycles of {method.name}: give more --epochs, or "
+            "fewer cycles by --method-option cycles=N"
+        )
+    if settings.warmup_epochs >= epochs:
+        raise TrainError(
+            f"warmup_epochs = {settings.warmup_epochs:g} fills a cycle of {method.name}, which has "
+            f"{epochs:.3g} epochs: give fewer, more --epochs, or --method-option cycles=N"
+        )
+    if settings.sched == "multistep" and min(settings.milestones) >= epochs:
+        raise TrainError(
+            f"no milestone lies in a cycle of {method.name}, which has {epochs:.3g} epochs, from "
+            "whose start they are counted: give an earlier one, or --sched cosine"
+        )
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:

@@ -32,7 +32,7 @@ from st3fx.training.folder import RunFolder
 from st3fx.training.interrupt import Interrupt
 from st3fx.training.log import Log, Running
 from st3fx.training.machine import describe_device, prepare
-from st3fx.training.optim import learning_rate, make_optimizer
+from st3fx.training.optim import learning_rate, make_optimizer, require_fit
 from st3fx.training.origin import Origin
 from st3fx.training.report import BadRow, Outline, Reporter, TrainRow
 from st3fx.training.settings import Settings
@@ -144,7 +144,9 @@ class Session:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
-        return learning_rate(self.settings, self.step, self.steps_per_epoch)
+        total = self.steps_per_epoch * self.settings.epochs
+        period = self.sparsifier.method.period(self.step, total)
+        return learning_rate(self.settings, self.step, self.steps_per_epoch, period)
 
     def share(self, batch: int) -> float:
         """What to multiply a batch's loss by, so that a step has the mean over its batches.
@@ -279,7 +281,7 @@ def make_session(
         report: Who watches.
 
     Raises:
-        TrainError: When model and data do not fit.
+        TrainError: When model and data do not fit, nor the learning rate and the method's cycles.
     """
     check_outputs(model, data)
     _choose_kernels(settings)
@@ -295,7 +297,7 @@ def make_session(
     wrapped, prepared = prepare(accelerator, model, optimizer)
     # From here on numbers are drawn for dropout and the like: others in each process.
     seed_everything(settings.seed + accelerator.process_index)
-    return Session(
+    session = Session(
         settings=settings,
         accelerator=accelerator,
         plain=model,
@@ -309,6 +311,8 @@ def make_session(
         interrupt=Interrupt(),
         twin=twin,
     )
+    require_fit(settings, session.sparsifier.method, session.steps_per_epoch)
+    return session
 
 
 def _choose_kernels(settings: Settings) -> None:

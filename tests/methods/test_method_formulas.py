@@ -6,6 +6,7 @@ The formulas are written again here, one output channel at a time, from the docs
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from st3fx.methods import METHODS, Method, create
 from st3fx.plan.sites import Layout, Site
+from st3fx.sparsity.drawing import decided, with_draw
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 NO_MASK = torch.empty(0, dtype=torch.bool)
-NAMES = ["st3", "dst", "str", "feather", "gmp"]
+NAMES = ["st3", "dst", "str", "feather", "gmp", "lrr"]
 
 
 class Shape(NamedTuple):
@@ -112,6 +114,7 @@ FORWARD = {
     "str": str_channel,
     "feather": feather_channel,
     "gmp": dst_channel,
+    "lrr": dst_channel,
 }
 
 
@@ -178,7 +181,7 @@ def test_the_gradients(name: str, kind: str, dtype: torch.dtype) -> None:
     total = 0.0
     for index, (own, level) in enumerate(zip(channels(kind), levels(case, kind), strict=True)):
         w, g = case.weight.detach()[own].double(), case.upstream[own].double()
-        if name == "gmp":
+        if name in ("gmp", "lrr"):
             assert torch.equal(case.weight_grad[own].double(), g * (w.abs() > level))
             continue
         rule = dst_gradient if name == "dst" else str_gradient
@@ -352,3 +355,113 @@ def test_a_sum_over_a_layer_does_not_overflow_in_half_precision() -> None:
     create("str").op(weight, threshold, NO_MASK).backward(torch.ones_like(weight))
     assert threshold.grad is not None
     assert threshold.grad.item() == -90_000 / 4
+
+
+def probmask_inputs(kind: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, probabilities with exact zeros and ones, and the threshold of draw 7."""
+    generator = torch.Generator().manual_seed(5)
+    shape = SHAPES[kind].shape
+    weight = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+    probability = torch.rand(shape, generator=generator)
+    probability.view(-1)[:8] = torch.tensor([0.0, 1.0] * 4)
+    return weight, probability.requires_grad_(), with_draw(torch.tensor(0.5), 7, 0.4)
+
+
+def murmur(value: int) -> int:
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        value = ((value ^ (value >> shift)) * factor) % 2**32
+    return value
+
+
+def noise_at(place: int, salt: int, number: int) -> float:
+    seed = murmur(murmur(number) ^ salt)
+    u = ((murmur(place * 2654435769 % 2**32 ^ seed) >> 9) + 0.5) / 2**23
+    return math.log(u / (1 - u))
+
+
+@shapes
+@dtypes
+@pytest.mark.parametrize("hard", [False, True])
+def test_probmask(kind: str, dtype: torch.dtype, hard: bool) -> None:
+    """Every weight by hand in double precision: noise, mask, and both gradients."""
+    method = create("probmask", hard=hard, seed=3)
+    weight, probability, threshold = probmask_inputs(kind, dtype)
+    salt, _ = constants = method.constants(site(kind))
+    assert salt == zlib.crc32(b"3:w")
+    effective = method.op(weight, threshold, NO_MASK, probability, *constants)
+    upstream = torch.randn(SHAPES[kind].shape).to(dtype)
+    effective.backward(upstream)
+    assert weight.grad is not None
+    assert probability.grad is not None
+    assert effective.dtype == weight.grad.dtype == dtype
+    rtol = max(torch.finfo(dtype).eps, 5e-5)
+    for place in range(weight.numel()):
+        w, s, g = (t.detach().double().view(-1)[place].item() for t in
+                   (weight, probability, upstream))  # fmt: skip
+        near = min(max(s, 1e-6), 1 - 1e-6)
+        soft, there = (
+            1 / (1 + math.exp(-(math.log(p / (1 - p)) + noise_at(place, salt, 7)) / 0.4))
+            if 0 < p < 1
+            else p
+            for p in (s, near)
+        )
+        mask = float(soft >= 0.5) if hard else soft
+        slope = there * (1 - there) / (0.4 * near * (1 - near))
+        own = effective.detach().double().view(-1)[place].item()
+        assert own == pytest.approx(w * mask, rel=rtol, abs=1e-6)
+        found = weight.grad.double().view(-1)[place].item()
+        assert found == pytest.approx(g * mask, rel=rtol, abs=1e-6)
+        found = probability.grad.double().view(-1)[place].item()
+        # Near 0 and 1 single precision has few digits of 1 - s.
+        assert found == pytest.approx(g * w * slope, rel=max(rtol, 0.1 if s in (0, 1) else 2e-3),
+                                      abs=1e-5)  # fmt: skip
+    assert not effective[probability == 0].any()
+    assert not torch.signbit(effective[effective == 0]).any()
+
+
+@shapes
+def test_probmask_decides_by_the_threshold(kind: str) -> None:
+    method = create("probmask")
+    weight, probability, threshold = probmask_inputs(kind, torch.float32)
+    left = probability > 0.5
+    constants = method.constants(site(kind))
+    effective = method.op(weight, decided(threshold), NO_MASK, probability, *constants)
+    assert torch.equal(effective, torch.where(left, weight, 0.0))
+    effective.sum().backward()
+    assert weight.grad is not None
+    assert probability.grad is not None
+    assert torch.equal(weight.grad, left.float())
+    assert not probability.grad.any()
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_probmask_draws_groups_together(hard: bool) -> None:
+    place = site("conv")
+    method = create("probmask", granularity="channels", hard=hard)
+    weight = torch.randn(8, 3, 3, 3, requires_grad=True)
+    probability = torch.rand(8, 1, 1, 1).expand(8, 3, 3, 3).clone().requires_grad_()
+    threshold = with_draw(torch.tensor(0.5), 2, 0.5)
+    effective = method.op(weight, threshold, NO_MASK, probability, *method.arguments(place))
+    ratio = (effective / weight).detach().flatten(1)
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-5, atol=1e-6)
+    assert len(ratio[:, 0].unique()) > 1
+    effective.sum().backward()
+    assert probability.grad is not None
+    own = probability.grad.flatten(1)
+    torch.testing.assert_close(own, own[:, :1].expand_as(own))
+    assert own.any()
+
+
+def test_probmask_draws_as_often_as_the_probability_says() -> None:
+    method = create("probmask", hard=True)
+    weight, mask = torch.ones(10, 3300), NO_MASK
+    probability = torch.linspace(0, 1, 11)[:10, None].expand(10, 3300).contiguous()
+    place = Site("w", ("w",), (10, 3300), "any", Layout((0,)), ("",))
+    shares = []
+    for number in (1, 2):
+        threshold = with_draw(torch.tensor(0.5), number, 0.1)
+        effective = method.op(weight, threshold, mask, probability, *method.constants(place))
+        shares.append(effective)
+        torch.testing.assert_close(effective.mean(1), probability[:, 0], rtol=0, atol=0.04)
+    both = (shares[0] * shares[1]).mean(1)  # draws are independent
+    torch.testing.assert_close(both, probability[:, 0] ** 2, rtol=0, atol=0.04)

@@ -43,13 +43,14 @@ def test_every_method_keeps_the_protocol(name: str) -> None:
     assert isinstance(method, Method)
     weight = torch.randn(SITE.shape) * 0.1
     state = method.state(SITE, weight)
-    assert list(state) == ["threshold", "mask"]
+    assert list(state) == ["threshold", "mask", *method.learned]
     assert state["mask"].numel() == 0
+    learned = [state[key] for key in method.learned]
     inactive = method.op(weight, *state.values(), *method.constants(SITE))
     assert torch.equal(inactive, weight)
     threshold = method.trial(SITE, weight)
-    assert threshold.shape == state["threshold"].shape
-    trial = method.op(weight, threshold, state["mask"], *method.constants(SITE))
+    assert learned or threshold.shape == state["threshold"].shape
+    trial = method.op(weight, threshold, state["mask"], *learned, *method.constants(SITE))
     assert 0.2 < (trial == 0).float().mean().item() < 0.8
 
 
@@ -60,7 +61,8 @@ def test_every_method_prunes_groups(name: str) -> None:
     assert from_dict(json.loads(json.dumps(to_dict(method)))) == method
     weight = torch.randn(SITE.shape) * 0.1
     threshold, mask = method.trial(SITE, weight), torch.empty(0, dtype=torch.bool)
-    pruned = method.op(weight, threshold, mask, *method.arguments(SITE)) == 0
+    learned = [method.state(SITE, weight)[key] for key in method.learned]
+    pruned = method.op(weight, threshold, mask, *learned, *method.arguments(SITE)) == 0
     assert 0.1 < pruned.float().mean().item() < 0.9
     blocks = pruned.split(3, dim=1)
     assert all(torch.equal(block.any(1), block.all(1)) for block in blocks)
@@ -101,7 +103,9 @@ def test_broken_data(data: dict[str, Any], message: str) -> None:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(MethodError, match="there are dst, feather, gmp, st3, st3-sigma, str"):
+    with pytest.raises(
+        MethodError, match="there are dst, feather, gmp, lrr, probmask, st3, st3-sigma, str"
+    ):
         create("st4")
 
 

@@ -42,6 +42,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model_ema_decay": 0.9,
         "update_every": 2,
     },
+    "cycles": {"method": "lrr", "method_options": ("cycles=3",), "warmup_epochs": 0.4},
+    "masks": {"method": "probmask", "opt": "adam", "lr": 6e-3, "ramp": (0.0, 0.5)},
     "own loaders": {"data": "loaders.py"},
     "bf16": {"precision": "bf16"},
 }

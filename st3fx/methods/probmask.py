@@ -1,0 +1,157 @@
+r"""ProbMask: a probability for each weight under one budget (Zhou et al., arXiv 2105.01571).
+
+Symbols: ``s`` the probability that a weight is left, ``l = log(u/(1 − u))`` the difference of two
+Gumbel variables (``u`` uniform), ``τ`` the temperature, ``K`` the weights that the budget leaves.
+
+    m̃ = sigmoid((log(s/(1 − s)) + l) / τ),   ŵ = w · m̃                  in training
+    ∂L/∂w = ∂L/∂ŵ · m̃,   ∂L/∂s = ∂L/∂ŵ · w · m̃ (1 − m̃) / (τ s (1 − s))
+    after each step of the optimizer   s ← min(1, max(0, s − v)),   Σ s ≤ K
+    m = the K largest s,   ŵ = w · m                                    in eval mode, and folded
+
+``s`` begins at 1, ``τ`` falls linearly from 1 to 0.03 over the run, and ``K`` follows the schedule.
+That is the paper's Gumbel softmax (section 3) and its projection (theorem 1). With ``hard`` a mask
+in training is ``m̃ ≥ ½`` and ``∂L/∂s`` that of ``m̃``, straight through. ``s`` are parameters that
+the optimizer trains. It must be one that scales each gradient, such as Adam: those of ``s`` are as
+small as the weights, and SGD hardly moves them. The method's public settings have Adam at 0.006 for
+weights and ``s``, without weight decay (configs/resnet32-cifar100-pr0.1.yaml of
+x-zho14/ProbMask-official).
+
+Departures: in eval mode nothing is drawn, and the mask has exactly ``K`` weights or groups, equal
+``s`` split by place, where the paper relies on ``s`` ending near 0 and 1; until the budget begins
+to fall the model is dense, and ``s`` stays at 1; gradients near 0 and 1 are those at ``10⁻⁶`` from
+there, where they would be infinite; a group of weights has one ``s``, which each of its weights
+counts, and all draw one number. Of a frozen model nothing is drawn any more, and ``s`` rests.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from st3fx.errors import MethodError
+from st3fx.methods.base import DrawnMethod
+from st3fx.plan.sites import Site
+from st3fx.sparsity import ops
+from st3fx.sparsity.drawing import is_drawn, logistic_noise
+from st3fx.sparsity.formula import Formula, is_inactive, normal
+from st3fx.sparsity.granularity import SCHEMA, group_means, magnitudes
+
+_NEAREST = 1e-6
+"""How near ``s`` is to 0 or 1 at most for its gradient."""
+
+
+def relaxed(probability: Tensor, threshold: Tensor, salt: int, *grouping: Any) -> Tensor:
+    """``m̃`` of a draw, for each weight; fp32.
+
+    Args:
+        probability: ``s``, of the whole weight; of a group its mean.
+        threshold: ``(θ, v, p, n, τ)``.
+        salt: Of the site.
+        grouping: What is drawn together.
+    """
+    *_, number, temperature = threshold.tolist()
+    noise = logistic_noise(
+        tuple(probability.shape), int(number), salt, probability.device, *grouping
+    )
+    own = group_means(probability.float(), *grouping)
+    return torch.logit(own).add_(noise).div_(temperature).sigmoid_()
+
+
+def formula(
+    weight: Tensor,
+    threshold: Tensor,
+    smallest: float,
+    out: Tensor,
+    probability: Tensor,
+    salt: int,
+    hard: bool,
+    *grouping: Any,
+) -> None:
+    """``ŵ``; a negative ``θ`` is inactive: ``ŵ = w``, bit for bit."""
+    if is_drawn(threshold):
+        soft = relaxed(probability, threshold, salt, *grouping)
+        normal(weight * ((soft >= 0.5) if hard else soft), out)
+    elif is_inactive(threshold):
+        out.copy_(weight)
+    else:
+        left = magnitudes(probability.float(), *grouping) > threshold.clamp_min(smallest)
+        normal(torch.where(left, weight, 0.0), out)
+        if threshold.device.type != "cpu":
+            torch.where(threshold < 0, weight, out, out=out)
+
+
+def gradient(
+    grad: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    probability: Tensor,
+    salt: int,
+    hard: bool,
+    *grouping: Any,
+) -> tuple[Tensor, None, Tensor]:
+    """With respect to weight and ``s``; ``s`` gets none where nothing is drawn."""
+    if not is_drawn(threshold):
+        left = magnitudes(probability.float(), *grouping) > threshold
+        return grad * (left | (threshold < 0)), None, torch.zeros_like(probability)
+    soft = relaxed(probability, threshold, salt, *grouping)
+    mask = (soft >= 0.5) if hard else soft
+    near = probability.float().clamp(_NEAREST, 1 - _NEAREST)
+    soft = relaxed(near, threshold, salt, *grouping)
+    own = group_means(near, *grouping)
+    slope = soft * (1 - soft) / (threshold[4].float() * own * (1 - own))
+    along = group_means(grad.float() * weight.float(), *grouping)
+    return (grad * mask).to(grad.dtype), None, (along * slope).to(probability.dtype)
+
+
+OPERATOR = ops.define(
+    "drawn_mask",
+    f"Tensor probability, int salt, bool hard, {SCHEMA}",
+    Formula(formula, own=3, learned=1),
+    gradient,
+)
+
+
+@dataclass(frozen=True)
+class ProbMask(DrawnMethod):
+    """Masks drawn by learned probabilities; train it with Adam or AdamW.
+
+    Attributes:
+        sparsity: Final sparsity over all sites, 0 ≤ sparsity < 1.
+        hard: Whether masks in training are zeros and ones, straight through.
+        coldest: The temperature at the end, above 0 and at most 1.
+        seed: Of the draws.
+        schedule: The sparsity over training.
+        budget: What the sparsity is a share of: ``"weights"`` or ``"macs"``.
+        granularity: What is pruned together; not N of M.
+
+    Raises:
+        MethodError: For values outside these.
+    """
+
+    hard: bool = False
+    coldest: float = 0.03
+    seed: int = 0
+
+    name: ClassVar[str] = "probmask"
+    operator: ClassVar[ops.Operator] = OPERATOR
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.coldest <= 1.0:
+            raise MethodError(
+                f"ProbMask(coldest={self.coldest}): give a temperature above 0, at most 1"
+            )
+
+    def constants(self, site: Site) -> tuple[Any, ...]:
+        """The site's salt, and ``hard``."""
+        return (zlib.crc32(f"{self.seed}:{site.name}".encode()), self.hard)
+
+    def temperature(self, step: int, total_steps: int | None) -> float:
+        """``τ``."""
+        if total_steps is None:
+            return self.coldest
+        return 1 - (1 - self.coldest) * min(1.0, step / total_steps)
