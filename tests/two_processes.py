@@ -199,6 +199,39 @@ def data_parallel(method: str) -> None:
     as_alone(sparsifier, its_sparsifier)
 
 
+def drawn_masks(*, split: bool) -> None:
+    """All processes draw the same masks, and have the same probabilities, to the last bit."""
+    method = st3fx.ProbMask(0.7, schedule=RAMP)
+    torch.manual_seed(0)
+    model, sparsifier = st3fx.convert(Odd(), X, method, total_steps=STEPS, verify=False)
+    wrapped = sharded(model) if split else DistributedDataParallel(model)
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for step in range(1, STEPS + 1):
+        loss_of(wrapped, mine()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with no_gathering():
+            sparsifier.step()
+        same_everywhere(sparsifier)
+        state = hashlib.sha256()
+        left = wanted = 0.0
+        for parameter in sparsifier.threshold_parameters():
+            own = whole(parameter).detach()
+            left, wanted = left + float(own.double().sum()), wanted + own.numel()
+            state.update(own.numpy().tobytes())
+        for weight in sparsifier.effective_weights().values():
+            state.update(weight.numpy().tobytes())
+        assert len(set(everywhere(state.hexdigest()))) == 1
+        share = RAMP.sparsity(step, STEPS, 0.7)
+        assert 0.99 * (1 - share) * wanted <= left <= (1 - share) * wanted * (1 + 1e-6)
+        assert abs(sparsifier.sparsity - share) * wanted <= 1
+    with torch.no_grad():  # the relaxed masks of training
+        found = [model(X), model.eval()(X)]
+    outputs = [hashlib.sha256(own.numpy().tobytes()).hexdigest() for own in found]
+    assert len(set(everywhere(tuple(outputs)))) == 1
+    assert outputs[0] != outputs[1]
+
+
 def data_parallel_frozen() -> None:
     model, sparsifier = converted("st3")
     wrapped = DistributedDataParallel(model)
@@ -380,6 +413,8 @@ def thresholds_are_set_back() -> None:
 
 SCENARIOS: dict[str, Callable[[], None]] = {
     **{f"data parallel, {name}": functools.partial(data_parallel, name) for name in METHODS},
+    "data parallel, drawn masks": functools.partial(drawn_masks, split=False),
+    "shards, drawn masks": functools.partial(drawn_masks, split=True),
     "data parallel, frozen": data_parallel_frozen,
     **{f"shards, {name}": functools.partial(shards, name) for name in METHODS},
     "shards and copies": functools.partial(shards, "st3", (1, 2)),

@@ -137,11 +137,13 @@ def _weights(sparsifier: Sparsifier) -> dict[str, Weights]:
     """Latent and effective weights by site."""
     held = {item.site.name: item for item in sparsifier.run.bound()}
     effective, thresholds = sparsifier.effective_weights(), sparsifier.thresholds
+    of_weights = not sparsifier.method.learned
     return {
         name: Weights(
             latent=held[name].weight().detach(),
             effective=effective[name],
-            threshold=thresholds[name] if thresholds[name] >= 0 else None,
+            # One of probabilities says nothing of weights.
+            threshold=thresholds[name] if of_weights and thresholds[name] >= 0 else None,
         )
         for name in (site.name for site in sparsifier.plan.sites)
     }

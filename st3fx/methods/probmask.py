@@ -44,8 +44,8 @@ _NEAREST = 1e-6
 """How near ``s`` is to 0 or 1 at most for its gradient."""
 
 
-def relaxed(probability: Tensor, threshold: Tensor, salt: int, *grouping: Any) -> Tensor:
-    """``m̃`` of a draw, for each weight; fp32.
+def drawn_logits(probability: Tensor, threshold: Tensor, salt: int, *grouping: Any) -> Tensor:
+    """``(log(s/(1 − s)) + l) / τ`` of a draw, for each weight; fp32, infinite where ``s`` is 0 or 1.
 
     Args:
         probability: ``s``, of the whole weight; of a group its mean.
@@ -58,7 +58,7 @@ def relaxed(probability: Tensor, threshold: Tensor, salt: int, *grouping: Any) -
         tuple(probability.shape), int(number), salt, probability.device, *grouping
     )
     own = group_means(probability.float(), *grouping)
-    return torch.logit(own).add_(noise).div_(temperature).sigmoid_()
+    return torch.logit(own).add_(noise).div_(temperature)
 
 
 def formula(
@@ -73,8 +73,8 @@ def formula(
 ) -> None:
     """``ŵ``; a negative ``θ`` is inactive: ``ŵ = w``, bit for bit."""
     if is_drawn(threshold):
-        soft = relaxed(probability, threshold, salt, *grouping)
-        normal(weight * ((soft >= 0.5) if hard else soft), out)
+        logits = drawn_logits(probability, threshold, salt, *grouping)
+        normal(weight * ((logits >= 0) if hard else logits.sigmoid_()), out)
     elif is_inactive(threshold):
         out.copy_(weight)
     else:
@@ -97,12 +97,13 @@ def gradient(
     if not is_drawn(threshold):
         left = magnitudes(probability.float(), *grouping) > threshold
         return grad * (left | (threshold < 0)), None, torch.zeros_like(probability)
-    soft = relaxed(probability, threshold, salt, *grouping)
-    mask = (soft >= 0.5) if hard else soft
+    logits = drawn_logits(probability, threshold, salt, *grouping)
+    mask = (logits >= 0) if hard else logits.sigmoid()
     near = probability.float().clamp(_NEAREST, 1 - _NEAREST)
-    soft = relaxed(near, threshold, salt, *grouping)
+    logits = drawn_logits(near, threshold, salt, *grouping)
     own = group_means(near, *grouping)
-    slope = soft * (1 - soft) / (threshold[4].float() * own * (1 - own))
+    # 1 − m̃ of an m̃ near 1 has few digits left.
+    slope = logits.sigmoid() * logits.neg().sigmoid() / (threshold[4].float() * own * (1 - own))
     along = group_means(grad.float() * weight.float(), *grouping)
     return (grad * mask).to(grad.dtype), None, (along * slope).to(probability.dtype)
 

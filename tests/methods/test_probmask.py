@@ -26,7 +26,8 @@ RAMP = st3fx.CubicSchedule(0.0, 0.5)
 
 def converted(verify: bool = False, **values: Any) -> tuple[nn.Module, st3fx.Sparsifier]:
     torch.manual_seed(0)
-    method = st3fx.ProbMask(**({"sparsity": 0.8, "schedule": RAMP} | values))
+    own: dict[str, Any] = {"sparsity": 0.8, "schedule": RAMP} | values
+    method = st3fx.ProbMask(**own)
     return st3fx.convert(Net(), image(), method, total_steps=STEPS, verify=verify)
 
 
