@@ -24,6 +24,7 @@ from st3fx.modules.marks import (
     Conversion,
     Sparse,
     homes,
+    is_state,
     put_state,
     state_name,
 )
@@ -92,7 +93,11 @@ def _plan(
         opaque=tuple(islands.opaque),
         method=method.name,
         target=method.target,
-        total_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        total_parameters=sum(
+            parameter.numel()
+            for name, parameter in model.named_parameters()
+            if not (is_state(name) and name.endswith(method.learned))  # as many as weights
+        ),
         verified=False,
         granularity=method.granularity.text,
     )

@@ -204,19 +204,17 @@ def _from_bundle(
 def _parameters(bundle: Bundle) -> int:
     """Scalars in the parameters of a bundle's model when it is folded.
 
-    Learned thresholds and probabilities go, and projections of tied embeddings get a parameter of
-    their own.
+    Learned thresholds go, and projections of tied embeddings get a parameter of their own.
     """
     plan, state = bundle.manifest.plan, bundle.state_dict
-    method = method_from_dict(bundle.manifest.recipe.method)
-    keys = ("threshold",) if isinstance(method, LearnedMethod) else method.learned
-    learned = (
-        state[f"{owner(site.name)}.{state_name(site.name.rpartition('.')[2], key)}"
+    learned = isinstance(method_from_dict(bundle.manifest.recipe.method), LearnedMethod)
+    thresholds = (
+        state[f"{owner(site.name)}.{state_name(site.name.rpartition('.')[2], 'threshold')}"
               .removeprefix(".")].numel()
-        for site in plan.sites for key in keys
+        for site in plan.sites
     )  # fmt: skip
     untied = sum(site.numel for site in plan.sites if site.tied)
-    return plan.total_parameters + untied - sum(learned)
+    return plan.total_parameters + untied - (sum(thresholds) if learned else 0)
 
 
 def _from_spec(request: Request, progress: Callable[[str], None], *, with_example: bool) -> Folded:

@@ -45,7 +45,7 @@ _NEAREST = 1e-6
 
 
 def drawn_logits(probability: Tensor, threshold: Tensor, salt: int, *grouping: Any) -> Tensor:
-    """``(log(s/(1 − s)) + l) / τ`` of a draw, for each weight; fp32, infinite where ``s`` is 0 or 1.
+    """``(log(s/(1 − s)) + l) / τ`` for each weight; fp32, infinite where ``s`` is 0 or 1.
 
     Args:
         probability: ``s``, of the whole weight; of a group its mean.

@@ -267,6 +267,7 @@ def test_masks_are_drawn_at_each_step_whatever_update_every_is() -> None:
 def test_it_is_verified() -> None:
     _, sparsifier = converted(verify=True)
     assert sparsifier.plan.verified
+    assert sparsifier.plan.total_parameters == sum(p.numel() for p in Net().parameters())
 
 
 @pytest.mark.parametrize(
