@@ -55,7 +55,10 @@ def model_names(library: str) -> list[str]:
     return sorted(found)
 
 
-DATASETS = ("fashion-mnist-mini", "fashion-mnist", "cifar10", "cifar100", "imagefolder")
+DATASETS = (
+    "fashion-mnist-mini", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "webdataset",
+    "huggingface",
+)  # fmt: skip
 """Keys of ``st3fx.data.DATASETS``, which takes seconds to import; a test holds them equal."""
 
 

@@ -69,6 +69,8 @@ ONLY_IN = {
     },
     "onnxscript": {"passes.onnx", "export"},
     "click": {"cli"},
+    "datasets": {"data"},
+    "pyarrow": {"data"},
     "lightning": {"integrations"},
     "peft": {"integrations"},
     "transformers": {"integrations"},

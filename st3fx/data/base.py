@@ -111,7 +111,7 @@ class DataSettings:
             a batch from them costs less than sending it from another process.
         augment: Whether training samples are cropped and flipped at random.
         channels: 3 repeats a grey image; ``None`` keeps the set's own.
-        image_size: Height and width in pixels. ``imagefolder`` crops to it (``None``: 224), sets
+        image_size: Height and width in pixels. Image files are cropped to it (``None``: 224), sets
             in memory are resized (``None``: they keep their own).
         seed: Of the shuffling and the augmentation.
         permit: On whose word loaders of the user's own run.

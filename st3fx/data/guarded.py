@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from st3fx.data.image_folder import SeededDataset
+from st3fx.data.images import SeededDataset
 from st3fx.data.in_memory import TensorImages
 from st3fx.errors import DataError, St3fxError, describe
 
@@ -216,6 +216,8 @@ def _file(dataset: Any, index: int) -> str:
         if isinstance(dataset, Subset):
             index = int(dataset.indices[index])
         dataset = dataset.inner if isinstance(dataset, SeededDataset) else dataset.dataset
+    if callable(where := getattr(dataset, "where", None)) and 0 <= index < len(dataset):
+        return str(where(index))
     samples = getattr(dataset, "samples", None)
     if not isinstance(samples, list) or not 0 <= index < len(samples):
         return ""

@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader
 from st3fx.data.base import Data, DataSettings, kind_of
 from st3fx.data.cifar import cifar10, cifar100
 from st3fx.data.fashion_mnist import fashion_mnist, fashion_mnist_mini
+from st3fx.data.hugging_face import hugging_face
 from st3fx.data.image_folder import image_folder
+from st3fx.data.shards import shards
 from st3fx.errors import DataError, SpecError, suggest
 from st3fx.loading.factory import require_users, required_arguments, user_code
 from st3fx.loading.spec import Spec, import_spec, parse_spec
@@ -125,6 +127,8 @@ DATASETS: dict[str, Callable[[DataSettings], Data]] = {
     "cifar10": cifar10,
     "cifar100": cifar100,
     "imagefolder": image_folder,
+    "webdataset": shards,
+    "huggingface": hugging_face,
 }
 """Name -> maker."""
 

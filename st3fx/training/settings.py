@@ -92,7 +92,8 @@ class Settings(ConversionSettings, _Model):
 
     data: str = setting(
         "data", "fashion-mnist-mini",
-        "fashion-mnist-mini, fashion-mnist, cifar10, cifar100, imagefolder, or your own "
+        "fashion-mnist-mini, fashion-mnist, cifar10, cifar100, imagefolder, webdataset (tar "
+        "shards), huggingface (saved by datasets), or your own "
         "loaders.py:make_loaders.",
     )  # fmt: skip
     data_path: str | None = setting("data", None, "Folder of the data.", free=True)

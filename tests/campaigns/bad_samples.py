@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from st3fx.data.base import EpochSampler
 from st3fx.data.guarded import guarded, heard
-from st3fx.data.image_folder import SeededDataset
+from st3fx.data.images import SeededDataset
 from st3fx.errors import DataError
 
 

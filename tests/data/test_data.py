@@ -289,5 +289,6 @@ def test_bad_settings(
 def test_the_table_has_what_the_settings_name() -> None:
     assert list(DATASETS) == [
         "fashion-mnist-mini", "fashion-mnist", "cifar10", "cifar100", "imagefolder",
+        "webdataset", "huggingface",
     ]  # fmt: skip
     assert DataSettings().name in DATASETS

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from st3fx.commands.train import evaluate_spec, train_spec
 from st3fx.data.base import DataSettings, EpochSampler
 from st3fx.data.guarded import following, guarded, heard
-from st3fx.data.image_folder import SeededDataset
+from st3fx.data.images import SeededDataset
 from st3fx.data.table import make_data
 from st3fx.errors import DataError, TrainError
 from st3fx.training.settings import Settings
