@@ -17,7 +17,7 @@ from st3fx.files.bundle import GRAPH, MANIFEST, WEIGHTS, checked_manifest, sourc
 from st3fx.files.manifest import FORMAT, FORMAT_VERSION, Manifest
 from st3fx.files.reading import DamageError, check_regular
 from st3fx.inspection.found import Digest, Found, Layer, share_of_zeros
-from st3fx.inspection.weights import counted
+from st3fx.inspection.weights import counted, is_statistic
 from st3fx.methods.base import Method, ScheduledMethod
 from st3fx.modules.marks import LEVEL, STEP, is_state, state_name
 from st3fx.plan.names import owner
@@ -170,7 +170,7 @@ def look_checkpoint(path: Path) -> Found:
     except (DamageError, RuntimeError, ValueError, TypeError) as error:
         raise InspectError(f"{path} does not fit together: {describe(error)}") from error
     reached = share_of_zeros(layers)
-    own = [t for name, t in saved.model.items() if isinstance(t, Tensor) and not is_state(name)]
+    own = [t for name, t in saved.model.items() if isinstance(t, Tensor) and _is_own(name)]
     together = f", {saved.processes} processes together" if saved.processes > 1 else ""
     return Found(
         str(path), "checkpoint of a training", f"{CHECKPOINT} {CHECKPOINT_VERSION}",
@@ -184,6 +184,10 @@ def look_checkpoint(path: Path) -> Found:
         sites=len(saved.sites), parameters=sum(tensor.numel() for tensor in own),
         digests=(Digest("all of it", holds=True),), layers=layers,
     )  # fmt: skip
+
+
+def _is_own(name: str) -> bool:
+    return not is_state(name) and not is_statistic(name)
 
 
 def _getter(state: dict[str, Any]) -> Get:

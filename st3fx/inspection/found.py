@@ -93,7 +93,7 @@ class Found:
         progress: How far a training is, in words.
         scores: Name -> what an evaluation gave.
         sites: Weights that are made sparse.
-        parameters: Scalars in all parameters.
+        parameters: Scalars in all parameters; in a state dict, in all but batch norm's statistics.
         skipped: Weights that stay dense.
         digests: What was compared.
         opsets: Domain of operators -> version.

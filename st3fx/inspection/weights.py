@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +40,11 @@ def counted(name: str, tensor: Tensor) -> Layer:
     return Layer(name, tuple(tensor.shape), dtype, zeros)
 
 
+def is_statistic(name: str) -> bool:
+    """Whether an entry of a state dict is what batch norms have seen, and no parameter."""
+    return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+
+
 class Tensors:
     """Takes in the tensors of a file one by one."""
 
@@ -52,7 +58,8 @@ class Tensors:
         if is_state(name):
             self.state.append(name)
             return
-        self.parameters += tensor.numel()
+        if not is_statistic(name):
+            self.parameters += tensor.numel()
         if tensor.dim() > 1:
             self.layers.append(counted(name, tensor))
 
@@ -99,7 +106,7 @@ def look_compact(path: Path) -> Found:
         for item in stored
         if len(item.shape) > 1 and not is_state(item.name)
     )
-    parameters = sum(Layer(item.name, item.shape, item.dtype, 0).elements for item in stored)
+    parameters = sum(math.prod(item.shape) for item in stored if not is_statistic(item.name))
     tied = f"{few(aliases)} {'is' if len(aliases) == 1 else 'are'} tied to others."
     return Found(
         str(path), "compact weights", f"st3w {COMPACT_VERSION}", path.stat().st_size,

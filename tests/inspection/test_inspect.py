@@ -98,6 +98,10 @@ def test_zeros_are_those_of_the_folded_model(made: Path, name: str) -> None:
 
 def test_a_bundle_says_what_its_manifest_and_plan_say(made: Path) -> None:
     bundle = read_bundle(made / "run" / "model.st3fx")
+    counts = {shown(made / name)["parameters"] for name in (
+        "run", "run/model.st3fx", "run/checkpoints/last.pt", "run/folded.safetensors", "w.st3w",
+        "w.pt")}  # fmt: skip
+    assert counts == {bundle.manifest.plan.total_parameters}
     found = shown(made / "run" / "model.st3fx")
     assert found["kind"].startswith("bundle")
     assert found["format"] == "st3fx-bundle 1"
