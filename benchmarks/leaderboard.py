@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import record
+from st3fx.commands.sweep import sweep
 from st3fx.commands.train import train_spec
 from st3fx.training.recipes import RECIPES
 from st3fx.training.settings import Settings
@@ -40,6 +41,8 @@ from st3fx.training.settings import Settings
 SPARSITIES = (0.90, 0.95, 0.98, 0.99)
 COLUMNS = (0.50, 0.80, *SPARSITIES)
 SEEDS = (0, 1, 2)
+DRAWN_TO = 0.90
+"""Where the training of a drawn sparsity ends."""
 
 LENGTHS: dict[str, dict[str, Any]] = {
     "cpu": {"epochs": 2, "warmup_epochs": 0.2},
@@ -77,6 +80,8 @@ class Entry:
         recipes: For the row of our own recipes: the one for each sparsity, by length. It may change
             what the other rows have in common, but for the model, the data and the epochs.
         sparsities: Which of the table's columns it has.
+        drawn: Between which sparsities that of each step is drawn. One training is taken to all of
+            the columns then (``st3fx sweep``); it ends at 90 %.
     """
 
     method: str
@@ -84,6 +89,7 @@ class Entry:
     strength: dict[str, dict[float, str]] | None = None
     recipes: dict[str, dict[float, str]] | None = None
     sparsities: tuple[float, ...] = SPARSITIES
+    drawn: tuple[float, float] | None = None
 
 
 STRENGTHS: dict[str, dict[str, dict[float, str]]] = {
@@ -104,6 +110,8 @@ STRENGTHS: dict[str, dict[str, dict[float, str]]] = {
 
 ENTRIES = {
     "ST-3": Entry("st3", sparsities=COLUMNS),
+    "ST-3, drawn 50 to 95 %": Entry("st3", sparsities=(0.80, 0.90, 0.95), drawn=(0.50, 0.95)),
+    "ST-3, drawn 80 to 95 %": Entry("st3", sparsities=(0.80, 0.90, 0.95), drawn=(0.80, 0.95)),
     "ST-3, blocks of 4": Entry(
         "st3", {"method_options": ("granularity=block:4",)}, sparsities=(0.80, 0.90, 0.95)
     ),
@@ -149,7 +157,7 @@ def main() -> None:
         length["precision"] = "no"
     if options.trial:
         tried, share = _entry_of(options.only), options.sparsity or 0.9
-        print(json.dumps(run(options.device, length, tried, share, 0, options.trial)))
+        print(json.dumps(run(options.device, length, tried, share, 0, options.trial)[0]))
         return
     epochs = "" if options.epochs is None else f"_{options.epochs}_epochs"
     precision = "_fp32" if options.fp32 else ""
@@ -163,11 +171,13 @@ def main() -> None:
                 continue
             if options.sparsity not in (None, sparsity) or options.seed not in (None, seed):
                 continue
-            document["rows"].append(run(options.device, length, entry, sparsity, seed))
+            rows = run(options.device, length, entry, sparsity, seed)
+            document["rows"] += rows
             document["environment"] = record.environment(options.device)
             document["settings"] = {**COMMON, **length}
             record.write(path, document)
-            print(json.dumps(document["rows"][-1]), flush=True)
+            for row in rows:
+                print(json.dumps(row), flush=True)
     show(document["rows"])
     draw(document["rows"], path.with_suffix(".png"))
 
@@ -189,6 +199,8 @@ def missing(rows: list[dict[str, Any]], device: str) -> list[tuple[str | None, f
 
 def _is_ready(entry: Entry, device: str, sparsity: float) -> bool:
     """Whether it is known how to reach a sparsity."""
+    if entry.drawn is not None and sparsity != DRAWN_TO:
+        return False  # its training gives these, too
     return sparsity in entry.sparsities and all(
         table is None or sparsity in table.get(device, {})
         for table in (entry.strength, entry.recipes)
@@ -202,8 +214,11 @@ def run(
     sparsity: float,
     seed: int,
     trial: str | None = None,
-) -> dict[str, Any]:
-    """Train once; the dense row is ST-3 at sparsity 0, which computes what the model computes."""
+) -> list[dict[str, Any]]:
+    """Train once, and give a row, of a drawn sparsity one for each column.
+
+    The dense row is ST-3 at sparsity 0, which computes what the model computes.
+    """
     settings = {**COMMON, **length, "seed": seed}
     if entry is None:
         settings.update(method="st3", sparsity=0.0)
@@ -218,18 +233,27 @@ def run(
             settings["method_options"] = (*own, strength)
         else:
             settings["sparsity"] = sparsity
+        if chosen.drawn is not None:
+            settings["draw_sparsity"] = chosen.drawn
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = train_spec(Settings(**settings, output_dir=str(Path(folder) / "run")))
-    return {
-        "entry": entry or "dense",
-        "asked": sparsity,
-        "seed": seed,
-        "sparsity": round(result.sparsity, 5),
-        "top1": round(100 * result.scores.top1, 3),
-        "settings": {k: v for k, v in settings.items() if COMMON.get(k) != v},
-        "seconds": round(time.perf_counter() - began, 1),
-    }
+        scores = [(sparsity, result.sparsity, result.scores.top1)]
+        if entry is not None and ENTRIES[entry].drawn is not None:
+            swept = sweep(Path(folder) / "run", ENTRIES[entry].sparsities, bench=False)
+            scores = [(row.sparsity, row.zeros, row.top1) for row in swept.rows]
+    return [
+        {
+            "entry": entry or "dense",
+            "asked": asked,
+            "seed": seed,
+            "sparsity": round(reached, 5),
+            "top1": round(100 * top1, 3),
+            "settings": {k: v for k, v in settings.items() if COMMON.get(k) != v},
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+        for asked, reached, top1 in scores
+    ]
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, dict[float, tuple[float, float, float, int]]]:

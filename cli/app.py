@@ -33,6 +33,7 @@ from st3fx.cli.output import say
 from st3fx.cli.quantize import quantize
 from st3fx.cli.report import report
 from st3fx.cli.sensitivity import sensitivity
+from st3fx.cli.sweep import sweep
 from st3fx.cli.terminal import INTERRUPTED
 from st3fx.cli.train import train
 from st3fx.errors import ResourceError, St3fxError, exhausted, printable
@@ -174,7 +175,7 @@ _FOLDERS = _our_folders()
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Make a model sparse": (convert, train),
     "Put it to use": (fold, export, quantize),
-    "See what it is worth": (analyze, bench, sensitivity, report, compare),
+    "See what it is worth": (analyze, bench, sensitivity, sweep, report, compare),
     "Find your way": (inspect, demo, doctor, completion),
 }
 """All commands, in the order of the work, under the headings of the help text."""

@@ -105,6 +105,10 @@ class InspectError(St3fxError):
     """A file or folder is nothing that can be looked into, or is damaged."""
 
 
+class SweepError(St3fxError):
+    """A model cannot be taken to other sparsities, or none is as it is asked for."""
+
+
 class ResourceError(St3fxError):
     """The machine has run out of memory, disk, handles or threads, or refuses a file."""
 

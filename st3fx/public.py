@@ -11,6 +11,7 @@ from st3fx.commands.export import eliminate_dead_channels, export_onnx
 from st3fx.commands.quantize import quantize
 from st3fx.commands.report import write_report
 from st3fx.commands.sensitivity import sensitivity
+from st3fx.commands.sweep import sweep
 from st3fx.errors import EmptyLayerWarning, St3fxError
 from st3fx.export.export_result import ExportResult
 from st3fx.files.compact import load_compact, save_compact
@@ -63,5 +64,6 @@ __all__ = [
     "save_bundle",
     "save_compact",
     "sensitivity",
+    "sweep",
     "write_report",
 ]

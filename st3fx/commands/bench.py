@@ -93,7 +93,7 @@ def benchmark(
     """
     if not models:
         raise BenchError("no model: give a bundle, a SPEC, an ONNX file or an nn.Module")
-    chosen, report = _known(settings or BenchSettings()), progress or silent
+    chosen, report = known(settings or BenchSettings()), progress or silent
     requests = [
         Request(str(m), trust=trust, model=model) if isinstance(m, str | Path) else m
         for m in models
@@ -110,18 +110,18 @@ def benchmark(
         ]  # fmt: skip
         if len(subjects) == 1 and subjects[0].is_file:
             subjects = [with_kernels(subjects[0], folder, chosen, report)]
-        rows, measured = _measured(subjects, chosen, folder, report)
+        rows, measured = run_all(subjects, chosen, folder, report)
     return BenchResult(
         model=", ".join(subject.name for subject in subjects),
         rows=tuple(rows),
-        settings=_as_json(measured),
-        environment={**environment(), **({"kernels": isa} if (isa := _isa(rows)) else {})},
+        settings=as_json(measured),
+        environment=ran_on(rows),
         command=_command(requests, measured, fixed_batch=fixed_batch),
         verdict=tuple(_said(subjects, rows, measured, chosen.threads)),
     )
 
 
-def _known(settings: BenchSettings) -> BenchSettings:
+def known(settings: BenchSettings) -> BenchSettings:
     """The settings with full names of providers, after a look at what this machine has."""
     settings = dataclasses.replace(settings, providers=known_providers(settings.providers))
     if settings.custom_ops is not None and not Path(settings.custom_ops).is_file():
@@ -165,7 +165,7 @@ def _isa(rows: Sequence[BenchRow]) -> str:
     return native.isa() if any(row.skips_zeros for row in rows) else ""
 
 
-def _measured(
+def run_all(
     subjects: Sequence[Subject], settings: BenchSettings, folder: Path, report: Report
 ) -> tuple[list[BenchRow], BenchSettings]:
     """The rows, and the settings with what was left to choose."""
@@ -253,7 +253,14 @@ def _check(request: Request | nn.Module, *, fixed_batch: bool) -> None:
         )
 
 
-def _as_json(settings: BenchSettings) -> dict[str, Any]:
+def ran_on(rows: Sequence[BenchRow]) -> dict[str, Any]:
+    """The machine that rows were measured on, as JSON values."""
+    isa = _isa(rows)
+    return {**environment(), **({"kernels": isa} if isa else {})}
+
+
+def as_json(settings: BenchSettings) -> dict[str, Any]:
+    """Settings of a benchmark, with what was left to choose, as JSON values."""
     fields = dataclasses.asdict(settings).items()
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields}
     return {**plain, "session": dict(CONFIG), "dense": DENSE}

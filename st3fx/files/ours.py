@@ -29,6 +29,8 @@ _NAMED: dict[str, tuple[bytes, ...]] = {
     "quantize.json": (b'"calibration"', b'"opset"'),
     "bench.json": (b'"st3fx-bench"',),
     "sensitivity.json": (b'"st3fx-sensitivity"',),
+    "sweep.json": (b'"st3fx-sweep"',),
+    "sweep.html": (b"st3fx sweep",),
 }
 
 BUNDLE = ("manifest.json", "model.safetensors", "graph.txt")

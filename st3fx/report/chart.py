@@ -145,6 +145,7 @@ class Series:
         dots: Whether each point is marked.
         hue: Which of many things it stands for, from 0: the colours of :data:`HUES`, then the same
             dashed, then dotted. ``None``: the colour of its role.
+        labels: Beside the points, if anything is.
     """
 
     name: str
@@ -153,6 +154,7 @@ class Series:
     unit: str = ""
     dots: bool = False
     hue: int | None = None
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

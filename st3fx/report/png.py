@@ -142,6 +142,9 @@ def _lines(chart: LineChart, axes: Axes) -> None:
             linewidth=_WIDTHS[series.role], alpha=0.4 if series.role == "goal" else 1,
             clip_on=False,
         )  # fmt: skip
+        for point, label in zip(series.points, series.labels, strict=False):
+            axes.annotate(label, point, (4, -12), textcoords="offset points", fontsize=8,
+                          color=_SOFT, parse_math=False)  # fmt: skip
     if chart.y.log:
         axes.set_yscale("log")
     points = [point for series in chart.series for point in series.points]

@@ -237,6 +237,10 @@ def _line(series: Series, x: Scale, y: Scale) -> Markup:
     if series.dots or len(places) == 1:
         parts += [tag("circle", cx=px, cy=py, r=3, class_=f"dot {_style(series)}")
                   for px, py in places]  # fmt: skip
+    for (px, py), label in zip(places, series.labels, strict=False):
+        right = px > (_LEFT + _RIGHT) / 2  # towards the middle, where there is room
+        parts.append(text(px - 6 if right else px + 6, py + 14, label,
+                          class_="tick end" if right else "tick"))  # fmt: skip
     return join(parts)
 
 

@@ -84,7 +84,8 @@ class RunFolder:
         files = [each for path in models for each in (Path(f"{path}.data"), path)]
         names = ("model.st3w", "quantize.json", "finetune.jsonl")
         return (
-            *files, *(self.path / name for name in names), self.bench, self.sensitivity, self.report
+            *files, *(self.path / name for name in names), self.bench, self.sensitivity,
+            self.report, self.sweep, self.sweep.with_suffix(".json"),
         )  # fmt: skip
 
     @property
@@ -101,6 +102,11 @@ class RunFolder:
     def report(self) -> Path:
         """What ``st3fx report`` writes."""
         return self.path / "report.html"
+
+    @property
+    def sweep(self) -> Path:
+        """The page that ``st3fx sweep`` writes, and beside it a JSON file of the same name."""
+        return self.path / "sweep.html"
 
     def check_new(self, *, force: bool) -> None:
         """Fail early if a new run cannot be written here. Writes nothing.

@@ -284,7 +284,7 @@ def make_session(
         TrainError: When model and data do not fit, nor the learning rate and the method's cycles.
     """
     check_outputs(model, data)
-    _choose_kernels(settings)
+    choose_kernels(settings)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
     model.to(accelerator.device)
@@ -315,7 +315,7 @@ def make_session(
     return session
 
 
-def _choose_kernels(settings: Settings) -> None:
+def choose_kernels(settings: Settings) -> None:
     """The same kernels in each start, unless speed is asked for: a run must be able to go on."""
     torch.backends.cudnn.benchmark = settings.cudnn_benchmark
     torch.backends.cudnn.deterministic = not settings.cudnn_benchmark
