@@ -69,6 +69,10 @@ def fold(
 
     request = Request(**asked)
     compact = compact or (output or "").endswith(compact_file.SUFFIX)
+    if compact and output and not output.endswith(compact_file.SUFFIX):
+        raise click.UsageError(
+            f"-o {output}: a compact file is named *{compact_file.SUFFIX}, by which it is read"
+        )
     if compact and eliminate_dead_channels:
         raise click.UsageError(f"-o {output}: a graph without dead channels is written as .pt2")
     suffix = compact_file.SUFFIX if compact else ".safetensors"

@@ -46,8 +46,8 @@ if TYPE_CHECKING:
               help="Go on with the run in DIR, by default in --output-dir, from its last "
               "checkpoint, or from the checkpoint that is named.")  # fmt: skip
 @click.option("--accept-changes", is_flag=True,
-              help="With --resume, go on though the model's source, the data or the log were "
-              "changed since the checkpoint was written.")  # fmt: skip
+              help="With --resume, go on though the model's source, the data, the log or the "
+              "settings were changed since the checkpoint was written.")  # fmt: skip
 @click.option("--test-only", is_flag=True, help="Evaluate, and write nothing.")
 @trust_options
 @force_option("a run that is already there")
@@ -101,7 +101,9 @@ def train(
         flags |= {"sparsity": target_macs, "budget": "macs"}
     if amp:
         flags.setdefault("precision", "bf16")
-    settings, checkpoint = _settings(flags, config, resume, test_only=test_only)
+    settings, checkpoint = _settings(
+        flags, config, resume, test_only=test_only, accepted=accept_changes
+    )
     with stdout_for(as_json=as_json):
         result = _run(
             settings, checkpoint, _code(settings, flags, config, resume, trust, model),
@@ -113,7 +115,12 @@ def train(
 
 
 def _settings(
-    flags: dict[str, Any], config: str | None, resume: str | None, *, test_only: bool
+    flags: dict[str, Any],
+    config: str | None,
+    resume: str | None,
+    *,
+    test_only: bool,
+    accepted: bool,
 ) -> tuple[Settings, Path | None]:
     """The settings of the run, and the checkpoint to go on from: none yet means from the start."""
     from st3fx.errors import TrainError
@@ -137,7 +144,7 @@ def _settings(
     if test_only and checkpoint is None:
         again = f"st3fx train --resume {shlex.quote(str(folder_of_run.path))}"
         raise TrainError(f"{folder_of_run.path} has no checkpoint yet to evaluate: {again} goes on")
-    settings = resume_settings(folder_of_run, flags)
+    settings = resume_settings(folder_of_run, flags, accepted=accepted)
     return dataclasses.replace(settings, output_dir=str(folder_of_run.path)), checkpoint
 
 

@@ -16,9 +16,9 @@ ROOT = Path(__file__).parent.parent
 
 PACKAGES = (
     # What a converted model is.
-    "errors", "version", "whose", "under_way", "processes", "tensors", "provenance", "plan",
-    "native", "sparsity.gpu", "sparsity", "sparsity.threshold", "methods", "modules", "graphs",
-    "sparsifier",
+    "errors", "version", "whose", "under_way", "processes", "process_lock", "tensors", "provenance",
+    "plan", "native", "sparsity.gpu", "sparsity", "sparsity.threshold", "methods", "modules",
+    "graphs", "sparsifier",
     # The compiler.
     "passes", "passes.trace", "passes.convert", "passes.channels",
     # What is made of models, measured and trained.

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import abc
+import contextlib
+import logging
+from collections.abc import Iterator
 from typing import Self
 
 import onnx_ir as ir
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Around onnx_ir: what it would log of a file is in the error, or is none of the user's."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class GraphPass(ir.passes.InPlacePass):

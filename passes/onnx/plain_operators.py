@@ -14,8 +14,10 @@ import onnx
 import onnx_ir as ir
 from onnx import helper
 from onnx_ir.passes import common
+from onnx_ir.serde import SerdeError
 
-from st3fx.passes.onnx.graph_pass import GraphPass
+from st3fx.errors import describe
+from st3fx.passes.onnx.graph_pass import GraphPass, hushed
 from st3fx.passes.onnx.plain_quant import PLAIN_QUANT
 from st3fx.passes.onnx.tape import Tape
 from st3fx.passes.onnx.values import take_place
@@ -36,13 +38,18 @@ def plain_proto(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Raises:
         KeyError: For an operator that is not in ``ops.md``.
-        ValueError: For weights that are not constant or do not fit.
+        ValueError: For weights that are not constant or do not fit, and what onnx_ir cannot read.
     """
     if not any(is_ours(node) for node in model.graph.node):
         return model
-    graph = ir.from_proto(model)
-    PlainOperators()(graph)
-    return ir.to_proto(graph)
+    with hushed():
+        try:
+            graph = ir.from_proto(model)
+            PlainOperators()(graph)
+            return ir.to_proto(graph)
+        except (SerdeError, TypeError, IndexError, AttributeError) as error:
+            # Of what a file says that is not as it is written here.
+            raise ValueError(describe(error.__cause__ or error)) from error
 
 
 class PlainOperators(GraphPass):

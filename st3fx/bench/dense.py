@@ -19,8 +19,8 @@ from st3fx.export.write import save_proto
 from st3fx.flops.onnx_node import attributes
 from st3fx.flops.onnx_weights import PACKED, ZERO_POINTS
 from st3fx.passes.onnx.normal_form import all_nodes, dense, normal_form
-from st3fx.passes.onnx.open_model import open_model
 from st3fx.passes.onnx.plain_operators import plain_proto
+from st3fx.runtime.open_model import open_model
 
 
 def is_quantised(array: Array) -> bool:

@@ -19,8 +19,8 @@ from st3fx import runtime
 from st3fx.bench.variant import Array, BenchSettings
 from st3fx.errors import BenchError, NativeError
 from st3fx.passes.onnx.normal_form import BUILT_IN, all_nodes, open_inputs
-from st3fx.passes.onnx.open_model import open_model
 from st3fx.passes.onnx.plain_operators import OURS, is_ours
+from st3fx.runtime.open_model import open_model
 from st3fx.runtime.operators import QUANT_OPERATORS, Shape, example_shapes
 
 
@@ -43,7 +43,7 @@ def read_inputs(path: Path, *, custom_ops: bool = False) -> tuple[InputPort, ...
     Raises:
         BenchError: When it is missing, no ONNX, incomplete, or has operators of its own.
     """
-    model = open_model(path, BenchError, weights=False)
+    model = open_model(path, BenchError, weights=False, compared=True)
     if not custom_ops:
         _check_operators(model, path)
     return tuple(_port(value) for value in open_inputs(model.graph))

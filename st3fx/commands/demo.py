@@ -45,7 +45,7 @@ from st3fx.sparsity.granularity import parse
 from st3fx.training.folder import RunFolder, find_run
 from st3fx.training.recipes import resolve, resume
 from st3fx.training.report import Reporter, TrainResult
-from st3fx.training.settings import from_dict, read_toml
+from st3fx.training.settings import read_run
 
 
 @dataclass(frozen=True)
@@ -379,7 +379,7 @@ class _Demo:
         if not (self.again and run.settings.is_file()):
             return None
         _, checkpoint = find_run(run.path)
-        seed = from_dict(read_toml(run.settings), str(run.settings)).seed
+        seed = read_run(run.settings).seed
         return checkpoint if seed == self.seed else None
 
     def fold(self) -> FoldResult:

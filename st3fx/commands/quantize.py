@@ -42,7 +42,7 @@ from st3fx.training.batches import Stream
 from st3fx.training.folder import RunFolder
 from st3fx.training.report import Reporter, Silent
 from st3fx.training.settings import Settings as TrainingSettings
-from st3fx.training.settings import from_dict, read_toml
+from st3fx.training.settings import read_run
 
 CALIBRATION_BATCH = 8
 """Samples in one call while ranges are taken: histograms need all activations of a call."""
@@ -399,7 +399,7 @@ def subject(request: Request, data: Mapping[str, Any]) -> Subject:
     is_bundle = (Path(request.spec) / MANIFEST).is_file()
     around = run or RunFolder(Path(request.spec).resolve().parent)
     if is_bundle and around.settings.is_file() and "data" not in data:
-        known = from_dict(read_toml(around.settings), str(around.settings))
+        known = read_run(around.settings)
         settings = dataclasses.replace(known, **data)
     elif "data" in data:
         settings = TrainingSettings(spec=request.spec, **data)

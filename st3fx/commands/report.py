@@ -60,7 +60,7 @@ from st3fx.sparsity.granularity import parse
 from st3fx.training.folder import RunFolder
 from st3fx.training.log import Log
 from st3fx.training.sensitivity import SensitivityResult, read_sensitivity
-from st3fx.training.settings import from_dict, read_toml
+from st3fx.training.settings import read_run
 from st3fx.version import VERSION
 
 
@@ -264,7 +264,7 @@ def training_of(folder: RunFolder, *, log: bool = True) -> TrainingFacts:
     Raises:
         TrainError: When one of them is damaged.
     """
-    settings = from_dict(read_toml(folder.settings), str(folder.settings))
+    settings = read_run(folder.settings)
     return TrainingFacts(settings, tuple(Log(folder.log).rows()) if log else ())
 
 

@@ -214,8 +214,8 @@ def train_spec(
         force: Whether a run that is already in the folder is replaced.
         report: Who watches.
         code: On whose word code runs that the settings name; by default the user's.
-        accept_changes: Whether a run goes on though its model's source, its data or its log were
-            changed since the checkpoint.
+        accept_changes: Whether a run goes on though its model's source, its data, its log or
+            its settings were changed since the checkpoint.
 
     Raises:
         TrainError: When the run cannot start or go on, or misses its sparsity.
@@ -238,6 +238,8 @@ def train_spec(
             if checkpoint is None:
                 folder.create(settings)
                 remember(folder.path.resolve())
+            elif accept_changes:
+                folder.accept(settings)
 
         require_precision(session.plain)
         in_main(session.accelerator, begin)

@@ -17,11 +17,11 @@ from st3fx import runtime
 from st3fx.errors import ExportError, NativeError, describe
 from st3fx.export.write import weights_beside, write_model
 from st3fx.files.atomic import followed, move_into_place, temporary_neighbour
-from st3fx.passes.onnx.open_model import open_model
 from st3fx.passes.onnx.plain_operators import is_ours
 from st3fx.passes.onnx.quant_kernels.lower import lower_quantized
 from st3fx.passes.onnx.quant_kernels.quant_report import QuantReport
 from st3fx.passes.onnx.values import Array
+from st3fx.runtime.open_model import open_model
 from st3fx.runtime.operators import SUFFIX
 
 LEAST = 0.02

@@ -15,9 +15,9 @@ from onnx import numpy_helper
 from onnx.external_data_helper import set_external_data, uses_external_data
 
 from st3fx.files.ours import WRITER
-from st3fx.passes.onnx.seal import sealed
 from st3fx.passes.onnx.sparse_kernels.hints import add_hints
 from st3fx.runtime.inference import DOMAIN
+from st3fx.runtime.onnx_seal import sealed
 from st3fx.version import VERSION
 
 

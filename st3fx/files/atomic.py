@@ -25,11 +25,13 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from st3fx.errors import ExportError, St3fxError
 from st3fx.files.lock import FileLock
+from st3fx.files.reading import DamageError, build, parse_json, read_bytes
 
 MARK = "st3fx-writes-here"
 TEXT = b"st3fx writes into this folder, and removes it. When no st3fx runs any more, you may too.\n"
@@ -129,14 +131,14 @@ def _settle(part: Path) -> None:
         OSError: When a rename fails: all stays then, for the next attempt.
     """
     journal = _read_journal(part)
-    if "files" in journal:
-        _move(part, journal["files"], journal["removed"])
-    elif "folder" in journal:
-        target, old = part.with_name(journal["folder"]), part / "old"
+    if journal.files is not None:
+        _move(part, journal.files, journal.removed)
+    elif journal.folder is not None:
+        target, old = part.with_name(journal.folder), part / "old"
         if old.exists() and not target.exists():
             old.rename(target)
         for left in (old, part / "new"):
-            _give_back(left, target, journal["ours"])
+            _give_back(left, target, journal.ours)
     # The mark goes last, so that a removal that is stopped is gone on with.
     for path in sorted(part.iterdir(), key=lambda path: (path.name == MARK, path.name != _JOURNAL)):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -152,20 +154,25 @@ def _write_journal(part: Path, content: dict[str, Any]) -> None:
     draft.rename(part / _JOURNAL)
 
 
-def _read_journal(part: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Journal:
+    """What the last renames are: of a folder, or of files out of one."""
+
+    folder: str | None = None
+    ours: tuple[str, ...] = ()
+    files: tuple[str, ...] | None = None
+    removed: tuple[str, ...] = ()
+
+
+def _read_journal(part: Path) -> _Journal:
     """What :func:`_write_journal` wrote; empty where nothing was, or it names other folders."""
     try:
-        content = json.loads((part / _JOURNAL).read_text(encoding="utf-8"))
-        names = [
-            *content.get("files", ()),
-            *content.get("removed", ()),
-            *content.get("ours", ()),
-            content.get("folder", "folder"),
-        ]
-        plain = all(name == Path(name).name and name not in ("", ".", "..") for name in names)
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
-    return content if plain else {}
+        found = build(parse_json(read_bytes(part / _JOURNAL, 1 << 24)), _Journal)
+    except (OSError, DamageError):
+        return _Journal()
+    names = [*found.ours, *(found.files or ()), *found.removed, found.folder or "folder"]
+    plain = all(name == Path(name).name and name not in ("", ".", "..") for name in names)
+    return found if plain else _Journal()
 
 
 def put_in_place(folder: Path, target: Path, ours: Collection[str]) -> None:

@@ -13,8 +13,8 @@ from st3fx.flops import onnx_control
 from st3fx.flops.collect import Collector
 from st3fx.flops.onnx_walk import Walk
 from st3fx.passes.onnx.normal_form import BUILT_IN, NormalForm, bodies, normal_form, open_inputs
-from st3fx.passes.onnx.open_model import open_model
 from st3fx.passes.onnx.plain_operators import plain_proto
+from st3fx.runtime.open_model import open_model
 from st3fx.runtime.operators import Shape, example_shapes
 
 Shapes = Sequence[Shape] | Mapping[str, Shape]

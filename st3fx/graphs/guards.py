@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import threading
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from st3fx.graphs.purity import DataProgram, readable
 from st3fx.graphs.regions import unwound
 from st3fx.graphs.values import QUESTIONS, Evaluation
 from st3fx.modules.same import Meta, meta_of, same_value
+from st3fx.process_lock import ProcessLock
 
 
 class Answer(NamedTuple):
@@ -117,7 +117,7 @@ def _of_module(name: str, *rest: Any) -> Fact:
 REMEMBERED = 256
 """Signatures of calls whose answer is kept; the oldest is forgotten first."""
 
-_LOCK = threading.Lock()
+_LOCK = ProcessLock()
 _SIMPLE = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
 

@@ -20,13 +20,13 @@ from st3fx.errors import InspectError, describe
 from st3fx.files.ours import WRITER
 from st3fx.flops.onnx_weights import PACKED, ZERO_POINTS, is_product
 from st3fx.inspection.found import Digest, Found, Layer, Port, share_of_zeros
-from st3fx.passes.onnx import seal
 from st3fx.passes.onnx.normal_form import all_nodes, bodies, open_inputs
-from st3fx.passes.onnx.open_model import open_model
 from st3fx.passes.onnx.plain_operators import is_ours
 from st3fx.passes.onnx.values import Array
+from st3fx.runtime import onnx_seal as seal
 from st3fx.runtime import operators
 from st3fx.runtime.layout import BLOCK, blocks
+from st3fx.runtime.open_model import open_model
 
 _MOVES = ("DequantizeLinear", "Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze",
           "Flatten", "QuantizeLinear")  # fmt: skip

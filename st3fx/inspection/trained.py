@@ -13,7 +13,7 @@ from st3fx.inspection.found import Digest, Found
 from st3fx.training.folder import RunFolder
 from st3fx.training.log import Log
 from st3fx.training.method import make_method
-from st3fx.training.settings import Settings, from_dict, read_toml
+from st3fx.training.settings import Settings
 
 
 def look_run(path: Path) -> Found:
@@ -24,7 +24,7 @@ def look_run(path: Path) -> Found:
         BundleError: When its bundle is.
     """
     folder = RunFolder(path)
-    settings = from_dict(read_toml(folder.settings), str(folder.settings))
+    settings = read_run(folder.settings)
     rows = Log(folder.log).rows()
     tests = [row for row in rows if row["kind"] == "eval"]
     bad = sum(row["kind"] == "bad" for row in rows)

@@ -26,6 +26,7 @@ from typing import BinaryIO
 from st3fx.errors import TrustError
 from st3fx.files.atomic import replace_file, tidy
 from st3fx.files.lock import FileLock
+from st3fx.files.reading import build, parse_json
 
 MODEL, DATA, IMPORTED = "model", "data", "import"
 """What a file is run for: to build a model, to make loaders, for a file beside it."""
@@ -177,24 +178,27 @@ def location() -> Path:
     return home / "st3fx" / "trust.json"
 
 
+@dataclass(frozen=True)
+class _Memory:
+    """What the file holds."""
+
+    format: str
+    files: list[Entry]
+
+
 def _read() -> list[Entry]:
     """All entries; none where the file is missing, damaged or another's."""
     try:
-        with location().open("rb") as file:
-            about = os.fstat(file.fileno())
+        # Opening a pipe would wait for a writer.
+        handle = os.open(location(), os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb") as file:
+            about = os.fstat(handle)
             if not stat.S_ISREG(about.st_mode) or not _is_ours(about):
                 return []
-            content = json.loads(file.read(1 << 24))
-        if content["format"] != _FORMAT:
-            return []
-        entries = [Entry(**item) for item in content["files"]]
-        return [entry for entry in entries if all(map(_is_text, dataclasses.astuple(entry)))]
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, RecursionError):
+            memory = build(parse_json(file.read(1 << 24)), _Memory)
+    except (OSError, RuntimeError, ValueError):
         return []
-
-
-def _is_text(value: object) -> bool:
-    return value is None or isinstance(value, str)
+    return memory.files if memory.format == _FORMAT else []
 
 
 def _is_ours(about: os.stat_result) -> bool:

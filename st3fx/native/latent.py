@@ -2,11 +2,15 @@
 
 All of it works on the memory of dense CPU tensors, on the threads of torch's own OpenMP runtime:
 threads of ours would compete with those, which spin for a while after each operator.
+
+That runtime does not outlive a fork: a child that asks for its threads waits for ever, in torch's
+operators too. So from the first time that several are used, children of forks have one.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
@@ -131,7 +135,16 @@ def _parallel() -> int | None:
 
 
 def _threads() -> tuple[int | None, int]:
-    return _parallel(), torch.get_num_threads()
+    threads = torch.get_num_threads()
+    if threads > 1:
+        _spare_children()
+    return _parallel(), threads
+
+
+@cache
+def _spare_children() -> None:
+    """Have children of forks work on one thread, as those of torch's data loaders do."""
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def count(

@@ -36,6 +36,7 @@ from st3fx.quantization.layers import (
     find_layers,
     integer_nodes,
 )
+from st3fx.runtime.open_model import open_model
 
 SUFFIX = "_quantized"
 """Of the name of a weight's integers: ONNX Runtime's quantizer appends it."""
@@ -78,12 +79,13 @@ def read_source(path: Path, folder: Path, *, dynamic: bool = False) -> Source:
         dynamic: Whether activations are rounded call by call.
 
     Raises:
-        QuantizeError: When no product of it can be in integers.
+        QuantizeError: When it is damaged, or no product of it can be in integers.
     """
     from onnxruntime.quantization.quant_utils import (  # noqa: PLC0415 (takes a while)
         load_model_with_shape_infer,
     )
 
+    open_model(path, QuantizeError, weights=False, compared=True)
     model = ir.load(path)
     if dynamic:
         SplitGemm()(model)

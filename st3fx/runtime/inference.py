@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from st3fx import native
 from st3fx.errors import NativeError
+from st3fx.runtime.open_model import open_model
 from st3fx.runtime.operators import plain_path
 
 if TYPE_CHECKING:
@@ -54,11 +55,15 @@ def session(
 
     Raises:
         NativeError: The file cannot be loaded: the kernel library is missing, or the file is
-            damaged. The message names the plain file beside it, if there is one.
+            damaged or does not mean what it says. The message names the plain file beside it, if
+            there is one.
     """
     import onnxruntime as ort  # noqa: PLC0415 (takes a while; the command line must answer at once)
 
-    options = ort.SessionOptions() if options is None else options
+    open_model(Path(path), NativeError, weights=False, compared=True)
+    if options is None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # errors are raised: nothing else is written of them
     if threads is not None:
         options.intra_op_num_threads = threads
     missing: NativeError | None = None

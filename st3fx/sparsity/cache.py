@@ -14,7 +14,6 @@ each forward. Entries die with their parameters and are no part of any model.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from st3fx.errors import StateError
+from st3fx.process_lock import ProcessLock
 from st3fx.sparsity.digest import Digest, digests
 from st3fx.sparsity.formula import Inputs, Job, evaluate
 
@@ -44,6 +44,8 @@ class _Entry:
     version: int = 0
     """Of the effective weight when it was computed: nobody else may write to it."""
     used: bool = True
+    whole: bool = True
+    """Whether nobody writes to it: in a child of a fork, nobody would go on with it."""
 
     def make_room(self, weight: Tensor, *, in_place: bool) -> Tensor:
         """What to compute it into.
@@ -56,7 +58,9 @@ class _Entry:
 
     def is_fresh(self, inputs: Inputs) -> bool:
         """Whether nothing has changed since."""
-        return self.stamp == _stamp(inputs) and self.digest == tuple(digests(_digested(inputs)))
+        if not self.whole or self.stamp != _stamp(inputs):
+            return False
+        return self.digest == tuple(digests(_digested(inputs)))
 
     def require_untouched(self) -> None:
         """Refuse to go on with an effective weight that other code wrote to.
@@ -64,7 +68,7 @@ class _Entry:
         Raises:
             StateError: With its shape: it does not know its name.
         """
-        if self.effective._version != self.version:
+        if self.whole and self.effective._version != self.version:
             shape = "x".join(map(str, self.effective.shape))
             self.version = self.effective._version
             self.stamp = ()  # said once: it is computed anew
@@ -77,7 +81,7 @@ class _Entry:
 _ENTRIES: Any = WeakIdKeyDictionary()  # parameter -> entry
 _LEARNED: Any = WeakIdKeyDictionary()  # what is learned -> entry, where no digest tells
 _WANTED: Any = WeakIdKeyDictionary()  # parameters that were asked for and have no entry
-_LOCK = threading.Lock()
+_LOCK = ProcessLock()
 
 
 @dataclass
@@ -113,8 +117,9 @@ def lookup(inputs: Inputs, *, differentiable: bool) -> Tensor | None:
         entry.used = True
         entry.require_untouched()
         if not entry.is_fresh(inputs):
-            if entry.stamp == _stamp(inputs):
+            if entry.whole and entry.stamp == _stamp(inputs):
                 traceless.count += 1
+            entry.whole = False
             # A forward under way may hold the other one.
             inputs.evaluate(entry.make_room(weight, in_place=False))
             _note(inputs, entry)
@@ -139,12 +144,14 @@ def refresh(sites: Iterable[Inputs]) -> None:
                 for learned in (inputs.threshold, *inputs.learned):
                     if isinstance(learned, nn.Parameter):
                         _LEARNED[learned] = entry
-            if hidden or entry.stamp != _stamp(inputs) or entry.digest != digest:
+            changed = entry.stamp != _stamp(inputs) or entry.digest != digest
+            if hidden or changed or not entry.whole:
                 # Only a weight that has changed is like a dense one that an optimizer has written
                 # to, whose graphs autograd refuses. Where the threshold alone has, a graph that is
                 # under way keeps what it holds.
                 written = entry.weight_stamp != _where(inputs.weight) or entry.digest != digest
                 in_place = written or not _is_held(entry.effective)
+                entry.whole = False
                 jobs.append((Job(inputs, entry.make_room(inputs.weight, in_place=in_place)), entry))
             entry.digest = digest
             entry.used = False
@@ -247,6 +254,7 @@ def _stamp_entry(inputs: Inputs, entry: _Entry) -> None:
     entry.weight_stamp = _where(inputs.weight)
     held = (inputs.weight, inputs.threshold, inputs.mask, *inputs.learned)
     entry.memory = tuple(StorageWeakRef(tensor.untyped_storage()) for tensor in held)
+    entry.whole = True
 
 
 def _digested(inputs: Inputs) -> list[Tensor]:

@@ -215,10 +215,24 @@ class RunFolder:
             if self.bundle.is_dir():
                 self.bundle.rmdir()
             self.path.mkdir(parents=True, exist_ok=True)
-            replace_file(self.settings, lambda file: file.write(to_toml(settings).encode()))
+            self._write(settings)
             self.last.parent.mkdir(exist_ok=True)
         except OSError as error:
             raise TrainError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def accept(self, settings: Settings) -> None:
+        """From now on these are the run's settings.
+
+        Raises:
+            TrainError: When they cannot be written.
+        """
+        try:
+            self._write(settings)
+        except OSError as error:
+            raise TrainError(f"cannot write {self.settings}: {error.strerror or error}") from error
+
+    def _write(self, settings: Settings) -> None:
+        replace_file(self.settings, lambda file: file.write(to_toml(settings).encode()))
 
     def remove_results(self) -> None:
         """Remove what was made of an older model; files of these names that others wrote stay."""

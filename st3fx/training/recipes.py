@@ -15,7 +15,7 @@ from typing import Any
 
 from st3fx.errors import TrainError, suggest
 from st3fx.training.folder import RunFolder
-from st3fx.training.settings import FREE, Settings, check, from_dict, read_toml
+from st3fx.training.settings import FREE, Settings, check, from_dict, read_run, read_toml
 
 # A training of few epochs, up to 95 % sparsity. Found on ResNet-20 and Fashion-MNIST (two epochs,
 # benchmarks/leaderboard.py): the sparsity may rise until late, because there is little time for
@@ -115,17 +115,18 @@ def resolve(flags: Mapping[str, Any], config: str | Path | None = None) -> Setti
     return from_dict({**_basis(recipe), **written, **flags}, "settings")
 
 
-def resume(folder: RunFolder, flags: Mapping[str, Any]) -> Settings:
+def resume(folder: RunFolder, flags: Mapping[str, Any], *, accepted: bool = False) -> Settings:
     """The settings of a run that goes on.
 
     Args:
         folder: Of the run.
         flags: What was said on the command line: only what the weights do not depend on may differ.
+        accepted: Whether a settings file that was changed is taken as it is.
 
     Raises:
         TrainError: When a flag contradicts the run, or its settings cannot be read.
     """
-    written = from_dict(read_toml(folder.settings), str(folder.settings))
+    written = read_run(folder.settings, accepted=accepted)
     settings = _found(written, folder.path)
     given = from_dict({**settings.to_dict(), **flags}, "settings")
     for name in flags:

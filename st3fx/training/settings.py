@@ -9,6 +9,7 @@ Settings as TOML: ``tomllib`` reads, this writes. Each setting has its help as a
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from st3fx.errors import TrainError, suggest
+from st3fx.errors import TrainError, quoted, suggest
 from st3fx.files.reading import DamageError, Format, build
 from st3fx.plan.settings import ConversionSettings, setting
 
@@ -286,9 +287,38 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     return merged
 
 
+def read_run(path: Path, *, accepted: bool = False) -> Settings:
+    """The settings of a run, as they were written.
+
+    Args:
+        path: The file.
+        accepted: Whether one that was changed since is taken as it is.
+
+    Raises:
+        TrainError: When it was changed, or cannot be read.
+    """
+    values = read_toml(path)
+    settings = from_dict(values, str(path))
+    head, _, rest = FILE.content(path).partition(b"\n")
+    if not accepted and head != _head(rest):
+        raise TrainError(
+            f"{path} was damaged or edited after it was written, as its digest says: put it back, "
+            f"go on with it by --resume --accept-changes, or train anew by --config {quoted(path)}"
+        )
+    return settings
+
+
+_HEAD = "# Written by st3fx train. Read it back with --config, or go on with --resume. Digest: "
+
+
+def _head(rest: bytes) -> bytes:
+    """The first line, with a digest of all others."""
+    return f"{_HEAD}{hashlib.sha256(rest).hexdigest()}".encode()
+
+
 def to_toml(settings: Settings) -> str:
     """All settings that have a value, by section, each under a comment that says what it is."""
-    lines = ["# Written by st3fx train. Read it back with --config, or go on with --resume."]
+    lines = []
     for section in SECTIONS:
         lines += ["", f"[{section}]"]
         for field in dataclasses.fields(Settings):
@@ -301,7 +331,8 @@ def to_toml(settings: Settings) -> str:
                 lines.append(f"# {field.name} = (not set)")
             else:
                 lines.append(f"{field.name} = {_literal(value)}")
-    return "\n".join(lines) + "\n"
+    rest = "\n".join(lines) + "\n"
+    return f"{_head(rest.encode()).decode()}\n{rest}"
 
 
 def _literal(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import os
 import subprocess
 import sys
@@ -40,23 +41,34 @@ class Row:
 @click.option("--cases", type=click.IntRange(1), help="Of each campaign, instead of its long form.")
 @click.option("--from", "first", type=int, default=0, show_default=True, help="The first seed.")
 @click.option("--jobs", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True)
+@click.option("--minutes", type=float, help="After which no further case begins.")
 @click.option("--write", is_flag=True, help="Put the table into docs/campaigns.md.")
-def main(only: tuple[str, ...], cases: int | None, first: int, jobs: int, *, write: bool) -> None:
-    """Try what must hold, many times over. A campaign that did not hold ends with exit code 1."""
+def main(
+    only: tuple[str, ...],
+    cases: int | None,
+    first: int,
+    jobs: int,
+    minutes: float | None,
+    *,
+    write: bool,
+) -> None:
+    """Try what must hold, many times over. What did not hold ends with exit code 1."""
+    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
     rows = []
     for campaign in CAMPAIGNS:
         if not only or campaign.name in only:
-            rows.append(_run(campaign, first, cases or campaign.long, jobs))
+            rows.append(_run(campaign, first, cases or campaign.long, jobs, until))
             click.echo(rows[-1].text)
+            if write:  # after each one: what was seen is not lost with what comes later
+                PAGE.write_text(_page(rows, first), encoding="utf-8")
     if write:
-        PAGE.write_text(_page(rows, first), encoding="utf-8")
         click.echo(f"wrote {PAGE.relative_to(ROOT)}")
     sys.exit(any(row.failures for row in rows))
 
 
-def _run(campaign: Campaign, first: int, cases: int, jobs: int) -> Row:
+def _run(campaign: Campaign, first: int, cases: int, jobs: int, until: float) -> Row:
     row, began = Row(campaign), time.monotonic()
-    for result in run(campaign, range(first, first + cases), jobs):
+    for result in run(campaign, range(first, first + cases), jobs, until):
         row.cases += 1
         if result is not None:
             row.failures.append(result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import subprocess
@@ -43,30 +44,50 @@ def attempt(case: Case, seed: int) -> str | None:
             os.chdir(before)
 
 
-def run(campaign: Campaign, seeds: Iterable[int], jobs: int) -> Iterator[Failure | None]:
-    """Run cases in ``jobs`` processes side by side; yields each result as it comes."""
+def run(
+    campaign: Campaign, seeds: Iterable[int], jobs: int, until: float = math.inf
+) -> Iterator[Failure | None]:
+    """Run cases in ``jobs`` processes side by side; yields each result as it comes.
+
+    Args:
+        campaign: Which.
+        seeds: Its cases.
+        jobs: How many at a time.
+        until: On the monotonic clock, after which no further case begins.
+    """
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    total = 0
     for seed in seeds:
         waiting.put(seed)
-        total += 1
-    results: queue.SimpleQueue[Failure | None] = queue.SimpleQueue()
+    results: queue.SimpleQueue[Failure | _Done | None] = queue.SimpleQueue()
     for _ in range(jobs):
-        threading.Thread(target=_feed, args=(campaign, waiting, results), daemon=True).start()
-    for _ in range(total):
-        yield results.get()
+        arguments = (campaign, waiting, results, until)
+        threading.Thread(target=_feed, args=arguments, daemon=True).start()
+    busy = jobs
+    while busy:
+        result = results.get()
+        if isinstance(result, _Done):
+            busy -= 1
+        else:
+            yield result
+
+
+class _Done:
+    """After the last result of one of the processes."""
 
 
 def _feed(
     campaign: Campaign,
     waiting: queue.SimpleQueue[int],
-    results: queue.SimpleQueue[Failure | None],
+    results: queue.SimpleQueue[Failure | _Done | None],
+    until: float,
 ) -> None:
     """Give seeds to a worker, and to a new one where that has died or hung, until none is left."""
     worker: _Worker | None = None
     while True:
         with contextlib.suppress(queue.Empty):
             seed = waiting.get_nowait()
+            if time.monotonic() > until:
+                break
             worker = worker or _Worker(campaign.name)
             seen = worker.ask(seed, campaign.seconds)
             if worker.has_ended:
@@ -76,6 +97,7 @@ def _feed(
         break
     if worker is not None:
         worker.close()
+    results.put(_Done())
 
 
 class _Worker:

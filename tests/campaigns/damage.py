@@ -44,11 +44,14 @@ from st3fx.files.compact import save_compact
 from st3fx.files.ours import SEAL
 from st3fx.files.reading import sealed
 from st3fx.files.seal import write_sealed
-from st3fx.passes.onnx.seal import unseal
+from st3fx.runtime import session
 from st3fx.runtime.calibration import load_calibration, save_calibration
 from st3fx.runtime.costs import Costs
+from st3fx.runtime.onnx_seal import unseal
+from st3fx.training import log
 from st3fx.training.recipes import resolve
 from st3fx.training.saving import load_checkpoint
+from st3fx.training.settings import _HEAD, _head
 from tests.bench.made import result
 from tests.passes.onnx.graphs import graph, lowered, weight
 from tests.passes.onnx.quant_kernels.made_nets import MadeNet
@@ -82,6 +85,8 @@ def _made() -> Path:
     torch.save(state, folder / "w.pt")
     (folder / "r.toml").write_text('recipe = "short"\nepochs = 2\n[optimisation]\nlr = 0.1\n')
     _write_graphs(folder)
+    resumed = shutil.copytree(run, folder / "resumed")
+    (resumed / "checkpoints" / "best.pt").unlink()  # where the last one is damaged, it would do
     shutil.rmtree(run / "checkpoints")
     return folder
 
@@ -222,6 +227,10 @@ def _damaged_lines(rng: random.Random, content: bytes) -> bytes:
         lines[index] = lines[index][: rng.randrange(len(lines[index]))]
     else:
         lines.insert(index, rng.choice((b"\n", b"null\n", b"{}\n", lines[-1])))
+    if rng.random() < 0.5:
+        last = ""
+        for index, line in enumerate(lines):
+            lines[index], last = log._linked(log._parts(line.rstrip(b"\n"))[0], last)
     return b"".join(lines)
 
 
@@ -244,6 +253,9 @@ def _damaged_toml(rng: random.Random, content: bytes) -> bytes:
         lines.insert(rng.randrange(len(lines)), lines[index])
     else:
         lines[index] = rng.choice((f"{name}x = {value}", ".".join("a" * 2000) + " = 1", "[a", "="))
+    if lines[0].startswith(_HEAD) and rng.random() < 0.5:
+        rest = "\n".join(lines[1:]).encode()
+        return _head(rest) + b"\n" + rest
     return "\n".join(lines).encode()
 
 
@@ -466,6 +478,19 @@ def _report(folder: Path) -> str | None:
     return _cli("report", folder / "run", "--force")
 
 
+def _resume(folder: Path) -> str | None:
+    return _cli("train", "--resume", folder / "resumed", "--trust")
+
+
+def _bench(name: str) -> Callable[[Path], str | None]:
+    options = ("--iterations", 1, "-w", 0, "-ncores", 1, "--json")
+    return lambda folder: _cli("bench", folder / name, *options)
+
+
+def _open(name: str) -> Callable[[Path], str | None]:
+    return lambda folder: _call(lambda: session(folder / name, threads=1))
+
+
 def _weights(name: str) -> Callable[[Path], str | None]:
     spec = "net.py"
     return lambda folder: _cli(
@@ -491,8 +516,11 @@ KINDS = (
         "fold", f / "b.st3fx", "--trust", "-o", f / "out.safetensors"), strict=True, share=1),
     Kind("last.pt", _damaged_pickle, lambda f: _call(lambda: load_checkpoint(f / "last.pt")),
          strict=True),
-    Kind("run/metrics.jsonl", _damaged_lines, _report),
-    Kind("run/settings.toml", _damaged_toml, _report),
+    Kind("run/metrics.jsonl", _damaged_lines, _report, strict=True),
+    Kind("run/settings.toml", _damaged_toml, _report, strict=True),
+    Kind("resumed/checkpoints/last.pt", _damaged_pickle, _resume, strict=True, share=1),
+    Kind("resumed/metrics.jsonl", _damaged_lines, _resume, strict=True, share=1),
+    Kind("resumed/settings.toml", _damaged_toml, _resume, strict=True, share=1),
     Kind("run/bench.json", _damaged_json, _report, strict=True),
     Kind("costs.json", _damaged_json, _costs, strict=True),
     Kind("r.toml", _damaged_toml, lambda f: _call(lambda: resolve({}, f / "r.toml"))),
@@ -513,6 +541,9 @@ KINDS = (
         ("w.st3w", _damaged_compact, True), ("w.pt", _damaged_pickle, False),
         ("folded.safetensors", _damaged_safetensors, True), ("m.onnx", _damaged_graph, True),
         ("m.sparse.onnx", _damaged_graph, True), ("m.int8.onnx", _damaged_graph, True))),
+    Kind("m.onnx", _damaged_graph, _bench("m.onnx"), strict=True, share=1),
+    Kind("m.sparse.onnx", _damaged_graph, _bench("m.sparse.onnx"), strict=True, share=1),
+    Kind("m.sparse.onnx", _damaged_graph, _open("m.sparse.onnx"), strict=True, share=2),
 )  # fmt: skip
 
 
@@ -575,6 +606,9 @@ def _means_the_same(path: Path, content: bytes) -> bool:
     if path.suffix == ".safetensors":
         now, then = load(path.read_bytes()), load(content)
         return now.keys() == then.keys() and all(now[key].equal(then[key]) for key in now)
+    if path.suffix == ".jsonl":  # it ends earlier, as it did before; half a row is said
+        rows = path.read_bytes()
+        return content.startswith(rows[: rows.rfind(b"\n") + 1])
     if path.suffix == ".json":
         return bool(json.loads(path.read_bytes()) == json.loads(content))
     return False

@@ -87,6 +87,8 @@ def _works() -> dict[str, Work]:
 def case(seed: int, folder: Path) -> str | None:
     """One fork under load."""
     choose, works = random.Random(seed), _works()
+    if choose.random() < 0.3:
+        torch.set_num_threads(2)  # of the runtime's, of which a child has none
     busy = [choose.choice(list(works)) for _ in range(choose.randint(1, 4))]
     tried = choose.choice(list(works))
     wanted = works[tried]()

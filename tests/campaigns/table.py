@@ -48,16 +48,6 @@ CAMPAIGNS: tuple[Campaign, ...] = (
         seconds=60.0,
     ),
     Campaign(
-        "kills",
-        "`kill -9` of train, convert, fold, export, quantize, report and demo, before any of their "
-        "file-system calls or at any moment",
-        "nothing is lost, the next run goes on, training bit for bit, and no half-written file "
-        "is left",
-        long=500,
-        short=2,
-        seconds=400.0,
-    ),
-    Campaign(
         "ranks",
         "two processes that train together, one killed",
         "the run is resumed bit for bit, and no half-written file is left",
@@ -114,6 +104,16 @@ CAMPAIGNS: tuple[Campaign, ...] = (
         long=1000,
         short=60,
         seconds=30.0,
+    ),
+    Campaign(
+        "kills",
+        "`kill -9` of train, convert, fold, export, quantize, report and demo, before any of their "
+        "file-system calls or at any moment",
+        "nothing is lost, the next run goes on, training bit for bit, and no half-written file "
+        "is left",
+        long=500,
+        short=2,
+        seconds=400.0,
     ),
 )
 

@@ -18,6 +18,12 @@ from tests.runtime import ops
 ISAS = native.available_isas()
 
 
+@pytest.fixture(autouse=True)
+def _unopened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried here is what the library refuses by itself, in sessions of anybody's."""
+    monkeypatch.setattr("st3fx.runtime.inference.open_model", lambda *_, **__: None)
+
+
 def damaged(name: str, change: Any) -> ops.Node:
     """The small convolution with one constant changed."""
     node = ops.small_conv()

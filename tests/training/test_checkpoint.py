@@ -286,6 +286,35 @@ def test_the_log_is_cut_back(tmp_path: Path) -> None:
     assert log.rows() == []
 
 
+def test_a_row_that_was_changed_is_noticed_by_all_who_read_it(tmp_path: Path) -> None:
+    log = Log(tmp_path / "metrics.jsonl")
+    first = TrainRow(1, 0.1, 0.12345678, 0.5, 0.1, 0.0, None, None, 9.0).to_dict()
+    for step in (1, 2, 3):
+        Log(log.path).append({**first, "step": step})
+    size, digest = log.commit()
+    whole = log.path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert [row["step"] for row in log.rows()] == [1, 2, 3]
+    for odd in (
+        whole.replace(b"0.123457", b"0.123456", 1),
+        lines[0] + lines[2],
+        lines[0] + lines[0] + lines[1],
+        lines[1] + lines[0] + lines[2],
+        whole.replace(b'"digest": "', b'"digest": "0', 1),
+        whole.replace(b"digest", b"digesT", 1),
+    ):
+        log.path.write_bytes(odd)
+        with pytest.raises(TrainError, match=r"metrics.jsonl, line \d"):
+            log.rows()
+    log.path.write_bytes(lines[0])
+    assert [row["step"] for row in log.rows()] == [1]  # as it was after one row
+    log.path.write_bytes(lines[0] + lines[2] + lines[1] + lines[2])
+    log.cut(size, digest, accepted=True)
+    assert [row["step"] for row in log.rows()] == [1, 3, 2]
+    log.append(first)
+    assert [row["step"] for row in log.rows()] == [1, 3, 2, 1]
+
+
 @pytest.mark.slow
 def test_a_folder_that_is_not_free(tmp_path: Path) -> None:
     one = settings(tmp_path, epochs=1)

@@ -15,7 +15,7 @@ from st3fx.sparsity.schedule import CubicSchedule
 from st3fx.training.folder import RunFolder, find_run
 from st3fx.training.method import adjusted, make_method
 from st3fx.training.recipes import RECIPES, lasting, resolve, resume
-from st3fx.training.settings import FREE, Settings, from_dict, read_toml, to_toml
+from st3fx.training.settings import FREE, Settings, from_dict, read_run, read_toml, to_toml
 
 
 def test_settings_survive_toml(tmp_path: Path) -> None:
@@ -238,3 +238,14 @@ def test_a_run_that_lies_elsewhere_keeps_whole_paths(
         assert lasting(settings).data == "cifar10"
         library = resolve({"spec": "st3fx:resnet20", "output_dir": output})
         assert lasting(library).spec == "st3fx:resnet20"
+
+
+def test_settings_of_a_run_that_were_edited_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(to_toml(Settings(spec="net.py", epochs=3)), encoding="utf-8")
+    assert read_run(path).epochs == 3
+    path.write_text(path.read_text(encoding="utf-8").replace("epochs = 3", "epochs = 4"))
+    with pytest.raises(TrainError, match=r"settings.toml was damaged or edited .*--accept"):
+        read_run(path)
+    assert read_run(path, accepted=True).epochs == 4
+    assert from_dict(read_toml(path), "a configuration").epochs == 4

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from st3fx.passes.onnx.graph_pass import GraphPass
+from st3fx.passes.onnx.graph_pass import GraphPass, hushed
 from st3fx.passes.onnx.normal_form import normal_form
 from st3fx.passes.onnx.quant_kernels.choose_quant import choose, needs
 from st3fx.passes.onnx.quant_kernels.emit_quant import QuantEmitter
@@ -54,7 +54,8 @@ def lower_quantized(model: onnx.ModelProto, costs: QuantCosts | None = None) -> 
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    graph = ir.from_proto(normal_form(copy).model)
+    with hushed():
+        graph = ir.from_proto(normal_form(copy).model)
     QdqForm()(graph)
     # Weights stay out of it, which onnx would refuse beyond 2 GB.
     common.ShapeInferencePass(check_type=False, strict_mode=False)(graph)

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from st3fx.errors import FlopsError
 from st3fx.export.write import save_proto
-from st3fx.passes.onnx.open_model import open_model
+from st3fx.runtime.open_model import open_model
 
 
 def _written(path: Path, limit: int | None = None) -> onnx.ModelProto:

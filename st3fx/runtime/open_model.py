@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import graphlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
@@ -24,8 +26,8 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 
 from st3fx.errors import St3fxError, describe
 from st3fx.files.reading import DamageError, Format, check_regular
-from st3fx.passes.onnx import seal
-from st3fx.passes.onnx.values import Array
+from st3fx.runtime import onnx_seal as seal
+from st3fx.runtime.operators import QUANT_LINEAR, QUANT_OPERATORS
 
 ONE_FILE = 1 << 31
 """Bytes of a protobuf."""
@@ -59,6 +61,22 @@ _OF_WINDOWS = frozenset(
      "LpPool", "MaxUnpool", "NhwcConv", "FusedConv", "SparseConv", "DepthwiseConv")
 )  # fmt: skip
 
+_OURS = "st3fx"
+"""What the domains of our operators begin with."""
+
+_ATTRIBUTES: dict[int, frozenset[str]] = {
+    AttributeProto.INT: frozenset(
+        ("features", "group", "ceil_mode", "count_include_pad", "zero_point", "x_zero_point",
+         "y_zero_point", "s_zero_point", "sum_minimum", "sum_maximum")),
+    AttributeProto.INTS: frozenset(("kernel_shape", "strides", "dilations", "pads", "sources")),
+    AttributeProto.FLOAT: frozenset(
+        ("factor", "a_factor", "b_factor", "sum_factor", "residual_factor", "offset", "scale",
+         "x_scale")),
+    AttributeProto.STRING: frozenset(
+        ("activation", "side", "stands_for", "layout", "input_layout", "output_layout")),
+}  # fmt: skip
+"""Types of the attributes of our operators, but for those that are of two."""
+
 _GROWS = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
 """Operators that make a large value of a small one -> the input that says how large."""
 
@@ -85,7 +103,7 @@ def open_model(
     except DecodeError as caught:
         raise error(f"{path} is not an ONNX file, or is broken") from caught
     except UnicodeDecodeError as caught:
-        file.fail(path, DamageError(f"a name in it is no text ({describe(caught)})"))
+        file.fail(path, DamageError(f"a text in it is none ({describe(caught)})"))
     except (OSError, DamageError) as caught:
         file.fail(path, caught)
     except (onnx.checker.ValidationError, RecursionError, ValueError) as caught:
@@ -130,13 +148,15 @@ def check_model(model: onnx.ModelProto, folder: Path) -> None:
     _check_functions(model)
     for value in model.graph.input:
         _check_size(value)
-    known = _check_graph(model.graph, opsets, folder, {})
+    known = _check_graph(model.graph, opsets, folder, {}, ())
     lost = [value.name for value in model.graph.output if value.name not in known]
     if lost:
         raise DamageError(f"nothing makes the output {lost[0][:80]!r}")
     for function in model.functions:
         inner = _opsets(function.opset_import) or opsets
-        _check_nodes(function.node, function.input, inner, folder, {}, function.name)
+        made = _check_nodes(function.node, function.input, inner, folder, {}, function.name)
+        if not made.union(function.input).issuperset(function.output):
+            raise DamageError(f"nothing makes an output of the function {function.name[:80]!r}")
 
 
 def _opsets(given: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
@@ -190,6 +210,8 @@ def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 def _check_size(value: onnx.ValueInfoProto) -> None:
     """Fail for an input that no memory holds."""
     _check_type(value)
+    if value.type.HasField("tensor_type") and not value.type.tensor_type.elem_type:
+        raise DamageError(f"the input {value.name!r} is of no type")
     dims = value.type.tensor_type.shape.dim
     count = math.prod(dim.dim_value for dim in dims if dim.dim_value > 0)
     if count > INPUT:
@@ -211,9 +233,21 @@ def _check_name(name: str) -> None:
 
 
 def _check_graph(
-    graph: onnx.GraphProto, opsets: dict[str, int], folder: Path, outer: dict[str, TensorProto]
+    graph: onnx.GraphProto,
+    opsets: dict[str, int],
+    folder: Path,
+    outer: dict[str, TensorProto],
+    around: Collection[str],
 ) -> set[str]:
-    """Check a graph and those in it; the values that it has."""
+    """Check a graph and those in it; the values that it has.
+
+    Args:
+        graph: It.
+        opsets: Domain -> version.
+        folder: Where its file lies.
+        outer: The constants of the graphs around it.
+        around: All values of these.
+    """
     constants = dict(outer)
     names: set[str] = set()
     for tensor in graph.initializer:
@@ -233,7 +267,8 @@ def _check_graph(
     for value in (*graph.input, *graph.output, *graph.value_info):
         _check_type(value)
     known = names.union(inputs)
-    return known | _check_nodes(graph.node, known, opsets, folder, constants, graph.name)
+    made = _check_nodes(graph.node, known, opsets, folder, constants, graph.name, around)
+    return known | made
 
 
 def _check_nodes(
@@ -243,15 +278,21 @@ def _check_nodes(
     folder: Path,
     constants: dict[str, TensorProto],
     where: str,
+    around: Collection[str] = (),
 ) -> set[str]:
     """Check nodes one by one, and that each value has one maker; the values that they make."""
     given, maker = set(known), dict[str, int]()
     for index, node in enumerate(nodes):
-        _check_node(node, opsets, folder, constants)
         for name in filter(None, node.output):
             if name in maker or name in given:
                 raise DamageError(f"two nodes give the value {name!r}")
             maker[name] = index
+    there = given.union(maker, around)
+    for node in nodes:
+        lost = next((name for name in node.input if name and name not in there), None)
+        if lost is not None:
+            raise DamageError(f"nothing makes {lost[:80]!r}, which {_label(node)} reads")
+        _check_node(node, opsets, folder, constants, there)
     needs = [{maker[name] for name in node.input if name in maker} for node in nodes]
     if any(index <= max(need, default=-1) for index, need in enumerate(needs)):
         try:
@@ -263,35 +304,47 @@ def _check_nodes(
 
 
 def _label(node: onnx.NodeProto) -> str:
-    return f"the node {(node.name or node.output[0])[:80]!r} ({node.op_type[:40]})"
+    name = node.name or next(iter(node.output), "")
+    return f"the node {name[:80]!r} ({node.op_type[:40]})"
 
 
 def _check_node(
-    node: onnx.NodeProto, opsets: dict[str, int], folder: Path, constants: dict[str, TensorProto]
+    node: onnx.NodeProto,
+    opsets: dict[str, int],
+    folder: Path,
+    constants: dict[str, TensorProto],
+    there: Collection[str],
 ) -> None:
     for name in (node.name, node.op_type, node.domain, *node.input, *node.output):
         _check_name(name)
     if not any(node.output):
         raise DamageError(f"a node {node.op_type[:40]} has no output")
-    _check_arity(node, opsets)
+    schema = _schema(node, opsets)
+    if schema is not None:
+        _check_arity(node, schema)
     seen: set[str] = set()
     for attribute in node.attribute:
         if attribute.name in seen:
             raise DamageError(f"{_label(node)} has {attribute.name[:40]!r} twice")
         seen.add(attribute.name)
-        _check_attribute(node, attribute, opsets, folder, constants)
+        _check_attribute(node, attribute, schema)
+        _check_values(attribute, opsets, folder, constants, there)
     if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
         constants[node.output[0]] = node.attribute[0].t
     _check_growth(node, constants)
 
 
-def _check_arity(node: onnx.NodeProto, opsets: dict[str, int]) -> None:
-    """Fail for a node of a known operator with too few or too many inputs or outputs."""
+def _schema(node: onnx.NodeProto, opsets: dict[str, int]) -> onnx.defs.OpSchema | None:
+    """What ONNX says of an operator, if it is one of ONNX's."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     try:
-        schema = onnx.defs.get_schema(node.op_type, opsets[domain], domain)
+        return onnx.defs.get_schema(node.op_type, opsets[domain], domain)
     except (KeyError, onnx.defs.SchemaError):
-        return
+        return None
+
+
+def _check_arity(node: onnx.NodeProto, schema: onnx.defs.OpSchema) -> None:
+    """Fail for a node with too few or too many inputs or outputs."""
     if not schema.min_input <= len(node.input) <= schema.max_input:
         raise DamageError(f"{_label(node)} has {len(node.input)} inputs")
     if not schema.min_output <= len(node.output) <= schema.max_output:
@@ -309,12 +362,26 @@ _FIELDS = {
 }
 
 
+def _types_of(
+    node: onnx.NodeProto, name: str, schema: onnx.defs.OpSchema | None
+) -> Collection[int]:
+    """The types that an attribute may be of; none where they are not known."""
+    if schema is not None:
+        known: Any = schema.attributes.get(name)
+        return () if known is None else (int(known.type),)
+    if not node.domain.startswith(_OURS):
+        return ()
+    if name == "channels":
+        return (AttributeProto.INT, AttributeProto.INTS)
+    if name in ("minimum", "maximum"):
+        is_byte = node.op_type in QUANT_OPERATORS and node.op_type != QUANT_LINEAR
+        return (AttributeProto.INT if is_byte else AttributeProto.FLOAT,)
+    kind = next((kind for kind, names in _ATTRIBUTES.items() if name in names), None)
+    return () if kind is None else (kind,)
+
+
 def _check_attribute(
-    node: onnx.NodeProto,
-    attribute: AttributeProto,
-    opsets: dict[str, int],
-    folder: Path,
-    constants: dict[str, TensorProto],
+    node: onnx.NodeProto, attribute: AttributeProto, schema: onnx.defs.OpSchema | None
 ) -> None:
     name = attribute.name
     _check_name(name)
@@ -325,6 +392,31 @@ def _check_attribute(
     field = _FIELDS.get(attribute.type)
     if field is not None and not attribute.HasField(field) and not attribute.ref_attr_name:
         raise DamageError(f"{name[:40]!r} of {_label(node)} is empty")
+    types = _types_of(node, name, schema)
+    if types and attribute.type not in types and not attribute.ref_attr_name:
+        known = AttributeProto.AttributeType.Name
+        wanted = " or ".join(known(kind) for kind in types)
+        raise DamageError(
+            f"{name[:40]!r} of {_label(node)} is of type {known(attribute.type)}, not {wanted}"
+        )
+    if types and attribute.type in (AttributeProto.STRING, AttributeProto.STRINGS):
+        for text in (attribute.s, *attribute.strings):
+            text.decode()
+    # In a function's body an attribute may be the call's, and has no value of its own.
+    if node.op_type in _OF_WINDOWS and name in _WINDOWS and not attribute.ref_attr_name:
+        numbers = attribute.ints or [attribute.i]
+        if not all(_WINDOWS[name] <= number <= WINDOW for number in numbers):
+            raise DamageError(f"{_label(node)} has {name} {list(numbers)[:8]}")
+
+
+def _check_values(
+    attribute: AttributeProto,
+    opsets: dict[str, int],
+    folder: Path,
+    constants: dict[str, TensorProto],
+    there: Collection[str],
+) -> None:
+    """Check the tensors and graphs of an attribute."""
     for tensor in ([attribute.t] if attribute.HasField("t") else []) + list(attribute.tensors):
         _check_tensor(tensor, folder)
     if attribute.HasField("sparse_tensor"):
@@ -332,12 +424,7 @@ def _check_attribute(
     for sparse in attribute.sparse_tensors:
         _check_sparse(sparse, folder)
     for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-        _check_graph(graph, opsets, folder, constants)
-    # In a function's body an attribute may be the call's, and has no value of its own.
-    if node.op_type in _OF_WINDOWS and name in _WINDOWS and not attribute.ref_attr_name:
-        numbers = attribute.ints or [attribute.i]
-        if not all(_WINDOWS[name] <= number <= WINDOW for number in numbers):
-            raise DamageError(f"{_label(node)} has {name} {list(numbers)[:8]}")
+        _check_graph(graph, opsets, folder, constants, there)
 
 
 def _check_growth(node: onnx.NodeProto, constants: dict[str, TensorProto]) -> None:
@@ -360,7 +447,7 @@ def _check_growth(node: onnx.NodeProto, constants: dict[str, TensorProto]) -> No
         raise DamageError(f"{_label(node)} makes {count:.2g} scalars")
 
 
-def _numbers(name: str, constants: dict[str, TensorProto]) -> Array | None:
+def _numbers(name: str, constants: dict[str, TensorProto]) -> npt.NDArray[Any] | None:
     """A small constant that is in the file itself."""
     tensor = constants.get(name)
     if tensor is None or uses_external_data(tensor) or not 0 < math.prod(tensor.dims) <= 64:

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from st3fx.errors import FlopsError
-from st3fx.passes.onnx.open_model import open_model
+from st3fx.runtime.open_model import open_model
 
 
 def _model() -> onnx.ModelProto:
