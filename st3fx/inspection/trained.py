@@ -13,7 +13,7 @@ from st3fx.inspection.found import Digest, Found
 from st3fx.training.folder import RunFolder
 from st3fx.training.log import Log
 from st3fx.training.method import make_method
-from st3fx.training.settings import Settings
+from st3fx.training.settings import Settings, read_run
 
 
 def look_run(path: Path) -> Found:
