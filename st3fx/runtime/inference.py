@@ -60,7 +60,10 @@ def session(
     """
     import onnxruntime as ort  # noqa: PLC0415 (takes a while; the command line must answer at once)
 
-    open_model(Path(path), NativeError, weights=False, compared=True)
+    try:
+        open_model(Path(path), NativeError, weights=False, compared=True)
+    except NativeError as error:
+        raise NativeError(f"{error}{_way_out(path)}") from error
     if options is None:
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors are raised: nothing else is written of them

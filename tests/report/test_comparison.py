@@ -17,7 +17,7 @@ from st3fx.report.comparison import Compared, Comparison, labels
 from st3fx.report.comparison_sections import curves, headline, make_sections, remarks
 from st3fx.report.facts import Facts, TrainingFacts
 from st3fx.report.page import make_document
-from st3fx.training.settings import Settings
+from st3fx.training.settings import Settings, read_run, to_toml
 from tests.models import TINY, write
 from tests.report.conftest import bench_result
 from tests.report.made import made_facts
@@ -30,8 +30,8 @@ def two(run: Path, tmp_path: Path) -> tuple[Path, Path]:
     """A run, and the same with another learning rate, stopped in its second epoch."""
     first = Path(shutil.copytree(run, tmp_path / "a" / "<b>run"))
     second = Path(shutil.copytree(run, tmp_path / "b" / "<b>run"))
-    text = (second / "settings.toml").read_text().replace("\nlr = 0.1\n", "\nlr = 0.2\n")
-    (second / "settings.toml").write_text(text)
+    other = dataclasses.replace(read_run(second / "settings.toml"), lr=0.2)
+    (second / "settings.toml").write_text(to_toml(other))
     shutil.rmtree(second / "model.st3fx")
     (second / "bench.json").unlink()
     lines = (second / "metrics.jsonl").read_text().splitlines()
