@@ -89,7 +89,7 @@ def find(source: str | Path, data: Mapping[str, Any] | None = None, *, trust: bo
     of_a_run = around.settings.is_file() and around.bundle.resolve() == path.resolve()
     if of_a_run:
         run = around
-        settings = from_dict(read_toml(around.settings), str(around.settings))
+        settings = read_run(around.settings)
         settings = dataclasses.replace(settings, **data)
     elif "data" in data:
         settings = Settings(spec=str(path), seed=bundle.manifest.recipe.seed, **data)
