@@ -18,6 +18,7 @@ from st3fx.cli.options import (
     json_option,
     method_options,
     model_options,
+    with_budgets,
 )
 from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.plan import print_plan, skipped_lines, total_line
@@ -242,11 +243,23 @@ def _explain(result: ConvertResult, name: str) -> ExplainResult:
 def _recipe(asked: dict[str, Any]) -> Recipe:
     """The recipe from the options, under the names that they share with it."""
     from st3fx import methods
+    from st3fx.errors import MethodError
     from st3fx.files.manifest import Recipe
+    from st3fx.methods.targets import parse_targets
 
+    asked |= with_budgets(asked)
     name, sparsity = asked.pop("method"), asked.pop("sparsity")
-    given = {"granularity": asked.pop("granularity")}
+    given: dict[str, Any] = {"granularity": asked.pop("granularity")}
     given |= methods.own_settings(asked.pop("method_options"))
+    texts = asked.pop("sparsity_of")
+    if texts:
+        targets = parse_targets(texts)
+        if isinstance(methods.create(name, **given), methods.LearnedMethod):
+            raise MethodError(
+                f"{name} learns its thresholds, and has no sparsity_of: leave --sparsity-of out, "
+                "or take another --method"
+            )
+        given["sparsity_of"] = targets
     method = methods.create(name, **({} if sparsity is None else {"sparsity": sparsity}) | given)
     inputs = asked.pop("inputs") or None
     return Recipe(method=methods.to_dict(method), inputs=inputs, **asked)

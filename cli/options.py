@@ -17,7 +17,7 @@ import click
 from st3fx.cli.completion import DATA, FOLDER, WEIGHTS, Spec
 from st3fx.plan.settings import ConversionSettings
 from st3fx.training.recipes import RECIPES
-from st3fx.training.settings import SECTIONS, Settings
+from st3fx.training.settings import SECTIONS, Settings, from_dict, read_toml
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -87,6 +87,14 @@ def method_options(command: Command) -> Command:
             type=float,
             help="Share of the sites' weights that training prunes: 0 or more, below 1.  "
             "[default: 0.9; methods that learn their thresholds have none]",
+        ),
+        click.option(
+            "--sparsity-of",
+            multiple=True,
+            metavar="GLOB=S",
+            help="A target of its own for each weight whose full name matches, e.g. "
+            "'layer4.*=0.95'; the others have what is left of --sparsity. Repeatable; the last "
+            "that matches counts. A file of st3fx sensitivity --budget gives all of them.",
         ),
         click.option(
             "--granularity",
@@ -217,6 +225,31 @@ def settings_options(command: Command) -> Command:
         if field.name != "spec":
             command = _option(field, hints[field.name])(command)
     return command
+
+
+def with_budgets(options: dict[str, Any]) -> dict[str, Any]:
+    """``sparsity_of`` and ``sparsity``, where files stand in the place of targets.
+
+    Raises:
+        UsageError: For a file with other settings.
+        TrainError: For a file that cannot be read.
+    """
+    texts, sparsity = [], options["sparsity"]
+    for text in options["sparsity_of"]:
+        if "=" in text:
+            texts.append(text)
+            continue
+        values = read_toml(text)
+        strange = [name for name in values if name not in ("sparsity", "sparsity_of")]
+        of = from_dict(values, text)
+        if strange or not of.sparsity_of:
+            raise click.UsageError(
+                f"--sparsity-of {text}: give GLOB=S, or a file that st3fx sensitivity --budget "
+                "wrote"
+            )
+        texts += of.sparsity_of
+        sparsity = of.sparsity if sparsity is None else sparsity
+    return {"sparsity_of": tuple(texts), "sparsity": sparsity}
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
 
 from st3fx.cli.completion import DATA, FOLDER
-from st3fx.cli.contradictions import require_apart
+from st3fx.cli.contradictions import Apart, Needs, require_apart, rules
 from st3fx.cli.options import (
     METHOD_NAMES,
     Numbers,
@@ -25,6 +27,7 @@ from st3fx.cli.views.tables import console, make_table
 from st3fx.cli.views.words import duration, percent
 
 if TYPE_CHECKING:
+    from st3fx.commands.budgets import BudgetResult, Unit
     from st3fx.commands.quantize import Subject
     from st3fx.methods.base import Method
     from st3fx.training.sensitivity import SensitivityResult
@@ -64,10 +67,44 @@ ROWS = 30
     "-x", "--export", "record", metavar="FILE",
     help="Write the result as JSON.  [default: sensitivity.json in a run, else nowhere]",
 )  # fmt: skip
+@click.option(
+    "--budget", type=float, metavar="S",
+    help="Also find the targets of the layers that raise the loss least at this sparsity over all "
+    "weights.",
+)  # fmt: skip
+@click.option(
+    "--budget-macs", type=float, metavar="S", help="The same over multiplications.",
+)  # fmt: skip
+@click.option(
+    "--budget-ms", type=float, metavar="MS",
+    help="The lowest sparsity at which one sample takes no longer on one thread with sparse "
+    "kernels, as the cost model expects on this machine.",
+)  # fmt: skip
+@click.option(
+    "--global", "together", is_flag=True,
+    help="With --budget-ms, one threshold for all layers: nothing is measured but time.",
+)  # fmt: skip
+@click.option(
+    "-o", "--output", metavar="FILE",
+    help="Write the targets for st3fx train --config, and --sparsity-of of convert and train.  "
+    "[default: budgets.toml]",
+)  # fmt: skip
+@click.option(
+    "--reuse", is_flag=True, help="Take the result that --export names, which is there already.",
+)  # fmt: skip
 @click.option("--html", "page", metavar="FILE", help="Write the result as a page, too.")
 @trust_options
 @force_option("files that st3fx sensitivity did not write")
 @json_option
+@rules(
+    Apart("budget", "budget_macs", "give one budget"),
+    Apart("budget", "budget_ms", "give one budget"),
+    Apart("budget_macs", "budget_ms", "give one budget"),
+    Needs("together", "budget_ms"),
+    Apart("together", "reuse", "nothing is measured but time"),
+    Apart("together", "page", "nothing is measured but time"),
+    Apart("together", "record", "nothing is measured but time"),
+)
 def sensitivity(
     *,
     sparsities: tuple[float, ...],
@@ -76,6 +113,12 @@ def sensitivity(
     granularity: str | None,
     record: str | None,
     page: str | None,
+    budget: float | None,
+    budget_macs: float | None,
+    budget_ms: float | None,
+    together: bool,
+    output: str | None,
+    reuse: bool,
     force: bool,
     as_json: bool,
     **asked: Any,
@@ -90,33 +133,136 @@ def sensitivity(
     A model that was trained without sparsity says most: in a sparse one, a layer that gets fewer
     zeros than it has gives back weights that training had pruned.
 
+    With a budget the targets of the layers are found that raise the loss least, if what each costs
+    alone adds up, and written for st3fx convert and st3fx train.
+
     \b
     Examples
       st3fx sensitivity runs/resnet20
       st3fx sensitivity runs/resnet20 --sparsity 0.5,0.7,0.9 --images all
+      st3fx sensitivity runs/resnet20 --reuse --budget 0.9
+      st3fx sensitivity torchvision:resnet18 -i 1x3x224x224 --budget-ms 9 --global
       st3fx sensitivity torchvision:resnet18 --weights r18.pt --data imagefolder --data-path ~/val
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
+    from st3fx.commands.budgets import check_output
     from st3fx.commands.models import Request
     from st3fx.commands.quantize import subject
-    from st3fx.commands.sensitivity import check_files, sensitivity_spec, write_page
+    from st3fx.commands.sensitivity import check_files
 
     about = ("spec", "weights", "inputs", "seed", "trust", "model")
     request = Request(**{name: asked[name] for name in about})
     found = subject(request, given({name: asked[name] for name in DATA_SETTINGS}))
     made = _method(found, method, granularity)
     path, html = check_files(found, record, page, force=force)
-    require_apart({"--export": path, "--html": html}, (request.spec, request.weights))
+    ask = Ask.of(budget, budget_macs, budget_ms, together=together)
+    if output is not None and ask is None:
+        raise click.UsageError("--output is for a budget: give --budget, --budget-macs or -ms too")
+    target = None if ask is None else check_output(Path(output or "budgets.toml"), force=force)
+    require_apart(
+        {"--export": path, "--html": html, "--output": target}, (request.spec, request.weights)
+    )
     count = _count(images)
+    work = Work(found, made, sparsities, count, path, html, target, reuse=reuse)
     with stdout_for(as_json=as_json), Progress() as progress:
-        result = sensitivity_spec(found, sparsities, method=made, images=count, progress=progress)
-        if path is not None:
-            result.write(path)
-        if html is not None:
-            write_page(result, html)
-    show(result, print_sensitivity, as_json=as_json)
-    for written in (path, html) if not as_json else ():
-        if written is not None:
-            console().print(Text(f"wrote {written}"), soft_wrap=True)
+        result = _worked(work, ask, progress)
+    show(result, print_results, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A budget.
+
+    Attributes:
+        unit: ``weights``, ``macs`` or ``ms``.
+        amount: Of these.
+        together: Whether all layers share one threshold.
+    """
+
+    unit: Unit
+    amount: float
+    together: bool
+
+    @classmethod
+    def of(
+        cls, weights: float | None, macs: float | None, ms: float | None, *, together: bool
+    ) -> Ask | None:
+        """What was asked for, if anything was.
+
+        Raises:
+            UsageError: For a time that is none.
+        """
+        if ms is not None:
+            if not 0 < ms < float("inf"):
+                raise click.UsageError(f"--budget-ms {ms:g}: give milliseconds, more than 0")
+            return cls("ms", ms, together)
+        if macs is not None:
+            return cls("macs", macs, together=False)
+        return None if weights is None else cls("weights", weights, together=False)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done, and where it is written."""
+
+    found: Subject
+    method: Method | None
+    sparsities: tuple[float, ...]
+    images: int | None
+    path: Path | None
+    html: Path | None
+    target: Path | None
+    reuse: bool
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured, what meets the budget, and where both were written."""
+
+    sensitivity: SensitivityResult | None
+    budget: BudgetResult | None
+    files: tuple[Path, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values: those of the sensitivity, and the budget beside them."""
+        plain = {} if self.sensitivity is None else self.sensitivity.to_dict()
+        return plain if self.budget is None else plain | {"budget": self.budget.to_dict()}
+
+
+def _worked(work: Work, ask: Ask | None, progress: Progress) -> Results:
+    from st3fx.commands.budgets import for_share, for_time, for_time_together, times_of
+    from st3fx.commands.sensitivity import load, sensitivity_spec, write_page
+    from st3fx.training.sensitivity import read_sensitivity
+
+    result, files = None, [work.html, work.target]
+    if ask is None or not ask.together:
+        if work.reuse:
+            if work.path is None:
+                raise click.UsageError("--reuse: name the file that is there by --export")
+            result = read_sensitivity(work.path)
+        else:
+            result = sensitivity_spec(
+                work.found, work.sparsities, method=work.method, images=work.images,
+                progress=progress,
+            )  # fmt: skip
+            files.insert(0, work.path)
+            if work.path is not None:
+                result.write(work.path)
+        if work.html is not None:
+            write_page(result, work.html)
+    met = None
+    if ask is not None and ask.unit == "ms":
+        loaded = load(work.found, work.method, progress)
+        times = times_of(loaded.model, loaded.example, progress)
+        met = (
+            for_time_together(loaded.model, times, ask.amount)
+            if result is None
+            else for_time(result, times, ask.amount)
+        )
+    elif ask is not None and result is not None:
+        met = for_share(result, ask.amount, ask.unit)
+    if met is not None and work.target is not None:
+        met.write(work.target)
+    return Results(result, met, tuple(file for file in files if file is not None))
 
 
 def _count(text: str) -> int | None:
@@ -138,6 +284,38 @@ def _method(found: Subject, name: str | None, granularity: str | None) -> Method
                 )
         return None
     return methods.create(name or "st3", granularity=granularity or "unstructured")
+
+
+def print_results(results: Results) -> None:
+    """What was measured, what meets the budget, and the files."""
+    if results.sensitivity is not None:
+        print_sensitivity(results.sensitivity)
+    if results.budget is not None:
+        print_budget(results.budget)
+    for file in results.files:
+        console().print(Text(f"wrote {file}"), soft_wrap=True)
+
+
+def print_budget(result: BudgetResult) -> None:
+    """What meets the budget, in a line or two."""
+    lines = []
+    if result.ms is not None and result.dense_ms is not None:
+        lines.append(
+            f"{result.budget:g} ms for one sample on one thread: {percent(result.sparsity)} "
+            f"sparsity, {result.ms:.3g} ms expected; the dense model takes {result.dense_ms:.3g} "
+            f"ms here ({result.cpu}; constants of the cost model: {result.constants})"
+        )
+    if result.budgets is not None:
+        lines.append(
+            f"targets of {len(result.budgets.targets)} layers from "
+            f"{percent(min(result.budgets.targets.values()))} to "
+            f"{percent(max(result.budgets.targets.values()))}: {percent(result.budgets.sparsity)} "
+            f"of the weights and {percent(result.budgets.macs)} of the multiplications go; the "
+            f"loss rises by {result.budgets.rise:.3g} if rises add up, by "
+            f"{result.budgets.uniform:.3g} with one target for all"
+        )
+    for line in lines:
+        console().print(Text(line), soft_wrap=True)
 
 
 def print_sensitivity(result: SensitivityResult) -> None:

@@ -19,6 +19,7 @@ from st3fx.cli.options import (
     json_option,
     settings_options,
     trust_options,
+    with_budgets,
 )
 from st3fx.cli.output import say, show, stdout_for
 from st3fx.cli.terminal import INTERRUPTED
@@ -99,6 +100,8 @@ def train(
         flags["spec"] = spec
     if target_macs is not None:
         flags |= {"sparsity": target_macs, "budget": "macs"}
+    if "sparsity_of" in flags:
+        flags |= given(with_budgets({"sparsity": None} | flags))
     if amp:
         flags.setdefault("precision", "bf16")
     settings, checkpoint = _settings(

@@ -13,8 +13,9 @@ from torch.nn.parameter import UninitializedParameter
 
 from st3fx.errors import FoldError, GranularityWarning, HookWarning, InputError, PlanError
 from st3fx.graphs.forward import Islands
-from st3fx.methods import Method
+from st3fx.methods import Method, ScheduledMethod
 from st3fx.methods.st3 import ST3
+from st3fx.methods.targets import check_targets, named_targets
 from st3fx.modules.copying import copied
 from st3fx.modules.marks import change_conversion, conversion_of
 from st3fx.modules.saving import watch_loading
@@ -171,6 +172,8 @@ def convert_with(
                 begin("discover")  # so only modules with sites are traced into
                 found = discover(converted, observed, settings, others)
                 _require_prunable(method, found.sites)
+                if isinstance(method, ScheduledMethod):
+                    check_targets(method, found.sites)
                 _warn_of_single(method, found.sites)
             while True:
                 with not_collecting():
@@ -298,11 +301,14 @@ def _check(model: nn.Module, total_steps: int | None, update_every: int, *, inpl
 def _attach(
     model: nn.Module, total_steps: int | None, update_every: int, *, verified: bool
 ) -> None:
-    plan = conversion_of(model).plan
+    conversion = conversion_of(model)
+    plan, method = conversion.plan, conversion.method
     edges = tuple(dataflow(model).edges)
     change_conversion(
         model,
-        plan=dataclasses.replace(plan, verified=verified, edges=edges),
+        plan=dataclasses.replace(
+            plan, verified=verified, edges=edges, targets=named_targets(method, plan.sites)
+        ),
         islands=Islands(model, {island.name for island in plan.islands}),
         total_steps=total_steps,
         update_every=update_every,

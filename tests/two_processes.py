@@ -411,6 +411,26 @@ def thresholds_are_set_back() -> None:
             assert sparsifier.thresholds == {"weight": expected}, (shape, left, first)
 
 
+def own_targets() -> None:
+    """Sites with targets of their own are counted where they are, and so are the others."""
+    found = {}
+    for key in ("alone", "sharded"):
+        torch.manual_seed(0)
+        method = st3fx.ST3(
+            0.7, schedule=RAMP, sparsity_of={"conv.*": 0.9, "up.*": 0.5, "fc.*": 0.4}
+        )
+        model, sparsifier = st3fx.convert(Odd(), X, method, total_steps=STEPS, verify=False)
+        if key == "sharded":
+            fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        with no_gathering():
+            sparsifier.set_sparsity(0.7)
+            found[key] = sparsifier.thresholds
+        same_everywhere(sparsifier)
+    assert found["alone"] == found["sharded"]
+    assert found["alone"]["grouped.weight"] == found["alone"]["one.weight"]
+    assert len(set(found["alone"].values())) == 4
+
+
 SCENARIOS: dict[str, Callable[[], None]] = {
     **{f"data parallel, {name}": functools.partial(data_parallel, name) for name in METHODS},
     "data parallel, drawn masks": functools.partial(drawn_masks, split=False),
@@ -424,6 +444,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "shards of any dimension": shards_of_any_dimension,
     "shards of tensor parallelism": shards_of_tensor_parallelism,
     "shards of equal weights": shards_of_equal_weights,
+    "shards with targets of their own": own_targets,
     "nan in one shard": nan_in_one_shard,
     "shards, frozen": shards_frozen,
     "state of shards, dst": functools.partial(learned_state, "dst"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from st3fx.api import convert
 from st3fx.commands.convert import restored
-from st3fx.commands.models import Request, no_example
+from st3fx.commands.models import bundle_example, no_example
 from st3fx.commands.progress import silent
 from st3fx.commands.quantize import Subject
 from st3fx.data import Data, make_data
@@ -104,51 +105,80 @@ def sensitivity_spec(
         St3fxError: As :func:`sensitivity`, ``load_bundle``, ``load_spec`` and ``make_data``.
     """
     report = progress or silent
-    request = of.request
     if of.data is None or of.training is None:
         raise TrainError(
-            f"no data for {request.spec}: name the run that it is from, or give --data"
+            f"no data for {of.request.spec}: name the run that it is from, or give --data"
         )
     if method is not None:
         check_sparsities(sparsities, method)
-    report("data")
-    data = make_data(of.data)
-    skip = of.training.on_bad_sample == "skip"
-    report("load")
-    if request.is_bundle:
-        bundle = read_bundle(request.spec)
-        model = restored(bundle, trust=request.trust, model=request.model).model
-    else:
-        model = _converted(request, data, method, report)
+    found = load(of, method, report)
+    assert found.data is not None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batches = [_moved(b, device) for b in _even(data, images, of.data.seed, skip=skip)]
+    skip = of.training.on_bad_sample == "skip"
+    batches = [_moved(b, device) for b in _even(found.data, images, of.data.seed, skip=skip)]
+    name = of.request.name if of.run is None else of.run.path.resolve().name
     return measure(
-        model.to(device), batches, sparsities, name=request.name if of.run is None else
-        of.run.path.resolve().name, data=data.name, progress=report,
+        found.model.to(device), batches, sparsities, name=name, data=found.data.name,
+        progress=report,
     )  # fmt: skip
 
 
-def _converted(
-    request: Request, data: Data, method: Method | None, progress: Callable[[str], None]
-) -> nn.Module:
-    """A SPEC with its weights, converted in the way that its sensitivity is asked for."""
+@dataclass(frozen=True)
+class Loaded:
+    """A converted model.
+
+    Attributes:
+        model: With its weights.
+        example: One call of it.
+        data: That belongs to it; ``None`` where none is known.
+    """
+
+    model: nn.Module
+    example: Any
+    data: Data | None
+
+
+def load(of: Subject, method: Method | None, progress: Callable[[str], None]) -> Loaded:
+    """Load the model of a run or a bundle, or convert that of a SPEC.
+
+    Args:
+        of: Which.
+        method: How a SPEC is converted.
+        progress: Called with the name of each stage as it begins.
+
+    Raises:
+        SpecError: When no example of a call is known.
+        St3fxError: As ``load_bundle``, ``load_spec`` and ``make_data``.
+    """
+    request = of.request
+    progress("data")
+    data = None if of.data is None else make_data(of.data)
+    progress("load")
     given = parse_inputs(request.inputs, seed=request.seed) if request.inputs else None
-    shape = data.input_shape if data.input_shape and len(data.input_shape) == 3 else None
+    if request.is_bundle:
+        bundle = read_bundle(request.spec)
+        model = restored(bundle, trust=request.trust, model=request.model).model
+        if given is None:
+            given = bundle_example(bundle, trust=request.trust, model=request.model)
+        return Loaded(model, given, data)
+    shape = data.input_shape if data and data.input_shape and len(data.input_shape) == 3 else None
     loaded = load_spec(
-        request.spec, seed=request.seed, with_inputs=False, num_classes=data.num_classes,
+        request.spec, seed=request.seed, with_inputs=given is None and data is None,
+        num_classes=data.num_classes if data else None,
         in_channels=shape[0] if shape else None, image_size=shape[-1] if shape else None,
     )  # fmt: skip
     if request.weights is not None:
         load_weights(loaded.model, request.weights)
     make_permanent(loaded.model)
-    example = given if given is not None else data.example(2)
-    if example is None:
+    if given is None:
+        given = loaded.example_inputs if data is None else data.example(2)
+    if given is None:
         raise no_example(request.spec, loaded)
     arguments: tuple[Any, ...] = () if method is None else (method,)
     model, _ = convert(
-        loaded.model, example, *arguments, verify=False, inplace=True, progress=progress
+        loaded.model, given, *arguments, verify=False, inplace=True, progress=progress
     )
-    return model
+    return Loaded(model, given, data)
 
 
 def _even(data: Data, images: int | None, seed: int, *, skip: bool) -> Iterator[Batch]:

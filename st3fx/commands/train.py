@@ -28,6 +28,8 @@ from st3fx.files.manifest import Recipe
 from st3fx.files.tensor_file import to_bytes
 from st3fx.loading.spec import parse_spec
 from st3fx.loading.trust import USER, Permit, remember
+from st3fx.methods.base import ScheduledMethod
+from st3fx.methods.targets import check_targets, named_targets
 from st3fx.modules.marks import change_conversion, conversion_of
 from st3fx.plan.settings import NAMES as CONVERSION_SETTINGS
 from st3fx.report.facts import TrainingFacts
@@ -169,13 +171,19 @@ def from_bundle(
             )
     progress("load")
     method = adjusted(methods.from_dict(recipe.method), settings)
+    if isinstance(method, ScheduledMethod):
+        check_targets(method, bundle.manifest.plan.sites)
     code = code or Code()
     built = restored(bundle, trust=code.trust, model=code.model)
     model, recipe = built.model, built.recipe if code.model is not None else recipe
     change_conversion(
         model,
         method=method,
-        plan=dataclasses.replace(conversion_of(model).plan, target=method.target),
+        plan=dataclasses.replace(
+            conversion_of(model).plan,
+            target=method.target,
+            targets=named_targets(method, conversion_of(model).plan.sites),
+        ),
         total_steps=steps,
         update_every=settings.update_every,
     )

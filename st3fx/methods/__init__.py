@@ -93,6 +93,8 @@ def own_settings(texts: Iterable[str]) -> dict[str, Any]:
 def to_dict(method: Method) -> dict[str, Any]:
     """A method and all its settings as JSON values."""
     settings = dataclasses.asdict(method) | {"granularity": method.granularity.text}
+    if isinstance(method, ScheduledMethod):
+        settings["sparsity_of"] = dict(method.own_targets)
     return {"name": method.name, **settings}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, final
 
@@ -126,6 +126,8 @@ class ScheduledMethod(Method):
         budget: What the sparsity is a share of: ``"weights"`` counts each weight once, ``"macs"``
             as often as it multiplies in the example, so that the share of multiplications left is
             1 − sparsity.
+        sparsity_of: Globs over the sites' names with targets of their own, as a dict or as pairs;
+            the sparsity stays the share over all sites (:mod:`st3fx.methods.targets`).
 
     Raises:
         MethodError: For values outside these.
@@ -134,6 +136,7 @@ class ScheduledMethod(Method):
     sparsity: float = _DEFAULT
     schedule: CubicSchedule = field(default_factory=CubicSchedule, kw_only=True)
     budget: Literal["weights", "macs"] = field(default="weights", kw_only=True)
+    sparsity_of: Mapping[str, float] | Sequence[tuple[str, float]] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,7 +155,17 @@ class ScheduledMethod(Method):
             )
         if self.budget not in ("weights", "macs"):
             raise MethodError(f"budget={self.budget!r}: give 'weights' or 'macs'")
+        object.__setattr__(self, "sparsity_of", pairs_of(self.sparsity_of))
+        if self.sparsity_of and most < 1:
+            raise MethodError(
+                f"{self.granularity.text} has the same sparsity everywhere: leave sparsity_of out"
+            )
         self._check_draw()
+
+    @property
+    def own_targets(self) -> tuple[tuple[str, float], ...]:
+        """Globs with targets of their own, in order."""
+        return pairs_of(self.sparsity_of)
 
     @property
     def _draw(self) -> tuple[float, float] | None:
@@ -266,6 +279,11 @@ class DrawnMethod(ScheduledMethod):
             raise MethodError(
                 f"{self.name} draws masks within one budget: leave draw= or --draw-sparsity out"
             )
+        if self.sparsity_of:
+            raise MethodError(
+                f"{self.name} draws masks within one budget: leave sparsity_of= or --sparsity-of "
+                "out"
+            )
 
     def temperature(self, step: int, total_steps: int | None) -> float:
         """Of the draw after a step; small ones give masks near 0 and 1.
@@ -323,6 +341,33 @@ class LearnedMethod(Method):
 
     def after_step(self, weight: Tensor, threshold: nn.Parameter, site: Site) -> None:
         """Keep a site's thresholds in their range after an optimizer step; without gradient."""
+
+
+def pairs_of(given: object) -> tuple[tuple[str, float], ...]:
+    """Globs with their targets, as a method has them.
+
+    Args:
+        given: A dict, or pairs.
+
+    Raises:
+        MethodError: For anything else, or a target outside [0, 1).
+    """
+    items = tuple(given.items()) if isinstance(given, Mapping) else given
+    if not isinstance(items, tuple | list):
+        raise MethodError(f"sparsity_of = {given!r:.60}: give a dict of globs and sparsities")
+    found: dict[str, float] = {}
+    for item in items:
+        pair = isinstance(item, tuple | list) and len(item) == 2
+        glob, target = item if pair else ("", -1.0)
+        number = isinstance(target, int | float) and not isinstance(target, bool)
+        if not (isinstance(glob, str) and glob and number and 0 <= target < 1):
+            raise MethodError(
+                f"sparsity_of has {item!r:.60}: give a glob over the sites' names and a sparsity "
+                "of 0 or more, below 1, for example 'layer4.*': 0.95"
+            )
+        found.pop(glob, None)  # the last counts
+        found[glob] = float(target)
+    return tuple(found.items())
 
 
 def check_sparsity(sparsity: float) -> None:

@@ -54,7 +54,9 @@ def explain(plan: SparsityPlan, name: str) -> Explanation:
     name = "" if name == ROOT else name
     for site in plan.sites:
         if name in (site.name, *site.aliases, *site.parameters):
-            facts = dict.fromkeys((*_site_facts(site, name), *_run_by(plan, site)))
+            targets = (("target", f"{own:g}, of its own") for of, own in plan.targets
+                       if of == site.name)  # fmt: skip
+            facts = dict.fromkeys((*targets, *_site_facts(site, name), *_run_by(plan, site)))
             return Explanation(name, _verdict(site, name), tuple(facts))
     for skipped in plan.skipped:
         if name in (skipped.name, *skipped.aliases):

@@ -154,6 +154,7 @@ class SparsityPlan:
         edges: Who feeds whom among sites, joins, inputs and outputs of the islands, by name.
         verified: Whether the converted model was compared with the original.
         granularity: What is pruned together, e.g. ``block:4``.
+        targets: Full name of each site with a final sparsity of its own, and that.
     """
 
     sites: tuple[Site, ...]
@@ -166,6 +167,7 @@ class SparsityPlan:
     edges: tuple[tuple[str, str], ...] = ()
     verified: bool = False
     granularity: str = "unstructured"
+    targets: tuple[tuple[str, float], ...] = ()
 
     @property
     def method_text(self) -> str:

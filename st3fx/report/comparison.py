@@ -314,14 +314,17 @@ def _settings(facts: Facts) -> Iterator[tuple[str, Any]]:
     method = methods.from_dict(recipe.method)
     yield "method", methods.key_of(method)
     yield "granularity", method.granularity.text
-    for name, value in _flat(methods.to_dict(method)):
+    settings = methods.to_dict(method)
+    own = settings.pop("sparsity_of", {})
+    yield "sparsity_of", [f"{glob}={target:g}" for glob, target in own.items()]
+    for name, value in _flat(settings):
         if name not in ("name", "granularity", "sparsity"):
             yield f"method: {name}", value
     for name, value in facts.model.versions.items():
         yield f"version of {name}", value
 
 
-_METHOD = ("method", "granularity", "method_options", "ramp")
+_METHOD = ("method", "granularity", "method_options", "ramp", "sparsity_of")
 """Settings that a bundle has in full."""
 
 _DEFAULTS = {"method": DEFAULT, "granularity": "unstructured"}

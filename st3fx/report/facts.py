@@ -217,6 +217,8 @@ def _method_words(method: Method) -> list[str]:
     words, plain = ["--method", name], methods.to_dict(methods.create(name))
     if isinstance(method, ScheduledMethod):
         words += ["--sparsity", f"{method.sparsity:g}"]
+        for glob, target in method.own_targets:
+            words += ["--sparsity-of", f"{glob}={target:g}"]
     if method.granularity.text != plain["granularity"]:
         words += ["--granularity", method.granularity.text]
     for key, value in methods.to_dict(method).items():

@@ -179,7 +179,9 @@ def sites(facts: Facts) -> Section:
         return Section("sites", "Every site", missing=no_model(facts))
     macs = model.flops["exact"].sparse_macs if model.flops else 0
     lead = "A head sorts the table, a second time the other way round."
-    return Section("sites", "Every site", lead, rest=(site_table(model.layers, macs),))
+    own = [(name, markup.percent(target)) for name, target in model.plan.targets]
+    rest: tuple[Block, ...] = (Terms(own, "Sites with a target of their own"),) if own else ()
+    return Section("sites", "Every site", lead, rest=(site_table(model.layers, macs), *rest))
 
 
 def dataflow(facts: Facts) -> Section:

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from st3fx.errors import DriftWarning, EmptyLayerWarning, StateError, TraceWarning
 from st3fx.methods.base import DrawnMethod, Method, ScheduledMethod
+from st3fx.methods.targets import Target, targets
 from st3fx.modules.marks import conversion_of, state_name
 from st3fx.plan.sites import Site
 from st3fx.sparsifier.bound import ASSIGNED, Bound, bound_sites, part_sites
@@ -66,7 +67,7 @@ class Thresholds:
         self._here = False  # on a CPU, where to compare values costs little
         self._aside: dict[str, Tensor] | None = None
         self._sampling = False  # the thresholds in place are such that masks are drawn
-        self._finder = GlobalThreshold()
+        self._finders: dict[str, GlobalThreshold] = {}  # of the global one, and of sites' own
         self._warned: set[str] = set()
 
     # --- the sites as they are
@@ -325,29 +326,49 @@ class Thresholds:
         wait: bool = True,
     ) -> None:
         sites = [item.site for item in bound]
-        scales = [method.scale(site) for site in sites]
-        ties: dict[int, Tensor] = {}
+        found: dict[int, Tensor] = {}
         self.level, self._over = None, frozenset(site.name for site in sites)
         if sparsity > (self._pinned(bound) if pinned is None else pinned):
-            costs = [site.cost for site in sites] if method.budget == "macs" else None
-            # What a mask holds at zero is zero, whatever its latent weight has become.
-            pairs = [(item.searched(), item.tensors("mask")[0]) for item in bound]
-            weights = [masked(weight, mask) if mask.numel() else weight for weight, mask in pairs]
-            groupings = [method.granularity.grouping(site) for site in sites]
-            share = method.share_of_groups(sparsity)
-            try:
-                self.level = self._finder.find(weights, scales, share, costs, groupings, wait=wait)
-            except NotFiniteError as error:
-                raise StateError(_diverged(error, [site.name for site in sites])) from None
-            ties = self._finder.ties
-            for index in self._finder.empty:
-                self._warn_of_empty(sites[index].name, sparsity)
+            for target in targets(method, sites, sparsity):
+                if target.share > 0:
+                    found |= self._search(method, bound, target, sparsity, wait=wait)
         self._sampling = False
         for index, item in enumerate(bound):
-            dtype, own = (item.learned() or item.sources())[0].dtype, ties.get(index)
-            if own is None and self.level is not None:
-                own = method.level_of(item.site, self.level, dtype)
-            self.put(item, INACTIVE if own is None else own)
+            self.put(item, found.get(index, INACTIVE))
+
+    def _search(
+        self,
+        method: ScheduledMethod,
+        bound: list[Bound],
+        target: Target,
+        sparsity: float,
+        *,
+        wait: bool,
+    ) -> dict[int, Tensor]:
+        """Thresholds of the sites that share one, by their positions."""
+        items = [bound[index] for index in target.sites]
+        sites = [item.site for item in items]
+        finder = self._finders.setdefault(target.key, GlobalThreshold())
+        costs = [site.cost for site in sites] if method.budget == "macs" else None
+        # What a mask holds at zero is zero, whatever its latent weight has become.
+        pairs = [(item.searched(), item.tensors("mask")[0]) for item in items]
+        weights = [masked(weight, mask) if mask.numel() else weight for weight, mask in pairs]
+        groupings = [method.granularity.grouping(site) for site in sites]
+        scales = [method.scale(site) for site in sites]
+        try:
+            level = finder.find(weights, scales, target.share, costs, groupings, wait=wait)
+        except NotFiniteError as error:
+            raise StateError(_diverged(error, [site.name for site in sites])) from None
+        for index in finder.empty:
+            self._warn_of_empty(sites[index].name, sparsity)
+        if not target.key:
+            self.level = level
+        return {
+            place: finder.ties[index]
+            if index in finder.ties
+            else method.level_of(item.site, level, (item.learned() or item.sources())[0].dtype)
+            for index, (place, item) in enumerate(zip(target.sites, items, strict=True))
+        }
 
     # --- what is said once
 

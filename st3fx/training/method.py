@@ -8,6 +8,7 @@ from typing import Any
 from st3fx import methods
 from st3fx.errors import TrainError
 from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod
+from st3fx.methods.targets import parse_targets
 from st3fx.sparsifier.sparsifier import Sparsifier
 from st3fx.sparsity.schedule import CubicSchedule
 from st3fx.training.settings import Settings
@@ -140,6 +141,8 @@ def _given(settings: Settings, schedule: CubicSchedule) -> dict[str, Any]:
     given: dict[str, Any] = {}
     if settings.sparsity is not None:
         given["sparsity"] = settings.sparsity
+    if settings.sparsity_of:
+        given["sparsity_of"] = parse_targets(settings.sparsity_of)
     if settings.budget != "weights":
         given["budget"] = settings.budget
     if settings.ramp:

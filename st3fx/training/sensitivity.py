@@ -301,7 +301,7 @@ class _pruned:  # noqa: N801 (used as a function)
     def __enter__(self) -> int:
         item, method = self._item, self._method
         if isinstance(method, ScheduledMethod) and not item.tensors("mask")[0].numel():
-            value = own_threshold(item.site, item.weight(), self._sparsity, method)
+            value = own_threshold(item.site, item.searched(), self._sparsity, method)
             for module, name in item.places:
                 module.__dict__[state_name(name, "threshold")] = value.to(item.weight().device)
         else:

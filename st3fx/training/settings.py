@@ -126,6 +126,12 @@ class Settings(ConversionSettings, _Model):
         "sparsity", None, "Share of the sites' weights that training prunes.",
         flags="--sparsity --target-sparsity", least=0, below=1,
     )  # fmt: skip
+    sparsity_of: tuple[str, ...] = setting(
+        "sparsity", (), "A target of its own for each weight whose full name matches, e.g. "
+        "'layer4.*=0.95'; the others have what is left of --sparsity. Repeatable; the last that "
+        "matches counts. A file of st3fx sensitivity --budget gives all of them.",
+        metavar="GLOB=S",
+    )  # fmt: skip
     budget: str = setting("sparsity", "weights", "What the sparsity is a share of.",
                            choices=("weights", "macs"))  # fmt: skip
     granularity: str | None = setting(

@@ -56,6 +56,8 @@ from tests.bench.made import result
 from tests.passes.onnx.graphs import graph, lowered, weight
 from tests.passes.onnx.quant_kernels.made_nets import MadeNet
 from tests.training.runs import settings
+from tests.training.test_budgets import CHEAP, DEAR
+from tests.training.test_budgets import result as of_layers
 
 SECONDS = 5.0
 """Of the processor, for one file."""
@@ -77,6 +79,7 @@ def _made() -> Path:
         save_calibration(Costs())
     run = folder / "run"
     result().write(run / "bench.json")
+    of_layers(CHEAP, DEAR).write(run / "sensitivity.json")
     shutil.move(run / "model.st3fx", folder / "b.st3fx")
     shutil.copy(run / "checkpoints" / "last.pt", folder)
     shutil.copy(run / "folded.safetensors", folder)
@@ -522,6 +525,7 @@ KINDS = (
     Kind("resumed/metrics.jsonl", _damaged_lines, _resume, strict=True, share=1),
     Kind("resumed/settings.toml", _damaged_toml, _resume, strict=True, share=1),
     Kind("run/bench.json", _damaged_json, _report, strict=True),
+    Kind("run/sensitivity.json", _damaged_json, _report, strict=True),
     Kind("costs.json", _damaged_json, _costs, strict=True),
     Kind("r.toml", _damaged_toml, lambda f: _call(lambda: resolve({}, f / "r.toml"))),
     Kind("w.st3w", _damaged_compact, _weights("w.st3w"), strict=True),

@@ -170,6 +170,15 @@ def choose(roles: Mapping[ir.Node, Role], classes: Classes, costs: Costs) -> Sta
     return state if state.sparse else State(frozenset(), frozenset())
 
 
+def expected_seconds(
+    roles: Mapping[ir.Node, Role], classes: Classes, costs: Costs, state: State
+) -> float:
+    """What all layers with a weight, and the layout changes between them, take together."""
+    search = _Search(roles, classes, costs)
+    layers = [role for role in roles.values() if role.is_sparse]
+    return search.seconds(state, layers, frozenset(classes.members))
+
+
 def sparse_seconds(role: Role, costs: Costs, *, blocked: bool) -> float:
     """What the sparse kernel takes for one image, or for one vector of features."""
     assert role.work is not None
@@ -215,9 +224,10 @@ class _Search:
         for number in numbers:
             options += [State(one.sparse, one.blocked ^ {number}) for one in options]
         # The first of equals: what there is, else what differs less.
-        return min(options, key=lambda one: self._seconds(one, layers, touched))
+        return min(options, key=lambda one: self.seconds(one, layers, touched))
 
-    def _seconds(self, state: State, layers: list[Role], numbers: frozenset[int]) -> float:
+    def seconds(self, state: State, layers: list[Role], numbers: frozenset[int]) -> float:
+        """What some layers take, and the layout changes in some classes."""
         of = self._classes.of
         found = changes(self._roles, state, self._classes, numbers)
         total = sum(self._costs.call + self._costs.move * change.nbytes for change in found)
