@@ -1,9 +1,12 @@
 """Targets for a budget: of weights, of multiplications, or of milliseconds on this machine.
 
 A time is that of one sample on one thread in ONNX Runtime. What the layers with sparse kernels take
-comes from the cost model, whose constants ``st3fx bench --calibrate`` measures on a machine; the
-dense model is run once, and what it takes beyond the model's estimate is added: it stays as it is,
-whatever the zeros. Where it takes less, all estimates are shortened by the same factor.
+comes from the cost model, whose constants ``st3fx bench --calibrate`` measures. Two runs of this
+very model fit it to the machine as it is now: dense, and with nine of ten weights zero in each
+layer. With ``d`` and ``s`` what the cost model says of the layers of these, ``D`` and ``S`` what
+they take, a model whose layers take ``x`` by the cost model takes ``a·x + b``:
+``a = (D − S) / (d − s)`` is how fast the machine is, ``b = D − a·d`` is all else, which stays as it
+is whatever the zeros.
 """
 
 from __future__ import annotations
@@ -43,32 +46,54 @@ from st3fx.training.sensitivity import SensitivityResult
 
 Unit = Literal["weights", "macs", "ms"]
 
-_SECONDS = 1.0
-"""For which the dense model is run."""
+_SECONDS = 2.0
+"""For which the two are run, by turns."""
+
+_CALLS, _WARM = 10, 2
+"""Calls of each at least, and those that warm it up."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """What the cost model expects of a model on this machine, for one sample on one thread.
+    """What a model takes on this machine, for one sample on one thread.
 
     Attributes:
-        graph: Its layers.
-        measured: Milliseconds of the dense model in ONNX Runtime.
+        graph: Its layers, of which the cost model knows the time.
+        dense: Milliseconds of the dense model, measured.
+        factor: ``a``.
+        rest: ``b``, in milliseconds.
         constants: Where the cost model's constants come from.
         cpu: The processor.
     """
 
     graph: GraphTimes
-    measured: float
+    dense: float
+    factor: float
+    rest: float
     constants: str
     cpu: str
 
     def milliseconds(self, nonzeros: Mapping[str, int]) -> float:
         """Of the model with so many nonzeros in its weights, by name."""
-        dense, now = 1e3 * self.graph.dense, 1e3 * self.graph.at(nonzeros)
-        if self.measured >= dense:
-            return now + self.measured - dense
-        return now * self.measured / dense
+        return 1e3 * self.factor * self.graph.at(nonzeros) + self.rest
+
+
+def fitted(graph: GraphTimes, dense: float, sparse: float, constants: str, cpu: str) -> Times:
+    """The cost model for a machine on which a model takes so many milliseconds.
+
+    Args:
+        graph: Its layers, with their zeros.
+        dense: Without sparse kernels.
+        sparse: With them.
+        constants: Where the cost model's constants come from.
+        cpu: The processor.
+    """
+    slow, fast = 1e3 * graph.dense, 1e3 * graph.at({})
+    factor = (dense - sparse) / (slow - fast) if slow > fast else 0.0
+    rest = dense - factor * slow
+    if factor <= 0 or rest < 0:  # the two say too little: all is in the layers
+        factor, rest = dense / slow, 0.0
+    return Times(graph, dense, factor, rest, constants, cpu)
 
 
 @dataclass(frozen=True)
@@ -196,19 +221,19 @@ def _timed(
     budget: float, sparsity: float, budgets: Budgets | None, ms: float, times: Times
 ) -> BudgetResult:
     return BudgetResult(
-        "ms", budget, sparsity, budgets, ms, times.measured, times.cpu, times.constants
+        "ms", budget, sparsity, budgets, ms, times.dense, times.cpu, times.constants
     )
 
 
 def _too_short(budget: float, least: float, times: Times) -> str:
     return (
         f"{budget:g} ms cannot be met: {least:.3g} ms are expected at the highest sparsities, and "
-        f"the dense model takes {times.measured:.3g} ms here; try higher ones, or a smaller model"
+        f"the dense model takes {times.dense:.3g} ms here; try higher ones, or a smaller model"
     )
 
 
 def times_of(model: nn.Module, example: Any, progress: Callable[[str], None]) -> Times:
-    """Export a model, run it dense, and find its layers for the cost model.
+    """Export a model, run it dense and sparse, and fit the cost model to that.
 
     Args:
         model: Converted; it is left as it was.
@@ -224,38 +249,57 @@ def times_of(model: nn.Module, example: Any, progress: Callable[[str], None]) ->
         lambda value: value[:1].cpu() if isinstance(value, torch.Tensor) and value.dim() else value,
         example,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TargetWarning)  # its zeros do not matter
-        plain = fold(copied(model).cpu(), inplace=True)
     calibration = load_calibration()
     with scratch() as folder:
-        exported = export_onnx(plain, one, folder / "model.onnx", verify=False, progress=progress)
-        graph = GraphTimes.of_file(exported.path, calibration.costs)
-        progress("running the dense model")
-        measured = _measure(exported.path, one)
-    if not graph.names:
-        raise BenchError("no layer of the model has a sparse kernel: a time cannot be its budget")
-    cpu = str(environment()["cpu"])
-    return Times(graph, measured, calibration.source, cpu)
+        exported = export_onnx(
+            _nine_of_ten_zero(model), one, folder / "model.sparse.onnx", sparse_kernels=True,
+            verify=False, eliminate_dead_channels=False, progress=progress,
+        )  # fmt: skip
+        assert exported.plain is not None
+        graph = GraphTimes.of_file(exported.plain, calibration.costs)
+        if not graph.names:
+            raise BenchError(
+                "no layer of the model has a sparse kernel: a time cannot be its budget"
+            )
+        progress("running the model dense and sparse")
+        dense, sparse = _measure((exported.plain, exported.path), one)
+    return fitted(graph, dense, sparse, calibration.source, str(environment()["cpu"]))
 
 
-def _measure(path: Path, example: Any) -> float:
-    """Median milliseconds of a call on one thread."""
-    session = runtime.session(path, 1)
+_ZEROS = 0.9
+
+
+@torch.no_grad()
+def _nine_of_ten_zero(model: nn.Module) -> nn.Module:
+    """A folded copy in which only the largest tenth of each site's weights is left."""
+    names = [site.name for site in Sparsifier(model).plan.sites]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TargetWarning)  # it is about the zeros that it has
+        plain = fold(copied(model).cpu(), inplace=True)
+    held = dict(plain.named_parameters(remove_duplicate=False))
+    for weight in (held[name] for name in names if name in held):
+        gone = round(_ZEROS * weight.numel())
+        if gone:
+            level = weight.abs().reshape(-1).kthvalue(gone).values
+            weight[weight.abs() <= level] = 0
+    return plain
+
+
+def _measure(files: Sequence[Path], example: Any) -> list[float]:
+    """Median milliseconds of a call of each file on one thread, by turns."""
+    sessions = [runtime.session(path, 1) for path in files]
     tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor)]
-    feed = {
-        port.name: tensor.numpy()
-        for port, tensor in zip(session.get_inputs(), tensors, strict=False)
-    }
-    for _ in range(3):
-        session.run(None, feed)
-    taken: list[float] = []
-    began = time.perf_counter()
-    while time.perf_counter() - began < _SECONDS or len(taken) < 5:
-        start = time.perf_counter()
-        session.run(None, feed)
-        taken.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(taken)
+    ports = sessions[0].get_inputs()
+    feed = {port.name: each.numpy() for port, each in zip(ports, tensors, strict=False)}
+    taken: list[list[float]] = [[] for _ in files]
+    began, calls = time.perf_counter(), 0
+    while calls < _CALLS or time.perf_counter() - began < _SECONDS:
+        for session, times in zip(sessions, taken, strict=True):
+            start = time.perf_counter()
+            session.run(None, feed)
+            times.append(time.perf_counter() - start)
+        calls += 1
+    return [1e3 * statistics.median(times[_WARM:]) for times in taken]
 
 
 def check_output(path: Path, *, force: bool) -> Path:

@@ -316,7 +316,7 @@ def _settings(facts: Facts) -> Iterator[tuple[str, Any]]:
     yield "granularity", method.granularity.text
     settings = methods.to_dict(method)
     own = settings.pop("sparsity_of", {})
-    yield "sparsity_of", [f"{glob}={target:g}" for glob, target in own.items()]
+    yield "sparsity_of", tuple(f"{glob}={target:g}" for glob, target in own.items())
     for name, value in _flat(settings):
         if name not in ("name", "granularity", "sparsity"):
             yield f"method: {name}", value
