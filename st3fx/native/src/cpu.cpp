@@ -19,24 +19,40 @@ constexpr Isa kAll[] = {Isa::avx512vnni, Isa::avx512,   Isa::avxvnni, Isa::avx2,
 std::atomic<int> selected{-1};
 
 #if defined(__x86_64__)
-/// Not all compilers know this one by name.
-bool has_avx_vnni() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1U << 4);
-}
+/// What the CPU and the operating system have. Not by __builtin_cpu_supports: it reads a table that
+/// the compiler's own library fills when it is loaded, and zig's does not.
+struct Features {
+  bool avx2 = false, avx_vnni = false, avx512 = false, avx512_vnni = false;
+
+  Features() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return;
+    const bool fma = bit(c, 12);
+    if (!bit(c, 27) || !bit(c, 28)) return;  // no XGETBV, no AVX
+    unsigned saved = 0, high = 0;            // which registers a switch of threads saves
+    __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    const bool wide = (saved & 0x06) == 0x06, widest = (saved & 0xe6) == 0xe6;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+    avx2 = wide && fma && bit(b, 5);
+    avx512 = widest && fma && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);  // F DQ BW VL
+    avx512_vnni = avx512 && bit(c, 11);
+    const unsigned leaves = a;
+    avx_vnni = avx2 && leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 4);
+  }
+
+  static bool bit(unsigned word, int at) { return word >> at & 1U; }
+};
+
+const Features kFeatures;
 #endif
 
 bool is_available(Isa isa) {
 #if defined(__x86_64__)
-  // These ask the operating system too: it must save the wide registers.
   switch (isa) {
-    case Isa::avx512vnni:
-      return is_available(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
-    case Isa::avx512:
-      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    case Isa::avxvnni: return is_available(Isa::avx2) && has_avx_vnni();
-    case Isa::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case Isa::avx512vnni: return kFeatures.avx512_vnni;
+    case Isa::avx512: return kFeatures.avx512;
+    case Isa::avxvnni: return kFeatures.avx_vnni;
+    case Isa::avx2: return kFeatures.avx2;
     case Isa::neondot: return false;
     default: return true;
   }

@@ -180,8 +180,9 @@ constexpr int kWide = 8;
 #else
 constexpr int kWide = 4;
 #endif
-using Vector = float __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
-using Mask = int32_t __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
+// Typedefs: clang drops the alignment from an alias, and takes all addresses for aligned ones.
+typedef float Vector __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
+typedef int32_t Mask __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
 
 Vector& at(float* lanes) { return *reinterpret_cast<Vector*>(lanes); }
 Mask& at(int32_t* lanes) { return *reinterpret_cast<Mask*>(lanes); }
@@ -416,7 +417,7 @@ struct Keys {
 };
 constexpr Keys kKeys;
 
-using Word = uint32_t __attribute__((may_alias, aligned(1)));
+typedef uint32_t Word __attribute__((may_alias, aligned(1)));
 
 /// NH (Black et al., UMAC, 1999) of one block: Σ (m_i + k_i)(m_j + k_j), each sum modulo 2^32.
 uint64_t hash_block(const Word* words) {
