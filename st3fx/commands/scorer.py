@@ -30,7 +30,7 @@ from st3fx.training.evaluate import Scores, evaluate, recalibrated
 from st3fx.training.folder import RunFolder
 from st3fx.training.machine import leave_group, make_accelerator, release
 from st3fx.training.session import choose_kernels
-from st3fx.training.settings import Settings, from_dict, read_toml
+from st3fx.training.settings import Settings, read_run
 
 
 @dataclass(frozen=True)
