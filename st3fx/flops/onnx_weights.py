@@ -59,6 +59,11 @@ def is_product(node: onnx.NodeProto) -> bool:
     )
 
 
+def factors(node: onnx.NodeProto) -> tuple[int, ...]:
+    """Which inputs of a product are multiplied with each other: not its bias, nor a first state."""
+    return _FACTORS[node.op_type]
+
+
 def hidden(node: onnx.NodeProto, opaque: Mapping[str, str]) -> str:
     """What makes a weight whose zeros nobody knows; empty where there is none."""
     bits = onnx_node.attributes(node).get("bits", 4) if node.op_type == "MatMulNBits" else 4

@@ -55,7 +55,7 @@ def effective(site: Site, method: Method, get: Get) -> Layer:
     try:
         with torch.no_grad():
             made = method.op(weight, threshold, bits, *method.arguments(site))
-    except (RuntimeError, ValueError, IndexError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise DamageError(f"{site.name} has a threshold that does not fit: {error}") from error
     return Layer(site.name, site.shape, _dtype(weight), counted(site.name, made).zeros)
 

@@ -18,7 +18,7 @@ from onnx.external_data_helper import uses_external_data
 
 from st3fx.errors import InspectError, describe
 from st3fx.files.ours import WRITER
-from st3fx.flops.onnx_weights import PACKED, ZERO_POINTS, is_product
+from st3fx.flops.onnx_weights import PACKED, ZERO_POINTS, factors, is_product
 from st3fx.inspection.found import Digest, Found, Layer, Port, share_of_zeros
 from st3fx.passes.onnx.normal_form import all_nodes, bodies, open_inputs
 from st3fx.passes.onnx.plain_operators import is_ours
@@ -111,9 +111,11 @@ class _Constants:
         if zero is None or not zero.any():
             return int(array.size - np.count_nonzero(array))
         if zero.size > 1:
+            if zero.ndim > 1 or not -array.ndim <= axis < array.ndim:
+                return None  # one for each block
             shape = [1] * array.ndim
             shape[axis] = -1
-            zero = zero.reshape(shape) if zero.ndim == 1 else zero
+            zero = zero.reshape(shape)
         return int(np.count_nonzero(array == zero))
 
 
@@ -127,7 +129,7 @@ def look_graph(path: Path) -> Found:
     constants = _Constants(model, path.parent)
     try:
         layers = tuple(_layers(model, constants))
-    except (KeyError, IndexError, ValueError, TypeError, OSError) as error:
+    except (LookupError, ValueError, TypeError, ArithmeticError, OSError) as error:
         raise InspectError(f"{path} has damaged weights: {describe(error)}") from error
     kernels = Counter(operators.current_name(n.op_type) for n in model.graph.node if is_ours(n))
     data = path.with_name(f"{path.name}.data")
@@ -243,8 +245,10 @@ def _of_onnx(
     about = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     packed = node.op_type in PACKED
     weight, place, axis = ZERO_POINTS.get(node.op_type, (-1, -1, 0))
-    for index, given in enumerate(node.input):
-        zero, along = None, axis
+    for index in factors(node):
+        if index >= len(node.input):
+            continue
+        zero, along, given = None, axis, node.input[index]
         if index == weight and place < len(node.input) and node.input[place] in constants:
             zero = constants.array(node.input[place])
         name, zero, along = _stored(given, zero, along, constants, makers)

@@ -206,6 +206,21 @@ def test_integers_are_zero_where_they_equal_their_zero_point(made: Path, tmp_pat
     assert "8-bit integers" in shown(made / "m.int8.onnx")["kind"]
 
 
+def test_biases_are_no_layers(tmp_path: Path) -> None:
+    arrays = {
+        "w": np.ones((1, 8, 3), np.float32), "r": np.ones((1, 8, 2), np.float32),
+        "b": np.zeros((1, 16), np.float32), "v": np.eye(2, dtype=np.float32),
+        "c": np.zeros((1, 2), np.float32),
+    }  # fmt: skip
+    body = """
+        a, h = LSTM<hidden_size = 2>(x, w, r, b)
+        k = Squeeze(h)
+        y = Gemm(k, v, c)
+    """
+    write_model(graph("float[5,N,3] x => float[N,2] y", body, **arrays), tmp_path / "m.onnx")
+    assert counted(shown(tmp_path / "m.onnx")) == {"w": 0, "r": 0, "v": 2}
+
+
 @pytest.mark.parametrize(
     "name", ["run", "run/model.st3fx", "run/checkpoints/last.pt", "run/folded.safetensors",
              "w.st3w", "w.pt", "m.onnx", "m.sparse.onnx", "m.int8.onnx"]
