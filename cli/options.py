@@ -21,7 +21,9 @@ from st3fx.training.settings import SECTIONS, Settings, from_dict, read_toml
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-METHOD_NAMES = ("st3", "st3-sigma", "dst", "str", "feather", "gmp", "lrr", "probmask")
+METHOD_NAMES = (
+    "st3", "st3-sigma", "dst", "str", "feather", "gmp", "lrr", "probmask", "rigl", "granet", "acdc",
+)  # fmt: skip
 """Keys of ``st3fx.methods.METHODS``, which takes seconds to import; a test holds them equal."""
 
 

@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from st3fx.errors import FoldError, GranularityWarning, HookWarning, InputError, PlanError
 from st3fx.graphs.forward import Islands
-from st3fx.methods import Method, ScheduledMethod
+from st3fx.methods import Method, MovingMethod, ScheduledMethod
 from st3fx.methods.st3 import ST3
 from st3fx.methods.targets import check_targets, named_targets
 from st3fx.modules.copying import copied
@@ -104,6 +104,7 @@ def convert(
 
     Raises:
         InputError: If the model refuses an example.
+        MethodError: If the method cannot make one of the weights sparse.
         PlanError: If nothing can become sparse, or a selector matches nothing.
         VerificationError: If the converted model differs from the original.
     """
@@ -153,6 +154,8 @@ def convert_with(
     _warn_of(others, "convert")
     source = _source(model, converted)
     method = method if method is not None else ST3()
+    if isinstance(method, MovingMethod) and update_every != 1:
+        raise PlanError(f"{method.name} has steps of its own for its masks: leave update_every out")
     unloaded = on_meta(converted)  # parameters on the meta device have no values to compare
     verify = verify and not unloaded
     begin = _announcing(progress)
@@ -171,6 +174,7 @@ def convert_with(
                 )
                 begin("discover")  # so only modules with sites are traced into
                 found = discover(converted, observed, settings, others)
+                method.require(found.sites)
                 _require_prunable(method, found.sites)
                 if isinstance(method, ScheduledMethod):
                     check_targets(method, found.sites)

@@ -16,7 +16,19 @@ from st3fx.errors import EmptyLayerWarning, St3fxError
 from st3fx.export.export_result import ExportResult
 from st3fx.files.compact import load_compact, save_compact
 from st3fx.flops.flops_report import FlopsReport
-from st3fx.methods import DST, GMP, LRR, ST3, STR, Feather, Method, ProbMask
+from st3fx.methods import (
+    ACDC,
+    DST,
+    GMP,
+    LRR,
+    ST3,
+    STR,
+    Feather,
+    GraNet,
+    Method,
+    ProbMask,
+    RigL,
+)
 from st3fx.plan.example import Call
 from st3fx.plan.sites import SparsityPlan
 from st3fx.quantization.quantize_result import QuantizeResult
@@ -26,6 +38,7 @@ from st3fx.sparsity.schedule import CubicSchedule
 from st3fx.training.sensitivity import SensitivityResult
 
 __all__ = [
+    "ACDC",
     "DST",
     "GMP",
     "LRR",
@@ -42,9 +55,11 @@ __all__ = [
     "ExportResult",
     "Feather",
     "FlopsReport",
+    "GraNet",
     "Method",
     "ProbMask",
     "QuantizeResult",
+    "RigL",
     "SensitivityResult",
     "Sparsifier",
     "SparsityPlan",

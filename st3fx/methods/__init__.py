@@ -15,19 +15,24 @@ from collections.abc import Callable, Iterable
 from typing import Any, get_args, get_type_hints
 
 from st3fx.errors import MethodError
-from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod
+from st3fx.methods.acdc import ACDC
+from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod, TargetMethod
 from st3fx.methods.dst import DST
 from st3fx.methods.feather import Feather
 from st3fx.methods.gmp import GMP
+from st3fx.methods.granet import GraNet
 from st3fx.methods.lrr import LRR
+from st3fx.methods.moving import MovingMethod
 from st3fx.methods.probmask import ProbMask
+from st3fx.methods.rigl import RigL
 from st3fx.methods.st3 import ST3
 from st3fx.methods.str import STR
 from st3fx.sparsity.schedule import CubicSchedule
 
 __all__ = [
-    "DST", "GMP", "LRR", "METHODS", "ST3", "STR", "Feather", "LearnedMethod", "Method",
-    "ProbMask", "ScheduledMethod", "create", "from_dict", "key_of",
+    "ACDC", "DST", "GMP", "LRR", "METHODS", "ST3", "STR", "Feather", "GraNet", "LearnedMethod",
+    "Method", "MovingMethod", "ProbMask", "RigL", "ScheduledMethod", "TargetMethod",
+    "create", "from_dict", "key_of",
     "own_settings", "to_dict",
 ]  # fmt: skip
 
@@ -40,6 +45,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "gmp": GMP,
     "lrr": LRR,
     "probmask": ProbMask,
+    "rigl": RigL,
+    "granet": GraNet,
+    "acdc": ACDC,
 }
 """Name on the command line -> constructor."""
 

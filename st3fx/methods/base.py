@@ -65,6 +65,13 @@ class Method:
         """Final sparsity over all sites; ``None`` where thresholds are learned."""
         raise NotImplementedError
 
+    def require(self, sites: Sequence[Site]) -> None:
+        """Refuse sites that this method cannot make sparse, before anything is converted.
+
+        Raises:
+            MethodError: Naming one.
+        """
+
     def threshold(self, site: Site, weight: Tensor) -> Tensor:
         """The site's threshold at conversion, fp32, inactive: the effective weight is the weight.
 
@@ -116,13 +123,12 @@ _DEFAULT = _Default(0.9)
 
 
 @dataclass(frozen=True)
-class ScheduledMethod(Method):
-    """One global threshold for a sparsity that follows a schedule.
+class TargetMethod(Method):
+    """One sparsity over all sites, which the training ends with.
 
     Attributes:
         sparsity: Final sparsity over all sites, 0 ≤ sparsity < 1; by default 0.9, of N of M the one
             that it has, and where each step draws its own, the largest of these.
-        schedule: The sparsity over training.
         budget: What the sparsity is a share of: ``"weights"`` counts each weight once, ``"macs"``
             as often as it multiplies in the example, so that the share of multiplications left is
             1 − sparsity.
@@ -134,7 +140,6 @@ class ScheduledMethod(Method):
     """
 
     sparsity: float = _DEFAULT
-    schedule: CubicSchedule = field(default_factory=CubicSchedule, kw_only=True)
     budget: Literal["weights", "macs"] = field(default="weights", kw_only=True)
     sparsity_of: Mapping[str, float] | Sequence[tuple[str, float]] = field(default=(), kw_only=True)
 
@@ -169,9 +174,8 @@ class ScheduledMethod(Method):
 
     @property
     def _draw(self) -> tuple[float, float] | None:
-        # A file may have anything here, which is refused by its type, later.
-        schedule: Any = self.schedule
-        return schedule.draw if isinstance(schedule, CubicSchedule) else None
+        """Between which sparsities that of each step is drawn, if it is."""
+        return None
 
     def _check_draw(self) -> None:
         draw = self._draw
@@ -197,20 +201,13 @@ class ScheduledMethod(Method):
     ) -> float:
         """The sparsity after a step.
 
-        From the share ``f`` of zeros that the model came with the schedule's ramp ``r(t)``, 0 to 1,
-        leads to the target ``s``: ``f + (s − f)·r(t)``, and never down.
-
         Args:
             step: Optimizer steps so far.
             total_steps: Of the whole training.
-            floor: ``f``.
-            target: ``s``, where it is another than the method's.
+            floor: Share of zeros that the model came with.
+            target: The final sparsity, where it is another than the method's.
         """
-        target = self.sparsity if target is None else target
-        if not floor:
-            return self.schedule.sparsity(step, total_steps, target)
-        ramp = self.schedule.sparsity(step, total_steps, 1.0)
-        return floor + max(0.0, target - floor) * ramp
+        raise NotImplementedError
 
     def threshold(self, site: Site, weight: Tensor) -> Tensor:
         """The layer threshold ``θ_l``: 0-dimensional."""
@@ -252,6 +249,46 @@ class ScheduledMethod(Method):
         whole = sum(cost * site.numel for cost, site in zip(costs, sites, strict=True))
         going = sum(cost * count for cost, count in zip(costs, able, strict=True))
         return self.share_of_groups(sparsity) * going / max(1, whole)
+
+
+@dataclass(frozen=True)
+class ScheduledMethod(TargetMethod):
+    """One global threshold for a sparsity that follows a schedule.
+
+    Attributes:
+        schedule: The sparsity over training.
+
+    Raises:
+        MethodError: For values outside their ranges.
+    """
+
+    schedule: CubicSchedule = field(default_factory=CubicSchedule, kw_only=True)
+
+    @property
+    def _draw(self) -> tuple[float, float] | None:
+        # A file may have anything here, which is refused by its type, later.
+        schedule: Any = self.schedule
+        return schedule.draw if isinstance(schedule, CubicSchedule) else None
+
+    def at(
+        self, step: int, total_steps: int, floor: float = 0.0, target: float | None = None
+    ) -> float:
+        """The sparsity after a step.
+
+        From the share ``f`` of zeros that the model came with the schedule's ramp ``r(t)``, 0 to 1,
+        leads to the target ``s``: ``f + (s − f)·r(t)``, and never down.
+
+        Args:
+            step: Optimizer steps so far.
+            total_steps: Of the whole training.
+            floor: ``f``.
+            target: ``s``, where it is another than the method's.
+        """
+        target = self.sparsity if target is None else target
+        if not floor:
+            return self.schedule.sparsity(step, total_steps, target)
+        ramp = self.schedule.sparsity(step, total_steps, 1.0)
+        return floor + max(0.0, target - floor) * ramp
 
 
 @dataclass(frozen=True)

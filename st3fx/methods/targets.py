@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from st3fx.errors import MethodError, PlanError, few
-from st3fx.methods.base import Method, ScheduledMethod, pairs_of
+from st3fx.methods.base import Method, TargetMethod, pairs_of
 from st3fx.plan.sites import Site
 
 SLACK = 1e-3
@@ -47,7 +47,7 @@ class Target:
     key: str = ""
 
 
-def own_targets(method: ScheduledMethod, sites: Sequence[Site]) -> dict[int, float]:
+def own_targets(method: TargetMethod, sites: Sequence[Site]) -> dict[int, float]:
     """Position of a site -> its own final target, for those that have one."""
     if not method.sparsity_of:
         return {}
@@ -66,7 +66,7 @@ def _own(
 
 def named_targets(method: Method, sites: Sequence[Site]) -> tuple[tuple[str, float], ...]:
     """Full name of each site that has a target of its own, and that; as plans have it."""
-    if not isinstance(method, ScheduledMethod):
+    if not isinstance(method, TargetMethod):
         return ()
     return tuple((sites[index].name, own) for index, own in own_targets(method, sites).items())
 
@@ -75,7 +75,7 @@ def _matches(glob: str, names: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) for name in names)
 
 
-def check_targets(method: ScheduledMethod, sites: Sequence[Site]) -> None:
+def check_targets(method: TargetMethod, sites: Sequence[Site]) -> None:
     """Refuse targets that name no site, or that leave the others an impossible share.
 
     Raises:
@@ -110,7 +110,7 @@ def check_targets(method: ScheduledMethod, sites: Sequence[Site]) -> None:
         )
 
 
-def targets(method: ScheduledMethod, sites: Sequence[Site], sparsity: float) -> list[Target]:
+def targets(method: TargetMethod, sites: Sequence[Site], sparsity: float) -> list[Target]:
     """What each threshold has to prune for a sparsity over all sites.
 
     Where weights are counted one by one, all together prune as many as one threshold would.
@@ -138,7 +138,7 @@ def _moved(target: float, final: float, sparsity: float) -> float:
 
 
 def _rest(
-    method: ScheduledMethod, sites: Sequence[Site], own: Mapping[int, float], sparsity: float
+    method: TargetMethod, sites: Sequence[Site], own: Mapping[int, float], sparsity: float
 ) -> float:
     """The share of the sites without a target of their own."""
     sizes = _sizes(method, sites)
@@ -158,7 +158,7 @@ def _count(numel: int, share: float) -> int:
     return math.floor((numel - 1) * share) + 1 if share > 0 else 0
 
 
-def _sizes(method: ScheduledMethod, sites: Sequence[Site]) -> list[int]:
+def _sizes(method: TargetMethod, sites: Sequence[Site]) -> list[int]:
     return [site.numel * (site.cost if method.budget == "macs" else 1) for site in sites]
 
 

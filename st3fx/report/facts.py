@@ -20,7 +20,7 @@ from st3fx.bench.bench_result import BenchResult
 from st3fx.export.export_result import Size
 from st3fx.files.manifest import Recipe
 from st3fx.flops.flops_report import FlopsReport, LayerFlops
-from st3fx.methods.base import Method, ScheduledMethod
+from st3fx.methods.base import Method, TargetMethod
 from st3fx.plan.settings import NAMES as CONVERSION_SETTINGS
 from st3fx.plan.sites import Site, SparsityPlan
 from st3fx.report.histogram import Counts, Spread
@@ -215,7 +215,7 @@ def _method_words(method: Method) -> list[str]:
     """As options: the method, and those of its settings that are no defaults."""
     name = methods.key_of(method)
     words, plain = ["--method", name], methods.to_dict(methods.create(name))
-    if isinstance(method, ScheduledMethod):
+    if isinstance(method, TargetMethod):
         words += ["--sparsity", f"{method.sparsity:g}"]
         for glob, target in method.own_targets:
             words += ["--sparsity-of", f"{glob}={target:g}"]

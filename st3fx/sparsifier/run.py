@@ -31,13 +31,15 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from st3fx.errors import StateError, TargetWarning, TraceWarning
-from st3fx.methods.base import ScheduledMethod
+from st3fx.methods.base import TargetMethod
+from st3fx.methods.moving import MovingMethod
 from st3fx.modules.attributes import is_transformed
 from st3fx.modules.compiled import key_of
 from st3fx.modules.marks import LEVEL, STEP, conversion_of, found_conversion, state_name
 from st3fx.sparsifier.attachment import Attachment
 from st3fx.sparsifier.bound import Bound, marks, part_sites
-from st3fx.sparsifier.thresholds import Thresholds, digests_of, is_plain, stamp
+from st3fx.sparsifier.masks import Masks
+from st3fx.sparsifier.thresholds import digests_of, is_plain, stamp
 from st3fx.sparsity import ties
 from st3fx.sparsity.drawing import decided, is_drawn
 from st3fx.sparsity.formula import INACTIVE
@@ -46,11 +48,11 @@ SLACK = 1e-6
 """How far below its target a sparsity may be without a word."""
 
 
-_NEVER_PICKLED = ("_followers", "_part", "key")
-"""Weak sets, and what is unique in a process."""
+_NEVER_PICKLED = ("_followers", "_part", "key", "_gradients", "_asked", "_optimizers")
+"""Weak sets, what is of one step, and what is unique in a process."""
 
 
-class Run(Thresholds):
+class Run(Masks):
     """The state of one conversion, shared by all modules of the model.
 
     Attributes:
@@ -277,9 +279,10 @@ class Run(Thresholds):
                 self._decide(bound)
             return
         method = bound[0].sparse.method
-        if leader is not None and leader.frozen and leader.root is not None:
+        moves = isinstance(method, MovingMethod)
+        if leader is not None and (leader.frozen or moves) and leader.root is not None:
             self._take_masks(leader)
-        elif isinstance(method, ScheduledMethod) and not self.frozen:
+        elif isinstance(method, TargetMethod) and not (self.frozen or moves):
             wanted = self._wanted(moved)
             if wanted is None:
                 return
@@ -308,9 +311,10 @@ class Run(Thresholds):
         method = bound[0].sparse.method if bound else None
         if self.root is not None:
             method = self._method()
-        if not isinstance(method, ScheduledMethod):
+        if not isinstance(method, TargetMethod):
             return
-        if not self.frozen and self.sparsity and self._fits(bound):
+        moves = isinstance(method, MovingMethod)
+        if not (self.frozen or moves) and self.sparsity and self._fits(bound):
             self._set(method, self.sparsity, bound)
         reached = self.sparsity
         if not self.held and reached is not None and reached < method.target - SLACK:
@@ -332,7 +336,7 @@ class Run(Thresholds):
         return names == self._over or (leader is not None and names == leader._over)
 
     @torch.no_grad()
-    def _set_as_in(self, leader: Run, method: ScheduledMethod, bound: list[Bound]) -> None:
+    def _set_as_in(self, leader: Run, method: TargetMethod, bound: list[Bound]) -> None:
         """Thresholds for some of the leader's sites alone, which there have a share of their own.
 
         With the leader's weights they are the leader's. Where it has gone, its last threshold.
@@ -359,14 +363,14 @@ class Run(Thresholds):
     def _take_masks(self, leader: Run) -> None:
         """Masks and thresholds of the model that is followed, which are fixed."""
         theirs = self._copy_state(leader, ("threshold", "mask"))
-        self.frozen, self.sparsity = True, leader.sparsity
+        self.frozen, self.sparsity, self.steps = leader.frozen, leader.sparsity, leader.steps
         bound = self.bound_quietly()
         pairs = [(site, theirs[site.site.name]) for site in bound if site.site.name in theirs]
         method = pairs[0][0].sparse.method if pairs else None
-        if isinstance(method, ScheduledMethod) and leader.level is not None:
+        if isinstance(method, TargetMethod) and leader.level is not None:
             self._lower(method, pairs)
 
-    def _catch_up(self, leader: Run, method: ScheduledMethod) -> None:
+    def _catch_up(self, leader: Run, method: TargetMethod) -> None:
         """An average of later weights: of later steps, and with the masks that there are by now."""
         self.steps = leader.steps
         if method.keeps:
@@ -387,7 +391,7 @@ class Run(Thresholds):
                         module.__dict__[name] = value.to(module.__dict__[name].device, copy=True)
         return theirs
 
-    def _lower(self, method: ScheduledMethod, pairs: list[tuple[Bound, Bound]]) -> None:
+    def _lower(self, method: TargetMethod, pairs: list[tuple[Bound, Bound]]) -> None:
         """Fixed thresholds may be too high: an average is smaller than what it averages.
 
         Where its weights would be zero in spite of the masks, the thresholds are lower: the share
@@ -426,6 +430,7 @@ class Run(Thresholds):
         bound = self.bound()
         self._look_for_draws(bound)
         self._over = frozenset(site.site.name for site in bound)
+        self.open_gradients(bound)
         stale = self.drawn() is not None
         self._note(bound, digest=self._leader is not None, stale=stale)
 
@@ -440,6 +445,7 @@ class Run(Thresholds):
             self._aside = None
             for item in bound:
                 self.put(item, INACTIVE)
+        self.open_gradients(bound)
         for follower in [run for run in self._followers if run._leader is self]:
             follower.settle(thorough=True)
 
@@ -447,6 +453,9 @@ class Run(Thresholds):
         """Step 0 of a schedule again; weights and thresholds stay."""
         self.take_over()
         self.steps, self.held = 0, False
+        if self.moving is not None:
+            self.floor = self.sparsity or 0.0
+            self.open_gradients(self.bound_quietly())
 
     @property
     def follows(self) -> bool:
@@ -525,6 +534,7 @@ class Run(Thresholds):
         self.loading = False
         bound = self.bound_quietly()
         self._look_for_draws(bound)
+        self.open_gradients(bound)
         self._over = frozenset(site.site.name for site in bound)
         if self._old_file:  # it had masks when it was frozen, and only then
             self.frozen = any(mask.numel() for site in bound for mask in site.tensors("mask"))
@@ -548,11 +558,11 @@ class Run(Thresholds):
         method, total = self._method(), self._total_steps()
         self.held = self.frozen = self.stale = False
         self.sparsity = None
-        if isinstance(method, ScheduledMethod) and total is not None:
+        if isinstance(method, TargetMethod) and total is not None:
             self.sparsity = self.scheduled()
 
 
-def _shares(method: ScheduledMethod, pairs: list[tuple[Bound, Bound]]) -> tuple[float, float]:
+def _shares(method: TargetMethod, pairs: list[tuple[Bound, Bound]]) -> tuple[float, float]:
     """Of pairs of sites: the share of zeros of the second ones, that of the first ones' masks.
 
     Both are shares of what the method's budget counts.

@@ -15,13 +15,8 @@ from st3fx.errors import (
     PlanError,
     StateError,
 )
-from st3fx.methods.base import (
-    DrawnMethod,
-    LearnedMethod,
-    Method,
-    ScheduledMethod,
-    check_sparsity,
-)
+from st3fx.methods.base import DrawnMethod, LearnedMethod, Method, TargetMethod, check_sparsity
+from st3fx.methods.moving import MovingMethod
 from st3fx.modules.marks import SITES, change_conversion, conversion_of, is_root, state_name
 from st3fx.modules.saving import move_state
 from st3fx.modules.unloaded import complete
@@ -52,6 +47,7 @@ class Sparsifier:
         self.model = model
         self._warned: set[str] = set()
         self._stillness = Stillness()
+        self.run.watch()
 
     def __getstate__(self) -> dict[str, Any]:
         """With the optimizer that is attached: torch copies an optimizer without its hooks."""
@@ -64,8 +60,10 @@ class Sparsifier:
         """A copy is attached to the copy of the optimizer."""
         self.model, self._warned = state["model"], state["warned"]
         self._stillness = Stillness()
-        if state["optimizer"] is not None and is_root(self.model):
-            self._hook(state["optimizer"])
+        if is_root(self.model):
+            self.run.watch()
+            if state["optimizer"] is not None:
+                self._hook(state["optimizer"])
 
     def _attachment(self) -> Attachment | None:
         """That of the model: this sparsifier's or another's, as long as its optimizer is there."""
@@ -122,6 +120,7 @@ class Sparsifier:
         if steps < 1:
             raise PlanError(f"total_steps={steps}: give the number of optimizer steps, 1 or more")
         change_conversion(self.model, total_steps=steps)
+        self.run.open_gradients(self.run.bound_quietly())
 
     @property
     def steps(self) -> int:
@@ -207,7 +206,7 @@ class Sparsifier:
         complete(self.model)
         conversion, run = conversion_of(self.model), self.run
         method = conversion.method
-        follows = isinstance(method, ScheduledMethod) and not run.frozen and not run.held
+        follows = isinstance(method, TargetMethod) and not run.frozen and not run.held
         total = self._total_steps() if follows else 0
         run.take_over()
         run.restore()
@@ -217,7 +216,10 @@ class Sparsifier:
         run.steps += 1
         if isinstance(method, LearnedMethod):
             self._after_step(method, bound)
-        elif isinstance(method, ScheduledMethod) and not run.frozen:
+        elif isinstance(method, MovingMethod):
+            if not run.frozen:
+                run.follow_schedule(bound)
+        elif isinstance(method, TargetMethod) and not run.frozen:
             # Masks are drawn at each step.
             every = 1 if isinstance(method, DrawnMethod) else conversion.update_every
             if run.steps % every == 0 or run.steps == total:
@@ -277,10 +279,11 @@ class Sparsifier:
         run = self.run
         if sparsity is None:
             run.held = False
+            run.open_gradients(self._bound())
             return
         check_sparsity(sparsity)
         complete(self.model)
-        if not isinstance(self.method, ScheduledMethod):
+        if not isinstance(self.method, TargetMethod):
             raise StateError(f"{self.method.name} learns its thresholds: no sparsity can be set")
         granularity = self.method.granularity
         if sparsity > granularity.most:
@@ -295,6 +298,7 @@ class Sparsifier:
         self._warn_of_optimizer(bound, trained=False)
         run.set(sparsity, bound)
         run.held = True
+        run.open_gradients(bound)
         self._refresh_effective(bound)
 
     def refresh(self) -> None:
@@ -309,11 +313,11 @@ class Sparsifier:
             StateError: As :meth:`step`.
         """
         run, bound = self.run, self._bound()
-        if isinstance(self.method, ScheduledMethod):
+        if isinstance(self.method, TargetMethod):
             if run.follows:
                 run.stale = True
                 run.settle(thorough=False)
-            elif not run.frozen:
+            elif not run.frozen and not isinstance(self.method, MovingMethod):
                 run.set(self._wanted(), bound, drawn=run.drawn())
         self._refresh_effective(bound)
 
@@ -389,8 +393,9 @@ class Sparsifier:
             self.run.set(self.run.sparsity or 0.0, self._bound())
         self.run.take_over()
         weights, bound = self.effective_weights(), self._bound()
+        moves = isinstance(self.method, MovingMethod)
         for item in bound:
-            for module, parameter in item.places:
+            for module, parameter in () if moves else item.places:
                 module.__dict__[state_name(parameter, "mask")] = weights[item.site.name] != 0
         self.run.freeze()
         self._refresh_effective(bound)
@@ -439,13 +444,26 @@ class Sparsifier:
 
     @property
     def sparsity(self) -> float:
-        """Share of zeros among the effective weights of all sites.
+        """Share of zeros among the effective weights of all sites, or of what masks prune.
 
         In training mode that of the next step, which may be drawn; in eval mode the schedule's.
         """
-        weights = self.effective_weights().values()
-        zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in weights)
-        return zeros / max(1, sum(weight.numel() for weight in weights))
+        counts = [*self.pruned().values()]
+        return sum(zeros for zeros, _ in counts) / max(1, sum(numel for _, numel in counts))
+
+    @torch.no_grad()
+    def pruned(self) -> dict[str, tuple[int, int]]:
+        """By full name: how many of a site's weights are pruned, and how many there are.
+
+        They are the zeros of its effective weight. Where masks move they are what the mask has
+        pruned: a weight that has just come back is 0 as well, and is trained.
+        """
+        counts, moves = {}, isinstance(self.method, MovingMethod)
+        for item in self._fitting():
+            kept = item.tensors("mask")[0] if moves else item.static()
+            gone = kept.numel() - int(kept.count_nonzero())
+            counts[item.site.name] = (gone, item.site.numel)
+        return counts
 
     def empty_layers(self) -> tuple[str, ...]:
         """Sites that have lost all of their weights."""
@@ -488,7 +506,7 @@ class Sparsifier:
             )
         masks = state.get("masks", {})
         for item in bound:
-            if isinstance(self.method, ScheduledMethod):
+            if isinstance(self.method, TargetMethod):
                 self.run.put(item, thresholds[item.site.name])
             else:
                 for tensor in item.tensors("threshold"):

@@ -6,15 +6,17 @@ training, and the training of a model that was copied, is :class:`Run`.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import weakref
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from st3fx.errors import DriftWarning, EmptyLayerWarning, StateError, TraceWarning
-from st3fx.methods.base import DrawnMethod, Method, ScheduledMethod
+from st3fx.methods.base import DrawnMethod, Method, ScheduledMethod, TargetMethod
 from st3fx.methods.targets import Target, targets
 from st3fx.modules.marks import conversion_of, state_name
 from st3fx.plan.sites import Site
@@ -177,7 +179,7 @@ class Thresholds:
             keep: Whether what goes now stays away, where the method wants that.
         """
         method = self._method()
-        assert isinstance(method, ScheduledMethod)
+        assert isinstance(method, TargetMethod)
         self._aside = None
         own = sparsity if drawn is None else drawn
         if keep and method.keeps and method.granularity.most < 1:
@@ -255,7 +257,7 @@ class Thresholds:
         if self.held:
             return self.sparsity
         method, total = self._method(), self._total_steps()
-        if not isinstance(method, ScheduledMethod) or total is None:
+        if not isinstance(method, TargetMethod) or total is None:
             return None
         return method.at(self.steps, total, self.floor)
 
@@ -318,7 +320,7 @@ class Thresholds:
     @torch.no_grad()
     def _set(
         self,
-        method: ScheduledMethod,
+        method: TargetMethod,
         sparsity: float,
         bound: list[Bound],
         pinned: float | None = None,
@@ -338,7 +340,7 @@ class Thresholds:
 
     def _search(
         self,
-        method: ScheduledMethod,
+        method: TargetMethod,
         bound: list[Bound],
         target: Target,
         sparsity: float,
@@ -355,10 +357,8 @@ class Thresholds:
         weights = [masked(weight, mask) if mask.numel() else weight for weight, mask in pairs]
         groupings = [method.granularity.grouping(site) for site in sites]
         scales = [method.scale(site) for site in sites]
-        try:
+        with diverged([site.name for site in sites]):
             level = finder.find(weights, scales, target.share, costs, groupings, wait=wait)
-        except NotFiniteError as error:
-            raise StateError(_diverged(error, [site.name for site in sites])) from None
         for index in finder.empty:
             self._warn_of_empty(sites[index].name, sparsity)
         if not target.key:
@@ -421,13 +421,24 @@ class Thresholds:
             bound_sites(root, self, quiet=True, report=report)
 
 
-def _diverged(error: NotFiniteError, names: list[str]) -> str:
-    """What is wrong, with the weight's name if it is known in this process."""
-    where = f" in {names[error.site]}" if error.site >= 0 else ""
-    return (
-        f"some weights are {error.what}{where}: the training has diverged, or the model came with "
-        "them; lower the learning rate, or look at the weights that were loaded"
-    )
+@contextlib.contextmanager
+def diverged(names: list[str]) -> Iterator[None]:
+    """Say of weights that are no numbers which they are, if that is known in this process.
+
+    Args:
+        names: Of the sites, in their order.
+
+    Raises:
+        StateError: For a :class:`NotFiniteError` inside.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        where = f" in {names[error.site]}" if error.site >= 0 else ""
+        raise StateError(
+            f"some weights are {error.what}{where}: the training has diverged, or the model came "
+            "with them; lower the learning rate, or look at the weights that were loaded"
+        ) from None
 
 
 def digests_of(weights: list[tuple[str, list[Tensor]]]) -> dict[str, list[Digest]]:

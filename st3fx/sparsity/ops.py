@@ -49,7 +49,11 @@ class Operator:
 
 
 def define(
-    name: str, constants: str, formula: Formula, gradient: Gradient | None = None
+    name: str,
+    constants: str,
+    formula: Formula,
+    gradient: Gradient | None = None,
+    passes: Callable[[Tensor], Tensor] | None = None,
 ) -> Operator:
     """Register an operator.
 
@@ -58,6 +62,8 @@ def define(
         constants: Schema of the arguments after weight, threshold and mask; may be empty.
         formula: The effective weight.
         gradient: ``None`` is straight through: ``∂L/∂w := ∂L/∂ŵ``, and nothing is saved.
+        passes: ``passes(threshold)``: whether gradients pass the mask, 0-dimensional; by default
+            they never do.
     """
     full_name = f"st3fx::{name}"
     if gradient is not None:
@@ -78,7 +84,7 @@ def define(
 
     torch.library.impl(full_name, "CompositeExplicitAutograd")(kernel)
     torch.library.register_fake(full_name)(fake)
-    torch.library.impl(full_name, "Autograd")(_autograd(op, formula, gradient))
+    torch.library.impl(full_name, "Autograd")(_autograd(op, formula, gradient, passes))
     return Operator(op, formula, gradient)
 
 
@@ -97,7 +103,12 @@ def _flat(found: tuple[Tensor, Tensor, tuple[Any, ...]]) -> tuple[Any, ...]:
     return (*found[:2], *found[2])
 
 
-def _autograd(op: Op, formula: Formula, gradient: Gradient | None) -> Op:
+def _autograd(
+    op: Op,
+    formula: Formula,
+    gradient: Gradient | None,
+    passes: Callable[[Tensor], Tensor] | None,
+) -> Op:
     """The autograd kernel of one operator."""
 
     def effective(args: tuple[Any, ...], *, differentiable: bool) -> Tensor:
@@ -109,7 +120,7 @@ def _autograd(op: Op, formula: Formula, gradient: Gradient | None) -> Op:
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
-    function = _function(effective, gradient, formula.learned)
+    function = _function(effective, gradient, formula.learned, passes)
 
     def kernel(*args: Any) -> Tensor:
         if args[2].dtype is not torch.bool and args[2].numel():  # from a state dict, functionally
@@ -128,15 +139,28 @@ def _autograd(op: Op, formula: Formula, gradient: Gradient | None) -> Op:
     return kernel
 
 
-def _function(effective: Callable[..., Tensor], gradient: Gradient | None, learned: int = 0) -> Any:
+def _function(
+    effective: Callable[..., Tensor],
+    gradient: Gradient | None,
+    learned: int,
+    passes: Callable[[Tensor], Tensor] | None,
+) -> Any:
     """The operator as an autograd function.
 
     Args:
         effective: ``effective(arguments, differentiable=)``.
         gradient: ``None`` is straight through.
         learned: How many of the first constants are learned; only of methods with a rule.
+        passes: Whether gradients pass the mask.
     """
     count = 2 + learned
+    first = 0 if gradient is None else count
+
+    def masked(grad: Tensor, saved: Sequence[Tensor]) -> Tensor:
+        """What the mask lets through; ``saved`` is a mask and perhaps a threshold, or nothing."""
+        if not saved:
+            return grad
+        return grad * (saved[0] if passes is None else saved[0] | passes(saved[1]))
 
     class EffectiveWeight(_SingleLevelFunction):
         """Single-level, because it runs below the dispatcher.
@@ -149,7 +173,8 @@ def _function(effective: Callable[..., Tensor], gradient: Gradient | None, learn
             weight, threshold, mask, *constants = args
             ctx.constants = constants[learned:]
             kept = () if gradient is None else (weight, threshold, *constants[:learned])
-            saved = (*kept, *((mask,) if mask.numel() else ()))
+            under = (mask,) if passes is None else (mask, threshold)
+            saved = (*kept, *(under if mask.numel() else ()))
             ctx.save_for_backward(*saved)
             ctx.save_for_forward(*saved)
             # A function's forward runs without gradients and tangents; another level of transforms
@@ -160,9 +185,7 @@ def _function(effective: Callable[..., Tensor], gradient: Gradient | None, learn
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             saved = ctx.saved_tensors
-            masks = saved if gradient is None else saved[count:]
-            if masks:
-                grad = grad * masks[0]
+            grad = masked(grad, saved[first:])
             found: tuple[Tensor | None, ...] = (grad, None)
             if gradient is not None:
                 found = gradient(grad, *saved[:count], *ctx.constants)
@@ -172,13 +195,12 @@ def _function(effective: Callable[..., Tensor], gradient: Gradient | None, learn
         def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
             """The derivative along a direction that belongs to the gradient of backward."""
             direction, saved = tangents[0], ctx.saved_tensors
-            masks = saved if gradient is None else saved[count:]
             if gradient is not None:
                 along = (*tangents[:2], *tangents[3 : 3 + learned])
                 direction = _transposed(gradient, saved[:count], ctx.constants, along)
             if direction is None:
                 return None
-            return direction * masks[0] if masks else direction.clone()
+            return masked(direction, saved[first:]) if saved[first:] else direction.clone()
 
     return EffectiveWeight
 

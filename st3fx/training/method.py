@@ -7,17 +7,18 @@ from typing import Any
 
 from st3fx import methods
 from st3fx.errors import TrainError
-from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod
+from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod, TargetMethod
+from st3fx.methods.moving import MovingMethod
 from st3fx.methods.targets import parse_targets
 from st3fx.sparsifier.sparsifier import Sparsifier
 from st3fx.sparsity.schedule import CubicSchedule
+from st3fx.training.recipes import RECIPES
 from st3fx.training.settings import Settings
 
 
 def layer_sparsity(sparsifier: Sparsifier) -> dict[str, float]:
     """Share of zeros by site. Costs a pass over the weights."""
-    weights = sparsifier.effective_weights()
-    return {name: 1 - int(w.count_nonzero()) / w.numel() for name, w in weights.items()}
+    return {name: gone / numel for name, (gone, numel) in sparsifier.pruned().items()}
 
 
 def share(sparsifier: Sparsifier, layers: dict[str, float]) -> float:
@@ -28,7 +29,7 @@ def share(sparsifier: Sparsifier, layers: dict[str, float]) -> float:
         layers: Share of zeros by site.
     """
     method = sparsifier.method
-    macs = isinstance(method, ScheduledMethod) and method.budget == "macs"
+    macs = isinstance(method, TargetMethod) and method.budget == "macs"
     costs = {s.name: s.numel * (s.cost if macs else 1) for s in sparsifier.plan.sites}
     return sum(cost * layers[name] for name, cost in costs.items()) / sum(costs.values())
 
@@ -60,7 +61,7 @@ def require_target(sparsifier: Sparsifier, reached: float, steps: int) -> None:
         TrainError: When the target is missed by more than rounding to whole groups explains.
     """
     method, sites = sparsifier.method, sparsifier.plan.sites
-    if not isinstance(method, ScheduledMethod):
+    if not isinstance(method, TargetMethod):
         return
     target = method.reached(sites, method.target)
     # A quantile falls between two groups; the scale of a layer may round one more to either side.
@@ -87,8 +88,7 @@ def make_method(settings: Settings) -> Method:
     name = settings.method or DEFAULT
     given = _given(settings, CubicSchedule())
     plain = methods.create(name, **_options(settings))
-    if isinstance(plain, LearnedMethod):
-        _require_no_draw(name, settings)
+    _require_fitting(plain, settings, given)
     if isinstance(plain, LearnedMethod) and given:
         raise TrainError(
             f"{name} learns its thresholds, and has no {' or '.join(given)}: leave that out, or "
@@ -116,24 +116,40 @@ def adjusted(method: Method, settings: Settings) -> Method:
         )
     schedule = method.schedule if isinstance(method, ScheduledMethod) else CubicSchedule()
     given = _given(settings, schedule)
-    if not isinstance(method, ScheduledMethod):
-        _require_no_draw(method.name, settings)
-    if given and not isinstance(method, ScheduledMethod):
+    _require_fitting(method, settings, given)
+    if given and not isinstance(method, TargetMethod):
         raise TrainError(f"{method.name} learns its thresholds, and has no {' or '.join(given)}")
     return dataclasses.replace(method, **given)
 
 
-def _require_no_draw(name: str, settings: Settings) -> None:
-    """Refuse to draw where nothing can be set.
+def _require_fitting(method: Method, settings: Settings, given: dict[str, Any]) -> None:
+    """Refuse what a method does not have; leave a recipe's ramp out where there is none.
+
+    Args:
+        method: The method, or one of its class.
+        settings: What is asked for.
+        given: What these say of a method; changed.
 
     Raises:
-        TrainError: Then.
+        TrainError: For a sparsity to be drawn where none can be set for a step, or a ramp or steps
+            between thresholds of a method whose masks move by rules of its own.
     """
-    if settings.draw_sparsity:
+    name, moves = methods.key_of(method), isinstance(method, MovingMethod)
+    if settings.draw_sparsity and not isinstance(method, ScheduledMethod):
+        why = "keeps its masks for many steps" if moves else "learns its thresholds"
         raise TrainError(
-            f"{name} learns its thresholds: no sparsity can be drawn for a step; leave "
+            f"{name} {why}: no sparsity can be drawn for a step; leave "
             "--draw-sparsity out, or take a --method with a schedule, e.g. st3"
         )
+    if moves and settings.update_every != 1:
+        raise TrainError(f"{name} has steps of its own for its masks: leave --update-every out")
+    if moves and "schedule" in given and not hasattr(method, "schedule"):
+        recipe = RECIPES.get(settings.recipe or "", {})
+        if tuple(recipe.get("ramp", ())) != tuple(settings.ramp):
+            raise TrainError(
+                f"{name} has no ramp: leave --ramp out; --method-option sets when its masks move"
+            )
+        del given["schedule"]
 
 
 def _given(settings: Settings, schedule: CubicSchedule) -> dict[str, Any]:

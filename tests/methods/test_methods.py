@@ -104,7 +104,7 @@ def test_broken_data(data: dict[str, Any], message: str) -> None:
 
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(
-        MethodError, match="there are dst, feather, gmp, lrr, probmask, st3, st3-sigma, str"
+        MethodError, match="there are acdc, dst, feather, gmp, granet, lrr, probmask, rigl, st3, "
     ):
         create("st4")
 
