@@ -127,6 +127,9 @@ ENTRIES = {
     "GMP": Entry("gmp"),
     # The warm-up is in each cycle, which on a CPU has half an epoch.
     "LRR, 4 cycles": Entry("lrr", {"method_options": ("cycles=4",), "warmup_epochs": 0.05}),
+    "RigL": Entry("rigl", sparsities=(0.90, 0.95, 0.98)),
+    "GraNet": Entry("granet", sparsities=(0.90, 0.95, 0.98)),
+    "AC/DC": Entry("acdc", sparsities=(0.90, 0.95, 0.98)),
     "ProbMask": Entry("probmask", {"opt": "adam", "lr": 6e-3, "weight_decay": 0.0}),
     "STR": Entry("str", {"method_options": ("initial=-150",)}, STRENGTHS["str"]),
     "DST": Entry("dst", strength=STRENGTHS["dst"]),

@@ -78,7 +78,7 @@ CPU = (
     Case("st3fx:resnet20", (128, 3, 32, 32)),
     *(
         Case(RESNET50, (8, 3, 128, 128), method=m)
-        for m in ("dst", "str", "feather", "gmp", "lrr", "probmask")
+        for m in ("dst", "str", "feather", "gmp", "lrr", "probmask", "rigl", "granet", "acdc")
     ),
     Case(RESNET50, (8, 3, 128, 128), goal=0.05, groups=("block:4", "nm:2:4", "channels")),
     Case(RESNET50, (8, 3, 128, 128), goal=0.02, groups=("drawn",)),

@@ -147,6 +147,7 @@ def convert_with(
 ) -> tuple[nn.Module, Sparsifier]:
     """Convert a model as :func:`convert` does, by settings that were read from elsewhere."""
     _check(model, total_steps, update_every, inplace=inplace)
+    _require_own_steps(method, update_every)
     settings = named(settings, model)
     examples = examples_of(example_inputs, example_kwargs, model)
     converted = model if inplace else _copied(model)
@@ -154,8 +155,6 @@ def convert_with(
     _warn_of(others, "convert")
     source = _source(model, converted)
     method = method if method is not None else ST3()
-    if isinstance(method, MovingMethod) and update_every != 1:
-        raise PlanError(f"{method.name} has steps of its own for its masks: leave update_every out")
     unloaded = on_meta(converted)  # parameters on the meta device have no values to compare
     verify = verify and not unloaded
     begin = _announcing(progress)
@@ -204,8 +203,24 @@ def convert_with(
     _attach(converted, total_steps, update_every, verified=verify)
     if unloaded:
         watch_values(converted)
-    run_of(converted).keep_zeros(pin=settings.keep_zeros)
+    _start(converted, method, keep_zeros=settings.keep_zeros)
     return converted, Sparsifier(converted)
+
+
+def _require_own_steps(method: Method | None, update_every: int) -> None:
+    if isinstance(method, MovingMethod) and update_every != 1:
+        raise PlanError(f"{method.name} has steps of its own for its masks: leave update_every out")
+
+
+def _start(converted: nn.Module, method: Method, *, keep_zeros: bool) -> None:
+    """Begin with the zeros that the weights have, or with the first masks of a method."""
+    zeros = run_of(converted).keep_zeros(pin=keep_zeros)
+    if zeros and keep_zeros and isinstance(method, MovingMethod):
+        undo(converted)
+        raise PlanError(
+            f"{zeros:.1%} of the weights are zero, and {method.name} may bring any of them back: "
+            "give keep_zeros=False (--no-keep-zeros), or take a method that keeps zeros, e.g. st3"
+        )
 
 
 def _require_prunable(method: Method, sites: Sequence[Site]) -> None:

@@ -101,7 +101,7 @@ def own_settings(texts: Iterable[str]) -> dict[str, Any]:
 def to_dict(method: Method) -> dict[str, Any]:
     """A method and all its settings as JSON values."""
     settings = dataclasses.asdict(method) | {"granularity": method.granularity.text}
-    if isinstance(method, ScheduledMethod):
+    if isinstance(method, TargetMethod):
         settings["sparsity_of"] = dict(method.own_targets)
     return {"name": method.name, **settings}
 

@@ -77,11 +77,9 @@ class Masks(Thresholds):
         self._note_set(sparsity, bound)
 
     def keep_zeros(self, *, pin: bool) -> float:
-        """As for thresholds; masks that move begin here.
+        """As for thresholds; masks that move begin here, from the zeros if there are some.
 
-        Raises:
-            StateError: If zeros are to stay which the weights have: masks that move bring any
-                weight back.
+        No zero is pinned then: these masks bring any weight back.
         """
         method = self.moving
         if method is None:
@@ -92,12 +90,6 @@ class Masks(Thresholds):
             return self.floor
         floor = super().keep_zeros(pin=False)
         self.pin, self.floor = pin, 0.0
-        if floor and pin:
-            raise StateError(
-                f"{floor:.1%} of the weights are zero, and masks of {method.name} move over all "
-                "of them: give keep_zeros=False (--no-keep-zeros), or take a method with "
-                "thresholds such as st3, which keeps zeros"
-            )
         if floor and method.start:
             self.floor = floor
             self.set(max(method.start, min(floor, method.sparsity)), bound)
@@ -105,7 +97,7 @@ class Masks(Thresholds):
             self._put_masks(bound, method.first(self._masked_sites(bound)))
             self._note_set(method.start, bound)
         self.open_gradients(bound)
-        return self.floor
+        return floor
 
     def _note_set(self, sparsity: float, bound: list[Bound]) -> None:
         self.sparsity = sparsity
@@ -191,16 +183,16 @@ class Masks(Thresholds):
         self._note_set(move.sparsity, bound)
 
     def _begin_anew_where(self, item: Bound, before: Tensor, after: Tensor) -> None:
-        """Zero what is pruned, and what the optimizer keeps of what went or came."""
+        """Zero what is pruned and what has come, and what the optimizer keeps of them."""
+        masks = [mask for mask in (before, after) if mask.numel()]
+        if not masks:
+            return
+        stays = masks[0] if len(masks) == 1 else masks[0] & masks[1]
         for _, parameter in _own_parameters([item]):
-            if after.numel():
-                kept = local_part(after, parameter)
-                local(parameter.data).masked_fill_(~kept, 0.0)
-                torch.autograd.graph.increment_version(parameter)
-            masks = [mask for mask in (before, after) if mask.numel()]
-            if masks:
-                stays = masks[0] if len(masks) == 1 else masks[0] & masks[1]
-                self._zero_state(parameter, local_part(stays, parameter))
+            own = local_part(stays, parameter)
+            local(parameter.data).masked_fill_(~own, 0.0)
+            torch.autograd.graph.increment_version(parameter)
+            self._zero_state(parameter, own)
 
     def _zero_state(
         self, parameter: Tensor, stays: Tensor | None, names: tuple[str, ...] = ()
