@@ -94,7 +94,7 @@ def sweep(
     RUN is the folder of st3fx train, or a bundle with --data. All sparsities are set from the same
     latent weights, without more training; batch norm takes its statistics anew, as at the end of a
     training, so that the row of the training's own sparsity is what the training has reported. A
-    training with --draw-sparsity is good at all that it drew.
+    training with --draw-sparsity has trained for all that it drew.
 
     The table, a page with charts of accuracy against multiplications, bytes and time, and a JSON
     file have accuracy on the test data, multiplications that are left, bytes of the compact file,

@@ -46,8 +46,9 @@ from st3fx.modules.state import preserved_rng, seed_everything
 from st3fx.plan.example import Example
 from st3fx.report.page import check_folder, check_target, write_all
 from st3fx.report.png import to_png
-from st3fx.report.sweep_page import GENERATOR, charts, command, make_sweep_page
+from st3fx.report.sweep_page import CHARTS, GENERATOR, charts, command, make_sweep_page
 from st3fx.report.sweep_result import (
+    FORMAT,
     Condition,
     Picked,
     Speed,
@@ -129,8 +130,8 @@ def sweep(
         raise SweepError(f"--pick {condition.text} needs times: leave --no-bench out")
     found = find(source, data, trust=trust)
     target = Path(page) if page else found.page
-    check_target(target, force=force, generator=GENERATOR, noun="page of a sweep")
     folder = None if pictures is None else check_folder(Path(pictures))
+    _check_files(target, folder, force=force)
     place = Path(into) if into else target.parent / "picked"
     if condition is not None:
         _check_picked(place, force=force)
@@ -342,6 +343,18 @@ def _calibration(data: Data) -> Iterator[Any]:
             seen += len(targets)
             if seen >= INT8_IMAGES:
                 return
+
+
+def _check_files(page: Path, pictures: Path | None, *, force: bool) -> None:
+    """Fail early if page, JSON or pictures would replace what no sweep wrote."""
+    if page.suffix == ".json":
+        raise SweepError(f"{page}: name the page, e.g. sweep.html; the JSON file goes beside it")
+    check_target(page, force=force, generator=GENERATOR, noun="page of a sweep")
+    json_file = page.with_suffix(".json")
+    check_target(json_file, force=force, generator=FORMAT, noun="result of a sweep")
+    for picture in () if pictures is None else (pictures / f"{key}.png" for key in CHARTS):
+        if picture.parent.is_dir():
+            check_target(picture, force=force, generator=GENERATOR, noun="picture of a sweep")
 
 
 def _check_picked(folder: Path, *, force: bool) -> None:

@@ -15,6 +15,9 @@ from st3fx.report.sweep_result import Speed, SweepResult, SweepRow, share
 GENERATOR = "st3fx sweep"
 """Stands at the beginning of a page, which may be replaced by a later one."""
 
+CHARTS = ("accuracy-macs", "accuracy-bytes", "accuracy-time")
+"""Names of their pictures; the last is there where times were measured."""
+
 
 def make_sweep_page(result: SweepResult) -> str:
     """The HTML document."""
@@ -48,9 +51,9 @@ def charts(result: SweepResult) -> tuple[LineChart, ...]:
     macs, macs_unit = _unit(max(row.macs for row in result.rows))
     size, size_unit = _unit(max(row.bytes for row in result.rows))
     made = [
-        _chart("accuracy-macs", "Accuracy against multiplications", _MANY[macs_unit],
+        _chart(CHARTS[0], "Accuracy against multiplications", _MANY[macs_unit],
                result, [_series("top-1", result.rows, lambda row: row.macs / macs)]),
-        _chart("accuracy-bytes", "Accuracy against bytes", f"{size_unit}B, compact file",
+        _chart(CHARTS[1], "Accuracy against bytes", f"{size_unit}B, compact file",
                result, [_series("top-1", result.rows, lambda row: row.bytes / size)]),
     ]  # fmt: skip
     lines = [_series("fp32", result.rows, lambda row: _ms(row.speed))]
@@ -59,7 +62,7 @@ def charts(result: SweepResult) -> tuple[LineChart, ...]:
         lambda row: row.int8_top1, hue=1,
     ))  # fmt: skip
     if lines[0].points:
-        made.append(_chart("accuracy-time", "Accuracy against time", "median time of a call, ms",
+        made.append(_chart(CHARTS[2], "Accuracy against time", "median time of a call, ms",
                            result, [line for line in lines if line.points]))  # fmt: skip
     return tuple(made)
 

@@ -147,8 +147,8 @@ class Settings(ConversionSettings, _Model):
         least=0,
     )  # fmt: skip
     draw_sparsity: tuple[float, ...] = setting(
-        "sparsity", (), "Train each step at a sparsity drawn between these two, so that one run is "
-        "good at all of them (st3fx sweep); it is evaluated, and ends, at --sparsity, by default "
+        "sparsity", (), "Train each step at a sparsity drawn between these two, for one run that "
+        "st3fx sweep takes to all of them; it is evaluated, and ends, at --sparsity, by default "
         "the larger one.", least=0, below=1,
     )  # fmt: skip
     update_every: int = setting("sparsity", 1, "Steps between two thresholds.", least=1)

@@ -280,6 +280,16 @@ def test_what_is_missing(run: Path, tmp_path: Path) -> None:
     write(tmp_path, "empty.py", LOADERS.replace("TEST", "0"))
     with pytest.raises(TrainError, match="no sample: give test data to evaluate on"):
         st3fx.sweep(tmp_path / "alone", bench=False, data={"data": f"{tmp_path}/empty.py"})
+    for name, said in (("bench.json", "result"), ("p/accuracy-macs.png", "picture")):
+        (tmp_path / "p").mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(st3fx.St3fxError, match=f"{name} exists and is no {said} of a sweep"):
+            st3fx.sweep(
+                run, (0.5,), bench=False, page=tmp_path / "bench.html", pictures=tmp_path / "p"
+            )
+        (tmp_path / name).unlink()
+    with pytest.raises(SweepError, match=r"a.json: name the page, e.g. sweep.html"):
+        st3fx.sweep(run, (0.5,), bench=False, page=tmp_path / "a.json")
     (tmp_path / "mine.html").write_text("mine")
     with pytest.raises(st3fx.St3fxError, match=r"mine.html exists and is no page of a sweep"):
         st3fx.sweep(run, (0.5,), bench=False, page=tmp_path / "mine.html")
