@@ -190,15 +190,24 @@ def _from_bundle(
     sparsifier = Sparsifier(model)
     if request.sparsity is not None:
         sparsifier.set_sparsity(request.sparsity)
-    elif not request.allow_dense and sparsifier.sparsity <= (0 if run_of(model).steps else _FEW):
+    elif not request.allow_dense and (why := _untrained(sparsifier)):
         raise ExportError(
-            f"{request.spec} is not trained yet, its sparsity is 0: train it (st3fx train "
+            f"{request.spec} is not trained yet, {why}: train it (st3fx train "
             f"{request.spec}), prune it now by --sparsity, or take it as it is by --allow-dense"
         )
     found = _fold(model, "weights of the bundle", example, progress)
     if stands_in:
         return dataclasses.replace(found, parameters=_parameters(bundle))
     return found
+
+
+def _untrained(sparsifier: Sparsifier) -> str:
+    """What shows that a converted model was not trained; nothing if it may have been."""
+    run = run_of(sparsifier.model)
+    if sparsifier.sparsity <= (0 if run.steps else _FEW):
+        return "its sparsity is 0"
+    begins = run.moving is not None and not (run.steps or run.held or run.frozen or run.floor)
+    return "its masks are random" if begins else ""
 
 
 def _parameters(bundle: Bundle) -> int:

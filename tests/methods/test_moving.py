@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import st3fx
 from st3fx import ACDC, Block, Channels, GraNet, RigL
+from st3fx.cli import main
 from st3fx.errors import MethodError, OptimizerWarning, PlanError, StateError
 from st3fx.methods.moving import OPERATOR
 from st3fx.sparsity.granularity import Grouping
@@ -550,6 +553,17 @@ def test_acdc_restarts_momentum_where_it_decompresses() -> None:
 
 
 # --- errors
+
+
+def test_random_masks_are_exported_by_name_only(tmp_path: Path) -> None:
+    """Of a bundle that is sparse from the conversion on, and was not trained."""
+    path = tmp_path / "tiny.st3fx"
+    convert = ["convert", "st3fx:resnet20", "--method", "rigl", "--no-verify", "-o", str(path)]
+    export = ["export", str(path), "-o", str(tmp_path / "tiny.onnx")]
+    assert CliRunner().invoke(main, convert).exit_code == 0
+    found = CliRunner().invoke(main, export)
+    assert found.exit_code == 2
+    assert "is not trained yet, its masks are random: train it" in found.stderr.replace("\n", " ")
 
 
 @pytest.mark.parametrize(
