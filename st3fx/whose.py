@@ -19,6 +19,8 @@ _STANDARD = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")
 _INSTALLED = ("site-packages", "dist-packages")
 _COMPILER = tuple(str(Path(PACKAGE) / name) for name in ("passes", "graphs", "modules", "sparsity"))
 
+USER_MODULE = "st3fx_user_"
+"""What the names of modules that are users' files begin with; 12 digits of a digest come next."""
 
 _PASSING = (PACKAGE + os.sep, TORCH + os.sep, contextlib.__file__)
 

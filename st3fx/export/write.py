@@ -5,6 +5,7 @@ Of the shapes between its nodes those are written that something reads.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from onnx import numpy_helper
 from onnx.external_data_helper import set_external_data, uses_external_data
 
 from st3fx.files.ours import WRITER
+from st3fx.passes.onnx.normal_form import all_nodes
 from st3fx.passes.onnx.sparse_kernels.hints import add_hints
 from st3fx.runtime.inference import DOMAIN
 from st3fx.runtime.onnx_seal import sealed
 from st3fx.version import VERSION
+from st3fx.whose import USER_MODULE
 
 
 def keep_needed_shapes(graph: onnx.GraphProto) -> None:
@@ -110,6 +113,7 @@ def save_proto(proto: onnx.ModelProto, path: Path, *, limit: int | None = None) 
     Raises:
         OSError: When it cannot be written.
     """
+    _forget_places(proto)
     data = data_path(path)
     data.unlink(missing_ok=True)
     beside = _size(proto.graph) > (ONE_FILE if limit is None else limit)
@@ -125,6 +129,20 @@ def save_proto(proto: onnx.ModelProto, path: Path, *, limit: int | None = None) 
     proto.producer_name, proto.producer_version = WRITER, VERSION
     with path.open("wb") as file:
         file.writelines(sealed(proto, data if beside else None))
+
+
+_PLACE = re.compile(f"{USER_MODULE}[0-9a-f]{{12}}_")
+
+
+def _forget_places(proto: onnx.ModelProto) -> None:
+    """Name the modules of users' files as their files are, so that no folder changes a file.
+
+    torch's exporter notes at each node which classes it comes from.
+    """
+    for node in (*all_nodes(proto.graph), *(n for f in proto.functions for n in f.node)):
+        for item in node.metadata_props:
+            if USER_MODULE in item.value:
+                item.value = _PLACE.sub("", item.value)
 
 
 def data_path(path: Path) -> Path:

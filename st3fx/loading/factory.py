@@ -23,6 +23,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from st3fx.errors import SpecError, TrustError, describe, few, suggest
+from st3fx.whose import USER_MODULE
 
 _folders: set[Path] = set()
 """Folders that this process has loaded files from."""
@@ -60,7 +61,7 @@ def import_file(path: Path, source: bytes, where: str) -> ModuleType:
     """
     prepend_to_path(path.parent)
     digest = hashlib.sha256(bytes(path) + b"\0" + source).hexdigest()[:12]
-    name = f"st3fx_user_{digest}_{path.stem}"
+    name = f"{USER_MODULE}{digest}_{path.stem}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
