@@ -208,10 +208,11 @@ def _escape(char: str, *, lines: bool) -> str:
 
 
 _NO_MEMORY = re.compile(
-    "can't allocate memory|cannot allocate memory|bad.alloc|out of memory|failed to allocate",
+    "can't allocate memory|cannot allocate memory|bad.alloc|out of memory|failed to allocate"
+    "|could not create a (memory|primitive)(?! desc)|could not execute a primitive",
     re.IGNORECASE,
 )
-"""As torch, ONNX Runtime, CUDA and the C library put it."""
+"""As torch, ONNX Runtime, CUDA, oneDNN and the C library put it."""
 
 _ASKED = re.compile(r"(?:tried to allocate|of size) (\d+)|Tried to allocate ([\d.]+) ([KMG])iB")
 

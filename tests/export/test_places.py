@@ -21,7 +21,7 @@ def test_a_file_does_not_depend_on_the_folder(
         folder.mkdir(parents=True)
         write(folder, "model.py", TINY)
         monkeypatch.chdir(folder)
-        line = "export model.py --sparsity 0.5 -o net.onnx".split()
+        line = ["export", "model.py", "--sparsity", "0.5", "-o", "net.onnx"]
         done = CliRunner().invoke(main, line, catch_exceptions=False)
         assert done.exit_code == 0, done.stderr
         written.append((folder / "net.onnx").read_bytes())
