@@ -6,7 +6,7 @@ One importer: ``sweep`` says what is asked of each sparsity, this how one is set
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,22 @@ def _require_settable(source: str, method: methods.Method) -> None:
         "sparsity: train it by a method with a schedule, e.g. --method st3 --draw-sparsity "
         "0.5,0.95, or once for each sparsity"
     )
+
+
+def require_reachable(
+    source: str, method: ScheduledMethod, own: float, sparsities: Sequence[float]
+) -> None:
+    """Refuse sparsities below that of a model whose method keeps what it has pruned.
+
+    Raises:
+        SweepError: Then.
+    """
+    lower = [value for value in sparsities if value < own - 1e-9]
+    if method.keeps and lower:
+        raise SweepError(
+            f"{source} was trained by {method.name}, which keeps what it has pruned: sparsity "
+            f"{lower[0]:g} is below its own, {own:g}; give larger ones"
+        )
 
 
 class Scorer:

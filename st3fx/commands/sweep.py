@@ -26,7 +26,7 @@ from st3fx.commands.bench import as_json, known, ran_on, run_all
 from st3fx.commands.convert import restored, save_bundle
 from st3fx.commands.progress import silent
 from st3fx.commands.quantize import quantize
-from st3fx.commands.scorer import Scorer, Source, find, on_cpu
+from st3fx.commands.scorer import Scorer, Source, find, on_cpu, require_reachable
 from st3fx.commands.subjects import SPARSE, SPARSE_INT8, Subject, from_model, with_int8
 from st3fx.commands.train import data_settings
 from st3fx.data import Data, make_data
@@ -139,7 +139,9 @@ def sweep(
     if bench is not False:
         settings = BenchSettings(seconds=SECONDS) if bench is True else bench
     with _scorer(found, calibrate, report, trust=trust, model=model) as (scorer, read, recipe):
-        own = run_of(scorer.model).sparsity or 0.0
+        own, method = run_of(scorer.model).sparsity or 0.0, scorer.sparsifier.method
+        assert isinstance(method, ScheduledMethod)
+        require_reachable(found.named, method, own, wanted)
         result, folded = _rows(found, scorer, read, _with_own(wanted, own), own, report)
         if settings is not None or int8:
             result = _speeds(result, folded, scorer, read, settings, report, int8=int8)

@@ -17,11 +17,13 @@ from st3fx.bench.bench_result import BenchRow, Ratio
 from st3fx.bench.variant import BenchSettings
 from st3fx.cli.app import main
 from st3fx.commands.convert import convert_spec, save_bundle
+from st3fx.commands.scorer import require_reachable
 from st3fx.commands.sweep import with_speeds
 from st3fx.commands.train import train_spec
 from st3fx.errors import SweepError, TrainError
 from st3fx.files.bundle import read_bundle
 from st3fx.files.manifest import Recipe
+from st3fx.methods.base import ScheduledMethod
 from st3fx.report.sweep_result import Condition, SweepResult, SweepRow, check_sparsities
 from tests.models import write
 from tests.training.runs import NET, folder_of, rows, settings
@@ -257,6 +259,15 @@ def test_what_has_one_sparsity(tmp_path: Path) -> None:
         save_bundle(converted.model, converted.recipe, tmp_path / method)
         with pytest.raises(SweepError, match=message):
             st3fx.sweep(tmp_path / method, (0.9,), bench=False, data={"data": "fashion-mnist-mini"})
+
+
+def test_what_was_pruned_for_good_does_not_come_back() -> None:
+    kept = methods.create("lrr", sparsity=0.8)
+    assert isinstance(kept, ScheduledMethod)
+    with pytest.raises(SweepError, match=r"lrr, which keeps what it has pruned: sparsity 0.5 is"):
+        require_reachable("run", kept, 0.8, (0.5, 0.9))
+    require_reachable("run", kept, 0.8, (0.8, 0.9))
+    require_reachable("run", st3fx.ST3(0.8), 0.8, (0.5,))
 
 
 def test_frozen_masks(run: Path, tmp_path: Path) -> None:
