@@ -22,6 +22,7 @@ from st3fx.methods.base import Method, ScheduledMethod
 from st3fx.modules.marks import LEVEL, STEP, is_state, state_name
 from st3fx.plan.names import owner
 from st3fx.plan.sites import Layout, Site, SparsityPlan
+from st3fx.sparsity.drawing import decided
 from st3fx.sparsity.granularity import Unstructured
 from st3fx.sparsity.mask_bits import unpacked
 from st3fx.training.method import make_method
@@ -49,12 +50,16 @@ def effective(site: Site, method: Method, get: Get) -> Layer:
     prefix = f"{above}." if above else ""
     threshold = get(prefix + state_name(parameter, "threshold"))
     mask = get(prefix + state_name(parameter, "mask"))
+    learned = [get(prefix + state_name(parameter, key)) for key in method.learned]
     if threshold is None:
         raise DamageError(f"{site.name} has no threshold")
+    if any(tensor is None for tensor in learned):
+        raise DamageError(f"{site.name} has no {' or '.join(method.learned)}")
     bits = torch.empty(0, dtype=torch.bool) if mask is None else unpacked(mask, site.shape)
     try:
         with torch.no_grad():
-            made = method.op(weight, threshold, bits, *method.arguments(site))
+            own = (weight, decided(threshold), bits, *learned)
+            made = method.op(*own, *method.arguments(site))
     except (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise DamageError(f"{site.name} has a threshold that does not fit: {error}") from error
     return Layer(site.name, site.shape, _dtype(weight), counted(site.name, made).zeros)

@@ -6,7 +6,7 @@ start again, with the weights as they are. In cycle ``c`` = 0 … C − 1 the sp
 
     s_c = 1 − (1 − s)^(c / (C − 1))         ŵ = w · m,   ∂L/∂w = ∂L/∂ŵ · m
 
-and what ``m`` has pruned stays pruned. That is the paper's algorithm (its section 6): train, prune
+and what ``m`` has pruned stays pruned. That is the algorithm that the paper proposes: train, prune
 20 % of the weights globally, train again at the same learning rates for as long, until it is sparse
 enough; without ``cycles`` there are as few as prune 20 % or less each.
 

@@ -9,7 +9,7 @@ Gumbel variables (``u`` uniform), ``τ`` the temperature, ``K`` the weights that
     m = the K largest s,   ŵ = w · m                                    in eval mode, and folded
 
 ``s`` begins at 1, ``τ`` falls linearly from 1 to 0.03 over the run, and ``K`` follows the schedule.
-That is the paper's Gumbel softmax (section 3) and its projection (theorem 1). With ``hard`` a mask
+That is the paper's Gumbel softmax and its projection (theorem 1). With ``hard`` a mask
 in training is ``m̃ ≥ ½`` and ``∂L/∂s`` that of ``m̃``, straight through. ``s`` are parameters that
 the optimizer trains. It must be one that scales each gradient, such as Adam: those of ``s`` are as
 small as the weights, and SGD hardly moves them. The method's public settings have Adam at 0.006 for
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,21 +44,30 @@ _NEAREST = 1e-6
 """How near ``s`` is to 0 or 1 at most for its gradient."""
 
 
-def drawn_logits(probability: Tensor, threshold: Tensor, salt: int, *grouping: Any) -> Tensor:
-    """``(log(s/(1 − s)) + l) / τ`` for each weight; fp32, infinite where ``s`` is 0 or 1.
+class Draw(NamedTuple):
+    """The draw of one site's mask.
 
-    Args:
-        probability: ``s``, of the whole weight; of a group its mean.
-        threshold: ``(θ, v, p, n, τ)``.
-        salt: Of the site.
+    Attributes:
+        noise: ``l`` for each weight, fp32.
+        temperature: ``τ``.
         grouping: What is drawn together.
     """
-    *_, number, temperature = threshold.tolist()
-    noise = logistic_noise(
-        tuple(probability.shape), int(number), salt, probability.device, *grouping
-    )
-    own = group_means(probability.float(), *grouping)
-    return torch.logit(own).add_(noise).div_(temperature)
+
+    noise: Tensor
+    temperature: Tensor
+    grouping: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, threshold: Tensor, salt: int, weight: Tensor, grouping: tuple[Any, ...]) -> Draw:
+        """That of a threshold ``(θ, v, p, n, τ)``, for a whole weight."""
+        number, shape = threshold[3].long(), tuple(weight.shape)
+        noise = logistic_noise(shape, number, salt, weight.device, *grouping)
+        return cls(noise, threshold[4].float(), grouping)
+
+    def logits(self, probability: Tensor) -> Tensor:
+        """``(log(s/(1 − s)) + l) / τ``, infinite where ``s`` is 0 or 1; of a group its mean."""
+        own = group_means(probability, *self.grouping).clamp(0.0, 1.0)  # an optimizer's may be off
+        return torch.logit(own).add_(self.noise).div_(self.temperature)
 
 
 def formula(
@@ -73,7 +82,7 @@ def formula(
 ) -> None:
     """``ŵ``; a negative ``θ`` is inactive: ``ŵ = w``, bit for bit."""
     if is_drawn(threshold):
-        logits = drawn_logits(probability, threshold, salt, *grouping)
+        logits = Draw.of(threshold, salt, weight, grouping).logits(probability.float())
         normal(weight * ((logits >= 0) if hard else logits.sigmoid_()), out)
     elif is_inactive(threshold):
         out.copy_(weight)
@@ -97,13 +106,13 @@ def gradient(
     if not is_drawn(threshold):
         left = magnitudes(probability.float(), *grouping) > threshold
         return grad * (left | (threshold < 0)), None, torch.zeros_like(probability)
-    logits = drawn_logits(probability, threshold, salt, *grouping)
+    draw = Draw.of(threshold, salt, weight, grouping)
+    logits = draw.logits(probability.float())
     mask = (logits >= 0) if hard else logits.sigmoid()
     near = probability.float().clamp(_NEAREST, 1 - _NEAREST)
-    logits = drawn_logits(near, threshold, salt, *grouping)
-    own = group_means(near, *grouping)
+    logits, own = draw.logits(near), group_means(near, *grouping)
     # 1 − m̃ of an m̃ near 1 has few digits left.
-    slope = logits.sigmoid() * logits.neg().sigmoid() / (threshold[4].float() * own * (1 - own))
+    slope = logits.sigmoid() * logits.neg().sigmoid() / (draw.temperature * own * (1 - own))
     along = group_means(grad.float() * weight.float(), *grouping)
     return (grad * mask).to(grad.dtype), None, (along * slope).to(probability.dtype)
 

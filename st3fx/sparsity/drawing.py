@@ -59,13 +59,13 @@ def _mixed(value: Any) -> Any:
 
 
 def logistic_noise(
-    shape: tuple[int, ...], number: int, salt: int, device: torch.device, *grouping: Any
+    shape: tuple[int, ...], number: Tensor | int, salt: int, device: torch.device, *grouping: Any
 ) -> Tensor:
     """The difference of two Gumbel variables, ``log(u/(1 − u))``, for each weight; fp32.
 
     Args:
         shape: Of the whole weight.
-        number: Of the draw.
+        number: Of the draw; a tensor of int64 need not be waited for.
         salt: Of the site.
         device: Where to.
         grouping: What is drawn together, as for :func:`st3fx.sparsity.granularity.magnitudes`.

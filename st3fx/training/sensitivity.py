@@ -318,7 +318,10 @@ class _pruned:  # noqa: N801 (used as a function)
 
 
 def own_threshold(site: Site, weight: Tensor, sparsity: float, method: ScheduledMethod) -> Tensor:
-    """The threshold with which a site alone has a sparsity: exact to one weight or group."""
+    """The threshold with which a site alone has a sparsity: exact to one weight or group.
+
+    Of a method whose thresholds are of probabilities ``weight`` are these.
+    """
     if sparsity == 0:
         return torch.tensor(INACTIVE, dtype=torch.float32)
     finder = GlobalThreshold()

@@ -15,8 +15,13 @@ from torch.optim.swa_utils import AveragedModel
 
 import st3fx
 from st3fx.errors import MethodError, StateError, TrainError
+from st3fx.files.reading import DamageError
+from st3fx.inspection.converted import effective
+from st3fx.plan.sites import Layout, Site
 from st3fx.sparsity.drawing import decided, is_drawn, logistic_noise, with_draw
 from st3fx.sparsity.projection import project
+from st3fx.sparsity.ties import level, untied
+from st3fx.training.sensitivity import own_threshold
 from tests.nets import Net, image
 from tests.training.runs import Recorder, settings
 
@@ -219,6 +224,27 @@ def test_frozen_masks_stay_though_probabilities_move() -> None:
     assert torch.equal(evaluated(other), evaluated(model))
 
 
+def test_a_file_is_counted_as_it_would_be_folded() -> None:
+    model, sparsifier, _ = trained(5)
+    state, weights = model.state_dict(), sparsifier.effective_weights()
+    for site in sparsifier.plan.sites:
+        layer = effective(site, sparsifier.method, state.get)
+        assert layer.zeros == int((weights[site.name] == 0).sum())
+    del state["stem.st3fx_weight_probability"]
+    with pytest.raises(DamageError, match=r"stem\.weight has no probability"):
+        effective(sparsifier.plan.sites[0], sparsifier.method, state.get)
+
+
+def test_one_layer_alone_is_pruned_by_probability() -> None:
+    model, sparsifier, _ = trained(9)
+    method, site = sparsifier.method, sparsifier.plan.sites[1]
+    assert isinstance(method, st3fx.ProbMask)
+    own = probabilities(model)[site.name].detach()
+    found = own_threshold(site, own, 0.25, method)
+    gone = untied(own, found)[0] <= level(found)
+    assert abs(int(gone.sum()) - 0.25 * own.numel()) <= 1
+
+
 def test_set_sparsity_prunes_by_probability_and_holds() -> None:
     model, sparsifier, optimizer = trained(4)
     for sparsity in (0.5, 0.9):
@@ -313,6 +339,43 @@ def test_the_driver_trains_and_reaches_the_target(tmp_path: Path) -> None:
     assert all(row.sparsity == pytest.approx(row.wanted, abs=1 / numel) for row in report.rows)
     assert report.rows[-1].loss < report.rows[0].loss
     assert result.scores.top1 > 0.2
+
+
+@pytest.mark.slow
+def test_compiled_in_one_graph_it_trains_the_same() -> None:
+    torch._dynamo.reset()
+    model, sparsifier = converted()
+    compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
+    optimizer = optimizer_of(model)
+    for mode in (True, True, False):
+        train(model, optimizer, sparsifier, 1)
+        model.train(mode)
+        results = []
+        for call in (model, compiled):
+            model.zero_grad(set_to_none=True)
+            torch.manual_seed(0)
+            output = call(image())
+            output.square().sum().backward()
+            results.append([output.detach(), *(p.grad for p in model.parameters())])
+        for a, b in zip(*results, strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("drawing", [False, True])
+def test_opcheck(drawing: bool) -> None:
+    method = st3fx.ProbMask()
+    place = Site("w", ("w",), (6, 4, 2), "any", Layout((0, 2), 3), ("",), groups=3)
+    weight = torch.randn(6, 4, 2, requires_grad=True)
+    probability = torch.rand(6, 4, 2, requires_grad=True)
+    threshold = torch.tensor(0.5)
+    if drawing:
+        threshold = with_draw(threshold, 3, 0.5)
+    mask = torch.rand(6, 4, 2) > 0.5
+    operator: Any = method.op
+    arguments = (weight, threshold, mask, probability, *method.constants(place))
+    torch.library.opcheck(operator, arguments)
 
 
 def test_projection_is_the_nearest_point_within_the_budget() -> None:
