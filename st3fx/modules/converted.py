@@ -17,7 +17,7 @@ Where a method's tensors lie: beside the weight, under each of its names.
 
 They are plain attributes of the module (``st3fx_weight_threshold``, ``st3fx_weight_mask``), neither
 parameters nor buffers: averages of weights, which walk over both, leave them alone. Learned
-thresholds alone are parameters, since the optimizer trains them.
+thresholds and probabilities alone are parameters, since the optimizer trains them.
 """
 
 from __future__ import annotations
