@@ -29,6 +29,9 @@ from st3fx.sparsity.drawing import decided
 from st3fx.sparsity.shards import Spread, fill, local, spread_of, whole
 from st3fx.whose import callers_level
 
+_ONE = 1e-3
+"""By how much the last group that went may have exceeded a sparsity."""
+
 
 class Sparsifier:
     """Drives the sparsity of a converted model.
@@ -273,8 +276,8 @@ class Sparsifier:
 
         Raises:
             MethodError: For a sparsity outside [0, 1), or above what N of M can have.
-            StateError: If thresholds are learned or masks are frozen, weights are NaN or on the
-                meta device, or a site was replaced.
+            StateError: If thresholds are learned or masks are frozen, the method keeps more than
+                that pruned, weights are NaN or on the meta device, or a site was replaced.
         """
         run = self.run
         if sparsity is None:
@@ -295,6 +298,11 @@ class Sparsifier:
             raise StateError("the masks are frozen: the sparsity stays as it is")
         run.take_over()
         bound = self._bound()
+        kept = run.kept(bound) if self.method.keeps else 0.0
+        if kept > sparsity + _ONE:
+            raise StateError(
+                f"{self.method.name} keeps what it has pruned, {kept:.4g} by now: give that or more"
+            )
         self._warn_of_optimizer(bound, trained=False)
         run.set(sparsity, bound)
         run.held = True

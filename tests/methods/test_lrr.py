@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import st3fx
-from st3fx.errors import MethodError, TrainError
+from st3fx.errors import MethodError, StateError, TrainError
 from st3fx.training.optim import learning_rate
 from st3fx.training.recipes import resolve
 from tests.nets import Net, image
@@ -198,6 +198,28 @@ def test_averages_have_the_models_masks() -> None:
     average(image())
     own = st3fx.Sparsifier(average.module)
     assert all(torch.equal(mask, pruned(own)[name]) for name, mask in pruned(sparsifier).items())
+
+
+def test_set_sparsity_brings_nothing_back() -> None:
+    model, sparsifier = converted()
+    optimizer = optimizer_of(model)
+    for _ in range(8):
+        step(model, optimizer, sparsifier)
+    with pytest.raises(StateError, match=r"lrr keeps what it has pruned, 0\.75.* by now: give"):
+        sparsifier.set_sparsity(0.5)
+    sparsifier.set_sparsity(0.8)
+    assert abs(zeros(sparsifier) - 0.8 * sparsifier.plan.numel) <= 1
+
+
+def test_layers_have_targets_of_their_own() -> None:
+    model, sparsifier = converted(sparsity_of={"head.*": 0.5})
+    optimizer = optimizer_of(model)
+    for _ in range(STEPS):
+        step(model, optimizer, sparsifier)
+    weights = sparsifier.effective_weights()
+    head = weights["head.weight"]
+    assert abs(int((head == 0).sum()) - 0.5 * head.numel()) <= 1
+    assert abs(zeros(sparsifier) - 0.875 * sparsifier.plan.numel) <= 2
 
 
 def test_folded_it_computes_the_same() -> None:
