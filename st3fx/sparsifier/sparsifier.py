@@ -29,9 +29,6 @@ from st3fx.sparsity.drawing import decided
 from st3fx.sparsity.shards import Spread, fill, local, spread_of, whole
 from st3fx.whose import callers_level
 
-_ONE = 1e-3
-"""By how much the last group that went may have exceeded a sparsity."""
-
 
 class Sparsifier:
     """Drives the sparsity of a converted model.
@@ -298,8 +295,8 @@ class Sparsifier:
             raise StateError("the masks are frozen: the sparsity stays as it is")
         run.take_over()
         bound = self._bound()
-        kept = run.kept(bound) if self.method.keeps else 0.0
-        if kept > sparsity + _ONE:
+        kept, one = run.kept(bound) if self.method.keeps else (0.0, 0.0)
+        if kept > sparsity + one + SLACK:
             raise StateError(
                 f"{self.method.name} keeps what it has pruned, {kept:.4g} by now: give that or more"
             )

@@ -252,15 +252,17 @@ class Thresholds:
             for module, parameter in item.places:
                 module.__dict__[state_name(parameter, "mask")] = left
 
-    def kept(self, bound: list[Bound]) -> float:
-        """The share of what the budget counts that masks hold at zero."""
-        macs = getattr(self._method(), "budget", "weights") == "macs"
-        gone = whole = 0
+    def kept(self, bound: list[Bound]) -> tuple[float, float]:
+        """Of what the budget counts, the share that masks hold at zero, and that of one group."""
+        method = self._method()
+        macs = getattr(method, "budget", "weights") == "macs"
+        gone = whole = one = 0
         for item in bound:
             cost, mask = item.site.cost if macs else 1, item.tensors("mask")[0]
             gone += cost * (mask.numel() - int(mask.count_nonzero()))
             whole += cost * item.site.numel
-        return gone / max(1, whole)
+            one = max(one, cost * method.granularity.largest(item.site))
+        return gone / max(1, whole), one / max(1, whole)
 
     def scheduled(self) -> float | None:
         """The sparsity that the present step should have; ``None`` if nothing says it."""
