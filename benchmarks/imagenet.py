@@ -57,7 +57,6 @@ def main() -> None:
         make_.add_argument(f"--{name}", type=int, default=value)
     read_ = parts.add_parser("read")
     read_.add_argument("--rounds", type=int, default=7)
-    read_.add_argument("--images", type=int, default=256, help="In a round.")
     read_.add_argument("--output", type=Path)
     for each in (make_, read_):
         each.add_argument("folder", type=Path)
@@ -139,10 +138,9 @@ def read(options: argparse.Namespace) -> None:
     for turn in range(options.rounds + 1):
         for name, source in sources.items():
             began, seen = time.process_time(), 0  # of one core, whatever else runs
+            # Whole epochs: the loader reads a batch ahead, which an early end would waste.
             for images, _ in source(turn):
                 seen += len(images)
-                if seen >= options.images:
-                    break
             if turn:  # the first fills caches
                 rates[name].append(seen / (time.process_time() - began))
     rows = {
