@@ -278,7 +278,8 @@ class Run(Masks):
                 self._put_aside(bound)
                 self._decide(bound)
             return
-        method = bound[0].sparse.method
+        # A training of a bundle may have other targets than its conversion.
+        method = bound[0].sparse.method if self.root is None else self._method()
         moves = isinstance(method, MovingMethod)
         if leader is not None and (leader.frozen or moves) and leader.root is not None:
             self._take_masks(leader)

@@ -18,6 +18,7 @@ from st3fx.commands.convert import load_bundle
 from st3fx.errors import MethodError, PlanError
 from st3fx.methods import from_dict, to_dict
 from st3fx.methods.targets import own_targets, parse_targets
+from st3fx.modules.marks import change_conversion
 from st3fx.plan.explain import explain
 from tests.models import TINY, write
 
@@ -225,3 +226,13 @@ def test_bundles_and_the_command_line(tmp_path: Path) -> None:
     budgets.write_text("epochs = 3\n")
     wrong = run("convert", model, "--sparsity-of", budgets, "--dry-run")
     assert "give GLOB=S, or a file" in wrong.stderr
+
+
+def test_a_bundle_that_trains_with_other_targets_is_evaluated_with_these() -> None:
+    model, sparsifier = made(st3fx.GMP(0.8))
+    change_conversion(model, method=st3fx.GMP(0.8, sparsity_of={"0.weight": 0.9}))
+    sparsifier.set_sparsity(0.8)
+    assert zeros(sparsifier)[0] == int(1199 * 0.9) + 1
+    model.eval()
+    model(torch.randn(2, 40))
+    assert zeros(sparsifier)[0] == int(1199 * 0.9) + 1
