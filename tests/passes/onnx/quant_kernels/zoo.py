@@ -55,20 +55,23 @@ def _slim_vgg11() -> nn.Module:
 def _slim_densenet() -> nn.Module:
     from torchvision.models import DenseNet
 
-    return DenseNet(growth_rate=16, block_config=(3, 4, 6, 4), num_init_features=32)
+    model: nn.Module = DenseNet(growth_rate=16, block_config=(3, 4, 6, 4), num_init_features=32)
+    return model
 
 
 def _slim_convnext() -> nn.Module:
     from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
     sizes = ((48, 96, 1), (96, 192, 1), (192, 384, 3), (384, None, 1))
-    return ConvNeXt([CNBlockConfig(*size) for size in sizes])
+    model: nn.Module = ConvNeXt([CNBlockConfig(*size) for size in sizes])
+    return model
 
 
 def _slim_swin() -> nn.Module:
     from torchvision.models import SwinTransformer
 
-    return SwinTransformer([4, 4], 48, [2, 2, 2, 2], [3, 6, 12, 24], [7, 7])
+    model: nn.Module = SwinTransformer([4, 4], 48, [2, 2, 2, 2], [3, 6, 12, 24], [7, 7])
+    return model
 
 
 SLIM: dict[str, Callable[[], nn.Module]] = {
