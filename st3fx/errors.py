@@ -218,6 +218,8 @@ _ASKED = re.compile(r"(?:tried to allocate|of size) (\d+)|Tried to allocate ([\d
 
 _NO_THREAD = re.compile("can't start new thread|resource temporarily unavailable", re.IGNORECASE)
 
+_HANDLES = "too many open files: raise the limit, e.g. by ulimit -n 4096"
+
 _NO_DISK = re.compile("no space left|disk quota|file write failed|file too large", re.IGNORECASE)
 
 
@@ -243,7 +245,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 def _of_system(error: OSError) -> str | None:
     where = f"{error.filename}: " if isinstance(error.filename, str | os.PathLike) else ""
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return f"{where}too many open files: raise the limit, e.g. by ulimit -n 4096"
+        return f"{where}{_HANDLES}"
     if error.errno == errno.ENOMEM:
         return f"{where}not enough memory: {_LESS}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -261,6 +263,8 @@ def _of_library(error: BaseException) -> str | None:
         return (
             "no more threads can be started: raise the limit (ulimit -u), or set OMP_NUM_THREADS=1"
         )
+    if "too many open files" in text.lower():
+        return _HANDLES
     if _NO_DISK.search(text):
         return "no space left on the disk: make room, or write to another one"
     return None

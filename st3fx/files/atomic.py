@@ -36,6 +36,7 @@ from st3fx.files.reading import DamageError, build, parse_json, read_bytes
 MARK = "st3fx-writes-here"
 TEXT = b"st3fx writes into this folder, and removes it. When no st3fx runs any more, you may too.\n"
 _JOURNAL = "journal"
+_SPARE = 5
 
 
 @contextlib.contextmanager
@@ -51,10 +52,15 @@ def temporary_neighbour(target: Path, *, private: bool = False) -> Iterator[Path
     """
     tidy(target.parent)
     part, lock = _make(target, 0o700 if private else 0o777)
+    spare: list[int] = []  # handles: where no others are left, removing needs some
     try:
+        for _ in range(_SPARE):
+            spare.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401 (one may fail)
         (part / "new").mkdir()
         yield part / "new"
     finally:
+        for handle in spare:
+            os.close(handle)
         with lock, contextlib.suppress(OSError):
             _settle(part)
 

@@ -231,6 +231,8 @@ def test_ctrl_c_elsewhere_is_one_word(monkeypatch: pytest.MonkeyPatch) -> None:
          "not enough memory, 4 GB more were asked for: close"),
         (RuntimeError("std::bad_alloc"), "not enough memory: "),
         (RuntimeError("could not create a primitive"), "not enough memory: "),
+        (RuntimeError("unable to open file <w> in read-only mode: Too many open files (24)"),
+         "too many open files: raise"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
          "not enough memory, 2.15 GB more were asked for: "),
         (RuntimeError("can't start new thread"), "no more threads can be started: raise"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import threading
 import time
@@ -262,3 +263,23 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     replace_file(tmp_path / "b", lambda file: file.write(b"b"))
     assert len(names(tmp_path)) == 3  # what was left, too
     time.sleep(0)
+
+
+def test_nothing_is_left_where_handles_run_out(tmp_path: Path) -> None:
+    limits, held = resource.getrlimit(resource.RLIMIT_NOFILE), list[int]()
+
+    def use_up() -> None:
+        with temporary_neighbour(tmp_path / "x"):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            use_up()
+    finally:
+        for handle in held:
+            os.close(handle)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(held) > 1
+    assert not list(tmp_path.iterdir())
