@@ -29,7 +29,7 @@ static_assert(alignof(A) == 4 && sizeof(WithA) == 20 && alignof(B) == 1, "aliase
 #endif
 CPP
 cd "$folder"
-flags=(-std=c++17 -fsyntax-only -Wall -Wextra -Werror aligned.cpp)
+flags=(-std=c++17 -Wall -Wextra -Werror -c aligned.cpp -o /dev/null)
 "$folder/venv/bin/python" -m ziglang c++ --version | head -1
 "$folder/venv/bin/python" -m ziglang c++ "${flags[@]}"
 echo "clang: typedef 4, alias 16, alias of unsigned 4, structures of 20 and 32 bytes, no warning"
