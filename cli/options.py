@@ -158,6 +158,27 @@ def prune_options(command: Command) -> Command:
     )(command)
 
 
+DATA_SETTINGS = ("data", "data_path", "workers", "channels", "image_size")
+"""Settings of a training that say which data: the options of ``data_options``."""
+
+
+def data_options(command: Command) -> Command:
+    """Which data a trained model is calibrated or scored on."""
+    return _all(
+        click.option(
+            "--data",
+            type=DATA,
+            metavar="TEXT",
+            help="The data: a name of st3fx train --data, as imagefolder, or your own "
+            "loaders.py:make_loaders.  [default: the run's]",
+        ),
+        click.option("--data-path", type=FOLDER, metavar="TEXT", help="Folder of the data."),
+        click.option("-j", "--workers", type=int, metavar="N", help="Processes that load data."),
+        click.option("--channels", type=int, metavar="N", help="3 repeats grey images."),
+        click.option("--image-size", type=int, metavar="N", help="Side of the images, in pixels."),
+    )(command)
+
+
 def trust_options(command: Command) -> Command:
     """Whose code runs."""
     return _all(

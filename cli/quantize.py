@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
-from st3fx.cli.completion import DATA, FOLDER, ONNX
+from st3fx.cli.completion import ONNX
 from st3fx.cli.contradictions import Apart, Needs, require_apart, rules
 from st3fx.cli.options import (
+    DATA_SETTINGS,
+    data_options,
     force_option,
     given,
     json_option,
@@ -26,9 +28,6 @@ from st3fx.cli.views.quantize import print_quantize
 CALIBRATIONS = ("minmax", "percentile", "entropy", "dynamic")
 """They equal those of ``st3fx.quantization.settings``, as a test sees to."""
 
-DATA_SETTINGS = ("data", "data_path", "workers", "channels", "image_size")
-"""Settings of a training run that say which data."""
-
 
 @click.command()
 @model_options
@@ -37,15 +36,7 @@ DATA_SETTINGS = ("data", "data_path", "workers", "channels", "image_size")
     "-o", "--output", type=ONNX, metavar="FILE",
     help="The file.  [default: model.int8.onnx in a run, else NAME.int8.onnx]",
 )  # fmt: skip
-@click.option(
-    "--data", type=DATA, metavar="TEXT",
-    help="Data to calibrate and score on: fashion-mnist-mini, fashion-mnist, cifar10, cifar100, "
-    "imagefolder, or your own loaders.py:make_loaders.  [default: the run's]",
-)  # fmt: skip
-@click.option("--data-path", type=FOLDER, metavar="TEXT", help="Folder of the data.")
-@click.option("-j", "--workers", type=int, metavar="N", help="Processes that load data.")
-@click.option("--channels", type=int, metavar="N", help="3 repeats grey images.")
-@click.option("--image-size", type=int, metavar="N", help="Side of the images, in pixels.")
+@data_options
 @click.option(
     "--calibration", type=click.Choice(CALIBRATIONS), default="minmax", show_default=True,
     help="The range of an activation: of all its values, without the rarest, that whose "

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
-from st3fx.cli.completion import DATA, FOLDER
 from st3fx.cli.contradictions import Apart, Needs, require_apart, rules
 from st3fx.cli.options import (
+    DATA_SETTINGS,
     METHOD_NAMES,
     Numbers,
+    data_options,
     force_option,
     given,
     json_option,
@@ -21,7 +22,6 @@ from st3fx.cli.options import (
     trust_options,
 )
 from st3fx.cli.output import show, stdout_for
-from st3fx.cli.quantize import DATA_SETTINGS
 from st3fx.cli.views.progress import Progress
 from st3fx.cli.views.tables import console, make_table
 from st3fx.cli.views.words import duration, percent
@@ -55,14 +55,7 @@ ROWS = 30
     help="What is pruned together in a SPEC: unstructured, block:4, nm:2:4, channels.  "
     "[default: unstructured]",
 )  # fmt: skip
-@click.option(
-    "--data", type=DATA, metavar="TEXT",
-    help="Data to score on, as for st3fx train.  [default: the run's]",
-)  # fmt: skip
-@click.option("--data-path", type=FOLDER, metavar="TEXT", help="Folder of the data.")
-@click.option("-j", "--workers", type=int, metavar="N", help="Processes that load data.")
-@click.option("--channels", type=int, metavar="N", help="3 repeats grey images.")
-@click.option("--image-size", type=int, metavar="N", help="Side of the images, in pixels.")
+@data_options
 @click.option(
     "-x", "--export", "record", metavar="FILE",
     help="Write the result as JSON.  [default: sensitivity.json in a run, else nowhere]",

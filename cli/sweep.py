@@ -6,15 +6,20 @@ from typing import Any
 
 import click
 
-from st3fx.cli.completion import DATA, FOLDER
+from st3fx.cli.completion import FOLDER
 from st3fx.cli.contradictions import Needs, require_apart, rules
-from st3fx.cli.options import Numbers, force_option, given, json_option, trust_options
+from st3fx.cli.options import (
+    DATA_SETTINGS,
+    Numbers,
+    data_options,
+    force_option,
+    given,
+    json_option,
+    trust_options,
+)
 from st3fx.cli.output import show, stdout_for
 from st3fx.cli.views.progress import Progress
 from st3fx.cli.views.sweep import print_sweep
-
-DATA_SETTINGS = ("data", "data_path", "workers", "channels", "image_size")
-"""Settings of a training run that say which data."""
 
 
 @click.command()
@@ -28,15 +33,7 @@ DATA_SETTINGS = ("data", "data_path", "workers", "channels", "image_size")
     help="Training batches to take batch-norm statistics from, at each sparsity; 0 keeps those of "
     "training.  [default: as many as in training]",
 )  # fmt: skip
-@click.option(
-    "--data", type=DATA, metavar="TEXT",
-    help="Data to score on: fashion-mnist-mini, fashion-mnist, cifar10, cifar100, imagefolder, or "
-    "your own loaders.py:make_loaders.  [default: the run's]",
-)  # fmt: skip
-@click.option("--data-path", type=FOLDER, metavar="TEXT", help="Folder of the data.")
-@click.option("-j", "--workers", type=int, metavar="N", help="Processes that load data.")
-@click.option("--channels", type=int, metavar="N", help="3 repeats grey images.")
-@click.option("--image-size", type=int, metavar="N", help="Side of the images, in pixels.")
+@data_options
 @click.option(
     "--bench/--no-bench", default=True, show_default=True,
     help="Measure how long a call takes, side by side, dense too.",

@@ -14,7 +14,8 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file
 
 from st3fx.cli import main
-from st3fx.cli.quantize import CALIBRATIONS, DATA_SETTINGS
+from st3fx.cli.options import DATA_SETTINGS
+from st3fx.cli.quantize import CALIBRATIONS
 from st3fx.cli.views.quantize import print_quantize
 from st3fx.commands.train import train_spec
 from st3fx.export.export_result import Size
