@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from st3fx.cli.app import main
 from tests.campaigns.attempt import Failure, attempt, run
 from tests.campaigns.table import CAMPAIGNS, Campaign
+from tests.campaigns.wrong_lines import BASE
 
 
 @pytest.mark.slow
@@ -41,6 +43,10 @@ def test_a_process_that_ends_is_a_failure_and_the_next_case_runs() -> None:
         Failure(2, "RuntimeError: two (example.py:15)"),
         Failure(3, "three is too many"),
     ]
+
+
+def test_each_command_is_given_wrong_lines() -> None:
+    assert BASE.keys() == main.commands.keys()
 
 
 def test_every_file_is_in_the_table() -> None:

@@ -34,6 +34,10 @@ BASE = {
     "analyze": ("bundle", "--trust"),
     "bench": ("bundle", "--trust"),
     "report": ("bundle",),
+    "compare": ("bundle", "bundle"),
+    "sensitivity": ("bundle", "--trust"),
+    "sweep": ("bundle", "--trust"),
+    "inspect": ("bundle",),
     "demo": (),
     "doctor": (),
     "completion": ("bash",),
@@ -220,7 +224,7 @@ def _contradiction(choose: random.Random) -> list[str]:
 
 
 def _too_many(choose: random.Random) -> list[str]:
-    name = choose.choice([name for name in BASE if name != "bench"])
+    name = choose.choice([name for name in BASE if name not in ("bench", "compare")])
     return [name, *BASE[name], *([] if BASE[name] else ["one"]), "one-more"]
 
 
