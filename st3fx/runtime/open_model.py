@@ -15,6 +15,8 @@ from __future__ import annotations
 import graphlib
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +117,13 @@ def _read(path: Path, *, weights: bool, compared: bool) -> onnx.ModelProto:
     if path.stat().st_size >= ONE_FILE:
         raise DamageError("has 2 GiB or more, which no protobuf has: put its weights beside it")
     content = path.read_bytes()
-    if not seal.is_whole(content):
-        raise DamageError("was damaged or edited after it was written")
-    model = onnx.load_model_from_string(content)
+    with ThreadPoolExecutor(1) as pool:
+        whole = pool.submit(seal.is_whole, content)
+        try:
+            model = onnx.load_model_from_string(content)
+        finally:
+            if not whole.result():
+                raise DamageError("was damaged or edited after it was written")
     if not model.graph.node:
         raise DamageError("is not an ONNX file, or has an empty graph")
     check_model(model, path.parent)
@@ -337,9 +343,14 @@ def _check_node(
 def _schema(node: onnx.NodeProto, opsets: dict[str, int]) -> onnx.defs.OpSchema | None:
     """What ONNX says of an operator, if it is one of ONNX's."""
     domain = "" if node.domain == "ai.onnx" else node.domain
+    return _known(node.op_type, opsets.get(domain, 0), domain)
+
+
+@lru_cache(maxsize=1000)
+def _known(kind: str, opset: int, domain: str) -> onnx.defs.OpSchema | None:
     try:
-        return onnx.defs.get_schema(node.op_type, opsets[domain], domain)
-    except (KeyError, onnx.defs.SchemaError):
+        return onnx.defs.get_schema(kind, opset, domain)
+    except onnx.defs.SchemaError:
         return None
 
 
@@ -354,6 +365,8 @@ def _check_arity(node: onnx.NodeProto, schema: onnx.defs.OpSchema) -> None:
     if not all(name for parameter, name in pairs if parameter.option == single):
         raise DamageError(f"{_label(node)} lacks an input")
 
+
+_TYPES = frozenset(AttributeProto.AttributeType.values())
 
 _FIELDS = {
     AttributeProto.TENSOR: "t",
@@ -385,9 +398,7 @@ def _check_attribute(
 ) -> None:
     name = attribute.name
     _check_name(name)
-    if attribute.type not in AttributeProto.AttributeType.values() or (
-        not attribute.type and not attribute.ref_attr_name
-    ):
+    if attribute.type not in _TYPES or (not attribute.type and not attribute.ref_attr_name):
         raise DamageError(f"{name[:40]!r} of {_label(node)} is of no type")
     field = _FIELDS.get(attribute.type)
     if field is not None and not attribute.HasField(field) and not attribute.ref_attr_name:
