@@ -95,7 +95,7 @@ def test_the_script(shell: str) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("st3fx co", ["convert", "completion"]),
+        ("st3fx co", ["convert", "compare", "completion"]),
         ("st3fx convert torchvision:resnet1", ["resnet101", "resnet152", "resnet18"]),
         ("st3fx convert torchv", ["torchvision:"]),
         ("st3fx train --data=cif", ["cifar10", "cifar100"]),

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 SPELLS_THE_PREFIX = {
     "st3fx.modules.marks",
     "st3fx.modules.effective",  # attributes of a tensor
-    "st3fx.loading.factory",  # names of Python modules
+    "st3fx.whose",  # names of Python modules
     "st3fx.sparsity.mask_bits",  # a message
     "st3fx.passes.onnx.pipeline",  # metadata of an exported graph
 }
