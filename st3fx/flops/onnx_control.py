@@ -149,6 +149,8 @@ def take(walk: Walk, node: onnx.NodeProto) -> None:
     before = len(walk.entries)
     walk.depth += 1
     try:
+        if next(bodies(node), None) is None:
+            raise UnknownError  # a damaged file
         {"If": _branch, "Loop": _loop, "Scan": _scan}[node.op_type](walk, node)
     except (UnknownError, FlopsError):
         del walk.entries[before:]
@@ -162,7 +164,7 @@ def _give_up(walk: Walk, node: onnx.NodeProto) -> None:
 
     A branch gives what both have in common; what a loop carries is known where it does not change.
     """
-    if _is_old_scan(walk, node):
+    if _is_old_scan(walk, node) or next(bodies(node), None) is None:
         walk.miss(node.op_type)
         walk.forget(node.output)
         walk.types.lose(node.output)

@@ -6,7 +6,8 @@ Two renderers draw the same: SVG for the page (``svg``), PNG for pictures (``png
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -60,12 +61,12 @@ def make_scale(
         low, high = _log_ends(low, high)
         marks = _log_ticks(low, high)
         return Scale(low, high, start, end, marks, log=True)
-    step = nice_step((high - low) / ticks)
+    step = nice_step(high / ticks - low / ticks)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     low = first * step if axis.low is None else low
-    high = last * step if axis.high is None else high
-    marks = tuple(_clean(k * step) for k in range(first, last + 1))
-    inside = tuple(mark for mark in marks if low - 1e-9 <= mark <= high + 1e-9 * abs(high))
+    high = min(last * step, sys.float_info.max) if axis.high is None else high
+    steps = (_clean(k * step) for k in range(first, last + 1) if k * step <= sys.float_info.max)
+    inside = tuple(mark for mark in steps if low - 1e-9 <= mark <= high + 1e-9 * abs(high))
     return Scale(low, high, start, end, inside)
 
 
@@ -99,13 +100,19 @@ def _log_ends(low: float, high: float) -> tuple[float, float]:
 
 def _log_marks(value: float) -> list[float]:
     power = math.floor(math.log10(value))
-    return [_clean(f * 10.0**p) for p in (power, power + 1) for f in (1, 2, 5)]
+    return _marks((power, power + 1), (1, 2, 5))
+
+
+def _marks(powers: Iterable[int], factors: Sequence[int]) -> list[float]:
+    """Round numbers, as far as there are numbers so large or so small."""
+    marks = (_clean(f * 10.0**p) for p in powers if p < 309 for f in factors)
+    return [mark for mark in marks if 0 < mark < math.inf]
 
 
 def _log_ticks(low: float, high: float) -> tuple[float, ...]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     factors = (1, 2, 5) if last - first <= 3 else (1,)
-    marks = (_clean(f * 10.0**p) for p in range(first, last + 1) for f in factors)
+    marks = _marks(range(first, last + 1), factors)
     return tuple(mark for mark in marks if low * (1 - 1e-9) <= mark <= high * (1 + 1e-9))
 
 

@@ -134,6 +134,15 @@ def test_a_loop_may_end_by_its_own_counter(tmp_path: Path) -> None:
     assert report(tmp_path, [loop], {"x": [3, 4]}, constants).sparse_macs == 4 * 3 * NONZEROS
 
 
+@pytest.mark.parametrize("kind", ["If", "Loop", "Scan"])
+def test_what_has_no_body_is_named(kind: str, tmp_path: Path) -> None:
+    damaged = N(kind, {"If": ["n"], "Loop": ["n", "", "x"], "Scan": ["x"]}[kind], ["y"])
+    if kind == "Scan":
+        damaged.attribute.append(helper.make_attribute("num_scan_inputs", 1))
+    found = report(tmp_path, [damaged], {"x": [3, 4]}, {"n": np.array(2)}, runs=False)
+    assert found.unknown == {kind: 1}
+
+
 def test_a_loop_of_an_unknown_length_is_named_and_the_rest_is_counted(tmp_path: Path) -> None:
     nodes = [N("ReduceSum", ["x"], ["sum"], keepdims=0), N("Cast", ["sum"], ["n"], to=7)]
     loop = N("Loop", ["n", "", "x"], ["y", "all"], body=body(step(), ["i", "c", "s"],

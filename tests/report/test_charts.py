@@ -2,13 +2,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from typing import Any
 
 import pytest
 
 from st3fx.bench.bench_result import Ratio
-from st3fx.report.chart import HUES, Axis, BarChart, Chart, Histogram, LineChart, Series
+from st3fx.report.chart import (
+    HUES,
+    Axis,
+    BarChart,
+    Chart,
+    Histogram,
+    LineChart,
+    Series,
+    make_scale,
+)
 from st3fx.report.charts import (
     MOST_POINTS,
     best,
@@ -162,6 +172,15 @@ def test_pictures_are_png_and_the_same_each_time(chart: Chart) -> None:
     assert picture.startswith(b"\x89PNG")
     assert b"st3fx report 1" in picture[:512]
     assert picture == to_png(chart, "st3fx report 1")
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("values", [(1.0, 1.7e308), (5e-324, 1.0), (1e-300, 9e307)])
+def test_a_scale_takes_any_numbers(values: tuple[float, float], log: bool) -> None:
+    scale = make_scale(Axis("loss", log=log), values, 0, 100)
+    assert scale.low <= values[0]
+    assert values[1] <= scale.high < math.inf
+    assert all(math.isfinite(mark) for mark in scale.ticks)
 
 
 @pytest.mark.slow
