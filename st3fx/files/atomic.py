@@ -39,6 +39,11 @@ _JOURNAL = "journal"
 _SPARE = 5
 
 
+def _close(handles: Sequence[int]) -> None:
+    for handle in handles:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def temporary_neighbour(target: Path, *, private: bool = False) -> Iterator[Path]:
     """A fresh folder beside ``target``, on the same file system; gone afterwards if still there.
@@ -51,16 +56,19 @@ def temporary_neighbour(target: Path, *, private: bool = False) -> Iterator[Path
         OSError: When it cannot be made.
     """
     tidy(target.parent)
-    part, lock = _make(target, 0o700 if private else 0o777)
     spare: list[int] = []  # handles: where no others are left, removing needs some
     try:
         for _ in range(_SPARE):
             spare.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401 (one may fail)
+        part, lock = _make(target, 0o700 if private else 0o777)
+    except BaseException:
+        _close(spare)
+        raise
+    try:
         (part / "new").mkdir()
         yield part / "new"
     finally:
-        for handle in spare:
-            os.close(handle)
+        _close(spare)
         with lock, contextlib.suppress(OSError):
             _settle(part)
 
