@@ -199,15 +199,18 @@ class _GuardedDataset(Dataset[Any]):
 
     def substitute(self, number: Any) -> tuple[Any, Any] | None:
         """Number and content of the next good sample of the same epoch."""
+        return next(self.following(number), None)
+
+    def following(self, number: Any) -> Iterator[tuple[Any, Any]]:
+        """Numbers and contents of good samples after one, of the same epoch."""
         if not isinstance(number, int):
-            return None
+            return
         size, index = len(self.inner), self.index(number)
         for step in range(1, min(size, MOST)):
             other = number - index + (index + step) % size
             sample = self.one(other)
             if not isinstance(sample, _Failed):
-                return other, sample
-        return None
+                yield other, sample
 
 
 def _file(dataset: Any, index: int) -> str:
@@ -280,7 +283,7 @@ class _Collate:
             items[0] = self._dataset.failed(numbers[0], reason)
             return True
         kinds = [_kind(item) for item in items]
-        usual, found = Counter(kinds).most_common(1)[0][0], False
+        usual, found = self._usual(numbers, kinds), False
         for place, (number, kind) in enumerate(zip(numbers, kinds, strict=True)):
             why = ""
             if kind != usual:
@@ -290,6 +293,18 @@ class _Collate:
             if why:
                 items[place], found = self._dataset.failed(number, why), True
         return found
+
+    def _usual(self, numbers: list[Any], kinds: list[str]) -> str:
+        """The kind that most samples have; where two have as many, the next samples decide."""
+        votes = Counter(kinds)
+        after = self._dataset.following(numbers[-1])
+        while len(first := votes.most_common(2)) > 1 and first[0][1] == first[1][1]:
+            _, sample = next(after, (None, None))
+            if sample is None:
+                break
+            if (kind := _kind(sample)) in votes:
+                votes[kind] += 1
+        return first[0][0]
 
 
 def _kind(sample: Any) -> str:

@@ -77,6 +77,15 @@ def test_others_stand_in_while_training(workers: int) -> None:
     ]
 
 
+def test_where_two_kinds_are_as_many_the_next_samples_decide() -> None:
+    some = torch.utils.data.Subset(Odd(), [5, 6, 8, 10])
+    found, bad = batches(some, skip=True, train=True, batch_size=2)
+    assert [batch[1].tolist() for batch in found] == [[6, 6], [8, 10]]
+    assert [one.index for one in bad] == [0]
+    found, bad = batches(some, skip=True, train=False, batch_size=2)
+    assert [batch[1].tolist() for batch in found] == [[6], [8, 10]]
+
+
 def test_test_data_has_fewer() -> None:
     found, bad = batches(Odd(), skip=True, train=False)
     assert [batch[1].tolist() for batch in found[:3]] == [[0, 1, 2], [4, 6], [8, 10, 11]]
