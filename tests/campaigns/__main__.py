@@ -171,7 +171,7 @@ def _page(rows: dict[str, Row]) -> str:
 
 Many seeded attempts to make st3fx lose, trust, hang on or silently take a thing. They are in
 `tests/campaigns/`; a seed is one attempt, and the tests of every change run a short form. This
-table was written by `python -m tests.campaigns --write` on {dates}: cases as they held at the
+table has what `python -m tests.campaigns` gave on {dates}: cases as they held about the
 commit that is named, and after a mend tried again by `--again`. {machine["cpu"]}, torch
 {machine["torch"]}, Python {machine["python"]}.
 

@@ -36,12 +36,20 @@ def attempt(case: Case, seed: int) -> str | None:
         before = Path.cwd()
         os.chdir(folder)
         try:
-            return case(seed, Path(folder))
+            seen = case(seed, Path(folder))
         except Exception as error:  # noqa: BLE001  whatever escapes is what a campaign looks for
             last = traceback.extract_tb(error.__traceback__)[-1]
-            return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+            seen = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
         finally:
             os.chdir(before)
+        return None if seen is None else _portable(seen, folder)
+
+
+def _portable(seen: str, folder: str) -> str:
+    """What was seen, without where this machine has the case and Python: it is published."""
+    for path, name in ((folder, "CASE"), (sys.prefix, "PYTHON"), (str(ROOT), "ST3FX")):
+        seen = seen.replace(path, name)
+    return seen
 
 
 def run(

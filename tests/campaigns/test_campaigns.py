@@ -33,6 +33,15 @@ def test_what_a_case_raises_is_a_failure() -> None:
     assert seen.startswith("ValueError: no 7 in True (test_campaigns.py:")
 
 
+def test_what_was_seen_has_no_path_of_this_machine() -> None:
+    def case(seed: int, folder: Path) -> str | None:
+        raise ValueError(f"no {folder}/log, as {__file__} says")
+
+    seen = attempt(case, 0)
+    assert seen is not None
+    assert seen.startswith("ValueError: no CASE/log, as ST3FX/tests/campaigns/")
+
+
 @pytest.mark.slow
 def test_a_process_that_ends_is_a_failure_and_the_next_case_runs() -> None:
     campaign = Campaign("example", "", "", long=4, short=0)
