@@ -1,6 +1,7 @@
 """AC/DC: phases that train dense and sparse weights in turn (Peste et al., NeurIPS 2021).
 
-Source: arXiv 2106.12379, algorithm 1. Phases are fractions of the training:
+Source: arXiv 2106.12379, not compared with its text line by line. Phases are fractions of the
+training:
 
     dense until `begin`; then compressed and decompressed phases of `phase` in turn;
     the last one, compressed, from 1 − `finish` on
@@ -9,10 +10,10 @@ Source: arXiv 2106.12379, algorithm 1. Phases are fractions of the training:
                    m: the largest |w| of all sites at the time when the phase began
     decompressed:  ŵ = w, where weights that were pruned train on from 0
 
-The defaults are those of the paper's 100 epochs of ImageNet: 10 epochs dense, phases of 5, the last
-decompressed one of 10 (epochs 75 to 85), the last compressed one of 15. A compressed phase begins
-only where a whole decompressed one fits between it and the last compressed phase, which gives just
-these.
+The defaults are those of the authors' public settings for 100 epochs of ImageNet: 10 epochs dense,
+phases of 5, the last decompressed one of 10 (epochs 75 to 85), the last compressed one of 15.
+A compressed phase begins only where a whole decompressed one fits between it and the last
+compressed phase, which gives just these.
 
 The momentum of the sites' weights starts from zero as a decompressed phase begins, as in the
 paper's experiments (``reset_momentum_after_recycling`` in their public scripts). Of Adam that is

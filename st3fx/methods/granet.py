@@ -1,7 +1,7 @@
 """GraNet: gradual pruning, with weights that come back for others (Liu et al., NeurIPS 2021).
 
-Source: arXiv 2106.10404, section 4. Symbols: ``s_i`` initial and ``s_f`` final sparsity, ``t``
-optimizer step, ``t_0`` and ``t_1`` begin and end of the ramp.
+Source: arXiv 2106.10404, not compared with its text line by line. Symbols: ``s_i`` initial and
+``s_f`` final sparsity, ``t`` optimizer step, ``t_0`` and ``t_1`` begin and end of the ramp.
 
     s_t = s_f + (s_i − s_f) · (1 − (t − t_0)/(t_1 − t_0))³      over all sites
     every Δt steps from t_0 to t_1:

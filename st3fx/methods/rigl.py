@@ -1,7 +1,7 @@
 """RigL: sparse from the first step, with masks that follow gradients (Evci et al., ICML 2020).
 
-Source: arXiv 1911.11134, section 3 and algorithm 1. Symbols: ``S`` sparsity, ``N_l`` weights of
-layer ``l``, ``n_l`` those that it keeps, ``t`` optimizer step.
+Source: arXiv 1911.11134, not compared with its text line by line. Symbols: ``S`` sparsity, ``N_l``
+weights of layer ``l``, ``n_l`` those that it keeps, ``t`` optimizer step.
 
     n_l = (1 − s_l) · N_l,   Σ n_l = (1 − S) · Σ N_l      constant over the training
     1 − s_l ∝ Σ dims / Π dims of the weight               Erdős–Rényi–Kernel; 1 at most
@@ -10,8 +10,8 @@ layer ``l``, ``n_l`` those that it keeps, ``t`` optimizer step.
         drop the k weights with the smallest |w|
         grow the k with the largest |∂L/∂ŵ| of what is pruned then, from the value 0
 
-The masks at the start are random. Defaults are the paper's (section 4): ``ΔT = 100``, ``α = 0.3``,
-``T_end`` at three quarters of the training.
+The masks at the start are random. Defaults: ``ΔT = 100``, ``α = 0.3``, ``T_end`` at three
+quarters of the training.
 
 Here it differs from the paper in this:
 
@@ -19,7 +19,7 @@ Here it differs from the paper in this:
   has made its step, with the masked gradient, before they move; the gradient is that of the step.
 * A weight that drops and grows at once is the same weight afterwards, value and momentum.
 * In a training so short that there would be fewer than ten moves, ``ΔT`` is less.
-* Layers are all sites. The paper leaves depthwise convolutions dense (section 4.1, MobileNet):
+* Layers are all sites. The paper leaves MobileNet's depthwise convolutions dense:
   ``skip_depthwise=True`` does.
 """
 

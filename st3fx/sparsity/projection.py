@@ -1,7 +1,7 @@
 """The projection of probabilities onto a budget.
 
 The nearest point to ``z`` with ``0 ≤ p ≤ 1`` and ``Σ c·p ≤ K`` is ``min(1, max(0, z − v·c))``, with
-the smallest ``v ≥ 0`` that keeps the budget (ProbMask, arXiv 2105.01571, theorem 1, where ``c`` is
+the smallest ``v ≥ 0`` that keeps the budget (ProbMask, arXiv 2105.01571, where ``c`` is
 1). The sum falls with ``v`` and is linear between kinks: Newton's steps find the root, in a
 bracket that shrinks with each.
 """
