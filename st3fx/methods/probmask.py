@@ -11,10 +11,10 @@ Gumbel variables (``u`` uniform), ``τ`` the temperature, ``K`` the weights that
 ``s`` begins at 1, ``τ`` falls linearly from 1 to 0.03 over the run, and ``K`` follows the schedule.
 That is the paper's Gumbel softmax and its projection, not compared with its text line by line. With
 ``hard`` a mask in training is ``m̃ ≥ ½`` and ``∂L/∂s`` that of ``m̃``, straight through. ``s``
-are parameters that the optimizer trains. It must be one that scales each gradient, such as Adam: those of ``s`` are as
-small as the weights, and SGD hardly moves them. The method's public settings have Adam at 0.006 for
-weights and ``s``, without weight decay (configs/resnet32-cifar100-pr0.1.yaml of
-x-zho14/ProbMask-official).
+are parameters that the optimizer trains. It must be one that scales each gradient, such as Adam:
+those of ``s`` are as small as the weights, and SGD hardly moves them. The method's public settings
+have Adam at 0.006 for weights and ``s``, without weight decay
+(configs/resnet32-cifar100-pr0.1.yaml of x-zho14/ProbMask-official).
 
 Departures: in eval mode nothing is drawn, and the mask has exactly ``K`` weights or groups, equal
 ``s`` split by place, where the paper relies on ``s`` ending near 0 and 1; until the budget begins
