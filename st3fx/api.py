@@ -183,7 +183,7 @@ def convert_with(
                     begin("trace")
                     islands = capture_islands(converted, observed, found, dropped)
                     begin("rewrite")
-                    forwards = rewrite(converted, found, islands, method)
+                    forwards = rewrite(converted, found, islands, method, keep=verify)
                 if not verify:
                     break
                 begin("verify")
@@ -317,6 +317,7 @@ def _check(model: nn.Module, total_steps: int | None, update_every: int, *, inpl
         raise PlanError(f"update_every={update_every}: give a number of optimizer steps, 1 or more")
 
 
+@not_collecting()
 def _attach(
     model: nn.Module, total_steps: int | None, update_every: int, *, verified: bool
 ) -> None:

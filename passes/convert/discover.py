@@ -199,8 +199,9 @@ def require_complete(
     named = {item.name for item in skipped}
     named |= {name for site in sites for name in (*site.parameters, *site.aliases)}
     known = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in named}
+    reached = observation.reached()
     for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 and name in observation.reached() and id(parameter) not in known:
+        if parameter.dim() > 1 and name in reached and id(parameter) not in known:
             raise PlanError(
                 f"{name} {tuple(parameter.shape)} reaches an output and is in no list of the plan: "
                 "an error of st3fx, please report it"

@@ -47,7 +47,12 @@ _METADATA = frozenset(
 
 
 def rewrite(
-    model: nn.Module, found: Discovery, islands: Archipelago, method: Method
+    model: nn.Module,
+    found: Discovery,
+    islands: Archipelago,
+    method: Method,
+    *,
+    keep: bool = True,
 ) -> list[SparseForward]:
     """Make a model a converted one, with the plan of what was done on it.
 
@@ -56,12 +61,13 @@ def rewrite(
         found: Its sites.
         islands: Its graphs.
         method: Whose operator is put into graphs and forwards.
+        keep: Whether captured graphs stay as they are, for another attempt.
 
     Returns:
         All of its forwards.
     """
     run = Run()
-    forwards = _Rewriter(model, found, method, run).install(islands)
+    forwards = _Rewriter(model, found, method, run, keep).install(islands)
     plan = _plan(model, found, islands, forwards, method)
     model.__dict__[CONVERSION] = Conversion(plan, method, run)
     run.bind(model)
@@ -111,6 +117,7 @@ class _Rewriter:
     found: Discovery
     method: Method
     run: Run
+    keep: bool
 
     def install(self, islands: Archipelago) -> list[SparseForward]:
         """Make the model a converted one: marks, the method's tensors, classes and forwards."""
@@ -161,6 +168,7 @@ class _Rewriter:
                 inside.setdefault(island, []).append(site)
         made = []
         for name in sorted(captures):
+            given = handed(captures[name], name, inside.get(name, []))  # as captured
             tries = [
                 self._variant(name, *capture, inside.get(name, []), state)
                 for capture in captures[name]
@@ -168,7 +176,6 @@ class _Rewriter:
             variants = [variant for variant in tries if variant is not None]
             if variants or name in unreachable:
                 module = self.model.get_submodule(name)
-                given = handed(captures[name], name, inside.get(name, []))
                 made.append(SparseForward(name, module, variants, unreachable.get(name, ""), given))
         return made
 
@@ -180,7 +187,7 @@ class _Rewriter:
         sites: list[Site],
         state: dict[str, tuple[str, ...]],
     ) -> Variant | None:
-        graph = copy_graph(capture.graph)
+        graph = copy_graph(capture.graph) if self.keep else capture.graph
         uses = SiteUses(graph, name)
         inserted = [insert_op(graph, uses, s, self.method, state[s.name]) for s in sites]
         if not any(inserted) and not capture.leaves:

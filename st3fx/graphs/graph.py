@@ -54,8 +54,28 @@ _WITHOUT_ITEMS = frozenset({bool, int, float, str, type(None)})
 """Types of most attributes: the same object needs no further look."""
 
 
-class CompiledGraph:
-    """An fx graph that never changes again, as a function of (module, *tensors)."""
+class KeptGraph:
+    """An fx graph that never changes again, for its nodes: copies share it, pickles have it."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        """Keep ``graph``."""
+        self.graph = graph
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KeptGraph:
+        """Copies share the graph."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled as plain data, without tensors."""
+        return {"nodes": to_portable(self.graph)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Build the nodes again."""
+        self.graph = from_portable(state["nodes"])
+
+
+class CompiledGraph(KeptGraph):
+    """Such a graph as a function of (module, *tensors)."""
 
     def __init__(self, graph: fx.Graph, latent: frozenset[str] = frozenset()) -> None:
         """Compile ``graph``.
@@ -65,7 +85,7 @@ class CompiledGraph:
             latent: Targets that are sites: the code reads their latent weights, which the plain
                 attributes are not.
         """
-        self.graph = graph
+        super().__init__(graph)
         self.latent = latent
         self._function = _compile(graph, latent)
 
@@ -73,17 +93,13 @@ class CompiledGraph:
         """Run the graph's code with ``module`` as ``self``."""
         return self._function(module, *tensors)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledGraph:
-        """Copies share the graph."""
-        return self
-
     def __getstate__(self) -> dict[str, Any]:
-        """Pickled as plain data, without tensors."""
-        return {"nodes": to_portable(self.graph), "latent": sorted(self.latent)}
+        """With the names of latent weights."""
+        return {**super().__getstate__(), "latent": sorted(self.latent)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Compile the code again."""
-        self.graph = from_portable(state["nodes"])
+        super().__setstate__(state)
         self.latent = frozenset(state["latent"])
         self._function = _compile(self.graph, self.latent)
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from st3fx.graphs.graph import CompiledGraph
+from st3fx.graphs.graph import KeptGraph
 from st3fx.graphs.purity import DataProgram, readable
 from st3fx.graphs.regions import unwound
 from st3fx.graphs.values import QUESTIONS, Evaluation
@@ -144,7 +144,7 @@ class ValueGuards:
         self.root = root
         self.answers = tuple(answers)
         self.facts = tuple(facts)
-        self._graph = CompiledGraph(graph)
+        self._graph = KeptGraph(graph)
         self._tensors, self._settings = _dependencies(root, graph)
         self._known: dict[Any, Decision] = {}
         if not any(answer.of_data for answer in answers):
