@@ -146,7 +146,8 @@ def sensitivity(
     request = Request(**{name: asked[name] for name in about})
     found = subject(request, given({name: asked[name] for name in DATA_SETTINGS}))
     made = _method(found, method, granularity)
-    path, html = check_files(found, record, page, force=force)
+    # What is only read is no place to write to.
+    path, html = check_files(found, record, page, force=force, reuse=reuse)
     ask = Ask.of(budget, budget_macs, budget_ms, together=together)
     if output is not None and ask is None:
         raise click.UsageError("--output is for a budget: give --budget, --budget-macs or -ms too")

@@ -36,6 +36,7 @@ from st3fx.errors import (
     TrainError,
 )
 from st3fx.files.atomic import check_file, replace_file, scratch
+from st3fx.files.ours import says
 from st3fx.methods.base import ScheduledMethod
 from st3fx.modules.copying import copied
 from st3fx.passes.onnx.sparse_kernels.times import GraphTimes
@@ -302,11 +303,14 @@ def _measure(files: Sequence[Path], example: Any) -> list[float]:
     return [1e3 * statistics.median(times[_WARM:]) for times in taken]
 
 
+_SIGN = b"# Written by st3fx sensitivity"
+
+
 def check_output(path: Path, *, force: bool) -> Path:
     """Where targets are written, found to be possible now; an older file of them is replaced.
 
     Raises:
         TrainError: When the file cannot be written.
     """
-    ours = path.is_file() and path.read_bytes().startswith(b"# Written by st3fx sensitivity")
+    ours = says(path, _SIGN, len(_SIGN))
     return check_file(path, force=force or ours, error=TrainError, in_folder=True)

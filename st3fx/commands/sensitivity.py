@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from st3fx import methods
 from st3fx.api import convert
 from st3fx.commands.convert import restored
 from st3fx.commands.models import bundle_example, no_example
@@ -21,6 +22,7 @@ from st3fx.data.guarded import following, guarded, heard
 from st3fx.errors import DataError, StateError, TrainError
 from st3fx.files.atomic import check_file
 from st3fx.files.bundle import read_bundle
+from st3fx.files.ours import says
 from st3fx.loading.input_spec import parse_inputs
 from st3fx.loading.spec import load_spec
 from st3fx.loading.weights import load_weights
@@ -109,8 +111,11 @@ def sensitivity_spec(
         raise TrainError(
             f"no data for {of.request.spec}: name the run that it is from, or give --data"
         )
-    if method is not None:
-        check_sparsities(sparsities, method)
+    own = method
+    if own is None and of.request.is_bundle:
+        own = methods.from_dict(read_bundle(of.request.spec).manifest.recipe.method)
+    if own is not None:  # before any code of the model's runs
+        check_sparsities(sparsities, own)
     found = load(of, method, report)
     assert found.data is not None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -263,7 +268,7 @@ GENERATOR = "st3fx sensitivity"
 
 
 def check_files(
-    of: Subject, record: str | None, page: str | None, *, force: bool
+    of: Subject, record: str | None, page: str | None, *, force: bool, reuse: bool = False
 ) -> tuple[Path | None, Path | None]:
     """Where the result and its page are written, found to be possible now.
 
@@ -272,14 +277,15 @@ def check_files(
         record: The file that was asked for; else that of the run, if it is one.
         page: The page that was asked for.
         force: Replace files that this command did not write.
+        reuse: The result is there already, and only read.
 
     Raises:
         TrainError: When a file cannot be written.
         ReportError: Likewise for the page.
     """
     path = Path(record) if record else None if of.run is None else of.run.sensitivity
-    if path is not None:
-        ours = path.is_file() and b'"st3fx-sensitivity"' in path.read_bytes()[:200]
+    if path is not None and not reuse:
+        ours = says(path, b'"st3fx-sensitivity"')
         check_file(path, force=force or ours, error=TrainError, in_folder=True)
     if page is None:
         return path, None

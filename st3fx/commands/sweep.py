@@ -39,6 +39,7 @@ from st3fx.export.weights import size_of_files, size_of_tensors
 from st3fx.files.atomic import check_file, check_place, replace_file, scratch
 from st3fx.files.compact import save_compact
 from st3fx.files.manifest import Recipe
+from st3fx.files.ours import BUNDLE
 from st3fx.files.tensor_file import to_bytes
 from st3fx.methods.base import ScheduledMethod
 from st3fx.modules.marks import change_conversion, conversion_of, is_state
@@ -386,11 +387,11 @@ def _write_picked(
         plan = dataclasses.replace(conversion_of(model).plan, target=sparsity)
         change_conversion(model, method=method, plan=plan)
         recipe = dataclasses.replace(recipe, method=methods.to_dict(method))
-    folder.mkdir(parents=True, exist_ok=True)
-    save_bundle(model, recipe, folder / PICKED[0], force=force)
     state = {k: v.clone().contiguous() for k, v in fold(model).state_dict().items()}
     content = to_bytes(state)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_bundle(model, recipe, folder / PICKED[0], force=force)
         replace_file(folder / PICKED[1], lambda file: file.write(content))
     except OSError as error:
         raise SweepError(f"cannot write {folder}: {error.strerror or error}") from error
@@ -399,7 +400,8 @@ def _write_picked(
 
 
 def _bytes(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else (path,)
+    """Of a file, or of what is ours in a bundle."""
+    files = (path / name for name in BUNDLE) if path.is_dir() else (path,)
     return sum(file.stat().st_size for file in files if file.is_file())
 
 

@@ -24,7 +24,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -336,6 +336,28 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     _sync_folder(path.parent)
+
+
+def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files into one folder, all of them or, when one cannot be written, none.
+
+    Args:
+        folder: Where; it is made if the one above it is there.
+        contents: Name -> content, in the order in which they appear.
+
+    Raises:
+        OSError: As :func:`replace_file`.
+    """
+    folder.mkdir(exist_ok=True)
+    names = list(contents)
+    with temporary_neighbour(folder / names[0]) as part:
+        for name in names:
+            with (part / name).open("wb") as file:
+                file.write(contents[name])
+                file.flush()
+                os.fsync(file.fileno())
+        move_into_place(part, names)
+    _sync_folder(folder)
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -61,6 +61,17 @@ def is_ours(path: Path) -> bool:
     return all(sign in head for sign in signs)
 
 
+def says(path: Path, sign: bytes, within: int = _HEAD) -> bool:
+    """Whether a text stands near the beginning of a file; not where there is none to read."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return sign in file.read(within)
+    except OSError:
+        return False
+
+
 def is_bundle(folder: Path) -> bool:
     """Whether something is an empty folder or a bundle, whole or damaged.
 

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from st3fx.errors import ReportError
-from st3fx.files.atomic import replace_file
+from st3fx.files.atomic import followed, replace_files
 from st3fx.report import model_sections, run_sections
 from st3fx.report.chart import Chart, FlowChart
 from st3fx.report.facts import Facts
@@ -118,6 +118,8 @@ def check_target(
     """
     if path.is_dir():
         raise ReportError(f"{path} is a folder: name the file to write")
+    if path.exists() and not path.is_file():
+        raise ReportError(f"{path} is a device or a pipe: name the file to write")
     if not path.parent.is_dir():
         raise ReportError(f"cannot write {path}: there is no folder {path.parent}")
     if path.exists() and not force and not _ours(path, generator):
@@ -141,17 +143,21 @@ def check_folder(path: Path) -> Path:
 
 
 def write_all(files: Mapping[Path, bytes]) -> None:
-    """Write files, each in one step.
+    """Write files; of those in one folder all or none.
 
     Raises:
         ReportError: When one cannot be written.
     """
+    folders: dict[Path, dict[str, bytes]] = {}
     for path, content in files.items():
+        target = followed(path)
+        folders.setdefault(target.parent, {})[target.name] = content
+    for folder, contents in folders.items():
         try:
-            path.parent.mkdir(exist_ok=True)
-            replace_file(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
+            replace_files(folder, contents)
         except OSError as error:
-            raise ReportError(f"cannot write {path}: {error.strerror or error}") from error
+            last = folder / list(contents)[-1]
+            raise ReportError(f"cannot write {last}: {error.strerror or error}") from error
 
 
 def _ours(path: Path, generator: str) -> bool:

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 import torch
@@ -37,6 +38,10 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load, load_file
 
 from st3fx.cli.app import main
+from st3fx.cli.options import with_budgets
+from st3fx.commands.budgets import check_output
+from st3fx.commands.compare import compare, gather
+from st3fx.commands.sweep import _check_files
 from st3fx.commands.train import train_spec
 from st3fx.errors import St3fxError
 from st3fx.export.write import save_proto, write_model
@@ -44,15 +49,20 @@ from st3fx.files.compact import save_compact
 from st3fx.files.ours import SEAL
 from st3fx.files.reading import sealed
 from st3fx.files.seal import write_sealed
+from st3fx.methods.targets import parse_targets
+from st3fx.report.comparison import CompareResult
+from st3fx.report.sweep_page import make_sweep_page
 from st3fx.runtime import session
 from st3fx.runtime.calibration import load_calibration, save_calibration
 from st3fx.runtime.costs import Costs
 from st3fx.runtime.onnx_seal import unseal
 from st3fx.training import log
+from st3fx.training.budgets import allocate
 from st3fx.training.recipes import resolve
 from st3fx.training.saving import load_checkpoint
 from st3fx.training.settings import _HEAD, _head
 from tests.bench.made import result
+from tests.commands.test_sweep import MADE
 from tests.passes.onnx.graphs import graph, lowered, weight
 from tests.passes.onnx.quant_kernels.made_nets import MadeNet
 from tests.training.runs import settings
@@ -79,7 +89,12 @@ def _made() -> Path:
         save_calibration(Costs())
     run = folder / "run"
     result().write(run / "bench.json")
-    of_layers(CHEAP, DEAR).write(run / "sensitivity.json")
+    found = of_layers(CHEAP, DEAR)
+    found.write(run / "sensitivity.json")
+    (folder / "budgets.toml").write_text(allocate(found, 0.5).to_toml())
+    swept = dataclasses.replace(MADE, page=run / "sweep.html")
+    (run / "sweep.json").write_text(json.dumps(swept.to_dict(), indent=1))
+    (run / "sweep.html").write_text(make_sweep_page(swept))
     shutil.move(run / "model.st3fx", folder / "b.st3fx")
     shutil.copy(run / "checkpoints" / "last.pt", folder)
     shutil.copy(run / "folded.safetensors", folder)
@@ -445,14 +460,14 @@ def _cli(*words: object) -> str | None:
     return lines[0]
 
 
-def _call(function: Callable[[], object]) -> str | None:
-    """The same of a function that a command begins with."""
+def _call(
+    function: Callable[[], Any], notes: Callable[[Any], str | None] = lambda made: None
+) -> str | None:
+    """The same of a function that a command begins with; ``notes`` are what its result says."""
     try:
-        function()
-    except St3fxError as error:
+        return notes(function())
+    except (St3fxError, click.UsageError) as error:
         said = str(error)
-    else:
-        return None
     assert "\n" not in said
     return said
 
@@ -505,6 +520,46 @@ def _look(name: str) -> Callable[[Path], str | None]:
     return lambda folder: _cli("inspect", folder / name)
 
 
+def _compare(folder: Path) -> str | None:
+    """What a comparison says of a run: it shows what can be read, and a line for the rest."""
+    runs = [folder / "run", _made() / "resumed"]
+    return _call(lambda: compare(runs, folder / "page.html"), _notes)
+
+
+def _notes(made: CompareResult) -> str | None:
+    first, *_ = made.comparison.runs
+    notes = [*made.comparison.left_out.values()]
+    notes += [note for note in first.notes if note not in _usual()] if first.label == "run" else []
+    assert all("\n" not in note for note in notes)
+    return "; ".join(notes) or None
+
+
+@functools.cache
+def _usual() -> tuple[str, ...]:
+    """What is said of the run while it is whole."""
+    whole = _made() / "run"
+    return gather([whole, _made() / "resumed"], "epoch", lambda _: None).runs[0].notes
+
+
+def _reuse(folder: Path) -> str | None:
+    """Targets from a result that is there."""
+    return _cli(
+        "sensitivity", _made() / "b.st3fx", "--reuse", "-x", folder / "run" / "sensitivity.json",
+        "--budget-macs", 0.5, "-o", folder / "made.toml", "--html", folder / "made.html",
+    )  # fmt: skip
+
+
+def _budgets(folder: Path) -> str | None:
+    options = {"sparsity_of": (str(folder / "budgets.toml"),), "sparsity": None}
+    return _call(lambda: parse_targets(with_budgets(options)["sparsity_of"]))
+
+
+def _places(folder: Path) -> str | None:
+    """Whether a sweep would replace what is there, which nothing else reads."""
+    page = folder / "run" / "sweep.html"
+    return _call(lambda: _check_files(page, folder / "run", force=False))
+
+
 def _costs(folder: Path) -> str | None:
     os.environ["ST3FX_COSTS"] = str(folder / "costs.json")
     return _call(load_calibration)
@@ -548,6 +603,17 @@ KINDS = (
     Kind("m.onnx", _damaged_graph, _bench("m.onnx"), strict=True, share=1),
     Kind("m.sparse.onnx", _damaged_graph, _bench("m.sparse.onnx"), strict=True, share=1),
     Kind("m.sparse.onnx", _damaged_graph, _open("m.sparse.onnx"), strict=True, share=2),
+    *(Kind(f"run/{file}", damage, read, strict=True, share=1)
+      for file, damage in (
+        ("metrics.jsonl", _damaged_lines), ("settings.toml", _damaged_toml),
+        ("bench.json", _damaged_json))
+      for read in (_compare, _look("run")) if read is _compare or file != "bench.json"),
+    Kind("run/sensitivity.json", _damaged_json, _reuse, strict=True, share=2),
+    Kind("run/sweep.json", _damaged_json, _places, share=1),
+    Kind("run/sweep.html", _damaged_bytes, _places, share=1),
+    Kind("run/sensitivity.json", _damaged_json, lambda f: _call(
+        lambda: check_output(f / "run" / "sensitivity.json", force=False)), share=1),
+    Kind("budgets.toml", _damaged_toml, _budgets, share=2),
 )  # fmt: skip
 
 

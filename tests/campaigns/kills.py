@@ -33,8 +33,20 @@ ROOT = Path(__file__).parent.parent.parent
 DECOYS = {".mine.part": "", ".old.old": "", "notes.txt": "dear", "model.onnx.bak": "dear"}
 """Files of the user's, some with names as ours."""
 
-OFTEN = ("train", "convert", "fold", "export", "quantize", "report")
-"""Verbs by turns; every 25th case is a demo."""
+OFTEN = ("train", "convert", "fold", "export", "quantize", "report", "sweep")
+"""Verbs by turns."""
+
+SELDOM = {24: "demo", 9: "sensitivity", 16: "compare"}
+"""Of every 25 cases these are of other verbs."""
+
+OTHERWISE = {
+    "train": ("--seed", "1"), "convert": ("--seed", "1"), "report": (), "compare": (),
+    "sweep": ("--sparsity", "0.6"), "sensitivity": ("--sparsity", "0.7"),
+}  # fmt: skip
+"""How an older result was made; where nothing is said, at another sparsity."""
+
+MANY = ("sweep", "sensitivity", "compare")
+"""Verbs that write several files, each whole, of which some may be of the older result."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,8 @@ class Verb:
     Attributes:
         arguments: Of the command line, but for ``--force`` and ``--resume``.
         place: The folder that it writes into, below the case's.
-        results: What it writes, by which a whole run and one that was killed are compared.
+        results: What it writes, by which a whole run and one that was killed are compared; no two
+            of the same name.
     """
 
     arguments: tuple[str, ...]
@@ -77,6 +90,23 @@ VERBS = {
         "made", ("net.int8.onnx",),
     ),
     "report": Verb(("report", "run", "--trust", "-o", "made/page.html"), "made", ("page.html",)),
+    "sweep": Verb(
+        ("sweep", "run", "--trust", "--no-bench", "--sparsity", "0.5", "--pick", "sparsity<0.7",
+         "-o", "made/sweep.html", "--png", "made", "--into", "made/picked"),
+        "made",
+        ("sweep.html", "sweep.json", "accuracy.png", "accuracy-bytes.png",
+         "picked/model.st3fx/model.safetensors", "picked/folded.safetensors",
+         "picked/model.st3w"),
+    ),
+    "sensitivity": Verb(
+        ("sensitivity", "run", "--trust", "--sparsity", "0.5", "--budget", "0.3", "-x",
+         "made/costs.json", "--html", "made/page.html", "-o", "made/budgets.toml"),
+        "made", ("costs.json", "page.html", "budgets.toml"),
+    ),
+    "compare": Verb(
+        ("compare", "run", "run/model.st3fx", "--trust", "-o", "made/page.html", "--png", "made"),
+        "made", ("page.html",),
+    ),
     "demo": Verb(("demo",), "made", ("sparse/folded.safetensors", "sparse/model.st3w")),
 }  # fmt: skip
 
@@ -219,6 +249,11 @@ def content(path: Path) -> bytes:
         return repr(plain(saved)).encode()
     if path.suffix == ".html":  # whole, and of this run
         return path.read_bytes().rstrip()[-7:]
+    if path.name == "costs.json":
+        said = json.loads(path.read_bytes())
+        return json.dumps({**said, "seconds": 0, "digest": ""}).encode()
+    if path.name == "sweep.json":  # a bundle names the folder of its model
+        return re.sub(rb'"model.st3fx": \d+', b"", path.read_bytes())
     # The name of a user's module has a digest of its folder in it, which the file's own covers.
     text = re.sub(rb"(st3fx_user_)[0-9a-f]{12}", rb"\1", path.read_bytes())
     return re.sub(rb"[0-9a-f]{64}", b"", text) if path.suffix == ".onnx" else text
@@ -240,7 +275,7 @@ def plain(value: Any) -> Any:
 def case(seed: int, folder: Path) -> str | None:
     """Kill one verb, run it again, and compare."""
     chance = random.Random(seed)
-    name = "demo" if seed % 25 == 24 else OFTEN[seed % len(OFTEN)]
+    name = SELDOM.get(seed % 25, OFTEN[seed % len(OFTEN)])
     verb, again = VERBS[name], chance.random() < 0.5 and name != "demo"
     large = name in ("export", "quantize") and chance.random() < 0.5
     expected = whole(name, large=large)
@@ -251,12 +286,14 @@ def case(seed: int, folder: Path) -> str | None:
     if name not in ("convert", "train", "demo"):
         (work / "made").mkdir()
     if again:  # there is an older result, which was made otherwise
-        other = ["--seed", "1"] if name in ("train", "convert") else ["--sparsity", "0.95"]
-        other = [] if name == "report" else other
+        other = OTHERWISE.get(name, ("--sparsity", "0.95"))
         run(work, verb, [*verb.arguments, *other], large=large)
     decoys = lay_decoys(work / "made" if name not in ("train", "demo") or again else work)
     if again and name == "convert":
         decoys |= lay_decoys(place)
+    if name == "sweep":
+        decoys |= lay_decoys(place / "picked")
+        decoys |= lay_decoys(place / "picked" / "model.st3fx") if again else {}
     before = results(work, verb)
     exchange = chance.random() < 0.7
     killed = 0
@@ -330,7 +367,13 @@ def lost(
         recover(place)
     else:
         tidy(place)
+    if name == "sweep":
+        recover(place / "picked" / "model.st3fx")
+        tidy(place / "picked")
     now = results(work, verb)
+    if name in MANY:
+        odd = [key for key in before if now.get(key) not in (before[key], expected.left[key])]
+        return f"neither the old nor the new: {odd}" if odd else None
     return None if now in (before, expected.left) else f"neither the old nor the new: {now}"
 
 
@@ -393,7 +436,9 @@ def warm() -> None:
     for module in (
         "st3fx.cli", "st3fx.commands.demo", "st3fx.commands.train", "st3fx.commands.convert",
         "st3fx.commands.fold", "st3fx.commands.export", "st3fx.commands.quantize",
-        "st3fx.commands.report", "matplotlib.figure", "matplotlib.backends.backend_agg",
+        "st3fx.commands.report", "st3fx.commands.sweep", "st3fx.commands.sensitivity",
+        "st3fx.commands.budgets", "st3fx.commands.compare",
+        "matplotlib.figure", "matplotlib.backends.backend_agg",
         "tensorboard.summary", "torch.utils.tensorboard", "torch._dynamo", "torch.onnx",
         "torch.export", "onnxscript", "onnxruntime.quantization", "tests.commands.test_demo",
     ):  # fmt: skip

@@ -47,10 +47,16 @@ LINES = {
     "train": "train model.py --data loaders.py --epochs 2 --log-interval 1 -o run",
     "resume": "train --resume old --trust",
     "export": "export bundle --sparsity 0.5 -o model.onnx --force --trust --no-verify",
+    "sweep": "sweep old --no-bench --sparsity 0.5 --pick sparsity<0.7 --into picked -o sweep.html "
+    "--force --trust",
+    "sensitivity": "sensitivity old --sparsity 0.5 --budget 0.3 -x costs.json -o budgets.toml "
+    "--force --trust",
+    "compare": "compare old old/model.st3fx -o compare.html --force --trust",
+    "inspect": "inspect old",
 }
 """Each replaces what is there, but for a training, which makes a folder."""
 
-WEIGHTS = (6, 6, 4, 4, 4, 6, 4, 1)
+WEIGHTS = (6, 6, 4, 4, 4, 6, 4, 1, 4, 3, 3, 2)
 """How often each is tried: an export takes seconds."""
 
 HEAVY = "0" * 200_000
@@ -98,6 +104,9 @@ def _judge(said: Said, before: dict[str, str], after: dict[str, str], name: str)
     lines = [line for line in said.stderr.splitlines() if not line.startswith("warning: ")]
     if said.code != 2 or len(lines) != 1 or not lines[0].startswith("error: "):
         return f"exit code {said.code}, {said.error}, {said.stderr[-300:]!r}"
+    # One says how long it took, the other in which folder its model lies.
+    before, after = ({k: v for k, v in files.items() if k not in _VARY}
+                     for files in (before, after))  # fmt: skip
     if name in ("train", "resume"):  # a run that ended half-way
         before, after = ({k: v for k, v in files.items() if k.partition("/")[0] not in _RUNS}
                          for files in (before, after))  # fmt: skip
@@ -106,6 +115,7 @@ def _judge(said: Said, before: dict[str, str], after: dict[str, str], name: str)
 
 
 _RUNS = ("run", "old")
+_VARY = ("costs.json", "picked/model.st3fx/manifest.json")
 
 
 def _run(line: list[str], place: Path, limit: Callable[[], object]) -> Said | None:
@@ -143,7 +153,8 @@ def _ready() -> Path:
     Libraries are loaded here, so that no fork has to; but nothing is run, which would leave threads
     that a fork does not have.
     """
-    for module in ("convert", "train", "fold", "export", "analyze", "report"):
+    for module in ("convert", "train", "fold", "export", "analyze", "report", "sweep",
+                   "sensitivity", "compare", "inspect"):  # fmt: skip
         importlib.import_module(f"st3fx.commands.{module}")
     folder = Path(tempfile.mkdtemp(prefix="st3fx-starved-"))
     folder.chmod(0o755)

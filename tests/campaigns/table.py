@@ -107,8 +107,8 @@ CAMPAIGNS: tuple[Campaign, ...] = (
     ),
     Campaign(
         "kills",
-        "`kill -9` of train, convert, fold, export, quantize, report and demo, before any of their "
-        "file-system calls or at any moment",
+        "`kill -9` of train, convert, fold, export, quantize, report, sweep, sensitivity, compare "
+        "and demo, before any of their file-system calls or at any moment",
         "nothing is lost, the next run goes on, training bit for bit, and no half-written file "
         "is left",
         long=500,

@@ -88,8 +88,36 @@ TOGETHER = (
     "analyze model.onnx --csv model.onnx --force",
     "report bundle --bench taken -o taken --force",
     "demo --resume --force",
+    "sweep bundle --no-bench -t 1",
+    "sweep bundle --no-bench -ncores 1",
+    "sweep bundle --into out",
+    "sweep bundle --pick drop --data fashion-mnist-mini",
+    "sweep bundle --pick ms<1 --no-bench --data fashion-mnist-mini",
+    "sweep bundle -o out.json --data fashion-mnist-mini",
+    "sweep bundle -o out.html --png out.html --data fashion-mnist-mini",
+    "sweep bundle",
+    "sensitivity bundle",
+    "sensitivity bundle --budget 0.5 --budget-macs 0.5",
+    "sensitivity bundle --budget 0.5 --budget-ms 3",
+    "sensitivity bundle --global",
+    "sensitivity bundle --global --budget-ms 3 --reuse",
+    "sensitivity bundle --global --budget-ms 3 --html out.html",
+    "sensitivity bundle --reuse",
+    "sensitivity bundle -o out.toml",
+    "sensitivity bundle --budget 0.5 -x out -o out --data fashion-mnist-mini",
+    "sensitivity bundle --method st3",
+    "sensitivity bundle --granularity block:4",
+    "compare bundle",
+    "compare bundle bundle/",
+    "compare bundle empty -o bundle/manifest.json",
+    "inspect bundle --top 3 --all",
+    "convert model.py --sparsity-of settings.toml",
 )
 """Options that contradict each other, or results that would replace what they are made from."""
+
+
+UNASKED = ("report", "inspect")
+"""Commands that take no ``--trust`` here."""
 
 
 @functools.cache
@@ -220,7 +248,7 @@ def _no_choice(choose: random.Random) -> list[str]:
 
 def _contradiction(choose: random.Random) -> list[str]:
     line = choose.choice(TOGETHER).split()
-    return [*line, "--trust"] if "bundle" in line and line[0] != "report" else line
+    return [*line, "--trust"] if "bundle" in line and line[0] not in UNASKED else line
 
 
 def _too_many(choose: random.Random) -> list[str]:
@@ -229,7 +257,10 @@ def _too_many(choose: random.Random) -> list[str]:
 
 
 def _no_spec(choose: random.Random) -> list[str]:
-    name = choose.choice(["convert", "train", "fold", "export", "quantize", "analyze", "bench"])
+    name = choose.choice([
+        "convert", "train", "fold", "export", "quantize", "analyze", "bench", "sweep",
+        "sensitivity", "inspect",
+    ])  # fmt: skip
     spec = choose.choice([
         "missing.py", "missing/", "missing.onnx", "model.py:missing", "model.py:NUMBER",
         "model.py:", ":", "a:b:c", "torchvision:none_such", "timm:", "st3fx:resnet21", "nowhere:f",
@@ -253,6 +284,8 @@ def _no_file(choose: random.Random) -> list[str]:
         "train model.py --data", "train model.py --data imagefolder --data-path",
         "train model.py --data cifar10 --data-path", "bench model.onnx --custom-ops",
         "quantize bundle --trust --data cifar10 --data-path", "fold bundle --model",
+        "inspect", "sweep", "sweep bundle --trust --data", "sensitivity bundle --trust --reuse -x",
+        "convert model.py --sparsity-of", "train model.py --sparsity-of",
     ])  # fmt: skip
     return [*line.split(), wrong]
 
@@ -266,6 +299,13 @@ def _no_place(choose: random.Random) -> list[str]:
         ("bench model.onnx", "-x"), ("report bundle", "-o"), ("report bundle", "--png"),
         ("demo", "-o"),
         ("quantize bundle --trust --sparsity 0.5 --data fashion-mnist-mini", "-x"),
+        ("sweep bundle --trust --data fashion-mnist-mini", "-o"),
+        ("sweep bundle --trust --data fashion-mnist-mini", "--png"),
+        ("sweep bundle --trust --data fashion-mnist-mini --pick sparsity>0", "--into"),
+        ("sensitivity bundle --trust --data fashion-mnist-mini", "-x"),
+        ("sensitivity bundle --trust --data fashion-mnist-mini", "--html"),
+        ("sensitivity bundle --trust --data fashion-mnist-mini --budget 0.5", "-o"),
+        ("compare bundle empty --trust", "-o"), ("compare bundle empty --trust", "--png"),
     ])  # fmt: skip
     # A file stands where a folder would have to be, or something is there already.
     place = choose.choice(["taken/inside", "taken/in/side", "taken"])
@@ -289,6 +329,14 @@ def _no_setting(choose: random.Random) -> list[str]:
         "bench bundle --provider none", "analyze bundle --blocks 1",
         "quantize bundle --opset 9", "quantize bundle --percentile 3 --calibration percentile",
         "train model.py --data fashion-mnist-mini --data-path empty",
+        "sweep bundle --trust --data fashion-mnist-mini --sparsity 1",
+        "sweep bundle --trust --data fashion-mnist-mini --sparsity 50",
+        "sweep bundle --trust --data fashion-mnist-mini --sparsity 0.5,0.5",
+        "sweep bundle --trust --data fashion-mnist-mini --pick top1<3",
+        "sensitivity bundle --trust --data fashion-mnist-mini --sparsity 1",
+        "sensitivity bundle --trust --data fashion-mnist-mini --images 0",
+        "sensitivity bundle --trust --data fashion-mnist-mini --budget-ms 0",
+        "sensitivity bundle --trust --data none --budget 0.5",
     ]).split()  # fmt: skip
 
 

@@ -2,18 +2,24 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from st3fx import methods
 from st3fx.cli import main
+from st3fx.commands.convert import convert_spec, save_bundle
 from st3fx.commands.report import write_report
 from st3fx.commands.sensitivity import _takes
+from st3fx.files.manifest import Recipe
 from st3fx.training.sensitivity import read_sensitivity
+from tests.models import write
 from tests.report.conftest import run as run  # noqa: PLC0414 (a fixture)
 from tests.report.test_page import Elements
+from tests.training.runs import NET
 
 
 @pytest.fixture
@@ -62,11 +68,28 @@ def test_mistakes_are_one_line(own: Path, tmp_path: Path) -> None:
     (own / "sensitivity.json").write_text("my notes")
     assert "exists: choose another file" in line(own)
     assert (own / "sensitivity.json").read_text() == "my notes"
+    assert "is no JSON" in line(own, "--reuse", "--budget", "0.5")
     (own / "sensitivity.json").unlink()
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe is a device or a pipe" in line(own, "--html", tmp_path / "pipe")
+    assert "pipe is a device or a pipe" in line(own, "--budget", 0.5, "-o", tmp_path / "pipe")
     assert "is a folder" in line(own, "--html", own)
     assert "s.html: --export writes that" in line(own, "--html", "s.html", "-x", "s.html")
     shutil.rmtree(own / "model.st3fx")
     assert "its training has not ended" in line(own)
+
+
+def test_what_is_wrong_is_seen_before_code_runs(tmp_path: Path) -> None:
+    write(tmp_path, "net.py", f"{NET}\n    open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    how = methods.to_dict(methods.create("st3"))
+    made = convert_spec(Recipe(str(tmp_path / "net.py"), method=how, inputs=("2x1x28x28",)))
+    save_bundle(made.model, made.recipe, tmp_path / "b")
+    (tmp_path / "ran").unlink()
+    words = [str(tmp_path / "b"), "--data", "fashion-mnist-mini", "--trust", "--sparsity", "1"]
+    result = CliRunner().invoke(main, ["sensitivity", *words])
+    assert result.exit_code == 2
+    assert "sparsity 1.0 is outside [0, 1)" in result.stderr
+    assert not (tmp_path / "ran").exists()
 
 
 def test_samples_are_taken_evenly() -> None:

@@ -23,6 +23,7 @@ from st3fx.commands.train import train_spec
 from st3fx.errors import SweepError, TrainError
 from st3fx.files.bundle import read_bundle
 from st3fx.files.manifest import Recipe
+from st3fx.files.ours import BUNDLE
 from st3fx.methods.base import ScheduledMethod
 from st3fx.report.sweep_result import Condition, SweepResult, SweepRow, check_sparsities
 from tests.models import write
@@ -133,7 +134,12 @@ def test_picks_the_sparsest_that_holds(run: Path, tmp_path: Path) -> None:
     assert result.picked is not None
     assert result.picked.sparsity == 0.8
     assert set(result.picked.files) == {"model.st3fx", "folded.safetensors", "model.st3w"}
-    st3fx.sweep(run, (0.4, 0.9), bench=False, pick="sparsity<=0.5", into=into, force=True)
+    (into / "model.st3fx" / "notes.txt").write_text("mine" * 10_000)
+    less = st3fx.sweep(run, (0.4, 0.9), bench=False, pick="sparsity<=0.5", into=into, force=True)
+    assert less.picked is not None
+    own = [into / "model.st3fx" / name for name in BUNDLE]
+    assert less.picked.files["model.st3fx"] == sum(path.stat().st_size for path in own)
+    assert (into / "model.st3fx" / "notes.txt").read_text() == "mine" * 10_000
     model = st3fx.load_bundle(into / "model.st3fx")
     sparsifier = st3fx.Sparsifier(model)
     assert sparsifier.target == 0.4

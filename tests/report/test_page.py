@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from st3fx.errors import ReportError
 from st3fx.plan.sites import SkippedSite
 from st3fx.report.facts import Facts
-from st3fx.report.page import make_page, make_sections, with_code
+from st3fx.report.page import check_target, make_page, make_sections, with_code, write_all
 from tests.report.made import block_names, made_facts
 
 ODD = ("<script>alert(1)</script>.weight", "a&b'\"`$x$.weight", "é.ü.weight", "x" * 120)
@@ -38,6 +40,25 @@ class Elements(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+
+def test_files_of_one_folder_are_written_all_or_none(tmp_path: Path) -> None:
+    write_all({tmp_path / "a.json": b"1", tmp_path / "a.html": b"1", tmp_path / "p" / "c.png": b""})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "a.json", "p"]
+    (tmp_path / "link").symlink_to("a.json")
+    (tmp_path / "b.html").mkdir()
+    with pytest.raises(ReportError, match=r"cannot write .*b.html"):
+        write_all({tmp_path / "link": b"2", tmp_path / "b.html": b"2"})
+    assert (tmp_path / "a.json").read_bytes() == b"1"
+    write_all({tmp_path / "link": b"2"})  # a link is followed
+    assert (tmp_path / "a.json").read_bytes() == b"2"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_pipe_is_no_page(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.html")
+    with pytest.raises(ReportError, match="is a device or a pipe"):
+        check_target(tmp_path / "pipe.html", force=False)
 
 
 def test_the_page_needs_nothing_from_elsewhere() -> None:
