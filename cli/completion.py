@@ -123,7 +123,9 @@ def files(incomplete: str, suffixes: Sequence[str]) -> Iterator[str]:
                 yield f"{parent}{slash}{entry.name}"
 
 
-WEIGHTS = Text(suffixes=(".safetensors", ".st3w", ".pt", ".pth", ".bin", ".ckpt"))
+WEIGHTS = Text(
+    suffixes=(".safetensors", ".safetensors.index.json", ".st3w", ".pt", ".pth", ".bin", ".ckpt")
+)
 DATA = Text(DATASETS, (".py",))
 SETTINGS = Text(suffixes=(".toml",))
 ONNX = Text(suffixes=(".onnx",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,7 +20,8 @@ from st3fx.cli.views.progress import Progress
 @prune_options
 @click.option(
     "-o", "--output", type=WEIGHTS, metavar="FILE",
-    help="The file.  [default: NAME.safetensors, or NAME.st3w with --compact]",
+    help="The file; of weights in shards the folder.  [default: NAME.safetensors, NAME.st3w with "
+    "--compact, NAME.folded of shards]",
 )  # fmt: skip
 @click.option(
     "--compact", is_flag=True,
@@ -55,12 +57,16 @@ def fold(
     a state dict with the keys of the model's own class, which loads them without st3fx:
     model.load_state_dict(safetensors.torch.load_file("resnet20.safetensors")).
 
+    A bundle of a model on the meta device has no weights: those of --weights are folded in their
+    files, shard by shard, into a folder of shards with an index as Hugging Face writes them.
+
     \b
     Examples
       st3fx fold runs/resnet20/model.st3fx
       st3fx fold resnet50.st3fx --sparsity 0.9 -o sparse.safetensors
       st3fx fold resnet50.st3fx --compact
       st3fx fold resnet50.st3fx --sparsity 0.95 --eliminate-dead-channels
+      st3fx fold llama.st3fx --weights llama/ --sparsity 0.5 -o sparse/
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
     from st3fx.commands.fold import SUFFIX, fold_reduced, fold_spec
     from st3fx.commands.models import Request
@@ -78,11 +84,14 @@ def fold(
     suffix = compact_file.SUFFIX if compact else ".safetensors"
     suffix = SUFFIX if eliminate_dead_channels else suffix
     # Now rather than after minutes of work.
-    target = check_file(output or f"{request.name}{suffix}", force=force)
+    if request.in_shards:
+        target = Path(output or f"{request.name}.folded")
+    else:
+        target = check_file(output or f"{request.name}{suffix}", force=force)
     require_apart({"--output": target}, (request.spec,))
     with stdout_for(as_json=as_json), Progress() as report:
         if eliminate_dead_channels:
             result = fold_reduced(request, target, progress=report)
         else:
-            result = fold_spec(request, target, compact=compact, progress=report)
+            result = fold_spec(request, target, compact=compact, force=force, progress=report)
     show(result, print_fold, as_json=as_json)

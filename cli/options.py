@@ -51,7 +51,8 @@ def model_options(command: Command) -> Command:
             "--weights",
             type=WEIGHTS,
             metavar="FILE",
-            help="Weights to load: safetensors, .st3w, or a checkpoint of torch.save.",
+            help="Weights to load: safetensors, .st3w, a checkpoint of torch.save, or weights in "
+            "shards: model.safetensors.index.json, or the folder that it is in.",
         ),
         click.option(
             "-i",

@@ -20,6 +20,11 @@ DELAY = 1.0
 STAGES = {
     "look": "reading and comparing digests",
     "load": "building the model",
+    "headers": "reading the headers of the shards",
+    "threshold": "finding the threshold over the shards",
+    "shards": "folding shard by shard",
+    "weights": "loading the weights",
+    "observe_shapes": "running the model once, without values",
     "observe": "running the model once",
     "discover": "finding the weights that multiply",
     "trace": "capturing graphs",

@@ -19,7 +19,8 @@ from st3fx.loading.spec import LoadedSpec, load_spec, parse_spec
 from st3fx.loading.trust import USER, Permit, remember
 from st3fx.loading.weights import load_weights, require_file
 from st3fx.methods import from_dict as method_from_dict
-from st3fx.modules.marks import change_conversion, conversion_of, found_conversion
+from st3fx.modules.marks import change_conversion, conversion_of, found_conversion, is_state
+from st3fx.modules.unloaded import complete, give_values, on_meta
 from st3fx.passes.convert.stand_in import stand_in
 from st3fx.plan.sites import Layout, Site, SparsityPlan
 from st3fx.training.folder import RunFolder
@@ -57,7 +58,8 @@ def convert_spec(
 
     Args:
         recipe: SPEC, method, inputs, selection, seed. Its ``source`` is looked up, not read.
-        weights: A weight file to load first.
+        weights: A weight file, or weights in shards: loaded first, but into a model on the meta
+            device once it is converted.
         verify: Compare the converted model with the original.
         progress: Called with the name of each stage as it begins.
         permit: On whose word the model's own code runs.
@@ -89,7 +91,8 @@ def convert_spec(
             f"no example inputs for {recipe.spec}: give --input SHAPE, e.g. --input 1x3x224x224"
             + (f", or define example_inputs() in {loaded.spec.target}" if loaded.source else "")
         )
-    if weights is not None:
+    unloaded = on_meta(loaded.model)
+    if weights is not None and not unloaded:
         load_weights(loaded.model, weights)
     model, _ = convert_with(
         recipe,
@@ -103,6 +106,10 @@ def convert_spec(
         inplace=True,
         progress=progress,
     )
+    if weights is not None and unloaded:  # shapes are all that was needed so far
+        report("weights")
+        load_weights(model, weights)
+        complete(model)
     remember()
     return Converted(model, dataclasses.replace(recipe, source=_source(loaded)))
 
@@ -128,7 +135,8 @@ def save_bundle(
         directory,
         recipe=recipe,
         plan=_plan(model),
-        state_dict=model.state_dict(),
+        # The parameters themselves: without values nothing else tells that two are one.
+        state_dict=model.state_dict(keep_vars=on_meta(model)),
         graph_text=print_graphs(conversion_of(model).islands),
         force=force,
     )
@@ -155,11 +163,26 @@ def load_bundle(
         SpecError: When the model cannot be built any more.
         TrustError: When the bundle names code that is not trusted.
     """
-    return restored(read_bundle(directory), trust=trust, model=model).model
+    bundle = read_bundle(directory)
+    return restored(bundle, trust=trust, model=model, values=not bundle.manifest.absent).model
 
 
-def restored(bundle: Bundle, *, trust: bool = False, model: str | None = None) -> Converted:
-    """The converted model of a bundle that was read, as :func:`load_bundle` gives it."""
+def restored(
+    bundle: Bundle, *, trust: bool = False, model: str | None = None, values: bool = True
+) -> Converted:
+    """The converted model of a bundle that was read, as :func:`load_bundle` gives it.
+
+    Args:
+        bundle: That was read.
+        trust: Whether the user trusts what it names.
+        model: The SPEC that the user names instead.
+        values: Whether its weights must have values.
+
+    Raises:
+        St3fxError: As :func:`load_bundle`.
+    """
+    if values:
+        bundle.require_weights()
     recipe, permit = code_of(bundle, trust=trust, model=model)
     try:
         converted = convert_spec(recipe, verify=False, permit=permit)
@@ -173,22 +196,45 @@ def restored(bundle: Bundle, *, trust: bool = False, model: str | None = None) -
         raise BundleError(f"{_changed(bundle)}: {recipe.spec} is another file than it was")
     if not _same_sites(converted.plan.sites, bundle.manifest.plan.sites):
         raise BundleError(f"{_changed(bundle)}: it has other sites than the bundle's plan")
-    _cast_like(converted.model, bundle.state_dict)
-    try:
-        converted.model.load_state_dict(bundle.state_dict, strict=True)
-    except (RuntimeError, StateError) as error:
-        raise BundleError(f"{_changed(bundle)}: {describe(error)}") from error
+    _take_state(converted.model, bundle)
     plan = dataclasses.replace(bundle.manifest.plan, sites=converted.plan.sites)
     change_conversion(converted.model, plan=plan)  # with what verification said
     return converted
+
+
+def _take_state(model: nn.Module, bundle: Bundle) -> None:
+    """Give a model that was converted again the state of the bundle.
+
+    Raises:
+        BundleError: When it does not fit.
+    """
+    state = bundle.state_dict
+    _cast_like(model, state)
+    unloaded = on_meta(model)
+    if bundle.manifest.absent and not unloaded:
+        raise BundleError(
+            f"{_changed(bundle)}: it was on the meta device, and has values now: convert it again"
+        )
+    try:
+        if unloaded and not bundle.manifest.absent:
+            own = model.state_dict()
+            fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+            give_values(model, ((k, v) for k, v in fitting.items() if not is_state(k)))
+            complete(model)
+        if bundle.manifest.absent:  # of the method's tensors there is nothing to load yet
+            state = {k: v for k, v in state.items() if not (is_state(k) and v.is_meta)}
+        model.load_state_dict(state, strict=True)
+    except (RuntimeError, StateError) as error:
+        raise BundleError(f"{_changed(bundle)}: {describe(error)}") from error
 
 
 def stood_in(bundle: Bundle) -> nn.Module:
     """The converted model of a bundle without its class: for all that does not run it.
 
     Raises:
-        BundleError: When plan and state do not fit.
+        BundleError: When plan and state do not fit, or the bundle has no weights.
     """
+    bundle.require_weights()
     recipe = bundle.manifest.recipe
     try:
         return stand_in(

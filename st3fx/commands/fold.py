@@ -10,8 +10,11 @@ from torch import Tensor
 
 from st3fx.commands.models import Request, folded, no_example
 from st3fx.commands.progress import silent
+from st3fx.commands.stream import fold_stored
+from st3fx.errors import ExportError
 from st3fx.export.export_result import FoldResult, Size
 from st3fx.export.weights import size_of_files, write_weights
+from st3fx.files.bundle import read_bundle
 from st3fx.modules.state import preserved, to_eval
 from st3fx.passes.channels.channel_report import ChannelReport
 from st3fx.plan.example import Example
@@ -25,20 +28,32 @@ def fold_spec(
     path: str | Path,
     *,
     compact: bool = False,
+    force: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> FoldResult:
     """Write the folded weights of a bundle or a SPEC.
 
     Args:
-        request: Which model, and how sparse.
-        path: The file; one that is there is replaced.
+        request: Which model, and how sparse. A bundle without weights, with ``weights``: they are
+            folded in their files, into files of the same layout.
+        path: The file; one that is there is replaced. Of weights in shards it is a folder.
         compact: Write a compact file (``st3fx.load_compact`` reads it) instead of safetensors.
+        force: Whether folded shards that are there are replaced.
         progress: Called with the name of each stage as it begins.
 
     Raises:
         St3fxError: As ``st3fx.commands.models.folded``, and when the file cannot be written.
     """
     report, target = progress or silent, Path(path)
+    if request.is_bundle and request.weights is not None:
+        bundle = read_bundle(request.spec)
+        if bundle.manifest.absent:
+            if compact:
+                raise ExportError("weights in their files are folded into safetensors, no .st3w")
+            return fold_stored(
+                bundle, request.weights, target, sparsity=request.sparsity,
+                allow_dense=request.allow_dense, force=force, progress=report,
+            )  # fmt: skip
     model = folded(request, report, with_example=False, weights_only=True)
     report("save")
     write_weights(model.model.state_dict(), target, compact=compact)

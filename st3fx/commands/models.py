@@ -17,6 +17,7 @@ from st3fx.errors import EmptyLayerWarning, ExportError, SpecError, St3fxError, 
 from st3fx.export.export_result import Size
 from st3fx.export.weights import size_of_tensors
 from st3fx.files.bundle import Bundle, read_bundle
+from st3fx.files.shards import INDEX, find_checkpoint
 from st3fx.loading.input_spec import parse_inputs
 from st3fx.loading.spec import LoadedSpec, load_spec, parse_spec
 from st3fx.loading.weights import load_weights, require_file
@@ -75,6 +76,14 @@ class Request:
     def name(self) -> str:
         """A short name for what is written of it."""
         return Path(self.spec).resolve().stem if self.is_bundle else parse_spec(self.spec).name
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether the weights of a bundle without any are in shards, and folded there."""
+        if self.weights is None or not self.is_bundle:
+            return False
+        checkpoint = find_checkpoint(self.weights)
+        return checkpoint is not None and checkpoint.name.endswith(INDEX)
 
     @property
     def is_bundle(self) -> bool:
@@ -174,9 +183,14 @@ def _from_bundle(
     with_example: bool,
     weights_only: bool,
 ) -> Folded:
-    if request.weights is not None:
-        raise ExportError(f"{request.spec} is a bundle and has its weights: leave --weights out")
     bundle = read_bundle(request.spec)
+    if request.weights is not None:
+        if bundle.manifest.absent:
+            raise ExportError(
+                f"{request.spec} has no weights, and those of {request.weights} are only folded: "
+                f"st3fx fold, or st3fx convert {quoted(bundle.manifest.recipe.spec)} --weights"
+            )
+        raise ExportError(f"{request.spec} is a bundle and has its weights: leave --weights out")
     stands_in = weights_only and can_stand_in(bundle.manifest.plan)
     if stands_in:
         model = stood_in(bundle)

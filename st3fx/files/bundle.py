@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from st3fx.errors import BundleError, StrangeFileWarning, describe, few
+from st3fx.errors import BundleError, StrangeFileWarning, describe, few, quoted
 from st3fx.files.atomic import check_place, put_in_place, recover, temporary_neighbour
-from st3fx.files.manifest import FILE, FileInfo, Manifest, Recipe, Source
+from st3fx.files.manifest import FILE, Absent, FileInfo, Manifest, Recipe, Source
 from st3fx.files.ours import BUNDLE, is_bundle
 from st3fx.files.tensor_file import load_state, save_state
 from st3fx.modules.marks import ISLAND, MODE
@@ -57,7 +58,8 @@ class Bundle:
     Attributes:
         directory: Where it was read from, absolute.
         manifest: How it was made and what it does.
-        state_dict: Of the converted model; full name -> tensor on the CPU.
+        state_dict: Of the converted model; full name -> tensor on the CPU, or on the meta device
+            where the model was converted without values.
         graph_text: The printed graphs.
     """
 
@@ -65,6 +67,20 @@ class Bundle:
     manifest: Manifest
     state_dict: dict[str, Tensor]
     graph_text: str
+
+    def require_weights(self) -> None:
+        """Fail if the model was converted without values.
+
+        Raises:
+            BundleError: Then; it says where weights can come from.
+        """
+        if self.manifest.absent:
+            where, spec = quoted(self.directory), quoted(self.manifest.recipe.spec)
+            raise BundleError(
+                f"{self.directory} was converted on the meta device and has no weights: "
+                f"st3fx fold {where} --weights INDEX --sparsity S folds those of a checkpoint, "
+                f"st3fx convert {spec} --weights INDEX makes a bundle with them"
+            )
 
     def check_source(self) -> None:
         """Fail if the file that the model is built from is not the one of the conversion.
@@ -123,7 +139,8 @@ def write_bundle(
         directory: The folder to make; folders above it are made too.
         recipe: How the model was converted.
         plan: What the conversion does.
-        state_dict: Of the converted model.
+        state_dict: Of the converted model. Of what is on the meta device type and shape are
+            noted, and which tensors are one.
         graph_text: Its printed graphs.
         force: Whether a bundle that is already there is replaced.
 
@@ -138,7 +155,9 @@ def write_bundle(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary_neighbour(target) as folder:
-            aliases = save_state(state_dict, folder / WEIGHTS)
+            absent, tied = _absent(state_dict)
+            present = {key: value for key, value in state_dict.items() if key not in absent}
+            aliases = tied | save_state(present, folder / WEIGHTS)
             (folder / GRAPH).write_text(graph_text, encoding="utf-8")
             # safetensors makes its files readable by their owner alone.
             shutil.copymode(folder / GRAPH, folder / WEIGHTS)
@@ -146,7 +165,7 @@ def write_bundle(
                 name: FileInfo((folder / name).stat().st_size, _hash(folder / name))
                 for name in (WEIGHTS, GRAPH)
             }
-            text = Manifest(recipe, plan, files, aliases).to_json(target)
+            text = Manifest(recipe, plan, files, aliases, absent=absent).to_json(target)
             (folder / MANIFEST).write_text(text, encoding="utf-8")
             put_in_place(folder, target, BUNDLE)
     except OSError as error:
@@ -166,8 +185,47 @@ def read_bundle(directory: str | Path) -> Bundle:
         text = (folder / GRAPH).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"cannot read {folder / GRAPH}: {describe(error)}") from error
-    state = load_state(folder / WEIGHTS, manifest.aliases)
-    return Bundle(folder, manifest, state, text)
+    absent, aliases = manifest.absent, manifest.aliases
+    state = load_state(
+        folder / WEIGHTS, {key: name for key, name in aliases.items() if key not in absent}
+    )
+    return Bundle(folder, manifest, state | _without_values(absent, aliases, folder), text)
+
+
+def _absent(state: Mapping[str, Any]) -> tuple[dict[str, Absent], dict[str, str]]:
+    """What is known of tensors on the meta device, and those that are another under a second name.
+
+    Args:
+        state: With the parameters themselves: such tensors have no memory to be known by.
+    """
+    found: dict[str, Absent] = {}
+    aliases: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.is_meta:
+            found[key] = Absent(str(value.dtype).removeprefix("torch."), tuple(value.shape))
+            name = first.setdefault(id(value), key)
+            if name != key:
+                aliases[key] = name
+    return found, aliases
+
+
+def _without_values(
+    absent: Mapping[str, Absent], aliases: Mapping[str, str], folder: Path
+) -> dict[str, Tensor]:
+    """The inverse of :func:`_absent`.
+
+    Raises:
+        BundleError: For a type that torch has not.
+    """
+    state: dict[str, Tensor] = {}
+    for key, own in absent.items():
+        dtype = getattr(torch, own.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise BundleError(f"{folder / MANIFEST}: {key} is of the type {own.dtype[:40]!r}")
+        other = state.get(aliases.get(key, ""))
+        state[key] = torch.empty(own.shape, dtype=dtype, device="meta") if other is None else other
+    return state
 
 
 def checked_manifest(directory: str | Path) -> Manifest:

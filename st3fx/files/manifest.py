@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from st3fx.errors import BundleError
-from st3fx.files.reading import Format, sealed
+from st3fx.files.reading import Count, Format, sealed
 from st3fx.plan.settings import ConversionSettings
 from st3fx.plan.sites import SparsityPlan
 from st3fx.version import VERSION
 
 FORMAT = "st3fx-bundle"
-FORMAT_VERSION = 1
-"""Raised when a bundle of this version could not be read by the version before."""
+FORMAT_VERSION = 2
+"""Raised when a bundle of this version could not be read by the version before.
+
+The second has bundles without weights; one with weights is still written as of the first.
+"""
 
 FILE = Format(BundleError, "convert the model again")
 
@@ -81,6 +84,19 @@ class FileInfo:
 
 
 @dataclass(frozen=True)
+class Absent:
+    """A tensor without values: of a model that was converted on the meta device.
+
+    Attributes:
+        dtype: As torch prints it, without ``torch.``.
+        shape: Its sizes.
+    """
+
+    dtype: str
+    shape: tuple[Count, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of ``manifest.json``.
 
@@ -90,6 +106,7 @@ class Manifest:
         files: The bundle's other files by name.
         aliases: State-dict key -> key that the same tensor is stored under (tied parameters).
         versions: Of st3fx, torch, torchvision and Python when it was written.
+        absent: State-dict key -> what is known of a tensor that has no values yet.
     """
 
     recipe: Recipe
@@ -97,6 +114,7 @@ class Manifest:
     files: dict[str, FileInfo]
     aliases: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=current_versions)
+    absent: dict[str, Absent] = field(default_factory=dict)
 
     def to_json(self, directory: Path) -> str:
         """The text of ``manifest.json`` for a bundle at ``directory`` (absolute)."""
@@ -112,13 +130,15 @@ class Manifest:
             }
         body = {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if self.absent else 1,
             "versions": self.versions,
             "recipe": recipe,
             "plan": self.plan.to_dict(),
             "files": {name: dataclasses.asdict(info) for name, info in self.files.items()},
             "aliases": self.aliases,
         }
+        if self.absent:
+            body["absent"] = {key: dataclasses.asdict(own) for key, own in self.absent.items()}
         return json.dumps(sealed(body), indent=1) + "\n"
 
     @classmethod
@@ -137,6 +157,7 @@ class Manifest:
             files=written.files,
             aliases=written.aliases,
             versions=written.versions,
+            absent=written.absent,
         )
 
 
@@ -151,6 +172,7 @@ class _Written:
     plan: SparsityPlan
     files: dict[str, FileInfo]
     aliases: dict[str, str]
+    absent: dict[str, Absent] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

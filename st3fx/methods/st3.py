@@ -119,7 +119,7 @@ def together(jobs: Sequence[Job]) -> list[Job]:
 
 def _fits(job: Job) -> bool:
     """Whether the kernels do a site: plain fp32 tensors, each channel in one piece of memory."""
-    _, weight, threshold, _, (channel_dims, groups, _, *grouping) = job.inputs
+    _, weight, threshold, _, (channel_dims, groups, _, *grouping), _ = job.inputs
     tensors = (weight, threshold, job.out)
     return (
         all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 for t in tensors)
@@ -133,7 +133,7 @@ def _fits(job: Job) -> bool:
 def _on_cpu(jobs: Sequence[Job]) -> None:
     smallest, active = smallest_threshold(torch.float32), []
     for job in jobs:
-        _, weight, threshold, _, (_, _, rescale, *grouping) = job.inputs
+        _, weight, threshold, _, (_, _, rescale, *grouping), _ = job.inputs
         level = threshold.item()
         if level < 0:
             job.out.copy_(weight)
@@ -154,7 +154,7 @@ def _on_gpu(jobs: Sequence[Job]) -> None:
 
     single, grouped, smallest = [], [], smallest_threshold(torch.float32)
     for job in jobs:
-        _, weight, threshold, _, (_, _, rescale, *grouping) = job.inputs
+        _, weight, threshold, _, (_, _, rescale, *grouping), _ = job.inputs
         site = of_weights.Channels(weight, threshold, job.out, rescale)
         memory = in_memory(weight, Grouping(*grouping)) if grouping else None
         if memory is None:

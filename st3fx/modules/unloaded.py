@@ -8,11 +8,11 @@ them, the tensors of the method are made as a conversion with values would have 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from st3fx.errors import StateError
 from st3fx.modules.marks import change_conversion, conversion_of, is_state, put_state
@@ -39,6 +39,41 @@ def buffers_on_meta(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name, buffer in saved:
             module._buffers[name] = buffer
+
+
+def give_values(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
+    """Put values where parameters and buffers are on the meta device; tied ones stay one tensor.
+
+    ``load_state_dict(assign=True)`` would untie them. What has values already is written to.
+
+    Args:
+        model: Changed in place.
+        values: Full name of a tensor of the model -> its value, of the same shape; the dtype is
+            that of the model.
+    """
+    places: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    tables: dict[str, tuple[dict[str, Any], str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    tables[f"{path}.{name}" if path else name] = (table, name)
+                    own = places.setdefault(id(tensor), [])
+                    if not any(other is table and key == name for other, key in own):
+                        own.append((table, name))
+    for full, value in values:
+        table, name = tables[full]
+        old = table[name]
+        if not old.is_meta:
+            with torch.no_grad():
+                old.copy_(value)
+            continue
+        new: Tensor = value.to(old.dtype)
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        for other, key in places[id(old)]:
+            other[key] = new
+        places[id(new)] = places.pop(id(old))
 
 
 def watch_values(model: nn.Module) -> None:

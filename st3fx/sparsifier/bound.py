@@ -88,6 +88,15 @@ class Bound:
         """All that thresholds are set for."""
         return [*self.sources(), *self.learned()]
 
+    def has_mask(self) -> bool:
+        """Whether a mask holds weights at zero, or may."""
+        return bool(self.tensors("mask")[0].numel())
+
+    def held(self) -> int:
+        """How many weights the mask holds at zero."""
+        mask = self.tensors("mask")[0]
+        return mask.numel() - int(mask.count_nonzero())
+
     def searched(self) -> Tensor:
         """What the global threshold is one of: the weight, or its probabilities."""
         learned = self.learned()

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -307,7 +307,15 @@ class Run(Masks):
         """Exact thresholds for the weights that are folded, and a word if the target is missed."""
         self.warn_of_drift(folded=True)
         self.settle(thorough=True)
-        bound = self.bound_quietly()
+        self.fit(self.bound_quietly())
+
+    def fit(self, bound: Sequence[Bound]) -> None:
+        """Exact thresholds for some weights that are folded, and a word if the target is missed.
+
+        Args:
+            bound: The sites, which may have their weights elsewhere than in the model.
+        """
+        bound = list(bound)
         # A training of a bundle may have another target than its conversion.
         method = bound[0].sparse.method if bound else None
         if self.root is not None:

@@ -283,23 +283,10 @@ class Sparsifier:
             return
         check_sparsity(sparsity)
         complete(self.model)
-        if not isinstance(self.method, TargetMethod):
-            raise StateError(f"{self.method.name} learns its thresholds: no sparsity can be set")
-        granularity = self.method.granularity
-        if sparsity > granularity.most:
-            raise MethodError(
-                f"sparsity {sparsity} is more than {granularity.text} has: give "
-                f"{granularity.most:.4g} or less"
-            )
-        if run.frozen:
-            raise StateError("the masks are frozen: the sparsity stays as it is")
+        check_settable(run, self.method, sparsity)
         run.take_over()
         bound = self._bound()
-        kept, one = run.kept(bound) if self.method.keeps else (0.0, 0.0)
-        if kept > sparsity + one + SLACK:
-            raise StateError(
-                f"{self.method.name} keeps what it has pruned, {kept:.4g} by now: give that or more"
-            )
+        check_kept(run, self.method, sparsity, bound)
         self._warn_of_optimizer(bound, trained=False)
         run.set(sparsity, bound)
         run.held = True
@@ -525,3 +512,35 @@ class Sparsifier:
             held=state.get("held", False), frozen=state.get("frozen", bool(masks)),
             floor=state.get("floor", 0.0),
         )  # fmt: skip
+
+
+def check_settable(run: Run, method: Method, sparsity: float) -> None:
+    """Fail where no sparsity can be set by hand, or not that one.
+
+    Raises:
+        MethodError: For a sparsity above what N of M can have.
+        StateError: If thresholds are learned, or masks are frozen.
+    """
+    if not isinstance(method, TargetMethod):
+        raise StateError(f"{method.name} learns its thresholds: no sparsity can be set")
+    granularity = method.granularity
+    if sparsity > granularity.most:
+        raise MethodError(
+            f"sparsity {sparsity} is more than {granularity.text} has: give "
+            f"{granularity.most:.4g} or less"
+        )
+    if run.frozen:
+        raise StateError("the masks are frozen: the sparsity stays as it is")
+
+
+def check_kept(run: Run, method: Method, sparsity: float, bound: list[Bound]) -> None:
+    """Fail for less than what the method keeps pruned.
+
+    Raises:
+        StateError: Then.
+    """
+    kept, one = run.kept(bound) if method.keeps else (0.0, 0.0)
+    if kept > sparsity + one + SLACK:
+        raise StateError(
+            f"{method.name} keeps what it has pruned, {kept:.4g} by now: give that or more"
+        )

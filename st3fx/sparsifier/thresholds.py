@@ -32,7 +32,7 @@ from st3fx.sparsity.threshold.search import GlobalThreshold
 from st3fx.sparsity.ties import is_split
 from st3fx.whose import callers_level
 
-_FEWEST_ZEROS = 0.05
+FEWEST_ZEROS = 0.05
 """Share of zeros of a site from which a model is sparse; fewer are chance."""
 
 
@@ -258,8 +258,8 @@ class Thresholds:
         macs = getattr(method, "budget", "weights") == "macs"
         gone = whole = one = 0
         for item in bound:
-            cost, mask = item.site.cost if macs else 1, item.tensors("mask")[0]
-            gone += cost * (mask.numel() - int(mask.count_nonzero()))
+            cost = item.site.cost if macs else 1
+            gone += cost * item.held()
             whole += cost * item.site.numel
             one = max(one, cost * method.granularity.largest(item.site))
         return gone / max(1, whole), one / max(1, whole)
@@ -311,7 +311,7 @@ class Thresholds:
         ]
         counts = [own.numel() - int(torch.count_nonzero(own)) for own in left]
         shares = [n / max(1, own.numel()) for n, (_, own) in zip(counts, weights, strict=True)]
-        is_sparse = any(_FEWEST_ZEROS <= share < 1 for share in shares)
+        is_sparse = any(FEWEST_ZEROS <= share < 1 for share in shares)
         for (site, weight), share, own in zip(weights if pin else (), shares, left, strict=False):
             kept = share > 0 and is_sparse
             for module, parameter in site.places:
@@ -325,8 +325,7 @@ class Thresholds:
 
     def _pinned(self, bound: list[Bound]) -> float:
         """The sparsity that masks alone give: up to it no threshold is needed."""
-        masks = [site.tensors("mask")[0] for site in bound] if self.floor else []
-        return self.floor if any(mask.numel() for mask in masks) else 0.0
+        return self.floor if self.floor and any(item.has_mask() for item in bound) else 0.0
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -182,14 +182,14 @@ class Formula:
     learned: int = 0
 
     def untied(
-        self, weight: Tensor, threshold: Tensor, constants: tuple[Any, ...]
+        self, weight: Tensor, threshold: Tensor, constants: tuple[Any, ...], first: int = 0
     ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
         """Arguments of ``one`` and of the gradient rule, with a threshold that splits no tie."""
         grouping = constants[self.own :]
         if not self.learned:
-            return *untied(weight, threshold, *grouping), constants
-        first, threshold = untied(constants[0], threshold, *grouping)
-        return weight, threshold, (first, *constants[1:])
+            return *untied(weight, threshold, *grouping, first=first), constants
+        learned, threshold = untied(constants[0], threshold, *grouping, first=first)
+        return weight, threshold, (learned, *constants[1:])
 
 
 class Inputs(NamedTuple):
@@ -201,6 +201,8 @@ class Inputs(NamedTuple):
         threshold: The site's threshold.
         mask: Empty, or of the weight's shape: the weights that are left once they are frozen.
         constants: The formula's other arguments.
+        first: The place in the whole weight of the first that is here, where ``weight`` is some of
+            its rows.
     """
 
     formula: Formula
@@ -208,12 +210,13 @@ class Inputs(NamedTuple):
     threshold: Tensor
     mask: Tensor
     constants: tuple[Any, ...]
+    first: int = 0
 
     def untied(self) -> Inputs:
         """With a weight and a threshold of no dimensions, where this one splits a tie."""
         if not is_split(self.threshold):
             return self
-        found = self.formula.untied(self.weight, self.threshold, self.constants)
+        found = self.formula.untied(self.weight, self.threshold, self.constants, self.first)
         return self._replace(weight=found[0], threshold=found[1], constants=found[2])
 
     @property
@@ -247,7 +250,7 @@ def evaluate(jobs: Sequence[Job]) -> None:
 
 
 def _evaluate_one(job: Job) -> None:
-    formula, weight, threshold, _, constants = job.inputs
+    formula, weight, threshold, _, constants, _ = job.inputs
     dtype = torch.promote_types(weight.dtype, torch.float32)
     result = job.out if job.out.dtype == dtype else torch.empty_like(weight, dtype=dtype)
     latent, level = weight.detach().to(dtype), threshold.detach()

@@ -23,15 +23,21 @@ def packed(mask: Tensor, count: int) -> Tensor:
 _CHECKED = 3
 """Bytes of a checksum."""
 
+_AT_A_TIME = 1 << 22
+"""Bytes of a mask whose checksum is summed up at once."""
+
 
 def _checksum(value: Tensor) -> Tensor:
     """Differs for bytes that are an average of others, while the average of checksums is another.
 
     Each byte is exact in half precision, too. That of an empty mask is 255, which none of these is.
     """
-    places = torch.arange(len(value), device=value.device)
-    factors = (torch.ones_like(places), places % 251 + 1, places * places % 241 + 1)
-    return torch.stack([(value * factor).sum() % 251 for factor in factors]).to(torch.uint8)
+    totals = torch.zeros(3, dtype=torch.int64, device=value.device)
+    for start, part in enumerate(value.split(_AT_A_TIME)):
+        places = torch.arange(len(part), device=value.device) + start * _AT_A_TIME
+        factors = (torch.ones_like(places), places % 251 + 1, places * places % 241 + 1)
+        totals += torch.stack([(part * factor).sum() for factor in factors])
+    return (totals % 251).to(torch.uint8)
 
 
 def unpacked(value: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -47,6 +53,23 @@ def unpacked(value: Tensor, shape: tuple[int, ...]) -> Tensor:
         if value.numel() not in (0, count):
             raise StateError(f"a mask of {tuple(value.shape)} is of another weight than {shape}")
         return value.reshape(shape).clone() if value.numel() else value.clone()
+    value = checked(value, shape)
+    powers = 2 ** torch.arange(8, dtype=torch.uint8, device=value.device)
+    bits = value.reshape(-1, 1).bitwise_and(powers).ne(0).reshape(-1)[:count]
+    return (
+        torch.empty(0, dtype=torch.bool, device=value.device) if bits.all() else bits.reshape(shape)
+    )
+
+
+def checked(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The bytes of a mask without their checksum.
+
+    Raises:
+        StateError: As :func:`unpacked`.
+    """
+    count = 1
+    for size in shape:
+        count *= size
     length = -(-count // 8)
     if value.numel() not in (length, length + _CHECKED):  # older files have no checksum
         raise StateError(f"a mask of {value.numel()} bytes is of another weight than {shape}")
@@ -57,11 +80,21 @@ def unpacked(value: Tensor, shape: tuple[int, ...]) -> Tensor:
             "its mask is an average of different masks, as of models that were frozen at another "
             "time: average the entries without st3fx_ in their names, and set_sparsity() afterwards"
         )
-    powers = 2 ** torch.arange(8, dtype=torch.uint8, device=value.device)
-    bits = value.reshape(-1, 1).bitwise_and(powers).ne(0).reshape(-1)[:count]
-    return (
-        torch.empty(0, dtype=torch.bool, device=value.device) if bits.all() else bits.reshape(shape)
-    )
+    return value
+
+
+def part_of(value: Tensor, first: int, last: int) -> Tensor:
+    """Some of a mask: of the weights from one place up to before another, in row-major order.
+
+    Args:
+        value: What :func:`checked` gave.
+        first: A place.
+        last: The one after the last.
+    """
+    begin = first // 8
+    powers = 2 ** torch.arange(8, dtype=torch.uint8)
+    bits = value[begin : -(-last // 8)].reshape(-1, 1).bitwise_and(powers).ne(0).reshape(-1)
+    return bits[first - 8 * begin : last - 8 * begin]
 
 
 _ROUNDING = 0.01

@@ -39,21 +39,24 @@ def level(threshold: Tensor) -> Tensor:
     return threshold[0] if is_split(threshold) else threshold
 
 
-def keys(shape: tuple[int, ...], grouping: tuple[Any, ...], device: torch.device) -> Tensor:
+def keys(
+    shape: tuple[int, ...], grouping: tuple[Any, ...], device: torch.device, *, first: int = 0
+) -> Tensor:
     """The key of each weight, int64, of the weight's shape.
 
     Args:
-        shape: Of the whole weight.
+        shape: Of the whole weight, or of some of its rows.
         grouping: Of a :class:`Grouping`, or nothing.
         device: Where to.
+        first: The place in the whole weight of the first that is here.
     """
     count = torch.Size(shape).numel()
-    places = torch.arange(count, device=device).reshape(shape)
+    places = torch.arange(first, first + count, device=device).reshape(shape)
     if grouping:
-        groups, first = Grouping(*grouping), torch.empty_like(places)
-        for part, own in zip(parts(places, groups), parts(first, groups), strict=True):
+        groups, firsts = Grouping(*grouping), torch.empty_like(places)
+        for part, own in zip(parts(places, groups), parts(firsts, groups), strict=True):
             own.view.copy_(part.view.amin(part.dims, keepdim=True))
-        places = first
+        places = firsts
     return key_of(places)
 
 
@@ -62,12 +65,15 @@ def key_of(places: Tensor) -> Tensor:
     return places.remainder_(_KEYS).mul_(_FACTOR).remainder_(_KEYS)
 
 
-def untied(weight: Tensor, threshold: Tensor, *grouping: Any) -> tuple[Tensor, Tensor]:
+def untied(
+    weight: Tensor, threshold: Tensor, *grouping: Any, first: int = 0
+) -> tuple[Tensor, Tensor]:
     """A weight and a threshold of no dimensions that prune together what ``threshold`` does.
 
     Args:
-        weight: The whole weight, any floating dtype.
+        weight: The whole weight, any floating dtype, or some of its rows.
         threshold: A site's.
+        first: The place in the whole weight of the first that is here.
         grouping: What is pruned together, as for :func:`st3fx.sparsity.granularity.magnitudes`.
 
     Returns:
@@ -79,6 +85,6 @@ def untied(weight: Tensor, threshold: Tensor, *grouping: Any) -> tuple[Tensor, T
     below, tied, bound = threshold.unbind()
     magnitude = magnitudes(weight, *grouping)
     goes = (magnitude > below) & (magnitude <= tied)
-    goes &= keys(tuple(weight.shape), grouping, weight.device) < bound
+    goes &= keys(tuple(weight.shape), grouping, weight.device, first=first) < bound
     less = (below / tied * _LESS).to(weight.dtype)
     return torch.where(goes, weight * less, weight), below.to(weight.dtype)

@@ -23,7 +23,9 @@ from torch import Tensor
 from st3fx.errors import StateError
 from st3fx.native import latent
 from st3fx.sparsity.shards import Spread
+from st3fx.sparsity.stored import Lazy
 from st3fx.tensors import in_memory_order
+from st3fx.under_way import advance
 
 TINY = float(np.finfo(np.float32).tiny)
 LARGEST = float(np.finfo(np.float32).max)
@@ -66,11 +68,12 @@ class Source:
     """The scores of one site.
 
     Attributes:
-        weight: Any shape, dtype and device; of a sharded weight, the part that is here.
+        weight: Any shape, dtype and device; of a sharded weight, the part that is here; of one in a
+            file, a piece that is read whenever it is looked at.
         scale: ``σ``, above 0.
     """
 
-    weight: Tensor
+    weight: Tensor | Lazy
     scale: float = 1.0
 
     def flat(self) -> Tensor:
@@ -133,22 +136,41 @@ def count(sources: Sequence[Source], low: float, high: float, limit: int) -> Cou
         limit: If there are more scores in the band, some may be missing from those collected.
     """
     counts = Counts(len(sources))
+    stored = [i for i, source in enumerate(sources) if isinstance(source.weight, Lazy)]
+    here = [i for i, source in enumerate(sources) if not isinstance(source.weight, Lazy)]
+    # What lies in files is read one after the other.
+    for indices in ([here] if here else []) + [[index] for index in stored]:
+        _count_some(sources, indices, (low, high), limit, counts)
+        if stored:
+            advance()
+    return counts
+
+
+def _count_some(
+    sources: Sequence[Source],
+    which: Sequence[int],
+    band: tuple[float, float],
+    limit: int,
+    counts: Counts,
+) -> None:
+    """Count some of the sites, whose weights are all in memory meanwhile."""
     native: dict[int, latent.Scored] = {}
-    flats = [source.flat() for source in sources]  # a copy must live as long as its address
-    for index, (source, flat) in enumerate(zip(sources, flats, strict=True)):
+    flats = [sources[i].flat() for i in which]  # a copy must live as long as its address
+    for index, flat in zip(which, flats, strict=True):
+        source = sources[index]
         if flat.device.type == "cpu" and flat.dtype == torch.float32 and latent.available():
             native[index] = latent.Scored(flat.data_ptr(), flat.numel(), source.scale)
         else:
             for block in flat.split(BLOCK):
-                _count_block(index, source.scores(block), (low, high), limit, counts)
+                _count_block(index, source.scores(block), band, limit, counts)
     if native:
         indices = np.array(list(native), np.int32)
-        tallies, scores, owners = latent.count(list(native.values()), low, high, limit)
+        room = min(max(0, limit - int(counts.inside.sum())), sum(flat.numel() for flat in flats))
+        tallies, scores, owners = latent.count(list(native.values()), *band, room)
         counts.below[indices] = tallies["below"]
         counts.inside[indices] = tallies["inside"]
         counts.largest[indices] = tallies["largest"]
         counts.collect(scores, indices[owners])
-    return counts
 
 
 def _count_block(
@@ -159,7 +181,7 @@ def _count_block(
     low, high = band
     under, inside = scores < low, (scores >= low) & (scores <= high)
     within = int(inside.sum())
-    wanted = 0 < within <= limit and counts.inside[site] <= limit
+    wanted = 0 < within <= limit and counts.inside.sum() + within <= limit
     found = scores[inside].cpu().numpy() if wanted else NONE
     counts.add(site, int(under.sum()), within, float(scores.max()), found)
 

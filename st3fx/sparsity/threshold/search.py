@@ -28,7 +28,8 @@ from torch import Tensor
 from st3fx.errors import StateError
 from st3fx.sparsity import gpu
 from st3fx.sparsity.granularity import Grouping, scores
-from st3fx.sparsity.shards import is_cut, local, spread_of
+from st3fx.sparsity.shards import Spread, is_cut, local, spread_of
+from st3fx.sparsity.stored import Lazy, Stored
 from st3fx.sparsity.threshold import scan
 from st3fx.sparsity.threshold.scan import (
     NONE,
@@ -44,6 +45,10 @@ from st3fx.tensors import in_memory_order
 
 SAMPLE = 1 << 16
 """Scores in a sample."""
+
+
+ROOM = 1 << 24
+"""Scores that are collected at most where weights are in files, because they are many."""
 
 
 class Bracket:
@@ -169,7 +174,7 @@ class GlobalThreshold:
 
     def find(
         self,
-        weights: Sequence[Tensor],
+        weights: Sequence[Tensor | Stored],
         scales: Sequence[float],
         sparsity: float,
         costs: Sequence[int] | None = None,
@@ -180,7 +185,8 @@ class GlobalThreshold:
         """``T`` for a sparsity, which sites it empties, and :attr:`ties`.
 
         Args:
-            weights: The sites' weights, any shapes; DTensors are counted shard by shard.
+            weights: The sites' weights, any shapes; DTensors are counted shard by shard, those in
+                files piece by piece.
             scales: ``σ_l`` of each site.
             sparsity: Above 0; of the weights that can go, so that 1 is possible for N of M.
             costs: What each weight of a site costs; ``None`` counts weights.
@@ -310,10 +316,12 @@ class GlobalThreshold:
     ) -> tuple[float, int, int, Band]:
         """The smallest score up to which all scores cost ``need``, that cost, its own, its band."""
         limit = max(4 * SAMPLE, int(12 * MARGIN * total))
+        if any(isinstance(site.source.weight, Lazy) for site in sites):
+            limit = min(limit, ROOM)
         bracket = Bracket(self._guesses(sites, need, total))
         while True:
             low, high = bracket.band()
-            band = count_band(sites, low, high, limit)
+            band = count_band(sites, low, high, limit if low < high else 0)
             self.passes += 1
             if need <= band.below:
                 bracket.is_below()
@@ -348,8 +356,15 @@ class GlobalThreshold:
         yield middle, middle
 
 
-def _scored(weight: Tensor, scale: float, cost: int, grouping: Grouping | None) -> list[ScoredSite]:
+def _scored(
+    weight: Tensor | Stored, scale: float, cost: int, grouping: Grouping | None
+) -> list[ScoredSite]:
     """The scores of one site: of its weights, or of its groups by their size."""
+    if isinstance(weight, Stored):
+        return [
+            ScoredSite(Source(values, scale), count, cost * gone, Spread())
+            for values, count, gone in weight.scored(grouping)
+        ]
     spread = spread_of(weight)
     if grouping is None:
         return [ScoredSite(Source(local(weight), scale), weight.numel(), cost, spread)]
@@ -383,7 +398,8 @@ def _fits_gpu(sites: Sequence[ScoredSite]) -> bool:
     weights = [site.source.weight for site in sites]
     device = weights[0].device
     return gpu.available(device) and all(
-        weight.device == device
+        isinstance(weight, Tensor)
+        and weight.device == device
         and weight.dtype == torch.float32
         and in_memory_order(weight).is_contiguous()
         for weight in weights

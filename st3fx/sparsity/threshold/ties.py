@@ -25,6 +25,7 @@ from torch import Tensor
 
 from st3fx.sparsity.granularity import Grouping, magnitudes
 from st3fx.sparsity.shards import Spread, local, local_part, spread_of, starts
+from st3fx.sparsity.stored import Stored
 from st3fx.sparsity.threshold.scan import BLOCK, Source
 from st3fx.sparsity.ties import key_of, keys
 from st3fx.tensors import memory_order
@@ -37,7 +38,7 @@ _FEW = 16
 class Layer:
     """A site as the search sees it; see :meth:`GlobalThreshold.find`."""
 
-    weight: Tensor
+    weight: Tensor | Stored
     scale: float
     cost: int
     grouping: Grouping | None
@@ -108,21 +109,30 @@ def split(layers: Sequence[Layer], level: float, need: int) -> dict[int, Split]:
 def _pieces(layer: Layer) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Magnitudes that are here and their scores, as vectors, and where in memory each begins.
 
-    Those of groups are one piece, in row-major order.
+    Those of groups are one piece, in row-major order, or as many as are read at a time.
     """
-    part = local(layer.weight.detach())
-    dtype = torch.promote_types(part.dtype, torch.float32)
-    if layer.grouping is not None:
-        found = magnitudes(part.to(dtype), *layer.grouping).reshape(-1)
-        yield 0, found, found.float() / layer.scale
-        return
-    source = Source(part, layer.scale)
-    for index, block in enumerate(source.flat().split(BLOCK)):
-        yield index * BLOCK, block.abs().to(dtype), source.scores(block)
+    dtype = torch.promote_types(layer.weight.dtype, torch.float32)
+    for start, part in _parts(layer):
+        if layer.grouping is not None:
+            found = magnitudes(part.to(dtype), *layer.grouping).reshape(-1)
+            yield start, found, found.float() / layer.scale
+            continue
+        source = Source(part, layer.scale)
+        for index, block in enumerate(source.flat().split(BLOCK)):
+            yield start + index * BLOCK, block.abs().to(dtype), source.scores(block)
+
+
+def _parts(layer: Layer) -> Iterator[tuple[int, Tensor]]:
+    """What is here of a weight, or is read of it, and where it begins."""
+    if isinstance(layer.weight, Stored):
+        yield from layer.weight.parts(layer.grouping)
+    else:
+        yield 0, local(layer.weight.detach())
 
 
 def _tied(layer: Layer, level: float) -> _Tied:
-    spread, lower, count = spread_of(layer.weight), 0, 0
+    lower, count = 0, 0
+    spread = Spread() if isinstance(layer.weight, Stored) else spread_of(layer.weight)
     largest_lower, first, last = 0.0, float("inf"), 0.0
     for _, found, scores in _pieces(layer):
         here, under = found[scores == level], found[scores < level]
@@ -139,6 +149,8 @@ def _tied(layer: Layer, level: float) -> _Tied:
 
 def _keys(layer: Layer, level: float) -> NDArray[np.int64]:
     """The sorted keys of the weights here whose score is ``T``."""
+    if isinstance(layer.weight, Stored):
+        return _keys_in_file(layer, layer.weight, level)
     part = local(layer.weight.detach())
     found = [start + (scores == level).nonzero()[:, 0] for start, _, scores in _pieces(layer)]
     places = torch.cat(found) if found else part.new_empty(0, dtype=torch.int64)
@@ -154,6 +166,22 @@ def _keys(layer: Layer, level: float) -> NDArray[np.int64]:
         whole += places % part.shape[dim] * strides[dim]
         places = places // part.shape[dim]
     return np.sort(key_of(whole).cpu().numpy())
+
+
+def _keys_in_file(layer: Layer, weight: Stored, level: float) -> NDArray[np.int64]:
+    """The same of a weight that is read piece by piece, in row-major order."""
+    width, found = math.prod(weight.shape[1:]), [np.empty(0, np.int64)]
+    ends = {first * width: last - first for first, last in weight.ends(layer.grouping)}
+    for start, _, scores in _pieces(layer):
+        places = (scores == level).nonzero()[:, 0]
+        if layer.grouping is None:
+            own = key_of(places + start)
+        else:
+            shape = (ends[start], *weight.shape[1:])
+            whole = keys(shape, tuple(layer.grouping), places.device, first=start)
+            own = whole.reshape(-1)[places]
+        found.append(own.numpy())
+    return np.sort(np.concatenate(found))
 
 
 def _share(site: _Tied, level: float, left: int, tied: int, *, is_last: bool) -> tuple[int, int]:

@@ -1,0 +1,139 @@
+"""Weights that lie in files: read some rows at a time, so that they may be larger than the memory.
+
+All that is done with a weight whose groups and channels do not reach over its rows, along its first
+dimension, can be done with some rows after the others, with the same bits: counting magnitudes,
+applying a formula. Where they do reach over them the weight is read whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from st3fx.sparsity.granularity import Grouping, scores
+
+PIECE = 1 << 23
+"""Weights that are read at a time: 32 MiB in single precision."""
+
+
+_ALIGNED = 64
+"""Of so many weights each piece is a multiple, but the last: a power is rounded in another way in
+what is left of a vector register than in whole ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lazy:
+    """Values that are read, or computed, whenever they are looked at.
+
+    Attributes:
+        count: How many.
+        dtype: Of what type.
+        read: Gives them, in any shape.
+    """
+
+    count: int
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
+
+    def numel(self) -> int:
+        """How many values there are."""
+        return self.count
+
+    def detach(self) -> Tensor:
+        """The values, now; they have no gradient."""
+        return self.read()
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A weight in a file.
+
+    Attributes:
+        shape: Its sizes, one or more.
+        dtype: As it is stored.
+        rows: ``rows(first, last)`` reads these of its rows: dense, in row-major order, on the CPU.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    rows: Callable[[int, int], Tensor]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its values are when they are read."""
+        return torch.device("cpu")
+
+    def numel(self) -> int:
+        """How many weights it has."""
+        return self.shape.numel()
+
+    def detach(self) -> Stored:
+        """Itself: it has no gradient."""
+        return self
+
+    def ends(self, grouping: Grouping | None, *, whole: bool = False) -> list[tuple[int, int]]:
+        """The rows to read at a time: first and one after the last of each piece.
+
+        Args:
+            grouping: What is pruned together.
+            whole: Whether all rows are to be read at once in any case.
+        """
+        count = self.shape[0]
+        crossed = grouping is not None and (grouping.view > 1 or 0 in grouping.dims)
+        width = max(1, math.prod(self.shape[1:]))
+        unit = _ALIGNED // math.gcd(width, _ALIGNED)
+        step = count if whole or crossed else max(1, PIECE // (width * unit)) * unit
+        return [(first, min(first + step, count)) for first in range(0, count, max(1, step))]
+
+    def parts(self, grouping: Grouping | None) -> Iterator[tuple[int, Tensor]]:
+        """All weights piece by piece, each with the place of its first in the whole weight."""
+        width = math.prod(self.shape[1:])
+        for first, last in self.ends(grouping):
+            yield first * width, self.rows(first, last)
+
+    def scored(self, grouping: Grouping | None) -> list[tuple[Lazy, int, int]]:
+        """What the search of the global threshold looks at.
+
+        Returns:
+            Of each piece the values to score, how many there are, and how many weights go with
+            each; of groups of several sizes one for each size.
+        """
+        found = []
+        width = math.prod(self.shape[1:])
+        for first, last in self.ends(grouping):
+            if grouping is None:
+                count = (last - first) * width
+                read = _reader(self.rows, first, last)
+                found.append((Lazy(count, self.dtype, read), count, 1))
+                continue
+            shape = (last - first, *self.shape[1:])
+            sizes = scores(torch.empty(shape, device="meta"), shape, grouping)
+            for index, (_, groups, weights) in enumerate(sizes):
+                measure = _measurer(self.rows, (first, last), grouping, index)
+                found.append((Lazy(groups, torch.float32, measure), groups, weights))
+        return found
+
+
+def _reader(rows: Callable[[int, int], Tensor], first: int, last: int) -> Callable[[], Tensor]:
+    return lambda: rows(first, last)
+
+
+def _measurer(
+    rows: Callable[[int, int], Tensor], ends: tuple[int, int], grouping: Grouping, index: int
+) -> Callable[[], Tensor]:
+    """Reads rows and gives the magnitudes of their groups of one size."""
+
+    def measure() -> Tensor:
+        part = rows(*ends)
+        return scores(part, part.shape, grouping)[index].values
+
+    return measure

@@ -1,0 +1,247 @@
+"""Folding a checkpoint that stays in its files gives what folding in memory gives, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import st3fx
+from st3fx.cli import main
+from st3fx.sparsity import stored
+from tests.files.test_shards import shards
+
+MODEL = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self, width=24, inner=40):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, inner, bias=False)
+        self.down = nn.Linear(inner, width)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+class Tiny(nn.Module):
+    def __init__(self, tied=False):
+        super().__init__()
+        self.embed = nn.Embedding(30, 24)
+        self.mix = nn.Conv1d(24, 24, 3, padding=1, groups=2)
+        self.layers = nn.ModuleList(Block() for _ in range(2))
+        self.head = nn.Linear(24, 30, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        x = self.mix(self.embed(ids).transpose(1, 2)).transpose(1, 2)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+def example_inputs():
+    return torch.zeros(1, 5, dtype=torch.long)
+
+def build_model():
+    with torch.device("meta"):
+        return Tiny()
+
+def tied():
+    with torch.device("meta"):
+        return Tiny(tied=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with model.py in it; weights are read a few at a time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(stored, "PIECE", 70)
+    (tmp_path / "model.py").write_text(MODEL, encoding="utf-8")
+    return tmp_path
+
+
+def _run(*args: str) -> Result:
+    return CliRunner().invoke(main, list(args))
+
+
+def _done(*args: str) -> Result:
+    result = _run(*args)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def _class() -> Any:
+    scope: dict[str, Any] = {"__name__": "made"}
+    exec(compile(MODEL, "model.py", "exec"), scope)
+    return scope["Tiny"]
+
+
+def _state(dtype: torch.dtype = torch.float32, tied: bool = False, ties: bool = False) -> Any:
+    torch.manual_seed(0)
+    model: nn.Module = _class()(tied).to(dtype)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    if ties:  # few magnitudes, each many times
+        state = {k: (v * 40).round() / 40 if v.dim() > 1 else v for k, v in state.items()}
+    if tied:
+        del state["head.weight"]
+    return state
+
+
+def _in_memory(state: dict[str, Tensor], method: Any, sparsity: float, **how: Any) -> Any:
+    """What the library gives where the weights are in memory, in the dtype that they have."""
+    tied = how.pop("tied", False)
+    model = _class()(tied).to(state["embed.weight"].dtype)
+    model.load_state_dict(state, strict=not tied)
+    ids = torch.zeros(1, 5, dtype=torch.long)
+    converted, sparsifier = st3fx.convert(model, ids, method, verify=False, **how)
+    sparsifier.set_sparsity(sparsity)
+    return st3fx.fold(converted).state_dict()
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    for file in sorted(set(index["weight_map"].values())):
+        own = load_file(folder / file)
+        assert all(index["weight_map"][name] == file for name in own)
+        found |= own
+    assert set(found) == set(index["weight_map"])
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in found.values())
+    return found
+
+
+def _same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert set(found) == set(wanted)
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
+        if tensor.is_floating_point():
+            zero = found[name] == 0
+            assert not found[name][zero].signbit().any(), name
+
+
+CASES: dict[str, tuple[list[str], Any]] = {
+    "st3": ([], st3fx.ST3()),
+    "sigma": (["--method", "st3-sigma"], st3fx.ST3(normalize="sigma")),
+    "gmp": (["--method", "gmp"], st3fx.GMP()),
+    "feather": (["--method", "feather"], st3fx.Feather()),
+    "macs": (["--method-option", "budget=macs"], st3fx.ST3(budget="macs")),
+    "block": (["--granularity", "block:4"], st3fx.ST3(granularity=st3fx.Block(4))),
+    "nm": (["--granularity", "nm:2:4"], st3fx.ST3(granularity=st3fx.NM(2, 4))),
+    "channels": (["--granularity", "channels"], st3fx.ST3(granularity=st3fx.Channels())),
+    "own": (["--sparsity-of", "layers.1.*=0.95"],
+            st3fx.ST3(sparsity_of={"layers.1.*": 0.95})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("case", CASES)
+def test_equal_to_a_fold_in_memory(folder: Path, case: str, dtype: torch.dtype, ties: bool) -> None:
+    options, method = CASES[case]
+    state = _state(dtype, ties=ties)
+    (folder / "given").mkdir()
+    shards(folder / "given", state)
+    sparsity = 0.5 if case == "nm" else 0.7
+    _done("convert", "model.py", "-q", *options)
+    _done("fold", "model.st3fx", "--weights", "given", "--sparsity", str(sparsity), "-o", "out")
+    _same(_read(folder / "out"), _in_memory(state, method, sparsity))
+
+
+def test_zeros_that_the_weights_came_with(folder: Path) -> None:
+    state = _state()
+    for weight in (state["layers.0.up.weight"], state["layers.1.down.weight"]):
+        weight[weight.abs() < weight.abs().quantile(0.6)] = 0.0
+    (folder / "given").mkdir()
+    shards(folder / "given", state)
+    _done("convert", "model.py", "-q")
+    for sparsity in (0.1, 0.8):  # below their share, and above
+        _done("fold", "model.st3fx", "--weights", "given", "--sparsity", str(sparsity),
+              "-o", "out", "--force")  # fmt: skip
+        _same(_read(folder / "out"), _in_memory(state, st3fx.ST3(), sparsity))
+
+
+def test_a_tied_projection(folder: Path) -> None:
+    state = _state(tied=True)
+    (folder / "given").mkdir()
+    shards(folder / "given", state)
+    for flags, how in (([], {}), (["--include-tied"], {"include_tied": True})):
+        _done("convert", "model.py:tied", "-q", *flags, "-o", "b", "--force")
+        _done("fold", "b", "--weights", "given", "--sparsity", "0.6", "-o", "out", "--force")
+        found = _read(folder / "out")
+        wanted = _in_memory(state, st3fx.ST3(), 0.6, tied=True, **how)
+        if not flags:
+            assert torch.equal(wanted.pop("head.weight"), wanted["embed.weight"])
+        _same(found, wanted)
+
+
+TRAINED: dict[str, Any] = {
+    "st3": st3fx.ST3(0.7), "dst": st3fx.DST(1e-2), "str": st3fx.STR(), "rigl": st3fx.RigL(0.7),
+    "probmask": st3fx.ProbMask(0.7), "lrr": st3fx.LRR(0.7),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_a_training_has_left(folder: Path, name: str, frozen: bool) -> None:
+    """Thresholds, masks and probabilities lie in the shards, as a state dict has them."""
+    torch.manual_seed(0)
+    model = _class()()
+    ids = torch.randint(0, 30, (2, 5))
+    converted, sparsifier = st3fx.convert(model, ids, TRAINED[name], total_steps=4, verify=False)
+    optimizer = torch.optim.SGD(converted.parameters(), lr=0.5)
+    for _ in range(4):
+        loss = converted(ids).square().mean() + sparsifier.penalty()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        sparsifier.step()
+    if name in ("dst", "str"):  # thresholds of different channels
+        with torch.no_grad():
+            for threshold in sparsifier.threshold_parameters():
+                threshold.copy_(torch.linspace(0.01, 0.1, threshold.numel()).view_as(threshold))
+                if name == "str":
+                    threshold.fill_(-3.0)
+    if frozen and name != "rigl":
+        sparsifier.freeze()
+    converted.eval()
+    (folder / "given").mkdir()
+    shards(folder / "given", {k: v.clone() for k, v in converted.state_dict().items()})
+    _done("convert", "model.py", "-q", "--method", name, "--total-steps", "4",
+          *(["--sparsity", "0.7"] if name not in ("dst", "str") else []))  # fmt: skip
+    _done("fold", "model.st3fx", "--weights", "given", "-o", "out")
+    wanted = st3fx.fold(converted).state_dict()
+    _same(_read(folder / "out"), {key: value.detach() for key, value in wanted.items()})
+
+
+def test_the_files_are_as_they_were_laid_out(folder: Path) -> None:
+    (folder / "given").mkdir()
+    shards(folder / "given", _state())
+    _done("convert", "model.py", "-q")
+    result = _done("fold", "model.st3fx", "--weights", "given/model.safetensors.index.json",
+                   "--sparsity", "0.5", "-o", "out", "--json")  # fmt: skip
+    names = sorted(path.name for path in (folder / "given").iterdir())
+    assert sorted(path.name for path in (folder / "out").iterdir()) == names
+    for path in (folder / "given").glob("*.safetensors"):
+        assert set(load_file(path)) == set(load_file(folder / "out" / path.name))
+    said = json.loads(result.stdout)
+    assert (said["path"], said["sparsity"]) == ("out", 0.5)
+
+
+def test_one_file(folder: Path) -> None:
+    state = _state()
+    save_file(state, folder / "w.safetensors")
+    _done("convert", "model.py", "-q")
+    _done("fold", "model.st3fx", "--weights", "w.safetensors", "--sparsity", "0.5")
+    _same(load_file(folder / "model.safetensors"), _in_memory(state, st3fx.ST3(), 0.5))
