@@ -69,6 +69,15 @@ class Driver:
         """Whether what is evaluated now may be the best."""
         return self.sparsifier.reached
 
+    @property
+    def where(self) -> str:
+        """Where a training has ended that has not reached its target, or is to leave it again."""
+        sparsifier = self.sparsifier
+        now, target = sparsifier.run.sparsity or 0.0, sparsifier.target or 0.0
+        if now < target:
+            return f"at sparsity {now:.4g} of the target {target:.4g}"
+        return f"in a sparse phase of {sparsifier.method.name} that is not its last"
+
     def values(self) -> dict[str, float]:
         """What to log: the share of zeros, and the global threshold, or the mean of learned ones.
 

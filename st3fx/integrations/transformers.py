@@ -147,10 +147,9 @@ class SparseCallback(TrainerCallback):
         if self.driver.reached:
             self.driver.fold(kwargs["model"], inplace=True)
             return
-        sparsifier = self.driver.sparsifier
         warnings.warn(
-            f"the training ends at sparsity {sparsifier.run.sparsity:.4g} of the target "
-            f"{sparsifier.target:.4g}: the model is not folded; train on, or call st3fx.fold",
+            f"the training ends {self.driver.where}: the model is not folded; train on, or call "
+            "st3fx.fold",
             TargetWarning,
             stacklevel=callers_level(),
         )

@@ -66,7 +66,7 @@ class ACDC(MovingMethod):
 
     def is_compressed(self, step: int, total_steps: int) -> bool:
         """Whether the weights are sparse after a step."""
-        last = total_steps - max(1, round(self.finish * total_steps))
+        last = self._last(total_steps)
         if step >= last:
             return True
         length = max(1, round(self.phase * total_steps))
@@ -75,6 +75,14 @@ class ACDC(MovingMethod):
             return False
         ends = step - since % (2 * length) + 2 * length  # of the decompressed phase after it
         return since % (2 * length) < length and ends <= last
+
+    def is_last(self, step: int, total_steps: int) -> bool:
+        """Whether the last compressed phase is under way, after which no dense one comes."""
+        return step >= self._last(total_steps)
+
+    def _last(self, total_steps: int) -> int:
+        """The step with which the last compressed phase begins."""
+        return total_steps - max(1, round(self.finish * total_steps))
 
     def at(
         self, step: int, total_steps: int, floor: float = 0.0, target: float | None = None

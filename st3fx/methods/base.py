@@ -209,6 +209,17 @@ class TargetMethod(Method):
         """
         raise NotImplementedError
 
+    def is_last(self, step: int, total_steps: int) -> bool:
+        """Whether the sparsity that a step has, if it is the target, stays to the end.
+
+        A schedule does not fall: by default it does.
+
+        Args:
+            step: Optimizer steps so far.
+            total_steps: Of the whole training.
+        """
+        return True
+
     def threshold(self, site: Site, weight: Tensor) -> Tensor:
         """The layer threshold ``θ_l``: 0-dimensional."""
         return torch.full((), INACTIVE, dtype=torch.float32, device=weight.device)

@@ -86,6 +86,10 @@ class LRR(ScheduledMethod):
             return last
         return float(1 - (1 - floor) * left ** (cycle / (self.count - 1)))
 
+    def is_last(self, step: int, total_steps: int) -> bool:
+        """Whether the last cycle is under way: one before has the target where all is kept."""
+        return self._cycle(step, total_steps) == self.count - 1
+
     def period(self, step: int, total_steps: int) -> range:
         """The steps of the cycle that step ``step``, 0 for the first, belongs to."""
         cycle = self._cycle(step + 1, total_steps)

@@ -96,15 +96,18 @@ class Sparsifier:
 
     @property
     def reached(self) -> bool:
-        """Whether the target is reached: checkpoints from before are no candidates for the best.
+        """Whether the target is reached for good: what was evaluated before cannot be the best.
 
-        True where nothing is to be reached: thresholds are learned, the sparsity was set by hand,
-        or masks are frozen.
+        A sparse phase with a dense one to come does not count. True where nothing is to be reached:
+        thresholds are learned, the sparsity was set by hand, or masks are frozen.
         """
-        run, target = self.run, self.target
-        if target is None or run.sparsity is None or run.held or run.frozen:
+        run, method = self.run, self.method
+        free = run.sparsity is None or run.held or run.frozen
+        if free or not isinstance(method, TargetMethod):
             return True
-        return run.sparsity >= target - SLACK
+        total = self.total_steps
+        stays = total is None or method.is_last(run.steps, total)
+        return stays and run.sparsity >= method.target - SLACK
 
     @property
     def total_steps(self) -> int | None:

@@ -83,7 +83,7 @@ def evaluate_epoch(session: Session) -> EvalRow:
     _tell_of_bad(session)
     with as_evaluated(sparsifier.model):
         empty, sparsity = sparsifier.empty_layers(), sparsifier.sparsity
-    at_target = method.is_at_target(session.sparsifier)
+    at_target = session.sparsifier.reached
     best = at_target and (session.best is None or scores.top1 > session.best)
     if best:
         session.best = scores.top1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from st3fx.errors import TrainError, suggest
 from st3fx.modules.marks import conversion_of
+from st3fx.modules.state import preserved
 from st3fx.training.folder import RunFolder
 from st3fx.training.settings import Settings
 
@@ -130,6 +133,34 @@ def prepare(
         model.__dict__["forward"] = forward
     model.__dict__.pop("_original_forward", None)
     return wrapped, optimizer
+
+
+def settle_buckets(
+    accelerator: Accelerator, wrapped: nn.Module, forward: Callable[[], Tensor]
+) -> None:
+    """Let DDP arrange its buckets before the first step; nothing of it stays.
+
+    DDP begins with all gradients in one bucket, and after the first backward puts them into others,
+    in the order in which they came. Where an element lies in its bucket says in which order three
+    or more processes add it up. So the first step after a resumption would be rounded otherwise
+    than the same step of a run that was not interrupted. Now all steps of both have these buckets.
+
+    Args:
+        accelerator: Of the run.
+        wrapped: The model, which only DDP has buckets for.
+        forward: Gives its logits for a few samples. The model is called eagerly: a batch size of
+            its own would make a compiler take the sizes for free ones.
+    """
+    if not isinstance(wrapped, DistributedDataParallel):
+        return
+    mode = wrapped.training
+    with preserved(wrapped.module), torch.compiler.set_stance("force_eager"):
+        wrapped.train()
+        with accelerator.autocast():
+            logits = forward()
+        logits.float().sum().backward()
+    wrapped.train(mode)
+    wrapped.zero_grad(set_to_none=True)
 
 
 def describe_device(accelerator: Accelerator) -> str:

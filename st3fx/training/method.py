@@ -39,11 +39,6 @@ def target_now(sparsifier: Sparsifier) -> float | None:
     return sparsifier.scheduled
 
 
-def is_at_target(sparsifier: Sparsifier) -> bool:
-    """Whether the schedule has reached its end; always for thresholds that are learned."""
-    return target_now(sparsifier) == sparsifier.target
-
-
 def level(sparsifier: Sparsifier) -> float | None:
     """The global threshold; ``None`` while there is none. Waits for the device."""
     return None if sparsifier.level is None else float(sparsifier.level)

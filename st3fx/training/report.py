@@ -134,7 +134,7 @@ class EvalRow:
         top1: Share of test samples whose best class is right.
         top5: Among the best five; ``None`` for five classes or fewer.
         sparsity: Of the model that was evaluated.
-        at_target: Whether the schedule has reached its end.
+        at_target: Whether the target is reached, and stays so.
         best: Whether it is the best so far among those at the target.
         empty: Sites without a single weight left.
     """

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from st3fx.data.base import Data
@@ -31,7 +32,7 @@ from st3fx.training.evaluate import call
 from st3fx.training.folder import RunFolder
 from st3fx.training.interrupt import Interrupt
 from st3fx.training.log import Log, Running
-from st3fx.training.machine import describe_device, prepare
+from st3fx.training.machine import describe_device, prepare, settle_buckets
 from st3fx.training.optim import learning_rate, make_optimizer, require_fit
 from st3fx.training.origin import Origin
 from st3fx.training.report import BadRow, Outline, Reporter, TrainRow
@@ -283,11 +284,13 @@ def make_session(
     Raises:
         TrainError: When model and data do not fit, nor the learning rate and the method's cycles.
     """
-    check_outputs(model, data)
+    example = data.example(2)
+    check_outputs(model, data, example)
     choose_kernels(settings)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
-    model.to(accelerator.device)
+    device = accelerator.device
+    model.to(device)
     twin = copy.deepcopy(model) if settings.fsdp else None
     average = Average(model, settings.model_ema_decay) if settings.model_ema else None
     optimizer = make_optimizer(model, settings)
@@ -295,6 +298,7 @@ def make_session(
         # In place, so that names, hooks and state dict stay those of the plain model.
         model.compile()
     wrapped, prepared = prepare(accelerator, model, optimizer)
+    settle_buckets(accelerator, wrapped, lambda: call(wrapped, send_to_device(example, device)))
     # From here on numbers are drawn for dropout and the like: others in each process.
     seed_everything(settings.seed + accelerator.process_index)
     session = Session(
@@ -322,15 +326,20 @@ def choose_kernels(settings: Settings) -> None:
 
 
 @torch.no_grad()
-def check_outputs(model: nn.Module, data: Data) -> None:
+def check_outputs(model: nn.Module, data: Data, example: Any) -> None:
     """Fail if the model has fewer outputs than the data has classes.
+
+    Args:
+        model: On the CPU.
+        data: With its classes.
+        example: Inputs of some of its samples.
 
     Raises:
         TrainError: Then, or when it refuses the data, or does not give logits.
     """
     try:
         with preserved(model):
-            logits = call(model.eval(), data.example(2))
+            logits = call(model.eval(), example)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if exhausted(error):
             raise

@@ -129,8 +129,16 @@ def test_a_fit_counts_updates_logs_and_folds(tmp_path: Path, clip: float | None)
 
 
 @pytest.mark.parametrize("stop", [False, True])
-def test_the_best_is_one_that_has_reached_the_target(tmp_path: Path, stop: bool) -> None:
-    """The schedule ends with step 8 of 16, in the fourth epoch of eight."""
+@pytest.mark.parametrize("method", [
+    st3fx.ST3(0.8), st3fx.ACDC(0.8, begin=0.125, phase=0.125, finish=0.5),
+], ids=["st3", "acdc"])  # fmt: skip
+def test_the_best_is_one_that_has_reached_the_target(
+    tmp_path: Path, method: st3fx.Method, stop: bool
+) -> None:
+    """The schedule ends with step 8 of 16, in the fourth epoch of eight.
+
+    A sparse phase ends with the first epoch, a dense one fills the second, and the last begins.
+    """
 
     def fit(*first: Any) -> tuple[Trainer, ModelCheckpoint]:
         best = ModelCheckpoint(tmp_path / str(len(first)), monitor="score", mode="max")
@@ -142,7 +150,7 @@ def test_the_best_is_one_that_has_reached_the_target(tmp_path: Path, stop: bool)
     trainer, best = fit()
     assert best.best_model_path.endswith("epoch=0-step=2.ckpt")  # what would be the best
     assert trainer.current_epoch == (3 if stop else 8)
-    trainer, best = fit(SparseCallback(st3fx.ST3(0.8)))
+    trainer, best = fit(SparseCallback(method))
     assert best.best_model_path.endswith("epoch=3-step=8.ckpt")
     assert [p.name for p in (tmp_path / "1").iterdir()] == ["epoch=3-step=8.ckpt"]
     assert trainer.current_epoch == (6 if stop else 8)

@@ -163,8 +163,15 @@ def falling() -> Any:
     return lambda _: {"score": float(next(values))}
 
 
+PHASES = st3fx.ACDC(0.8, begin=0.125, phase=0.125, finish=0.25)
+"""Of 8 steps: sparse after 1 and 3, dense until 6, sparse from there on."""
+
+
 @pytest.mark.parametrize("stop", [False, True])
-def test_the_best_is_one_that_has_reached_the_target(tmp_path: Path, stop: bool) -> None:
+@pytest.mark.parametrize(("method", "at"), [(st3fx.ST3(0.8), 4), (PHASES, 6)])
+def test_the_best_is_one_that_has_reached_the_target(
+    tmp_path: Path, method: st3fx.Method, at: int, stop: bool
+) -> None:
     def train(sparse: bool) -> Any:
         trainer = make_trainer(
             tmp_path / str(sparse), compute_metrics=falling(), load_best_model_at_end=True,
@@ -172,17 +179,17 @@ def test_the_best_is_one_that_has_reached_the_target(tmp_path: Path, stop: bool)
             callbacks=[EarlyStoppingCallback(2)] if stop else [],
         )  # fmt: skip
         if sparse:
-            sparsify(trainer, st3fx.ST3(0.8))
+            sparsify(trainer, method)
         trainer.train()
         return trainer
 
     plain, trainer = train(sparse=False), train(sparse=True)
     assert plain.state.best_global_step == 1  # what would be the best
     assert plain.state.global_step == (3 if stop else 8)
-    assert trainer.state.best_global_step == 4  # half of 8 steps, where the ramp ends
-    assert trainer.state.global_step == (6 if stop else 8)
+    assert trainer.state.best_global_step == at  # half of 8 steps, where the ramp ends; or 6
+    assert trainer.state.global_step == (at + 2 if stop else 8)
     assert zeros(trainer.model) == pytest.approx(0.8, abs=2e-3)
-    saved = torch.load(tmp_path / "True" / "checkpoint-4" / "optimizer.pt")
+    saved = torch.load(tmp_path / "True" / f"checkpoint-{at}" / "optimizer.pt")
     assert saved["state"]  # the checkpoint of the best is there
 
 
@@ -200,6 +207,17 @@ def test_a_training_that_ends_early_is_not_folded(tmp_path: Path) -> None:
     trainer.args.max_steps = 8
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert zeros(trainer.model) == pytest.approx(0.8, abs=2e-3)
+
+
+def test_a_sparse_phase_with_a_dense_one_to_come_is_not_folded(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=3, save_strategy="no")
+    calls = example_calls(trainer)
+    st3fx.convert(trainer.model, calls, PHASES, total_steps=8, inplace=True)
+    sparsifier = sparsify(trainer)
+    with pytest.warns(TargetWarning, match=r"ends in a sparse phase of acdc that is not its last"):
+        trainer.train()
+    assert sparsifier.sparsity == pytest.approx(0.8, abs=2e-3)
+    assert not sparsifier.reached
 
 
 @pytest.mark.parametrize(("method", "at"), [(st3fx.ST3(0.8), 2), (st3fx.DST(alpha=1e-3), 5)])

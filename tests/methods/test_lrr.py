@@ -112,6 +112,16 @@ def test_each_cycle_prunes_exactly_and_what_is_pruned_stays() -> None:
     assert sparsifier.reached
 
 
+@pytest.mark.parametrize("sparsity", [0.875, 0.0])
+def test_the_target_is_reached_in_the_last_cycle(sparsity: float) -> None:
+    model, sparsifier = converted(sparsity=sparsity)
+    optimizer, reached = optimizer_of(model), []
+    for number in range(1, STEPS + 1):
+        step(model, optimizer, sparsifier)
+        reached += [number] * sparsifier.reached
+    assert reached == [10, 11, 12]
+
+
 def test_the_smallest_of_what_is_left_go() -> None:
     """Against a plain reference: all magnitudes sorted, pruned ones first."""
     model, sparsifier = converted()

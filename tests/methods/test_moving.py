@@ -534,6 +534,17 @@ def test_acdcs_phases_are_those_of_the_paper() -> None:
         assert method.at(total, total) == 0.9
 
 
+def test_the_target_is_reached_where_no_dense_phase_comes() -> None:
+    model, driver = converted(ACDC(0.9), 20)  # sparse after 2, 4, ... 12, 14, and from 17 on
+    optimizer, sparse, reached = sgd(model), [], []
+    for number in range(1, 21):
+        step(model, optimizer, driver)
+        sparse += [number] * (driver.scheduled == 0.9)
+        reached += [number] * driver.reached
+    assert sparse == [2, 4, 6, 8, 10, 12, 14, 17, 18, 19, 20]
+    assert reached == [17, 18, 19, 20]
+
+
 def test_acdc_restarts_momentum_where_it_decompresses() -> None:
     model, driver = converted(ACDC(0.9), 100)
     optimizer = sgd(model)

@@ -1,4 +1,4 @@
-"""Two processes under torchrun, with DDP and with FSDP2, on CPUs."""
+"""Several processes under torchrun, with DDP and with FSDP2, on CPUs."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ SCRIPT = """
     destroy = PartialState.destroy_process_group
     PartialState.destroy_process_group = lambda self, group=None: None
 
-    folder, kind = Path(sys.argv[1]), sys.argv[2]
-    values = {"batch_size": 400, "fsdp": kind == "fsdp", "epochs": 2, "checkpoint_every": 3}
-    command = ["train", str(folder / "net.py"), "-o", str(folder / "whole"), "-b", "400",
+    folder, kind, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    values = {"batch_size": size, "fsdp": kind == "fsdp", "epochs": 2, "checkpoint_every": 3}
+    command = ["train", str(folder / "net.py"), "-o", str(folder / "whole"), "-b", str(size),
                "--epochs", "2", "--checkpoint-every", "3", "--log-interval", "2",
                "--bn-recalibrate", "2", "--json", "--fsdp" if kind == "fsdp" else "--no-fsdp"]
     main(command, standalone_mode=False)
@@ -60,17 +60,18 @@ SCRIPT = """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_train_one_model(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "count"), [("ddp", 4), ("fsdp", 2)])
+def test_processes_train_one_model(tmp_path: Path, kind: str, count: int) -> None:
+    """Four add up gradients in an order that DDP chooses; it is the same after a resumption."""
     no_norm = NET.replace("self.drop(", "(").replace("self.norm(", "(")
     write(tmp_path, "net.py", no_norm.replace("self.norm = nn.BatchNorm2d(4)", ""))
     script = write(tmp_path, "script.py", SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     result = subprocess.run(
         [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", f"{count}",
             "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-            str(script), str(tmp_path), kind,
+            str(script), str(tmp_path), kind, f"{800 // count}",
         ],
         capture_output=True, text=True, check=False, env=environment, timeout=240,
     )  # fmt: skip
@@ -80,12 +81,12 @@ def test_two_processes_train_one_model(tmp_path: Path, kind: str) -> None:
     parts = settings(tmp_path, output_dir=str(tmp_path / "parts"))
     a, b = state(whole), state(parts)
     for content in (a, b):
-        assert content["processes"] == len(content["ranks"]) == 2
+        assert content["processes"] == len(content["ranks"]) == count
         assert content["settings"]["fsdp"] == (kind == "fsdp")
         del content["settings"], content["log_bytes"], content["log_sha256"]
     require_equal(a, b)
     assert rows(whole) == rows(parts)
-    # One process with batches of twice the size takes the same steps.
+    # One process with batches as large as all of theirs takes the same steps.
     alone = settings(tmp_path, batch_size=800, epochs=2, output_dir=str(tmp_path / "alone"))
     train_spec(alone)
     assert [row["step"] for row in rows(alone)] == [row["step"] for row in rows(whole)]
