@@ -73,7 +73,7 @@ class Masks(Thresholds):
         sites = self._masked_sites(bound)
         with diverged([item.site.name for item in bound]), torch.no_grad():
             masks = method.by_magnitude(sites, sparsity, self._own_finder())
-        self._put_masks(bound, masks)
+        self._put_masks(bound, masks, sparsity)
         self._note_set(sparsity, bound)
 
     def keep_zeros(self, *, pin: bool) -> float:
@@ -94,7 +94,7 @@ class Masks(Thresholds):
             self.floor = floor
             self.set(max(method.start, min(floor, method.sparsity)), bound)
         else:
-            self._put_masks(bound, method.first(self._masked_sites(bound)))
+            self._put_masks(bound, method.first(self._masked_sites(bound)), method.start)
             self._note_set(method.start, bound)
         self.open_gradients(bound)
         return floor
@@ -106,7 +106,7 @@ class Masks(Thresholds):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _put_masks(self, bound: list[Bound], masks: list[Tensor]) -> None:
+    def _put_masks(self, bound: list[Bound], masks: list[Tensor], sparsity: float) -> None:
         """Give sites their masks, in new tensors; thresholds say no more than that there is one."""
         for item, mask in zip(bound, masks, strict=True):
             for module, parameter in item.places:
@@ -114,16 +114,31 @@ class Masks(Thresholds):
                 module.__dict__[name] = mask.to(module.__dict__[name].device)
             self.put(item, MASKED if mask.numel() else INACTIVE)
             if mask.numel() and not bool(mask.any()):
-                self._warn_of_empty(item.site.name, 1.0 if self.sparsity is None else self.sparsity)
+                self._warn_of_empty(item.site.name, sparsity)
 
     def open_gradients(self, bound: list[Bound]) -> None:
         """Let the gradients of pruned weights through where the next step's move asks for them."""
         if self.moving is None:
             return
+        if not any(item.tensors("mask")[0].numel() for item in bound):
+            return
         opened = self._opens()
         for item in bound:
-            if item.tensors("mask")[0].numel():
-                self.put(item, GROWING if opened else MASKED)
+            if not item.tensors("mask")[0].numel():
+                self._put_whole_mask(item)
+            self.put(item, GROWING if opened else MASKED)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _put_whole_mask(self, item: Bound) -> None:
+        """A mask of ones for a site that is dense while others are not.
+
+        Compiled code is made for a shape of each mask: sites that lose their first weights at
+        different moves would have it made anew at each of these.
+        """
+        for module, parameter in item.places:
+            name = state_name(parameter, "mask")
+            module.__dict__[name] = module.__dict__[name].new_ones(item.site.shape)
 
     def _opens(self) -> bool:
         """Whether the gradients of the step that is under way are asked for."""
@@ -174,7 +189,7 @@ class Masks(Thresholds):
         sites = self._masked_sites(bound, gradients)
         with diverged([item.site.name for item in bound]):
             masks = method.moved(sites, move)
-        self._put_masks(bound, masks)
+        self._put_masks(bound, masks, move.sparsity)
         for item, site, mask in zip(bound, sites, masks, strict=True):
             self._begin_anew_where(item, site.mask, mask)
         if method.restarts_at(move.step, move.total_steps):
@@ -213,11 +228,12 @@ class Masks(Thresholds):
     def _masked_sites(
         self, bound: list[Bound], gradients: dict[str, Tensor] | None = None
     ) -> list[MaskedSite]:
-        found = gradients or {}
-        return [
-            MaskedSite(i.site, i.weight(), i.tensors("mask")[0], found.get(i.site.name))
-            for i in bound
-        ]
+        found, sites = gradients or {}, []
+        for item in bound:
+            mask = item.tensors("mask")[0]
+            left = mask.new_empty(0) if bool(mask.all()) else mask
+            sites.append(MaskedSite(item.site, item.weight(), left, found.get(item.site.name)))
+        return sites
 
     # --- gradients
 

@@ -102,8 +102,7 @@ class Sparsifier:
         thresholds are learned, the sparsity was set by hand, or masks are frozen.
         """
         run, method = self.run, self.method
-        free = run.sparsity is None or run.held or run.frozen
-        if free or not isinstance(method, TargetMethod):
+        if run.sparsity is None or run.held or run.frozen or not isinstance(method, TargetMethod):
             return True
         total = self.total_steps
         stays = total is None or method.is_last(run.steps, total)

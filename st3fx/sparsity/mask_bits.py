@@ -9,9 +9,12 @@ from st3fx.errors import StateError
 
 
 def packed(mask: Tensor, count: int) -> Tensor:
-    """Bits in bytes, the first in the lowest, then a checksum; all ones for an empty mask."""
+    """Bits in bytes, the first in the lowest, then a checksum.
+
+    A mask of ones gives what an empty one does: bytes of ones, and no checksum.
+    """
     length = -(-count // 8)
-    if not mask.numel():
+    if not mask.numel() or (not mask.is_meta and bool(mask.all())):
         return torch.full((length + _CHECKED,), 255, dtype=torch.uint8, device=mask.device)
     bits = torch.zeros(length * 8, dtype=torch.uint8, device=mask.device)
     bits[:count] = mask.reshape(-1).to(torch.uint8)

@@ -44,6 +44,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "cycles": {"method": "lrr", "method_options": ("cycles=3",), "warmup_epochs": 0.4},
     "masks": {"method": "probmask", "opt": "adam", "lr": 6e-3, "ramp": (0.0, 0.5)},
+    "growing": {
+        "method": "granet",
+        "method_options": ("interval=2",),
+        "ramp": (0.0, 0.8),
+        "batch_size": 300,
+        "grad_accum_steps": 3,
+    },
+    "phases": {
+        "method": "acdc",
+        "method_options": ("begin=0.1", "phase=0.15", "finish=0.3"),
+        "model_ema": True,
+        "model_ema_decay": 0.9,
+    },
     "own loaders": {"data": "loaders.py"},
     "bf16": {"precision": "bf16"},
 }
