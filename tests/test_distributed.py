@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import st3fx
+from tests import moving_processes
 from tests.nets import MODELS, Net
 from tests.parity import require_plain, require_same, run
+from tests.processes import require_success
 from tests.two_processes import SCENARIOS
 
 models = pytest.mark.parametrize(("kind", "inputs"), MODELS.values(), ids=MODELS)
@@ -127,25 +126,11 @@ def test_averages_that_are_swapped_into_a_sharded_model() -> None:
 @pytest.mark.slow
 def test_in_two_processes(tmp_path: Path) -> None:
     """All scenarios at once: the two processes are started only once."""
-    command = [sys.executable, "-m", "tests.two_processes", str(tmp_path)]
-    root = Path(__file__).parent.parent
-    running = [
-        subprocess.Popen([*command, str(rank)], cwd=root, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    files = [tmp_path / f"{rank}.json" for rank in range(2)]
-    assert all(file.exists() for file in files), "\n".join(errors)
-    outcomes = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    assert [list(outcome) for outcome in outcomes] == [list(SCENARIOS)] * 2
-    failures = [
-        f"{name}, process {rank}: {error}"
-        for rank, outcome in enumerate(outcomes)
-        for name, error in outcome.items()
-        if error
-    ]
-    assert not failures, "\n".join(failures)
+    require_success("tests.two_processes", tmp_path, 2, list(SCENARIOS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_masks_that_move_in_processes(tmp_path: Path, count: int) -> None:
+    names = [name for name, _ in moving_processes.scenarios(count)]
+    require_success("tests.moving_processes", tmp_path, count, names)

@@ -1,25 +1,18 @@
 """Scenarios that run in two processes at once; ``tests/test_distributed.py`` starts them.
 
-Run as ``python -m tests.two_processes FOLDER RANK``: writes what each scenario gave, an empty
+Run as ``python -m tests.two_processes FOLDER RANK 2``: writes what each scenario gave, an empty
 string or the traceback of its failure, into ``FOLDER/RANK.json``.
 """
 
 from __future__ import annotations
 
 import copy
-import datetime as dt
 import functools
 import hashlib
 import itertools
-import json
 import math
-import os
-import sys
-import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +28,7 @@ import st3fx
 from st3fx.errors import StateError
 from st3fx.methods import DST, STR
 from st3fx.sparsity import granularity
+from tests.processes import everywhere, run_as_process
 
 STEPS = 4
 X = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(21))
@@ -85,13 +79,6 @@ def whole(tensor: Tensor) -> Tensor:
 def loss_of(model: nn.Module, x: Tensor) -> Tensor:
     loss: Tensor = (model(x) - 0.5).square().mean()
     return loss
-
-
-def everywhere(value: Any) -> list[Any]:
-    """The values of all processes."""
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def same_everywhere(sparsifier: st3fx.Sparsifier) -> None:
@@ -453,28 +440,5 @@ SCENARIOS: dict[str, Callable[[], None]] = {
 }
 
 
-def outcome(scenario: Callable[[], None]) -> str:
-    try:
-        scenario()
-    except Exception:  # noqa: BLE001 - all of them are reported
-        return traceback.format_exc()
-    return ""
-
-
-def main() -> None:
-    """Run all scenarios as one of two processes."""
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), 2)  # type: ignore[attr-defined]
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=2, timeout=dt.timedelta(seconds=20)
-    )
-    wanted = os.environ.get("SCENARIO", "")
-    results = {name: outcome(s) for name, s in SCENARIOS.items() if wanted in name}
-    (folder / f"{rank}.json").write_text(json.dumps(results), encoding="utf-8")
-    dist.destroy_process_group()
-    time.sleep(0.1)  # as `leave_group` of the driver
-
-
 if __name__ == "__main__":
-    main()
+    run_as_process(SCENARIOS)

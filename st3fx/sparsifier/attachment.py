@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,11 +54,26 @@ class Attachment:
 
     def _outer_has_stepped(self, optimizer: Any, *_: Any) -> None:
         self._inside = False
-        self.after(optimizer)
+        if not _makes_state():
+            self.after(optimizer)
 
     def _inner_has_stepped(self, optimizer: Any, *_: Any) -> None:
-        if not self._inside:
+        if not self._inside and not _makes_state():
             self.after(optimizer)
+
+
+def _makes_state() -> bool:
+    """Whether a step is none, but makes the state that a checkpoint is loaded into, or saved from.
+
+    ``torch.distributed.checkpoint`` makes it by a step with gradients and learning rates of zero,
+    of an optimizer that has none yet.
+    """
+    frame = inspect.currentframe()
+    for _ in range(12):  # hooks, and what schedulers and profilers wrap around a step
+        frame = None if frame is None else frame.f_back
+        if frame is not None and frame.f_code.co_name == "_init_optim_state":
+            return True
+    return False
 
 
 def _trains(value: Any, trained: set[int]) -> bool:

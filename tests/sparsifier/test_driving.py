@@ -72,6 +72,24 @@ def test_what_a_gradient_scaler_skips_does_not_count(fused: bool) -> None:
     assert sparsifier.steps == 4
 
 
+def test_a_step_that_makes_an_optimizers_state_does_not_count() -> None:
+    """torch.distributed.checkpoint makes it for what it loads into, or saves before a step."""
+    from torch.distributed.checkpoint import state_dict as saving
+
+    model, sparsifier = make()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    sparsifier.attach(optimizer)
+    state = saving.get_optimizer_state_dict(model, optimizer)
+    assert (len(optimizer.state), sparsifier.steps) == (4, 0)
+    model(X).sum().backward()
+    optimizer.step()
+    other, its_sparsifier = make()
+    fresh = torch.optim.Adam(other.parameters(), 0.01)
+    its_sparsifier.attach(fresh)
+    saving.set_optimizer_state_dict(other, fresh, state)
+    assert (sparsifier.steps, its_sparsifier.steps) == (1, 0)
+
+
 def test_accumulated_batches_count_once() -> None:
     model, sparsifier = make()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=3)
