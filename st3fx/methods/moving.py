@@ -305,14 +305,27 @@ class GrowingMethod(MovingMethod):
             masks.append(units.mask(stays | more))
         return masks
 
-    def replaced(self, sites: Sequence[MaskedSite], fraction: float) -> list[Tensor]:
-        """The masks after a share of each site's weights has gone, and as many have come."""
-        masks = []
+    def replaced(
+        self,
+        sites: Sequence[MaskedSite],
+        fraction: float,
+        counts: Sequence[int | None] | None = None,
+    ) -> list[Tensor]:
+        """The masks after a share of each site's weights has gone, and as many have come.
+
+        Args:
+            sites: All of them.
+            fraction: The share.
+            counts: How many weights each keeps; by default as many as it has.
+        """
+        masks, counts = [], [None] * len(sites) if counts is None else counts
         for index, site in enumerate(sites):
             mask = site.mask
             if fraction > 0 and mask.numel() and site.gradient is not None:
                 weight, gradient = _whole_numbers(site.weight, index), whole(site.gradient)
-                mask = drop_and_grow(self.units(site), mask, weight, gradient, fraction)
+                mask = drop_and_grow(
+                    self.units(site), mask, weight, gradient, fraction, counts[index]
+                )
             masks.append(mask)
         return masks
 

@@ -101,7 +101,9 @@ class RigL(GrowingMethod):
 
     def moved(self, sites: Sequence[MaskedSite], move: Move) -> list[Tensor]:
         """A share of each site's weights is replaced."""
-        return self.replaced(sites, cosine(self.fraction, move.step, self._span(move.total_steps)))
+        fraction = cosine(self.fraction, move.step, self._span(move.total_steps))
+        counts = self.counts([site.site for site in sites], move.sparsity)
+        return self.replaced(sites, fraction, counts)
 
     def by_magnitude(
         self, sites: Sequence[MaskedSite], sparsity: float, finder: GlobalThreshold

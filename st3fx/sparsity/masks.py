@@ -135,12 +135,18 @@ class Units:
         return taken
 
     def _largest_of_sizes(self, values: Tensor, budget: int) -> Tensor:
-        """The same where a row's last group is shorter: in their order, as long as they fit."""
+        """The same where a row's last group is shorter: in their order, as long as they fit.
+
+        What is left of the budget then goes to the next ones that are short enough.
+        """
         order = self._by_key(torch.arange(len(values), device=values.device))
         order = order[values[order].argsort(descending=True, stable=True)]
         order = order[values[order] >= 0]
         taken = torch.zeros(len(values), dtype=torch.bool, device=values.device)
         taken[order[self.sizes[order].cumsum(0) <= budget]] = True
+        left = budget - self.weight_of(taken)
+        short = order[(self.sizes[order] <= left) & ~taken[order]]
+        taken[short[self.sizes[short].cumsum(0) <= left]] = True
         return taken
 
     def weight_of(self, flags: Tensor) -> int:
@@ -149,7 +155,12 @@ class Units:
 
 
 def drop_and_grow(
-    units: Units, mask: Tensor, weight: Tensor, gradient: Tensor, fraction: float
+    units: Units,
+    mask: Tensor,
+    weight: Tensor,
+    gradient: Tensor,
+    fraction: float,
+    kept: int | None = None,
 ) -> Tensor:
     """A mask that keeps as many weights: the smallest go, those with the largest gradients come.
 
@@ -161,9 +172,11 @@ def drop_and_grow(
         weight: The whole weight.
         gradient: Of the loss by the effective weight, pruned ones included.
         fraction: Share of the weights that are left which go; rounded down.
+        kept: How many weights are to be left; by default as many as there are. Groups of different
+            sizes may miss it by less than a group, which must not add up over moves.
     """
     active = units.flags(mask)
-    kept = units.weight_of(active)
+    kept = units.weight_of(active) if kept is None else kept
     stays = units.largest(units.values(weight), active, kept - int(fraction * kept))
     rest = kept - units.weight_of(stays)
     return units.mask(stays | units.largest(units.values(gradient), ~stays, rest))

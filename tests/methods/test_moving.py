@@ -133,12 +133,14 @@ def test_groups_go_as_a_whole_and_a_short_one_counts_as_what_it_has() -> None:
     kept = units.largest(units.values(weight), torch.ones(18, dtype=torch.bool), 30)
     mask = units.mask(kept)
     assert torch.equal(units.flags(mask), kept)
-    assert 26 < int(mask.sum()) == units.weight_of(kept) <= 30
+    assert int(mask.sum()) == units.weight_of(kept) == 30
     rows = mask.split((4, 4, 2), dim=1)
     assert all(torch.equal(part.all(1), part.any(1)) for part in rows)
     norms = torch.cat([part.square().mean(1).sqrt() for part in weight.split((4, 4, 2), dim=1)])
     best = torch.cat([part.any(1) for part in rows])
-    assert norms[best].min() > norms[~best].sort(descending=True).values[1]
+    longer = torch.tensor([4] * 12 + [2] * 6) == 4  # a shorter one may have filled the rest
+    assert norms[best & longer].min() > norms[~best & longer].max()
+    assert norms[best].sort().values[1] > norms[~best].sort(descending=True).values[1]
 
 
 def test_the_cosine_of_the_fraction() -> None:
@@ -474,6 +476,22 @@ def test_groups_move_as_a_whole(make: Any, granularity: Any) -> None:
     mask = masks(driver)["2.weight"]
     parts = mask.split(4, dim=1) if granularity == Block(4) else [mask.flatten(1)]
     assert all(torch.equal(part.any(1), part.all(1)) for part in parts)
+
+
+def test_counts_of_groups_of_different_sizes_do_not_drift() -> None:
+    """Rows of 3, 288 and 10 inputs in blocks of 4: each move may miss a count by less than one."""
+    torch.manual_seed(1)
+    odd = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(288, 10), nn.Tanh(), nn.Linear(10, 7)
+    )
+    method = RigL(0.6, interval=1, granularity=Block(4))
+    model, driver = st3fx.convert(odd, X, method, total_steps=80, verify=False)
+    optimizer = sgd(model)
+    wanted = method.counts(driver.plan.sites, 0.6)
+    for _ in range(60):
+        step(model, optimizer, driver)
+        kept = [whole - gone for gone, whole in driver.pruned().values()]
+        assert all(0 <= count - own < 4 for count, own in zip(wanted, kept, strict=True)), kept
 
 
 @methods
