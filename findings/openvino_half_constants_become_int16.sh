@@ -13,8 +13,8 @@
 # The place is `as_contiguous` in src/bindings/python/src/pyopenvino/core/common.cpp.
 #
 # nncf 3.4.0 meets it: `compress_weights(..., scale_estimation=True)` moves the axes of the scales
-# if the weight lies as ONNX's MatMul has it (inputs first) and makes a float16 constant of them, for
-# weights of 10,000 elements and more. Error of the output, 128 x 128 in groups of 32, INT4_SYM:
+# if the weight lies as ONNX's MatMul has it (inputs first), and makes a float16 constant of them:
+# for weights of 10,000 elements and more. Error of the output, 128 x 128 in groups of 32, INT4_SYM:
 #
 #                                      [inputs, outputs]     [outputs, inputs] (transpose_b)
 #     without scale estimation         9 %                   9 %
