@@ -186,6 +186,7 @@ class Running:
         self._accelerator = accelerator
         self._sums = torch.zeros(2, device=accelerator.device)  # loss, right ones
         self.samples = 0
+        self.classes = 0  # of the last batch's logits
 
     @torch.no_grad()
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
@@ -195,6 +196,7 @@ class Running:
         right = (logits.argmax(1) == labels).sum() * (count / max(1, labels.numel()))
         self._sums += torch.stack([loss.detach().float() * count, right])
         self.samples += count
+        self.classes = logits.shape[1]
 
     def read(self) -> tuple[float, float]:
         """Mean loss and share of right ones, over all processes; begins at 0 again."""

@@ -131,7 +131,7 @@ def train(session: Session) -> None:
                     logits.float(), targets, label_smoothing=settings.label_smoothing
                 )
                 accelerator.backward(session.share(number) * (loss + sparsifier.penalty()))
-                if accelerator.sync_gradients and settings.clip_grad is not None:
+                if accelerator.sync_gradients and settings.clip_grad > 0:
                     accelerator.clip_grad_norm_(model.parameters(), settings.clip_grad)
                 set_learning_rate(optimizer, session.learning_rate)
                 optimizer.step()

@@ -38,6 +38,13 @@ from st3fx.training.origin import Origin
 from st3fx.training.report import BadRow, Outline, Reporter, TrainRow
 from st3fx.training.settings import Settings
 
+GUESSING = 0.97
+"""Share of ``ln(classes)``, the loss of a model that takes all classes for as likely, from which
+on a model has learned nothing: one that guesses still moves its outputs a little."""
+
+LEARNED = 0.7
+"""Share of it below which it has."""
+
 
 class Average:
     """A copy of a converted model whose latent weights and statistics are averages over steps.
@@ -108,6 +115,8 @@ class Session:
         empty: Sites without a weight that the user was told of.
         bad: Samples that were left out so far: of which data, and which.
         origin: What the run is made from.
+        lowest: Loss in the log so far; ``None`` before it is read.
+        has_collapsed: Whether the user was told that the model guesses again.
     """
 
     settings: Settings
@@ -130,6 +139,8 @@ class Session:
     empty: set[str] = field(default_factory=set)
     bad: set[tuple[str, int]] = field(default_factory=set)
     origin: Origin = field(default_factory=dict)
+    lowest: float | None = None
+    has_collapsed: bool = False
 
     def __post_init__(self) -> None:
         self.sparsifier = Sparsifier(self.plain)
@@ -193,9 +204,27 @@ class Session:
             threshold=method.level(self.sparsifier),
             rate=samples / max(1e-9, time.perf_counter() - started),
         )
+        self._tell_of_collapse(loss)
         self.write(row.to_dict())
         self.report.train(row)
         self.start_clock()
+
+    def _tell_of_collapse(self, loss: float) -> None:
+        """Say once that the model guesses, after it had learned something."""
+        if not self.accelerator.is_main_process or self.has_collapsed:
+            return
+        if self.lowest is None:
+            losses = [row["loss"] for row in self.log.rows() if row["kind"] == "train"]
+            self.lowest = min(losses, default=math.inf)
+        guess = math.log(max(1, self.running.classes))
+        if 0 < guess <= loss / GUESSING and self.lowest <= LEARNED * guess:
+            self.has_collapsed = True
+            self.report.note(
+                f"the loss is {loss:.2f}, as of a model that guesses, and was {self.lowest:.2f} "
+                f"before: the training has diverged by step {self.step}; stop it, and try "
+                "--clip-grad 1, a smaller --lr, --warmup-epochs 1 or less sparsity"
+            )
+        self.lowest = min(self.lowest, loss)
 
     def follow(self) -> None:
         """After an optimizer step: the next thresholds, and the averages.

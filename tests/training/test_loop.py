@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from st3fx.training.batches import Batches, Stream, rng_state, set_rng_state
 from st3fx.training.log import Log
 from st3fx.training.machine import make_accelerator, release
 from st3fx.training.optim import learning_rate, make_optimizer, parameter_groups
+from st3fx.training.settings import Settings
 from tests.models import write
 from tests.training.runs import (
     LOADERS,
@@ -395,3 +397,60 @@ def test_schedules_count_optimizer_steps(tmp_path: Path) -> None:
     assert report.rows[-1].threshold is not None
     assert Log(folder_of(one).log).rows()[0]["threshold"] is None
     assert resumed(one).sparsity == report.scores[-1].sparsity
+
+
+FADING = """
+    import torch
+    from torch.utils.data import DataLoader, Dataset
+
+    class Fading(Dataset):
+        "Easy for 600 samples; from then on images say the wrong thing."
+        drawn = 0
+        def __len__(self):
+            return 120
+        def __getitem__(self, index):
+            Fading.drawn += 1
+            label = index % 4
+            shown = label if Fading.drawn <= 600 else (label + 1) % 4
+            image = torch.zeros(1, 28, 28)
+            image[:, 7 * shown : 7 * shown + 7] = 1
+            return image, label
+
+    def make_loaders(batch_size, seed):
+        return DataLoader(Fading(), batch_size=30), DataLoader(Fading(), batch_size=30)
+"""
+
+
+def test_a_model_that_falls_back_to_guessing_is_said_once(tmp_path: Path) -> None:
+    data = write(tmp_path, "fading.py", FADING)
+    of = settings(
+        tmp_path, data=str(data), epochs=8, sparsity=0.1, lr=0.05, bn_recalibrate=0, log_interval=1
+    )
+    report = Recorder()
+    train_spec(of, report=report)
+    told = [note for note in report.notes if "a model that guesses" in note]
+    assert len(told) == 1, report.notes
+    assert "--clip-grad 1" in told[0]
+    losses = [row.loss for row in report.rows]
+    assert min(losses) < 0.7 * math.log(10)
+    assert max(losses) > 0.97 * math.log(10)
+
+
+def test_a_model_that_never_learns_is_not_said_to_have_diverged(tmp_path: Path) -> None:
+    report = Recorder()
+    train_spec(settings(tmp_path, lr=0.0), report=report)
+    assert not [note for note in report.notes if "guesses" in note]
+
+
+def test_gradients_are_clipped_unless_that_is_switched_off(tmp_path: Path) -> None:
+    losses = {}
+    for clip in (0.01, 1e6, 0.0):
+        report = Recorder()
+        train_spec(
+            settings(tmp_path, clip_grad=clip, epochs=1, output_dir=str(tmp_path / str(clip))),
+            report=report,
+        )
+        losses[clip] = [row.loss for row in report.rows]
+    assert losses[0.0] == losses[1e6]
+    assert losses[0.0] != losses[0.01]
+    assert Settings(spec="").clip_grad == 3.0
