@@ -17,6 +17,7 @@ from st3fx.modules.marks import state_name
 from st3fx.sparsity import cache, ties
 from st3fx.sparsity.granularity import Block, Granularity, Unstructured
 from st3fx.sparsity.threshold import search
+from st3fx.sparsity.threshold import ties as split_ties
 
 METHODS: dict[str, Any] = {
     "st3": methods.ST3, "gmp": methods.GMP, "feather": methods.Feather,
@@ -292,3 +293,38 @@ def test_effective_weights_that_are_kept_are_those_of_the_tie() -> None:
         name = state_name(item.parameter, "threshold")
         assert item.owner.__dict__[name] is item.tensors("threshold")[0]
     assert len(served) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_search_has_counted_what_a_pass_of_its_own_finds(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    # Few numbers, so that many are alike, and neighbours in the dtype.
+    grid = 0.05 * (1 + torch.finfo(dtype).eps * torch.arange(-40, 40))
+    sizes = [(300, 7), (40, 50), (5, 4, 3, 3)]
+    picks = [torch.randint(len(grid), size, generator=generator) for size in sizes]
+    weights = [grid[pick].to(dtype) * (1 - 2 * (pick % 2)) for pick in picks]
+    counted, from_band = [], split_ties._counted
+
+    def checked(layers: Any, level: float, band: Any) -> Any:
+        found = from_band(layers, level, band)
+        counted.append(bool(found))
+        for own, layer in zip(found, layers, strict=bool(found)):
+            other = split_ties._tied(layer, level)
+            assert (own.lower, own.count) == (other.lower, other.count)
+            if own.count:
+                going = range(own.count + 1)
+                ours, theirs = (
+                    [split_ties._threshold(site, n, 9).tolist() for n in going]
+                    for site in (own, other)
+                )
+                assert ours == theirs
+        return found
+
+    monkeypatch.setattr(split_ties, "_counted", checked)
+    finder = search.GlobalThreshold()
+    for share in (0.1, 0.3, 0.31, 0.5, 0.52, 0.9, 0.99):
+        finder.find(weights, [1.0] * 3, share)
+    assert len(counted) >= 5
+    assert sum(counted) >= 4

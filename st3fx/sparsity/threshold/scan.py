@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -93,6 +94,20 @@ class Source:
         return scores
 
 
+class Around(NamedTuple):
+    """What the sites have around a score, each an array with one value for each site.
+
+    Attributes:
+        lower: How many lower scores.
+        equal: How many of that score.
+        largest_lower: The largest of the lower ones that lie in the band; 0 if none does.
+    """
+
+    lower: NDArray[np.int64]
+    equal: NDArray[np.int64]
+    largest_lower: Scores
+
+
 class Counts:
     """What the sites have in a band.
 
@@ -123,7 +138,22 @@ class Counts:
 
     def collected(self) -> tuple[Scores, NDArray[np.int32]]:
         """The scores in the band, in any order, and the position of the site of each."""
-        return np.concatenate(self._scores), np.concatenate(self._owners)
+        if len(self._scores) > 1:
+            self._scores = [np.concatenate(self._scores)]
+            self._owners = [np.concatenate(self._owners)]
+        return self._scores[0], self._owners[0]
+
+    def around(self, level: float) -> Around | None:
+        """What each site has around a score in the band; ``None`` where some are missing."""
+        scores, owners = self.collected()
+        if len(scores) != self.inside.sum():
+            return None
+        under, sites = scores < np.float32(level), len(self.below)
+        equal = scores == np.float32(level)
+        largest = np.zeros(sites, np.float32)
+        np.maximum.at(largest, owners[under], scores[under])
+        lower = self.below + np.bincount(owners[under], minlength=sites)
+        return Around(lower, np.bincount(owners[equal], minlength=sites), largest)
 
 
 def count(sources: Sequence[Source], low: float, high: float, limit: int) -> Counts:
@@ -225,6 +255,8 @@ class Band:
         costs: Their cumulative costs.
         low_sites: Sites without a score above the band, by position, with their largest score here.
         infinite: A site with an infinite score here; -1 if there is none.
+        ends: The band's ends.
+        counts: What is here, site by site; of scores in the band some may be missing.
     """
 
     below: int
@@ -232,7 +264,9 @@ class Band:
     scores: dict[Spread, Scores]
     costs: dict[Spread, NDArray[np.int64]]
     low_sites: dict[int, float]
-    infinite: int = -1
+    infinite: int
+    ends: tuple[float, float]
+    counts: Counts
 
     def up_to(self, scores: Scores) -> NDArray[np.int64]:
         """Cost of the scores in the band up to each of some values."""
@@ -305,7 +339,7 @@ def count_band(sites: Sequence[ScoredSite], low: float, high: float, limit: int)
         scores[spread], cumulative[spread] = _sorted(everything[mine], prices[owners[mine]])
     infinite = np.flatnonzero(np.isinf(counts.largest))
     first = int(infinite[0]) if len(infinite) else -1
-    return Band(below, inside, scores, cumulative, low_sites, first)
+    return Band(below, inside, scores, cumulative, low_sites, first, (low, high), counts)
 
 
 def _sorted(scores: Scores, costs: NDArray[np.int64]) -> tuple[Scores, NDArray[np.int64]]:

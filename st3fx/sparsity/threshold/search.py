@@ -231,7 +231,7 @@ class GlobalThreshold:
         left = {owner for i, owner in enumerate(owners) if i not in gone}
         kept = {i for i, grouping in enumerate(groupings) if grouping and grouping.kept}
         if level > 0 and _misses(layers, upto - need, equal):
-            found = split(layers, level, need)
+            found = split(layers, level, need, band)
             self.ties = {i: site.threshold for i, site in found.items()}
             left |= {i for i, site in found.items() if not site.is_empty}
         self.empty = sorted(set(owners) - left - kept)

@@ -26,7 +26,7 @@ from torch import Tensor
 from st3fx.sparsity.granularity import Grouping, magnitudes
 from st3fx.sparsity.shards import Spread, local, local_part, spread_of, starts
 from st3fx.sparsity.stored import Stored
-from st3fx.sparsity.threshold.scan import BLOCK, Source
+from st3fx.sparsity.threshold.scan import BLOCK, Band, Source
 from st3fx.sparsity.ties import key_of, keys
 from st3fx.tensors import memory_order
 
@@ -81,16 +81,18 @@ class Split(NamedTuple):
     is_empty: bool
 
 
-def split(layers: Sequence[Layer], level: float, need: int) -> dict[int, Split]:
+def split(
+    layers: Sequence[Layer], level: float, need: int, band: Band | None = None
+) -> dict[int, Split]:
     """The thresholds of sites that have scores equal to ``T``, by their position.
 
     Args:
         layers: All sites.
         level: ``T``, above 0.
         need: What the weights that go should cost together.
-
+        band: The one that ``T`` was found in, which most often has all that is to be known.
     """
-    sites = [_tied(layer, level) for layer in layers]
+    sites = _counted(layers, level, band) or [_tied(layer, level) for layer in layers]
     left = need - sum(site.lower * site.layer.cost for site in sites)
     tied = sum(site.count * site.layer.cost for site in sites)
     order = [index for index, site in enumerate(sites) if site.count]
@@ -128,6 +130,33 @@ def _parts(layer: Layer) -> Iterator[tuple[int, Tensor]]:
         yield from layer.weight.parts(layer.grouping)
     else:
         yield 0, local(layer.weight.detach())
+
+
+def _counted(layers: Sequence[Layer], level: float, band: Band | None) -> list[_Tied]:
+    """As :func:`_tied` of all sites, from what the search has counted; nothing if that is not all.
+
+    A score is a magnitude where nothing divides it. Of lower ones those matter that lie between
+    ``T`` and the next number below it in the weight's dtype.
+    """
+    plain = all(
+        layer.grouping is None and layer.scale == 1.0 and layer.weight.dtype != torch.float64
+        and not isinstance(layer.weight, Stored) and not spread_of(layer.weight).dims
+        for layer in layers
+    )  # fmt: skip
+    finest = max(torch.finfo(layer.weight.dtype).eps for layer in layers)
+    if band is None or not plain:
+        return []
+    low, high = band.ends
+    if low > level * (1 - finest) or high < level:
+        return []
+    around = band.counts.around(level)
+    if around is None:
+        return []
+    counts = zip(layers, *(column.tolist() for column in around), strict=True)
+    return [
+        _Tied(layer, Spread(), lower, equal, largest, level, level)
+        for layer, lower, equal, largest in counts
+    ]
 
 
 def _tied(layer: Layer, level: float) -> _Tied:
