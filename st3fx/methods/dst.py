@@ -24,13 +24,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from st3fx.errors import MethodError
 from st3fx.methods.base import LearnedMethod, per_channel
+from st3fx.native.latent import Rule
 from st3fx.plan.sites import Layout, Site
-from st3fx.sparsity import ops
+from st3fx.sparsity import kernels, ops
 from st3fx.sparsity.formula import INACTIVE, Formula, active_bound, channel_view, hard
-from st3fx.sparsity.granularity import SCHEMA, group_means, magnitudes, unit
+from st3fx.sparsity.granularity import SCHEMA, Unstructured, group_means, magnitudes, unit
 from st3fx.sparsity.shards import local, local_part, spread_of, whole
 
 ONE_IN = 100
@@ -73,6 +75,10 @@ def gradient(
     layout = Layout(tuple(channel_dims), groups)
     view, others = channel_view(weight, layout)
     upstream = channel_view(grad, layout)[0]
+    found = None if grouping else kernels.gradient(Rule.TAILS, upstream, view, threshold)
+    if found is not None:
+        threshold_grad = -found[1].sum(others, keepdim=True)
+        return found[0].reshape(weight.shape), threshold_grad.to(threshold.dtype)
     magnitude = channel_view(magnitudes(weight, *grouping), layout)[0]
     slope = step_derivative(magnitude - threshold).masked_fill_(threshold < 0, 0.0)
     if grouping:
@@ -140,6 +146,12 @@ class DST(LearnedMethod):
         """``t ≥ 0``, and back to 0 in a layer that is all but empty."""
         own = local(threshold)
         own.clamp_min_(0.0)
+        if not isinstance(weight, DTensor) and self.granularity == Unstructured():
+            view = channel_view(weight.detach(), site.layout)[0]
+            count = kernels.left(view, own.detach())
+            if count is not None:
+                own.mul_(count * ONE_IN > weight.numel())
+                return
         # Where weights are sharded, each process counts its own: the thresholds are small.
         shape = channel_view(torch.empty(weight.shape, device="meta"), site.layout)[0].shape
         bound = whole(threshold).expand(shape).reshape(weight.shape)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from st3fx.errors import MethodError
 from st3fx.methods.base import ScheduledMethod
+from st3fx.native.latent import Rule
 from st3fx.plan.sites import Site
-from st3fx.sparsity import ops
+from st3fx.sparsity import kernels, ops
 from st3fx.sparsity.formula import Formula, above, is_inactive, normal
 from st3fx.sparsity.granularity import SCHEMA, magnitudes
 from st3fx.sparsity.schedule import CubicSchedule
@@ -35,8 +36,10 @@ def formula(
         out.copy_(weight)
         return
     bound = threshold.clamp_min(smallest)
+    if not grouping and kernels.power_threshold(weight, bound, p, out):
+        return
     ratio = bound / magnitudes(weight, *grouping).clamp_min_(bound)
-    torch.mul(weight, ratio.pow_(p).neg_().add_(1.0).pow_(1.0 / p), out=out).add_(0.0)
+    torch.mul(weight, kernels.powers(ratio, p), out=out).add_(0.0)
     if grouping:
         normal(out, out)
     if threshold.device.type != "cpu":
@@ -54,6 +57,10 @@ def gradient(
     """``∂L/∂ŵ``, scaled where the weight is pruned."""
     if pruned_gradient == 1.0:
         return grad, None
+    if not grouping:
+        found = kernels.gradient(Rule.SCALE, grad, weight, threshold, factor=pruned_gradient)
+        if found is not None:
+            return found[0], None
     return torch.where(above(weight, threshold, *grouping), grad, grad * pruned_gradient), None
 
 

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from st3fx.methods.base import ScheduledMethod
-from st3fx.sparsity import ops
+from st3fx.native.latent import Rule
+from st3fx.sparsity import kernels, ops
 from st3fx.sparsity.formula import Formula, above, active_bound, hard
 from st3fx.sparsity.granularity import SCHEMA, magnitudes
 
@@ -30,6 +31,10 @@ def gradient(
     grad: Tensor, weight: Tensor, threshold: Tensor, *grouping: Any
 ) -> tuple[Tensor, None]:
     """``∂L/∂ŵ`` where the weight is left."""
+    if not grouping:
+        found = kernels.gradient(Rule.SCALE, grad, weight, threshold)
+        if found is not None:
+            return found[0], None
     return grad * above(weight, threshold, *grouping), None
 
 

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from st3fx.errors import MethodError
 from st3fx.methods.base import LearnedMethod
+from st3fx.native.latent import Rule
 from st3fx.plan.sites import Site
-from st3fx.sparsity import ops
+from st3fx.sparsity import kernels, ops
 from st3fx.sparsity.formula import Formula, above, normal, soft
 from st3fx.sparsity.granularity import SCHEMA, group_means, magnitudes, unit
 
@@ -38,7 +39,10 @@ def formula(
     level = threshold.sigmoid()
     magnitude = magnitudes(weight, *grouping) if grouping else None
     # An exact 0 stays: subtracting it changes nothing.
-    soft(weight, torch.where(level > 0, level.clamp_min(smallest), level), out, magnitude).add_(0.0)
+    bound = torch.where(level > 0, level.clamp_min(smallest), level)
+    if not grouping and kernels.soft_threshold(weight, bound, out):
+        return
+    soft(weight, bound, out, magnitude).add_(0.0)
     if grouping:
         normal(out, out)
 
@@ -49,6 +53,10 @@ def gradient(
     """With respect to weight and ``s``."""
     level = threshold.sigmoid()
     slope = level * (1.0 - level)
+    found = None if grouping else kernels.gradient(Rule.SIGN, grad, weight, level)
+    if found is not None:
+        threshold_grad = -found[1].sum(dtype=slope.dtype) * slope
+        return found[0], threshold_grad.to(threshold.dtype)
     kept = above(weight, level, *grouping) | (level == 0)
     weight_grad = grad * kept
     direction = weight.sign()

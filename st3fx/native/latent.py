@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
+from enum import IntEnum
 from functools import cache
 from typing import NamedTuple
 
@@ -64,6 +65,34 @@ class Channels(NamedTuple):
     groups: Groups = Groups()
 
 
+class Rule(IntEnum):
+    """What a gradient rule makes of ``g``, see ``Rule`` in ``src/latent.h``."""
+
+    SCALE = 0
+    SIGN = 1
+    TAILS = 2
+
+
+class Rows(NamedTuple):
+    """fp32 weights of one site that are compared with thresholds.
+
+    Attributes:
+        weight: Address of the weights, in one piece of memory.
+        out: Address of as many floats; 0 where nothing is written.
+        size: How many.
+        length: Of a row, where each has a threshold.
+        thresholds: Address of these; 0 where all weights have one.
+        threshold: That one.
+    """
+
+    weight: int
+    out: int
+    size: int
+    length: int = 0
+    thresholds: int = 0
+    threshold: float = 0.0
+
+
 class Measured(NamedTuple):
     """fp32 weights of one site in one piece of memory, and room for magnitudes.
 
@@ -93,6 +122,17 @@ _MEASURED = np.dtype(
     [("weight", "u8"), ("out", "u8"), ("rows", "i8"), ("groups", _GROUPS), ("spread", "i4")],
     align=True,
 )
+_ROWS = np.dtype(
+    [("weight", "u8"), ("out", "u8"), ("size", "i8"), ("length", "i8"), ("thresholds", "u8"),
+     ("threshold", "f4")],
+    align=True,
+)  # fmt: skip
+_GRADIENTS = np.dtype(
+    [("rows", _ROWS), ("grad", "u8"), ("along", "u8"), ("factor", "f4"), ("rule", "i4")],
+    align=True,
+)
+_PIECE = 1 << 14
+"""``kPiece`` of ``src/latent.h``."""
 _BYTES = np.dtype([("data", "u8"), ("size", "i8")])
 _TALLY = np.dtype([("below", "i8"), ("inside", "i8"), ("largest", "f4")], align=True)
 
@@ -107,16 +147,19 @@ def _library() -> ctypes.CDLL | None:
     except NativeError:
         return None
     pointer, size, real, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_uint
-    library.st3fx_count.argtypes = (
-        pointer, size, real, real, size, pointer, pointer, pointer, pointer, threads,
-    )  # fmt: skip
-    library.st3fx_count.restype = size
-    library.st3fx_soft_threshold.argtypes = (pointer, size, pointer, threads)
-    library.st3fx_soft_threshold.restype = None
-    library.st3fx_measure.argtypes = (pointer, size, pointer, threads)
-    library.st3fx_measure.restype = None
-    library.st3fx_digest.argtypes = (pointer, size, pointer, pointer, threads)
-    library.st3fx_digest.restype = None
+    for name, result, arguments in (
+        ("scan", size, (pointer, size, real, real, size, *[pointer] * 4)),
+        ("soft_threshold", None, (pointer, size)),
+        ("hard_threshold", None, (pointer, size)),
+        ("left", None, (pointer, size, pointer)),
+        ("gradient", None, (pointer,)),
+        ("gather", size, (pointer, pointer)),
+        ("scatter", None, (pointer, pointer, pointer)),
+        ("measure", None, (pointer, size)),
+        ("digest", None, (pointer, size, pointer)),
+    ):
+        function = getattr(library, f"st3fx_{name}")
+        function.argtypes, function.restype = (*arguments, pointer, threads), result
     return library
 
 
@@ -148,7 +191,7 @@ def _spare_children() -> None:
 
 
 def count(
-    sites: Sequence[Scored], low: float, high: float, room: int
+    sites: Sequence[Scored], low: float, high: float, room: int, hashes: list[int] | None = None
 ) -> tuple[Tallies, NDArray[np.float32], NDArray[np.int32]]:
     """Tally scores around the band ``0 ≤ low ≤ score ≤ high`` and collect those in it.
 
@@ -157,6 +200,7 @@ def count(
         low: Lower end, an fp32 number.
         high: Upper end, an fp32 number.
         room: How many to collect; if there are more, some are missing.
+        hashes: Gets what :func:`digest` gives of each site's memory, which is read once for both.
 
     Returns:
         A tally for each site; the scores found, in any order; the position of the site of each.
@@ -166,11 +210,15 @@ def count(
     table = np.array(sites, _SCORED)
     tallies = np.empty(len(sites), _TALLY)
     scores, owners = np.empty(room, np.float32), np.empty(room, np.int32)
+    hashed = None if hashes is None else np.empty(len(sites), np.uint64)
     # A negative zero's bits are those of no magnitude.
-    found = library.st3fx_count(
+    found = library.st3fx_scan(
         table.ctypes.data, len(table), low + 0.0, high, room,
-        tallies.ctypes.data, scores.ctypes.data, owners.ctypes.data, *_threads(),
+        tallies.ctypes.data, scores.ctypes.data, owners.ctypes.data,
+        None if hashed is None else hashed.ctypes.data, *_threads(),
     )  # fmt: skip
+    if hashes is not None and hashed is not None:
+        hashes[:] = hashed.tolist()
     kept = found if found <= room else 0
     return tallies, scores[:kept], owners[:kept]
 
@@ -181,6 +229,61 @@ def soft_threshold(sites: Sequence[Channels]) -> None:
     assert library is not None
     table = np.array(sites, _CHANNELS)
     library.st3fx_soft_threshold(table.ctypes.data, len(table), *_threads())
+
+
+def hard_threshold(sites: Sequence[Rows]) -> None:
+    """Write all sites' effective weights: what is above its threshold, else a positive zero."""
+    library = _library()
+    assert library is not None
+    table = np.array(sites, _ROWS)
+    library.st3fx_hard_threshold(table.ctypes.data, len(table), *_threads())
+
+
+def left(sites: Sequence[Rows]) -> list[int]:
+    """How many weights of each site are above their thresholds."""
+    library = _library()
+    assert library is not None
+    table, counts = np.array(sites, _ROWS), np.empty(len(sites), np.int64)
+    library.st3fx_left(table.ctypes.data, len(table), counts.ctypes.data, *_threads())
+    result: list[int] = counts.tolist()
+    return result
+
+
+def gradient(rule: Rule, rows: Rows, grad: int, *, along: int = 0, factor: float = 0.0) -> None:
+    """Write the gradient of a site's latent weight, and what that of its threshold is a sum of.
+
+    Args:
+        rule: How.
+        rows: The weights, and where their gradient goes.
+        grad: Address of the gradient of the effective weight.
+        along: Address of as many floats, for rules that have a gradient of the threshold.
+        factor: Of :attr:`Rule.SCALE`, for weights that are pruned.
+    """
+    library = _library()
+    assert library is not None
+    table = np.array((tuple(rows), grad, along, factor, int(rule)), _GRADIENTS)
+    library.st3fx_gradient(table.ctypes.data, *_threads())
+
+
+def gather(rows: Rows) -> tuple[int, NDArray[np.int64]]:
+    """Write the threshold over the magnitude of each weight that is left, in their order.
+
+    Returns:
+        How many there are, and where those of each piece begin, for :func:`scatter`.
+    """
+    library = _library()
+    assert library is not None
+    table = np.array(tuple(rows), _ROWS)
+    starts = np.empty(-(-rows.size // _PIECE), np.int64)
+    return library.st3fx_gather(table.ctypes.data, starts.ctypes.data, *_threads()), starts
+
+
+def scatter(rows: Rows, starts: NDArray[np.int64], factors: int) -> None:
+    """Write the weights that are left times their factors, which lie at an address, and zeros."""
+    library = _library()
+    assert library is not None
+    table = np.array(tuple(rows), _ROWS)
+    library.st3fx_scatter(table.ctypes.data, starts.ctypes.data, factors, *_threads())
 
 
 def measure(sites: Sequence[Measured]) -> None:

@@ -29,6 +29,7 @@ from st3fx.methods.moving import MaskedSite, Move, MovingMethod
 from st3fx.modules.marks import state_name
 from st3fx.sparsifier.bound import Bound
 from st3fx.sparsifier.thresholds import Thresholds, diverged
+from st3fx.sparsity.digest import Digest
 from st3fx.sparsity.formula import INACTIVE
 from st3fx.sparsity.masks import GROWING, MASKED
 from st3fx.sparsity.shards import local, local_part
@@ -63,18 +64,18 @@ class Masks(Thresholds):
         drawn: float | None = None,
         wait: bool = True,
         keep: bool = False,
-    ) -> None:
+    ) -> dict[str, Digest]:
         """As for thresholds; of masks that move those of the largest weights there are."""
         method = self.moving
         if method is None:
-            super().set(sparsity, bound, drawn=drawn, wait=wait, keep=keep)
-            return
+            return super().set(sparsity, bound, drawn=drawn, wait=wait, keep=keep)
         self._aside = None
         sites = self._masked_sites(bound)
         with diverged([item.site.name for item in bound]), torch.no_grad():
             masks = method.by_magnitude(sites, sparsity, self._own_finder())
         self._put_masks(bound, masks, sparsity)
         self._note_set(sparsity, bound)
+        return {}
 
     def keep_zeros(self, *, pin: bool) -> float:
         """As for thresholds; masks that move begin here, from the zeros if there are some.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from st3fx.sparsifier.attachment import Attachment, Stillness
 from st3fx.sparsifier.bound import Bound, drop, marks
 from st3fx.sparsifier.run import SLACK, Run, run_of
 from st3fx.sparsity import cache, ties
+from st3fx.sparsity.digest import Digest
 from st3fx.sparsity.drawing import decided
 from st3fx.sparsity.shards import Spread, fill, local, spread_of, whole
 from st3fx.whose import callers_level
@@ -216,6 +218,7 @@ class Sparsifier:
         self._warn_of_half(bound)
         self._warn_of_optimizer(bound, trained=run.trained)
         run.steps += 1
+        known: dict[str, Digest] = {}
         if isinstance(method, LearnedMethod):
             self._after_step(method, bound)
         elif isinstance(method, MovingMethod):
@@ -226,8 +229,8 @@ class Sparsifier:
             every = 1 if isinstance(method, DrawnMethod) else conversion.update_every
             if run.steps % every == 0 or run.steps == total:
                 wanted, drawn, last = self._wanted(), run.drawn(), run.steps == total
-                run.set(wanted, bound, drawn=drawn, wait=last, keep=not run.held)
-        self._refresh_effective(bound)
+                known = run.set(wanted, bound, drawn=drawn, wait=last, keep=not run.held)
+        self._refresh_effective(bound, known)
 
     def _wanted(self) -> float:
         """The sparsity for the present step."""
@@ -367,8 +370,21 @@ class Sparsifier:
             method.after_step(item.weight(), threshold, item.site)
 
     @torch.no_grad()
-    def _refresh_effective(self, bound: list[Bound]) -> None:
-        cache.refresh(item.inputs() for item in bound if item.compute is None)
+    def _refresh_effective(
+        self, bound: list[Bound], known: Mapping[str, Digest] | None = None
+    ) -> None:
+        """Compute the effective weights.
+
+        Args:
+            bound: The sites.
+            known: Digests of weights as they are, by the names of their sites.
+        """
+        own = [item for item in bound if item.compute is None]
+        digests = {
+            id(item.weight()): known[item.site.name]
+            for item in own if known and item.site.name in known
+        }  # fmt: skip
+        cache.refresh([item.inputs() for item in own], digests)
 
     @torch.inference_mode(False)  # masks made there could not be saved for a backward later on
     @torch.no_grad()

@@ -166,7 +166,7 @@ class Thresholds:
         drawn: float | None = None,
         wait: bool = True,
         keep: bool = False,
-    ) -> None:
+    ) -> dict[str, Digest]:
         """Set all thresholds for a sparsity over the present weights; 0 makes them inactive.
 
         Args:
@@ -177,6 +177,9 @@ class Thresholds:
             wait: Else a GPU is not waited for: ties that no search has met yet are split one
                 search later.
             keep: Whether what goes now stays away, where the method wants that.
+
+        Returns:
+            Digests of weights, by the names of their sites, where the search has read them.
         """
         method = self._method()
         assert isinstance(method, TargetMethod)
@@ -186,7 +189,8 @@ class Thresholds:
             self._zero_pruned(bound)
         if isinstance(method, DrawnMethod):
             self._project(method, sparsity, bound)
-        self._set(method, own, bound, wait=wait)
+        known: dict[str, Digest] = {}
+        self._set(method, own, bound, wait=wait, known=known)
         if isinstance(method, DrawnMethod) and self.level is not None:
             self._draw_masks(method, bound)
         if keep and method.keeps and sparsity > 0:
@@ -195,6 +199,7 @@ class Thresholds:
                 self.keep_pruned(bound)
         self.sparsity = sparsity
         self._note(bound, digest=False, stale=own != sparsity)
+        return known
 
     @staticmethod
     @torch.no_grad()
@@ -337,6 +342,7 @@ class Thresholds:
         pinned: float | None = None,
         *,
         wait: bool = True,
+        known: dict[str, Digest] | None = None,
     ) -> None:
         sites = [item.site for item in bound]
         found: dict[int, Tensor] = {}
@@ -344,7 +350,7 @@ class Thresholds:
         if sparsity > (self._pinned(bound) if pinned is None else pinned):
             for target in targets(method, sites, sparsity):
                 if target.share > 0:
-                    found |= self._search(method, bound, target, sparsity, wait=wait)
+                    found |= self._search(method, bound, target, sparsity, wait=wait, known=known)
         self._sampling = False
         for index, item in enumerate(bound):
             self.put(item, found.get(index, INACTIVE))
@@ -357,6 +363,7 @@ class Thresholds:
         sparsity: float,
         *,
         wait: bool,
+        known: dict[str, Digest] | None,
     ) -> dict[int, Tensor]:
         """Thresholds of the sites that share one, by their positions."""
         items = [bound[index] for index in target.sites]
@@ -369,7 +376,15 @@ class Thresholds:
         groupings = [method.granularity.grouping(site) for site in sites]
         scales = [method.scale(site) for site in sites]
         with diverged([site.name for site in sites]):
-            level = finder.find(weights, scales, target.share, costs, groupings, wait=wait)
+            level = finder.find(
+                weights, scales, target.share, costs, groupings, wait=wait, digest=known is not None
+            )
+        if known is not None:
+            known |= {
+                sites[i].name: own
+                for i, own in finder.digests.items()
+                if weights[i] is items[i].weight()  # not its masked values, nor what is learned
+            }
         for index in finder.empty:
             self._warn_of_empty(sites[index].name, sparsity)
         if not target.key:

@@ -14,7 +14,7 @@ each forward. Entries die with their parameters and are no part of any model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,15 +129,23 @@ def lookup(inputs: Inputs, *, differentiable: bool) -> Tensor | None:
         return alias if differentiable else alias.clone()
 
 
-def refresh(sites: Iterable[Inputs]) -> None:
-    """Compute the effective weights of the sites that forwards have asked for since last time."""
+def refresh(sites: Iterable[Inputs], known: Mapping[int, Digest] | None = None) -> None:
+    """Compute the effective weights of the sites that forwards have asked for since last time.
+
+    Args:
+        sites: What they are computed from.
+        known: Digests of weights as they are now, by the weights' identities.
+    """
+    known = {} if known is None else known
     # Made in inference mode, they could not be saved for a backward later on.
     with _LOCK, torch.inference_mode(False), torch.no_grad():
         entries = [(inputs, entry) for inputs in sites if (entry := _asked_for(inputs.weight))]
-        found = iter(digests([t for inputs, _ in entries for t in _digested(inputs)]))
+        tensors = [t for inputs, _ in entries for t in _digested(inputs)]
+        found = iter(digests([t for t in tensors if id(t) not in known]))
         jobs = []
         for inputs, entry in entries:
-            digest = tuple(next(found) for _ in _digested(inputs))
+            own = _digested(inputs)
+            digest = tuple(known[id(t)] if id(t) in known else next(found) for t in own)
             hidden = () in digest  # nothing would tell of what a fused optimizer has written
             if hidden:
                 _watch_optimizers()

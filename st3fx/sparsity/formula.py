@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from st3fx.plan.sites import Layout
+from st3fx.sparsity import kernels
 from st3fx.sparsity.drawing import is_drawn
 from st3fx.sparsity.granularity import magnitudes
 from st3fx.sparsity.ties import is_split, untied
@@ -110,6 +111,10 @@ def hard(weight: Tensor, bound: Tensor, out: Tensor, magnitude: Tensor | None = 
     """
     if magnitude is not None:
         return normal(torch.where(magnitude > bound, weight, 0.0), out)
+    rows = kernels.rows(weight, bound, out)
+    if rows is not None:
+        kernels.hard_threshold(rows)
+        return out
     return torch.mul(weight, weight.abs() > bound, out=out).add_(0.0)
 
 

@@ -160,7 +160,8 @@ def _function(
         """What the mask lets through; ``saved`` is a mask and perhaps a threshold, or nothing."""
         if not saved:
             return grad
-        return grad * (saved[0] if passes is None else saved[0] | passes(saved[1]))
+        mask = saved[0] if passes is None else saved[0] | passes(saved[1])
+        return grad * mask.to(grad.dtype)  # a product with booleans takes torch six times as long
 
     class EffectiveWeight(_SingleLevelFunction):
         """Single-level, because it runs below the dispatcher.

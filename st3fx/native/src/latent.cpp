@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "cpu.h"
@@ -110,22 +111,82 @@ struct Bytes {
   int64_t size;
 };
 
+/// Weights that are compared with thresholds: `size` floats in one piece of memory, rows of `length`
+/// with a threshold each in `thresholds`, or, where that is null, all with one.
+struct Rows {
+  const float* weight;
+  float* out;
+  int64_t size, length;
+  const float* thresholds;
+  float threshold;
+};
+
+/// Rows with the gradient of their effective weights and, where a threshold has one, room for that
+/// of the same shape, which is to be added up.
+struct Gradients {
+  Rows rows;
+  const float* grad;
+  float* along;
+  float factor;
+  Rule rule;
+};
+
+namespace {
+
+/// The hash of each site from those of its tasks.
+void join(const std::vector<Task>& tasks, const std::vector<uint64_t>& found, int64_t count,
+          uint64_t* hashes) {
+  std::fill_n(hashes, count, 0);
+  for (size_t i = 0; i < tasks.size(); i++) {
+    uint64_t& hash = hashes[tasks[i].site];
+    hash = hash * 0xd6e8feb86659fd93u + found[i];
+  }
+}
+
+/// Calls `use(threshold, offset, size)` for the parts of rows that a task has.
+template <class Use>
+void for_each_row(const Rows& rows, const Task& task, const Use& use) {
+  if (!rows.thresholds) return use(rows.threshold, task.first, task.size);
+  for (int64_t i = task.first, end = task.first + task.size; i < end;) {
+    const int64_t row = i / rows.length, size = std::min((row + 1) * rows.length, end) - i;
+    use(rows.thresholds[row], i, size);
+    i += size;
+  }
+}
+
+/// Tasks of one piece each.
+template <class Size>
+std::vector<Task> pieces_of(int64_t count, const Size& size) {
+  return tasks_of(count, size, [](int64_t) { return kPiece; });
+}
+
+/// The tasks of one site, for `st3fx_gather` and `st3fx_scatter`.
+std::vector<Task> pieces_of(const Rows& rows) {
+  return pieces_of(1, [&](int64_t) { return rows.size; });
+}
+
+}  // namespace
+
 /// Tallies the scores of each site around the band from `low` to `high` (0 or more), and collects
 /// those in it with the position of their site, in any order, while there is room for all.
-/// Gives the number in the band; of more than `room` nothing is collected in full.
-ST3FX_EXPORT int64_t st3fx_count(const Scored* sites, int64_t count, float low, float high,
-                                 int64_t room, Tally* tallies, float* scores, int32_t* owners,
-                                 Parallel parallel, unsigned threads) {
+/// Gives the number in the band; of more than `room` nothing is collected in full. With `hashes`
+/// these get what `st3fx_digest` gives of the weights, which are read once for both.
+ST3FX_EXPORT int64_t st3fx_scan(const Scored* sites, int64_t count, float low, float high,
+                                int64_t room, Tally* tallies, float* scores, int32_t* owners,
+                                uint64_t* hashes, Parallel parallel, unsigned threads) {
   const Kernels& run = kernels();
   const Band band = band_of(low, high);
-  const auto tasks = tasks_of(
-      count, [&](int64_t site) { return sites[site].size; }, [](int64_t) { return kPiece; });
+  const auto tasks = pieces_of(count, [&](int64_t site) { return sites[site].size; });
   std::vector<Tally> found(tasks.size());
+  std::vector<uint64_t> hashed(hashes ? tasks.size() : 0);
   std::atomic<int64_t> inside{0};
   for_each(tasks.size(), parallel, threads, [&](int64_t i) {
     const Task& task = tasks[i];
     const Scored& site = sites[task.site];
     const float* values = site.weights + task.first;
+    if (hashes)
+      hashed[i] = run.digest(reinterpret_cast<const uint8_t*>(values),
+                             task.size * static_cast<int64_t>(sizeof(float)));
     float scaled[kPiece];
     if (site.scale != 1.0f) {
       run.score(values, task.size, site.scale, scaled);
@@ -145,7 +206,79 @@ ST3FX_EXPORT int64_t st3fx_count(const Scored* sites, int64_t count, float low, 
     tally.inside += found[i].inside;
     tally.largest = std::max(tally.largest, found[i].largest);
   }
+  if (hashes) join(tasks, hashed, count, hashes);
   return inside;
+}
+
+/// Computes the effective weights of all sites by a hard threshold.
+ST3FX_EXPORT void st3fx_hard_threshold(const Rows* sites, int64_t count, Parallel parallel,
+                                       unsigned threads) {
+  const Kernels& run = kernels();
+  const auto tasks = pieces_of(count, [&](int64_t site) { return sites[site].size; });
+  for_each(tasks.size(), parallel, threads, [&](int64_t i) {
+    const Rows& rows = sites[tasks[i].site];
+    for_each_row(rows, tasks[i], [&](float threshold, int64_t at, int64_t size) {
+      run.harden(rows.weight + at, size, threshold, rows.out + at);
+    });
+  });
+}
+
+/// How many weights of each site are above their thresholds.
+ST3FX_EXPORT void st3fx_left(const Rows* sites, int64_t count, int64_t* left, Parallel parallel,
+                             unsigned threads) {
+  const Kernels& run = kernels();
+  const auto tasks = pieces_of(count, [&](int64_t site) { return sites[site].size; });
+  std::vector<int64_t> found(tasks.size());
+  for_each(tasks.size(), parallel, threads, [&](int64_t i) {
+    const Rows& rows = sites[tasks[i].site];
+    for_each_row(rows, tasks[i], [&](float threshold, int64_t at, int64_t size) {
+      found[i] += run.left(rows.weight + at, size, threshold);
+    });
+  });
+  std::fill_n(left, count, 0);
+  for (size_t i = 0; i < tasks.size(); i++) left[tasks[i].site] += found[i];
+}
+
+/// Computes the gradient of one site's latent weight, and what that of its threshold is a sum of.
+ST3FX_EXPORT void st3fx_gradient(const Gradients* site, Parallel parallel, unsigned threads) {
+  const Kernels& run = kernels();
+  const Rows& rows = site->rows;
+  const auto tasks = pieces_of(rows);
+  for_each(tasks.size(), parallel, threads, [&](int64_t i) {
+    for_each_row(rows, tasks[i], [&](float threshold, int64_t at, int64_t size) {
+      run.pass_back(site->rule, site->grad + at, rows.weight + at, size, threshold, site->factor,
+                    rows.out + at, site->along ? site->along + at : nullptr);
+    });
+  });
+}
+
+/// Writes the threshold over the magnitude of each weight that is left into `out`, in their order.
+/// `starts`, one for each piece, gets where a piece's begin. Gives their number. NaN is left.
+ST3FX_EXPORT int64_t st3fx_gather(const Rows* site, int64_t* starts, Parallel parallel,
+                                  unsigned threads) {
+  const Kernels& run = kernels();
+  const auto tasks = pieces_of(*site);
+  for_each(tasks.size(), parallel, threads, [&](int64_t i) {
+    starts[i] = run.remaining(site->weight + tasks[i].first, tasks[i].size, site->threshold);
+  });
+  int64_t total = 0;
+  for (size_t i = 0; i < tasks.size(); i++) total += std::exchange(starts[i], total);
+  for_each(tasks.size(), parallel, threads, [&](int64_t i) {
+    run.gather(site->weight + tasks[i].first, tasks[i].size, site->threshold,
+               site->out + starts[i]);
+  });
+  return total;
+}
+
+/// Writes effective weights: those that `st3fx_gather` has found times their factors, and zeros.
+ST3FX_EXPORT void st3fx_scatter(const Rows* site, const int64_t* starts, const float* factors,
+                                Parallel parallel, unsigned threads) {
+  const Kernels& run = kernels();
+  const auto tasks = pieces_of(*site);
+  for_each(tasks.size(), parallel, threads, [&](int64_t i) {
+    run.scatter(site->weight + tasks[i].first, tasks[i].size, site->threshold,
+                factors + starts[i], site->out + tasks[i].first);
+  });
 }
 
 /// Computes the effective weights of all sites by ST-3's formula, thresholds being active.
@@ -221,9 +354,5 @@ ST3FX_EXPORT void st3fx_digest(const Bytes* ranges, int64_t count, uint64_t* has
   for_each(tasks.size(), parallel, threads, [&](int64_t i) {
     found[i] = run.digest(ranges[tasks[i].site].data + tasks[i].first, tasks[i].size);
   });
-  std::fill_n(hashes, count, 0);
-  for (size_t i = 0; i < tasks.size(); i++) {
-    uint64_t& hash = hashes[tasks[i].site];
-    hash = hash * 0xd6e8feb86659fd93u + found[i];
-  }
+  join(tasks, found, count, hashes);
 }

@@ -27,6 +27,14 @@ struct Band {
   int32_t low, high;
 };
 
+/// What a gradient rule makes of the gradient `g` of an effective weight, `m` being whether the
+/// weight `w` is left, `t` the threshold.
+enum class Rule : int32_t {
+  scale,  ///< `g` where `m`, else `g` times the factor
+  sign,   ///< `g m`; along the threshold `g m sign(w)`; without a threshold `m` is 1
+  tails,  ///< `g (m + |w| s)`; along the threshold `g w s`, with DST's `s` (st3fx/methods/dst.py)
+};
+
 /// The kernels of one instruction set. All of them give the same bits.
 struct Kernels {
   /// `scores[i] = |weights[i] / scale|`.
@@ -34,6 +42,27 @@ struct Kernels {
 
   /// Counts magnitudes around a band.
   Tally (*count)(const float* scores, int64_t size, Band band);
+
+  /// How many weights are above a threshold.
+  int64_t (*left)(const float* weight, int64_t size, float threshold);
+
+  /// How many are not up to a threshold: NaN is not.
+  int64_t (*remaining)(const float* weight, int64_t size, float threshold);
+
+  /// `out[i] = weights[i]` where its magnitude is above the threshold, else a positive zero.
+  void (*harden)(const float* weight, int64_t size, float threshold, float* out);
+
+  /// A gradient, for weights that share a threshold, see `Rule`. Only some rules write `along`.
+  void (*pass_back)(Rule rule, const float* grad, const float* weight, int64_t size,
+                    float threshold, float factor, float* out, float* along);
+
+  /// Writes `threshold / |w|` of the weights of a piece that are left, one after another.
+  void (*gather)(const float* weight, int64_t size, float threshold, float* ratios);
+
+  /// `out[i] = weights[i]` times the next factor where it is left, else a positive zero. Reads one
+  /// factor more than there are.
+  void (*scatter)(const float* weight, int64_t size, float threshold, const float* factors,
+                  float* out);
 
   /// Collects the magnitudes in a band; gives their number.
   int64_t (*collect)(const float* scores, int64_t size, Band band, float* found);

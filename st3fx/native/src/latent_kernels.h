@@ -10,10 +10,34 @@
 #include <limits>
 #include <type_traits>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "latent.h"
 
 namespace st3fx::latent {
 namespace {
+
+/// As many lanes as a register has; results do not depend on their number.
+#if defined(__AVX512F__)
+constexpr int kWide = 16;
+#elif defined(__AVX__)
+constexpr int kWide = 8;
+#else
+constexpr int kWide = 4;
+#endif
+// Typedefs: clang drops the alignment from an alias, and takes all addresses for aligned ones.
+typedef float Vector __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
+typedef int32_t Mask __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
+
+Vector& at(float* lanes) { return *reinterpret_cast<Vector*>(lanes); }
+const Vector& at(const float* lanes) { return *reinterpret_cast<const Vector*>(lanes); }
+Mask& at(int32_t* lanes) { return *reinterpret_cast<Mask*>(lanes); }
+const Mask& at(const int32_t* lanes) { return *reinterpret_cast<const Mask*>(lanes); }
+
+Vector only(Mask mask, Vector values) { return (Vector)(mask & (Mask)values); }
+Vector absolute(Vector values) { return (Vector)((Mask)values & 0x7fffffff); }
 
 int32_t magnitude_bits(float value) {
   int32_t bits;
@@ -26,44 +50,61 @@ void score(const float* weights, int64_t size, float scale, float* scores) {
 }
 
 Tally count(const float* scores, int64_t size, Band band) {
-  int32_t below[kLanes] = {}, upto[kLanes] = {}, largest[kLanes] = {};
-  const auto take = [&](int lane, float score) {
-    const int32_t bits = magnitude_bits(score);
-    below[lane] += bits < band.low;
-    upto[lane] += bits <= band.high;
-    largest[lane] = std::max(largest[lane], bits);
-  };
+  // Integers are added in any order: as many at a time as stay in registers, in two chains.
+  constexpr int kStep = 2 * kWide;
+  Mask below[2] = {}, upto[2] = {}, largest[2] = {};
   int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes)
-    for (int lane = 0; lane < kLanes; lane++) take(lane, scores[i + lane]);
-  for (int lane = 0; i + lane < size; lane++) take(lane, scores[i + lane]);
-
+  for (; i + kStep <= size; i += kStep)
+    for (int half = 0; half < 2; half++) {
+      const Mask bits = (Mask)at(scores + i + half * kWide) & 0x7fffffff;
+      below[half] -= (Mask)(bits < band.low);
+      upto[half] -= (Mask)(bits <= band.high);
+      const Mask more = (Mask)(bits > largest[half]);
+      largest[half] = (more & bits) | (~more & largest[half]);
+    }
   Tally tally;
-  for (int lane = 0; lane < kLanes; lane++) {
-    tally.below += below[lane];
-    tally.inside += upto[lane] - below[lane];
-    tally.largest = std::max(tally.largest, largest[lane]);
+  for (int half = 0; half < 2; half++)
+    for (int lane = 0; lane < kWide; lane++) {
+      tally.below += below[half][lane];
+      tally.inside += upto[half][lane] - below[half][lane];
+      tally.largest = std::max(tally.largest, largest[half][lane]);
+    }
+  for (; i < size; i++) {
+    const int32_t bits = magnitude_bits(scores[i]);
+    tally.below += bits < band.low;
+    tally.inside += bits >= band.low && bits <= band.high;
+    tally.largest = std::max(tally.largest, bits);
   }
   return tally;
 }
 
+/// One bit for each lane.
+uint32_t bits_of(Mask mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#elif defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_ps((__m128)mask));
+#else
+  uint32_t bits = 0;
+  for (int lane = 0; lane < kWide; lane++) bits |= static_cast<uint32_t>(mask[lane] & 1) << lane;
+  return bits;
+#endif
+}
+
 int64_t collect(const float* scores, int64_t size, Band band, float* found) {
-  constexpr int kGroup = 32;  // few groups have one, so most are passed over as a whole
-  const auto width = static_cast<uint32_t>(band.high - band.low);
-  const auto is_inside = [&](float score) {
-    return static_cast<uint32_t>(magnitude_bits(score) - band.low) <= width;
-  };
   float* end = found;
-  const auto take = [&](float score) {
-    if (is_inside(score)) *end++ = std::fabs(score);
-  };
   int64_t i = 0;
-  for (; i + kGroup <= size; i += kGroup) {
-    int32_t any = 0;
-    for (int k = 0; k < kGroup; k++) any |= is_inside(scores[i + k]);
-    for (int k = 0; any && k < kGroup; k++) take(scores[i + k]);
+  for (; i + kWide <= size; i += kWide) {  // few vectors have one
+    const Mask bits = (Mask)at(scores + i) & 0x7fffffff;
+    uint32_t inside = bits_of((Mask)(bits >= band.low) & (Mask)(bits <= band.high));
+    for (; inside; inside &= inside - 1) *end++ = std::fabs(scores[i + __builtin_ctz(inside)]);
   }
-  for (; i < size; i++) take(scores[i]);
+  for (; i < size; i++) {
+    const int32_t bits = magnitude_bits(scores[i]);
+    if (bits >= band.low && bits <= band.high) *end++ = std::fabs(scores[i]);
+  }
   return end - found;
 }
 
@@ -102,6 +143,88 @@ void soften(const float* weight, int64_t size, float threshold, bool rescale, fl
     const float scaled = std::copysign(shrunk * factor, weight[i]);
     out[i] = shrunk <= 0.0f ? 0.0f : scaled;  // NaN stays
   }
+}
+
+/// How many weights of a piece, or of several, `is_counted`.
+template <class Condition>
+int64_t count_of(const float* weight, int64_t size, const Condition& is_counted) {
+  int64_t sum = 0;
+  for (int64_t begin = 0; begin < size; begin += kPiece) {
+    const int64_t end = std::min(begin + kPiece, size);
+    int32_t count = 0;
+    for (int64_t i = begin; i < end; i++) count += is_counted(std::fabs(weight[i]));
+    sum += count;
+  }
+  return sum;
+}
+
+int64_t left(const float* weight, int64_t size, float threshold) {
+  return count_of(weight, size, [=](float magnitude) { return magnitude > threshold; });
+}
+
+int64_t remaining(const float* weight, int64_t size, float threshold) {
+  return count_of(weight, size, [=](float magnitude) { return !(magnitude <= threshold); });
+}
+
+void harden(const float* weight, int64_t size, float threshold, float* out) {
+  for (int64_t i = 0; i < size; i++)  // NaN stays
+    out[i] = weight[i] * (std::fabs(weight[i]) > threshold ? 1.0f : 0.0f) + 0.0f;
+}
+
+/// The long-tailed estimate of the derivative of a step.
+float step_derivative(float x) {
+  const float distance = std::fabs(x), near = 2.0f - 4.0f * distance;
+  return distance <= 0.4f ? near : distance <= 1.0f ? 0.4f : 0.0f;
+}
+
+void pass_back(Rule rule, const float* grad, const float* weight, int64_t size, float threshold,
+               float factor, float* __restrict out, float* __restrict along) {
+  switch (rule) {
+    case Rule::scale:
+      for (int64_t i = 0; i < size; i++)
+        out[i] = grad[i] * (std::fabs(weight[i]) > threshold ? 1.0f : factor);
+      break;
+    case Rule::sign:
+      for (int64_t i = 0; i < size; i++) {
+        const float w = weight[i], sign = (w > 0.0f ? 1.0f : 0.0f) - (w < 0.0f ? 1.0f : 0.0f);
+        const bool is_left = std::fabs(w) > threshold || threshold == 0.0f;
+        out[i] = grad[i] * (is_left ? 1.0f : 0.0f);
+        along[i] = out[i] * sign;
+      }
+      break;
+    case Rule::tails:
+      for (int64_t i = 0; i < size; i++) {
+        const float magnitude = std::fabs(weight[i]);
+        const float slope = threshold < 0.0f ? 0.0f : step_derivative(magnitude - threshold);
+        out[i] = grad[i] * ((magnitude > threshold ? 1.0f : 0.0f) + magnitude * slope);
+        along[i] = grad[i] * (weight[i] * slope);
+      }
+      break;
+  }
+}
+
+// Which weights are left is as good as random: without branches, by way of memory of their own.
+
+void gather(const float* weight, int64_t size, float threshold, float* ratios) {
+  float all[kPiece], found[kPiece + 1];
+  for (int64_t i = 0; i < size; i++) all[i] = threshold / std::fabs(weight[i]);
+  int64_t count = 0;
+  for (int64_t i = 0; i < size; i++) {
+    found[count] = all[i];
+    count += !(std::fabs(weight[i]) <= threshold);
+  }
+  std::copy_n(found, count, ratios);
+}
+
+void scatter(const float* weight, int64_t size, float threshold, const float* factors, float* out) {
+  float all[kPiece];
+  int64_t next = 0;
+  for (int64_t i = 0; i < size; i++) {
+    all[i] = factors[next];
+    next += !(std::fabs(weight[i]) <= threshold);
+  }
+  for (int64_t i = 0; i < size; i++)
+    out[i] = std::fabs(weight[i]) <= threshold ? 0.0f : weight[i] * all[i] + 0.0f;
 }
 
 constexpr float kLargest = std::numeric_limits<float>::max();
@@ -171,25 +294,6 @@ struct Layout {
     for_each_weight(tile, [&](int i, int lane, int64_t at) { to[at] = planes[i][lane]; });
   }
 };
-
-/// As many lanes as a register has; results do not depend on their number.
-#if defined(__AVX512F__)
-constexpr int kWide = 16;
-#elif defined(__AVX__)
-constexpr int kWide = 8;
-#else
-constexpr int kWide = 4;
-#endif
-// Typedefs: clang drops the alignment from an alias, and takes all addresses for aligned ones.
-typedef float Vector __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
-typedef int32_t Mask __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
-
-Vector& at(float* lanes) { return *reinterpret_cast<Vector*>(lanes); }
-Mask& at(int32_t* lanes) { return *reinterpret_cast<Mask*>(lanes); }
-const Mask& at(const int32_t* lanes) { return *reinterpret_cast<const Mask*>(lanes); }
-
-Vector only(Mask mask, Vector values) { return (Vector)(mask & (Mask)values); }
-Vector absolute(Vector values) { return (Vector)((Mask)values & 0x7fffffff); }
 
 /// A tile of groups with what decides on each weight.
 template <int Size, bool Some>
@@ -452,6 +556,8 @@ uint64_t digest(const uint8_t* bytes, int64_t size) {
 
 }  // namespace
 
-extern const Kernels KERNELS = {score, count, collect, soften, measure, soften_blocks, finish, digest};
+extern const Kernels KERNELS = {
+    score,   count,   left,   remaining, harden,        pass_back, gather,
+    scatter, collect, soften, measure,   soften_blocks, finish,    digest};
 
 }  // namespace st3fx::latent

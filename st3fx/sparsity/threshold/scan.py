@@ -23,6 +23,7 @@ from torch import Tensor
 
 from st3fx.errors import StateError
 from st3fx.native import latent
+from st3fx.sparsity.digest import Digest
 from st3fx.sparsity.shards import Spread
 from st3fx.sparsity.stored import Lazy
 from st3fx.tensors import in_memory_order
@@ -115,9 +116,12 @@ class Counts:
         below: Scores below the band, for each site.
         inside: Scores in it, both ends included.
         largest: The largest score of all; NaN if any is.
+        digests: Of weights, by the positions of their sites, where they were asked for and cost no
+            pass of their own.
     """
 
     def __init__(self, sites: int) -> None:
+        self.digests: dict[int, Digest] = {}
         self.below = np.zeros(sites, np.int64)
         self.inside = np.zeros(sites, np.int64)
         self.largest = np.zeros(sites, np.float32)
@@ -156,7 +160,9 @@ class Counts:
         return Around(lower, np.bincount(owners[equal], minlength=sites), largest)
 
 
-def count(sources: Sequence[Source], low: float, high: float, limit: int) -> Counts:
+def count(
+    sources: Sequence[Source], low: float, high: float, limit: int, *, digest: bool = False
+) -> Counts:
     """Count and collect the scores of each site in the band ``low ≤ score ≤ high``.
 
     Args:
@@ -164,13 +170,14 @@ def count(sources: Sequence[Source], low: float, high: float, limit: int) -> Cou
         low: Lower end, an fp32 number, 0 or more.
         high: Upper end, an fp32 number, at least ``low``.
         limit: If there are more scores in the band, some may be missing from those collected.
+        digest: Whether weights that are read once for this are digested, too.
     """
     counts = Counts(len(sources))
     stored = [i for i, source in enumerate(sources) if isinstance(source.weight, Lazy)]
     here = [i for i, source in enumerate(sources) if not isinstance(source.weight, Lazy)]
     # What lies in files is read one after the other.
     for indices in ([here] if here else []) + [[index] for index in stored]:
-        _count_some(sources, indices, (low, high), limit, counts)
+        _count_some(sources, indices, (low, high), limit, counts, digest=digest)
         if stored:
             advance()
     return counts
@@ -182,6 +189,8 @@ def _count_some(
     band: tuple[float, float],
     limit: int,
     counts: Counts,
+    *,
+    digest: bool,
 ) -> None:
     """Count some of the sites, whose weights are all in memory meanwhile."""
     native: dict[int, latent.Scored] = {}
@@ -196,7 +205,9 @@ def _count_some(
     if native:
         indices = np.array(list(native), np.int32)
         room = min(max(0, limit - int(counts.inside.sum())), sum(flat.numel() for flat in flats))
-        tallies, scores, owners = latent.count(list(native.values()), *band, room)
+        hashes: list[int] | None = [] if digest else None
+        tallies, scores, owners = latent.count(list(native.values()), *band, room, hashes)
+        counts.digests |= {i: (value,) for i, value in zip(native, hashes or (), strict=False)}
         counts.below[indices] = tallies["below"]
         counts.inside[indices] = tallies["inside"]
         counts.largest[indices] = tallies["largest"]
@@ -302,7 +313,9 @@ class Band:
         return from_bits(last)
 
 
-def count_band(sites: Sequence[ScoredSite], low: float, high: float, limit: int) -> Band:
+def count_band(
+    sites: Sequence[ScoredSite], low: float, high: float, limit: int, *, digest: bool = False
+) -> Band:
     """Count the scores around a band and collect those in it, in one pass.
 
     Args:
@@ -310,11 +323,12 @@ def count_band(sites: Sequence[ScoredSite], low: float, high: float, limit: int)
         low: Lower end, an fp32 number.
         high: Upper end, an fp32 number, at least ``low``.
         limit: Scores to collect before only counting goes on.
+        digest: As of :func:`count`.
 
     Raises:
         NotFiniteError: If weights are NaN.
     """
-    counts = count([site.source for site in sites], low, high, limit)
+    counts = count([site.source for site in sites], low, high, limit, digest=digest)
     everything, owners = counts.collected()
     prices = np.array([site.cost for site in sites], np.int64)
     below = inside = 0

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from st3fx.errors import StateError
 from st3fx.sparsity import gpu
+from st3fx.sparsity.digest import Digest
 from st3fx.sparsity.granularity import Grouping, scores
 from st3fx.sparsity.shards import Spread, is_cut, local, spread_of
 from st3fx.sparsity.stored import Lazy, Stored
@@ -170,6 +171,9 @@ class GlobalThreshold:
         nothing is said of that: it would have to be waited for. Of N of M none is ever empty."""
         self.ties: dict[int, Tensor] = {}
         """Thresholds of sites with scores equal to ``T``, by position, where these were split."""
+        self._digests_wanted = False
+        self.digests: dict[int, Digest] = {}
+        """Of weights, by position, where the last search was asked for them and has read them."""
         self._noted = Noted()
 
     def find(
@@ -181,6 +185,7 @@ class GlobalThreshold:
         groupings: Sequence[Grouping | None] = (),
         *,
         wait: bool = True,
+        digest: bool = False,
     ) -> Tensor:
         """``T`` for a sparsity, which sites it empties, and :attr:`ties`.
 
@@ -193,6 +198,7 @@ class GlobalThreshold:
             groupings: The groups of each site; none where weights go one by one.
             wait: Else, on a GPU, equal scores are split from the search after the one that first
                 meets them: nothing waits for the device. Elsewhere it changes nothing.
+            digest: Whether :attr:`digests` are wanted.
 
         Returns:
             0-dimensional fp32 tensor on the first weight's device; layer ``l`` has ``T·σ_l``. The
@@ -216,12 +222,14 @@ class GlobalThreshold:
         total = sum(site.numel * site.cost for site in sites)
         if total == 0:
             raise StateError("no weight to find a threshold over")
-        self.ties = {}
+        self.ties, self.digests, self._digests_wanted = {}, {}, digest
         index = (total - 1) * sparsity
         need = math.floor(index) + 1 if plain else max(1, math.ceil(total * sparsity))
         if _fits_gpu(sites):
             return self._on_gpu(sites, layers, (total, sparsity, need), plain=plain, wait=wait)
         result, upto, equal, band = self._host(sites, owners, (total, index, need), plain=plain)
+        single = {i for i, owner in enumerate(owners) if layers[owner].grouping is None}
+        self.digests = {owners[i]: own for i, own in self.digests.items() if i in single}
         level = result.item()
         gone = {
             i
@@ -321,8 +329,11 @@ class GlobalThreshold:
         bracket = Bracket(self._guesses(sites, need, total))
         while True:
             low, high = bracket.band()
-            band = count_band(sites, low, high, limit if low < high else 0)
+            room = limit if low < high else 0
+            band = count_band(sites, low, high, room, digest=self._digests_wanted)
             self.passes += 1
+            if self._digests_wanted:
+                self.digests, self._digests_wanted = band.counts.digests, False
             if need <= band.below:
                 bracket.is_below()
             elif need > band.below + band.inside:
