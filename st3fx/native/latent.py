@@ -146,6 +146,8 @@ def _library() -> ctypes.CDLL | None:
         library = load()
     except NativeError:
         return None
+    if not hasattr(library, "st3fx_scan"):  # built from an older tree: as if there were none
+        return None
     pointer, size, real, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_uint
     for name, result, arguments in (
         ("scan", size, (pointer, size, real, real, size, *[pointer] * 4)),

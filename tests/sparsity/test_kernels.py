@@ -137,10 +137,11 @@ def test_a_gradient_that_has_one_itself(monkeypatch: pytest.MonkeyPatch) -> None
         torch.manual_seed(0)
         model, sparsifier = st3fx.convert(nn.Linear(8, 4), torch.randn(2, 8), st3fx.methods.GMP())
         sparsifier.set_sparsity(0.5)
-        first = torch.autograd.grad(
-            model(torch.ones(3, 8)).square().sum(), model.parameters(), create_graph=True
-        )
-        return list(torch.autograd.grad(sum(g.square().sum() for g in first), model.parameters()))  # type: ignore[arg-type]
+        weights = list(model.parameters())
+        loss = model(torch.ones(3, 8)).square().sum()
+        first = torch.autograd.grad(loss, weights, create_graph=True)
+        total = torch.stack([gradient.square().sum() for gradient in first]).sum()
+        return list(torch.autograd.grad(total, weights))
 
     assert all(map(torch.equal, second(), without_kernels(monkeypatch, second)))
 
