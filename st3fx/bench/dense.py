@@ -140,7 +140,10 @@ def _filled(array: Array, zeros: int, generator: np.random.Generator) -> Array:
     left = array[array != 0].astype(np.float64)
     # All that is new adds _SCALE² to the sum of squares of what is left.
     size = _SCALE * np.sqrt(np.square(left).sum() / zeros) if left.size else _SCALE**2
-    noise = size * generator.uniform(0.5, 1.5, zeros) * generator.choice((-1.0, 1.0), zeros)
+    # From 0.5 to 1.5 and from −0.5 to −1.5, of one draw for both.
+    noise = 2 * generator.random(zeros, np.float32) - 1
+    noise += np.copysign(np.float32(0.5), noise)
+    noise *= size
     filled = array.copy()
     filled[array == 0] = noise.astype(array.dtype)
     return filled

@@ -98,8 +98,11 @@ def convolution(weight: int, added: int | None, *, transposed: bool = False) -> 
     """A convolution whose weight and bias are these inputs."""
 
     def rule(call: OnnxCall) -> Iterable[Counted]:
-        kernel = call.tensor(weight)
+        kernel, groups = call.tensor(weight), call.attributes.get("group", 1)
         dims = len(kernel.shape) - 2
+        read = kernel.shape[0] if transposed else kernel.shape[1] * groups
+        if call.x.shape[1] != read:  # ONNX's own inference of shapes does not see it
+            raise ValueError(f"{read} channels are read of {call.x.shape[1]}")
         yield products.convolution(
             call.x,
             kernel,
@@ -107,7 +110,7 @@ def convolution(weight: int, added: int | None, *, transposed: bool = False) -> 
             stride=call.sizes("strides", dims),
             padding=pads_before(call, kernel.shape[2:], transposed=transposed),
             dilation=call.sizes("dilations", dims),
-            groups=call.attributes.get("group", 1),
+            groups=groups,
             transposed=transposed,
         )
         if added is not None:

@@ -293,3 +293,13 @@ def test_functions_of_the_file_are_put_in_place(tmp_path: Path) -> None:
     model.functions.append(function)
     model.opset_import.append(helper.make_opsetid("mine", 1))
     assert st3fx.count_flops(saved(model, tmp_path)).sparse_macs == 36
+
+
+def test_a_convolution_of_other_channels_than_it_is_given_is_not_counted(tmp_path: Path) -> None:
+    """ONNX infers a shape all the same; a small file may so have a weight of gigabytes."""
+    weight = np.ones((4, 5, 1, 1), F32)
+    for op, sizes, read in (("Conv", [1, 3, 8, 8], 5), ("ConvTranspose", [1, 3, 8, 8], 4)):
+        report = _count(tmp_path, [node(op, "x", "w")], {"x": sizes}, {"w": weight})
+        assert report.unknown == {op: 1}
+        sizes[1] = read
+        assert not _count(tmp_path, [node(op, "x", "w")], {"x": sizes}, {"w": weight}).unknown
