@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 import click
 
@@ -36,7 +36,7 @@ from st3fx.cli.sensitivity import sensitivity
 from st3fx.cli.sweep import sweep
 from st3fx.cli.terminal import INTERRUPTED
 from st3fx.cli.train import train
-from st3fx.errors import ResourceError, St3fxError, exhausted, printable
+from st3fx.errors import ResourceError, St3fxError, TargetWarning, exhausted, printable
 from st3fx.version import VERSION
 
 
@@ -78,10 +78,37 @@ class ErrorBoundary(click.Group):
         """Run the command that the context names."""
         plain, warnings.formatwarning = warnings.formatwarning, _warning
         try:
-            with _boundary():
+            with _boundary(), _at_the_end():
                 return super().invoke(ctx)
         finally:
             warnings.formatwarning = plain
+
+
+@contextlib.contextmanager
+def _at_the_end() -> Iterator[None]:
+    """What is said of a result comes with it: not where the command fails, and there is none."""
+    show, held = warnings.showwarning, list[warnings.WarningMessage]()
+
+    def showwarning(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, TargetWarning):
+            held.append(warnings.WarningMessage(message, category, filename, lineno, file, line))
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = showwarning
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
+    for item in held:
+        show(item.message, item.category, item.filename, item.lineno, item.file, item.line)
 
 
 @contextlib.contextmanager

@@ -82,6 +82,10 @@ MOST = 1000
 """Samples in a row that may be bad where others stand in for them."""
 
 
+ASKED = 15
+"""Samples after a batch that say which kind is usual, where in it two are as many."""
+
+
 def guarded(loader: DataLoader[Any], *, skip: bool, train: bool) -> DataLoader[Any]:
     """The loader, with batches as :class:`Told`; as it is where its samples cannot be bad.
 
@@ -295,16 +299,25 @@ class _Collate:
         return found
 
     def _usual(self, numbers: list[Any], kinds: list[str]) -> str:
-        """The kind that most samples have; where two have as many, the next samples decide."""
+        """The kind that most samples have; where two have as many, the next samples decide.
+
+        They are asked for some together: the very next one may be bad itself.
+        """
         votes = Counter(kinds)
-        after = self._dataset.following(numbers[-1])
-        while len(first := votes.most_common(2)) > 1 and first[0][1] == first[1][1]:
-            _, sample = next(after, (None, None))
-            if sample is None:
+        if not _is_tied(votes):
+            return votes.most_common(1)[0][0]
+        for count, (_, sample) in enumerate(self._dataset.following(numbers[-1])):
+            if count >= ASKED and not _is_tied(votes):
                 break
             if (kind := _kind(sample)) in votes:
                 votes[kind] += 1
-        return first[0][0]
+        return votes.most_common(1)[0][0]
+
+
+def _is_tied(votes: Counter[str]) -> bool:
+    """Whether no kind has more votes than each other."""
+    first = votes.most_common(2)
+    return len(first) > 1 and first[0][1] == first[1][1]
 
 
 def _kind(sample: Any) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from st3fx.cli import main
 from st3fx.cli.app import SECTIONS
@@ -83,3 +84,22 @@ main("fold model.st3fx --allow-dense".split(), standalone_mode=False)
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
     )
     assert re.fullmatch(r"warning: folded at sparsity 0 of the target 0.9: .*\n", done.stderr)
+
+
+def test_what_is_refused_has_no_warning_of_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "model.py", TINY)
+    monkeypatch.chdir(tmp_path)
+
+    def said(line: str) -> Result:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            return CliRunner().invoke(main, line.split())
+
+    assert said("convert model.py").exit_code == 0
+    refused = said("bench model.st3fx --trust --allow-dense -i 1x3x7x7 -i 3")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("error: Tiny refuses the example inputs")
+    assert refused.stderr.count("\n") == 1
+    assert "warning: folded at" in said("fold model.st3fx --trust --allow-dense").stderr

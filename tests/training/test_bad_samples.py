@@ -84,6 +84,11 @@ def test_where_two_kinds_are_as_many_the_next_samples_decide() -> None:
     assert [one.index for one in bad] == [0]
     found, bad = batches(some, skip=True, train=False, batch_size=2)
     assert [batch[1].tolist() for batch in found] == [[6], [8, 10]]
+    # Several are asked: the very next one may be bad too.
+    some = torch.utils.data.Subset(Odd(), [5, 6, 5, 8, 10, 12])
+    found, bad = batches(some, skip=True, train=True, batch_size=2)
+    assert [batch[1].tolist() for batch in found] == [[6, 6], [8, 8], [10, 12]]
+    assert [one.index for one in bad] == [0, 2]
 
 
 def test_test_data_has_fewer() -> None:
