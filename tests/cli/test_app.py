@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from st3fx.cli import main
 from st3fx.cli.app import SECTIONS
+from st3fx.errors import TargetWarning
 from tests.models import TINY, write
 
 COMMANDS = list(main.commands)
@@ -92,14 +93,16 @@ def test_what_is_refused_has_no_warning_of_its_result(
     write(tmp_path, "model.py", TINY)
     monkeypatch.chdir(tmp_path)
 
-    def said(line: str) -> Result:
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            return CliRunner().invoke(main, line.split())
+    def said(line: str) -> tuple[Result, list[str]]:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always", TargetWarning)
+            result = CliRunner().invoke(main, line.split())
+        return result, [str(one.message)[:20] for one in seen]
 
-    assert said("convert model.py").exit_code == 0
-    refused = said("bench model.st3fx --trust --allow-dense -i 1x3x7x7 -i 3")
+    assert said("convert model.py")[0].exit_code == 0
+    refused, warned = said("bench model.st3fx --trust --allow-dense -i 1x3x7x7 -i 3")
     assert refused.exit_code == 2
     assert refused.stderr.startswith("error: Tiny refuses the example inputs")
     assert refused.stderr.count("\n") == 1
-    assert "warning: folded at" in said("fold model.st3fx --trust --allow-dense").stderr
+    assert warned == []
+    assert said("fold model.st3fx --trust --allow-dense")[1] == ["folded at sparsity 0"]
