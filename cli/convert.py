@@ -40,11 +40,13 @@ class ConvertResult:
         recipe: What was asked for.
         plan: What the conversion does.
         bundle: Where it was written; ``None`` for a dry run.
+        has_weights: Whether the model was not on the meta device.
     """
 
     recipe: Recipe
     plan: SparsityPlan
     bundle: Path | None
+    has_weights: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """This result as JSON values."""
@@ -60,8 +62,12 @@ class ConvertResult:
 
     @property
     def next(self) -> str | None:
-        """The command that trains the bundle; ``None`` for a dry run."""
-        return None if self.bundle is None else train_command(self.recipe.inputs, self.bundle)
+        """The command that trains the bundle, or gives it weights; ``None`` for a dry run."""
+        if self.bundle is None:
+            return None
+        if not self.has_weights:
+            return fold_command(self.bundle, self.recipe.method.get("sparsity"))
+        return train_command(self.recipe.inputs, self.bundle)
 
     def show(self) -> None:
         """Print this result as tables, then the summary."""
@@ -93,6 +99,12 @@ def train_command(inputs: Sequence[str] | None, bundle: Path) -> str:
     elif len(sizes) == 3 and sizes[0] == "3":
         data = f"--data {'cifar10' if sizes[1] == '32' else 'imagefolder'} --data-path DIR"
     return f"st3fx train {shlex.quote(str(bundle))} {data}".rstrip()
+
+
+def fold_command(bundle: Path, sparsity: float | None) -> str:
+    """What folds weights in shards by a bundle without any; a trained sparsity is in the shards."""
+    end = "" if sparsity is None else f" --sparsity {sparsity:g}"
+    return f"st3fx fold {shlex.quote(str(bundle))} --weights model.safetensors.index.json{end}"
 
 
 def reach_line(plan: SparsityPlan) -> str:
@@ -220,6 +232,7 @@ def _convert(
     from st3fx.commands.convert import convert_spec, save_bundle
     from st3fx.files.bundle import check_target
     from st3fx.loading.spec import parse_spec
+    from st3fx.modules.unloaded import on_meta
 
     recipe = _recipe(asked)
     target = Path(output or f"{parse_spec(recipe.spec).name}.st3fx")
@@ -231,7 +244,9 @@ def _convert(
         return ConvertResult(converted.recipe, converted.plan, None)
     report("write")
     save_bundle(converted.model, converted.recipe, target, force=force)
-    return ConvertResult(converted.recipe, converted.plan, target)
+    return ConvertResult(
+        converted.recipe, converted.plan, target, has_weights=not on_meta(converted.model)
+    )
 
 
 def _explain(result: ConvertResult, name: str) -> ExplainResult:

@@ -10,7 +10,12 @@ from st3fx.errors import InspectError, quoted
 from st3fx.files.compact import MAGIC, SUFFIX
 from st3fx.files.ours import BUNDLE, is_ours
 from st3fx.files.reading import DamageError, check_regular
-from st3fx.inspection.converted import is_checkpoint, look_bundle, look_checkpoint
+from st3fx.inspection.converted import (
+    WITHOUT_WEIGHTS,
+    is_checkpoint,
+    look_bundle,
+    look_checkpoint,
+)
 from st3fx.inspection.found import Found, Step
 from st3fx.inspection.graph import look_graph
 from st3fx.inspection.trained import look_run
@@ -127,6 +132,12 @@ def _steps(found: Found, place: Path) -> Iterator[Step]:
 
 
 def _of_bundle(found: Found, name: str) -> Iterator[Step]:
+    if WITHOUT_WEIGHTS in found.notes:
+        yield Step(
+            f"st3fx fold {name} --weights model.safetensors.index.json --sparsity 0.5",
+            "fold the weights of a checkpoint, shard by shard",
+        )
+        return
     if not found.reached:
         yield Step(f"st3fx train {name}", "train it while its sparsity rises")
         yield Step(f"st3fx fold {name} --sparsity 0.9", "or prune it now, without training")

@@ -25,6 +25,7 @@ from st3fx.methods import from_dict as method_from_dict
 from st3fx.methods.base import LearnedMethod, check_sparsity
 from st3fx.methods.st3 import ST3
 from st3fx.modules.marks import is_state, state_name
+from st3fx.modules.unloaded import on_meta
 from st3fx.modules.unwrap import make_permanent
 from st3fx.passes.convert.stand_in import can_stand_in
 from st3fx.plan.names import owner
@@ -245,7 +246,13 @@ def _from_spec(request: Request, progress: Callable[[str], None], *, with_exampl
     wanted = with_example or request.sparsity is not None
     loaded = load_spec(request.spec, seed=request.seed, with_inputs=wanted and given is None)
     model, example = loaded.model, given if given is not None else loaded.example_inputs
-    if request.weights is not None:
+    unloaded = on_meta(model)
+    if unloaded and request.weights is None:
+        raise SpecError(
+            f"{request.spec} builds its model on the meta device, without values: give --weights"
+        )
+    late = unloaded and request.sparsity is not None  # shapes are all that converting needs
+    if request.weights is not None and not late:
         load_weights(model, request.weights)
     make_permanent(model)  # masks of torch.nn.utils.prune
     if request.sparsity is not None:
@@ -255,6 +262,9 @@ def _from_spec(request: Request, progress: Callable[[str], None], *, with_exampl
         model, sparsifier = convert(
             model, example, method, verify=False, inplace=True, progress=progress
         )
+        if late and request.weights is not None:
+            progress("weights")
+            load_weights(model, request.weights)
         sparsifier.set_sparsity(request.sparsity)
         return _fold(model, "weights before", example, progress)
     weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}

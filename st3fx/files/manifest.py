@@ -116,6 +116,11 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=current_versions)
     absent: dict[str, Absent] = field(default_factory=dict)
 
+    @property
+    def format_version(self) -> int:
+        """The first version of the format that reads it."""
+        return FORMAT_VERSION if self.absent else 1
+
     def to_json(self, directory: Path) -> str:
         """The text of ``manifest.json`` for a bundle at ``directory`` (absolute)."""
         recipe = dataclasses.asdict(self.recipe)
@@ -130,7 +135,7 @@ class Manifest:
             }
         body = {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION if self.absent else 1,
+            "format_version": self.format_version,
             "versions": self.versions,
             "recipe": recipe,
             "plan": self.plan.to_dict(),

@@ -14,7 +14,7 @@ from torch import Tensor
 from st3fx import methods
 from st3fx.errors import BundleError, InspectError, St3fxError, describe
 from st3fx.files.bundle import GRAPH, MANIFEST, WEIGHTS, checked_manifest, source_holds
-from st3fx.files.manifest import FORMAT, FORMAT_VERSION, Manifest
+from st3fx.files.manifest import FORMAT, Manifest
 from st3fx.files.reading import DamageError, check_regular
 from st3fx.inspection.found import Digest, Found, Layer, share_of_zeros
 from st3fx.inspection.weights import counted, is_statistic
@@ -86,6 +86,13 @@ def _progress(get: Get) -> tuple[int, float | None]:
     return round(number), None if math.isnan(wanted) else wanted
 
 
+WITHOUT_WEIGHTS = (
+    "It was converted on the meta device and has no weights: "
+    "those of a checkpoint are folded by it."
+)
+"""A note of a bundle."""
+
+
 def look_bundle(path: Path) -> Found:
     """A bundle, checked against its hashes; its tensors are read one by one.
 
@@ -112,7 +119,7 @@ def look_bundle(path: Path) -> Found:
         raise BundleError(f"{path} does not fit together: {describe(error)}") from error
     reached = share_of_zeros(layers)
     return Found(
-        str(path), "bundle, a converted model", f"{FORMAT} {FORMAT_VERSION}", _size(path),
+        str(path), "bundle, a converted model", f"{FORMAT} {manifest.format_version}", _size(path),
         files={name: (path / name).stat().st_size for name in (MANIFEST, WEIGHTS, GRAPH)},
         versions=manifest.versions, model=recipe.spec, method=_method_text(plan, method),
         settings=recipe.method, target=plan.target,
@@ -120,7 +127,7 @@ def look_bundle(path: Path) -> Found:
         sites=len(plan.sites), parameters=plan.total_parameters, skipped=plan.skipped,
         digests=(*(Digest(name, holds=True) for name in (MANIFEST, WEIGHTS, GRAPH)),
                  *_source(manifest)),
-        layers=layers, notes=_notes(plan),
+        layers=layers, notes=(*_without_weights(manifest), *_notes(plan)),
     )  # fmt: skip
 
 
@@ -142,6 +149,12 @@ def _source(manifest: Manifest) -> tuple[Digest, ...]:
     if source_holds(source):
         return (Digest(str(source.path), holds=True),)
     return (Digest(str(source.path), False, "was changed since the bundle was made from it"),)
+
+
+def _without_weights(manifest: Manifest) -> tuple[str, ...]:
+    if not manifest.absent:
+        return ()
+    return (WITHOUT_WEIGHTS,)
 
 
 def _notes(plan: SparsityPlan) -> tuple[str, ...]:

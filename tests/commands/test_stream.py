@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
+import shutil
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from torch import Tensor, nn
 
 import st3fx
 from st3fx.cli import main
+from st3fx.files.shards import Checkpoint
 from st3fx.sparsity import stored
 from tests.files.test_shards import shards
 
@@ -245,3 +250,139 @@ def test_one_file(folder: Path) -> None:
     _done("convert", "model.py", "-q")
     _done("fold", "model.st3fx", "--weights", "w.safetensors", "--sparsity", "0.5")
     _same(load_file(folder / "model.safetensors"), _in_memory(state, st3fx.ST3(), 0.5))
+
+
+def test_pieces_are_small_and_few(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read at a time, and how much of it is alive at once, does not grow with a weight."""
+    monkeypatch.setattr(stored, "PIECE", 1 << 10)
+    monkeypatch.setattr("st3fx.export.stream._AT_A_TIME", 1 << 10)
+    (folder / "given").mkdir()
+    state = {"weight": torch.randn(4096, 64), "bias": torch.randn(4096)}
+    shards(folder / "given", state)
+    (folder / "one.py").write_text(
+        "import torch\ndef build_model():\n    with torch.device('meta'):\n        return "
+        "torch.nn.Linear(64, 4096)\ndef example_inputs():\n    return torch.zeros(1, 64)\n",
+        encoding="utf-8",
+    )
+    _done("convert", "one.py", "-q")
+    alive: set[int] = set()
+    sizes, most = [], [0]
+    read = Checkpoint.read
+
+    def watched(self: Checkpoint, *args: Any) -> Tensor:
+        found = read(self, *args)
+        sizes.append(found.numel())
+        number = len(sizes)
+        alive.add(number)
+        weakref.finalize(found, alive.discard, number)
+        most[0] = max(most[0], len(alive))
+        return found
+
+    monkeypatch.setattr(Checkpoint, "read", watched)
+    _done("fold", "one.st3fx", "--weights", "given", "--sparsity", "0.9", "-o", "out")
+    assert len(sizes) >= 3 * 4096 * 64 // 1024
+    assert max(sizes) == 1024
+    assert most[0] <= 2
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    model = nn.Linear(64, 4096)
+    model.load_state_dict(state)
+    converted, sparsifier = st3fx.convert(model, torch.zeros(1, 64), verify=False)
+    sparsifier.set_sparsity(0.9)
+    _same(_read(folder / "out"), st3fx.fold(converted).state_dict())
+
+
+def _fails(folder: Path, said: str, *args: str) -> None:
+    """One line, exit code 2, and nothing half-written."""
+    before = {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
+    result = _run("fold", *args)
+    assert result.exit_code == 2, result.output
+    assert re.search(said, result.stderr), result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    after = {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
+    assert after == before
+
+
+def test_errors(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = _state()
+    (folder / "given").mkdir()
+    index = shards(folder / "given", state)
+    _done("convert", "model.py", "-q")
+    _done("convert", "model.py", "-q", "-o", "learned", "--method", "dst")
+    given = ("model.st3fx", "--weights", "given")
+    _fails(
+        folder, "has no weights: st3fx fold .* --weights INDEX", "model.st3fx", "--sparsity", "0.5"
+    )
+    _fails(folder, "is of no sparse training: prune it now by --sparsity", *given)
+    _fails(folder, "dst finds in training what it prunes", "learned", *given[1:])
+    _fails(folder, "sparsity 1", *given, "--sparsity", "1.5")
+    _fails(folder, "is where the weights are read from", *given, "--sparsity", "0.5", "-o", "given",
+           "--force")  # fmt: skip
+    (folder / "mine").mkdir()
+    (folder / "mine" / "notes.txt").write_text("mine", encoding="utf-8")
+    _fails(folder, "holds other things than folded weights", *given, "--sparsity", "0.5", "-o",
+           "mine", "--force")  # fmt: skip
+    with monkeypatch.context() as patch:
+        free = shutil._ntuple_diskusage(1, 1, 10)  # type: ignore[attr-defined]
+        patch.setattr(shutil, "disk_usage", lambda _: free)
+        _fails(folder, r"need 0\.00 GB, and 0\.00 GB are free", *given, "--sparsity", "0.5")
+    with monkeypatch.context() as patch:
+
+        def full(_: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr("st3fx.export.stream.os.fsync", full)
+        _fails(folder, "o space left on", *given, "--sparsity", "0.5")
+    save_file(state | {"more": torch.ones(1)}, folder / "w.safetensors")
+    _fails(folder, "do not fit the model: unexpected more", "model.st3fx", "--weights",
+           "w.safetensors", "--sparsity", "0.5")  # fmt: skip
+    state["head.weight"][0, 0] = float("nan")
+    shards(folder / "given", state)
+    _fails(folder, r"some weights are NaN in head\.weight", *given, "--sparsity", "0.5")
+    index.unlink()
+    _fails(folder, "name the one to read", *given, "--sparsity", "0.5")
+
+
+def test_folded_shards_are_replaced_by_force_alone(folder: Path) -> None:
+    (folder / "given").mkdir()
+    shards(folder / "given", _state())
+    _done("convert", "model.py", "-q")
+    call = ("fold", "model.st3fx", "--weights", "given", "-o", "out", "--sparsity")
+    _done(*call, "0.5")
+    (folder / "out" / "config.json").write_text("{}", encoding="utf-8")
+    _fails(folder, "out exists: choose another folder, or replace it by --force", *call[1:], "0.9")
+    _done(*call, "0.9", "--force")
+    assert (folder / "out" / "config.json").is_file()  # the user's own
+    weight = _read(folder / "out")["layers.0.up.weight"]
+    assert (weight == 0).float().mean() > 0.8
+
+
+def test_a_bundle_without_weights(folder: Path) -> None:
+    result = _done("convert", "model.py")
+    end = "next: st3fx fold model.st3fx --weights model.safetensors.index.json --sparsity 0.9\n"
+    assert result.stdout.endswith(end)
+    model = st3fx.load_bundle("model.st3fx", trust=True)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert "has no weights" in _done("inspect", "model.st3fx").stdout
+    for command in ("analyze", "export", "train"):
+        result = _run(command, "model.st3fx")
+        assert result.exit_code == 2, command
+        assert "was converted on the meta device and has no weights" in result.stderr
+    manifest = json.loads((folder / "model.st3fx" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["format_version"] == 2  # what an older version could not read
+
+
+def test_weights_into_a_model_on_the_meta_device(folder: Path) -> None:
+    state = _state()
+    (folder / "given").mkdir()
+    shards(folder / "given", state)
+    _done("convert", "model.py", "--weights", "given", "-q")
+    found = st3fx.load_bundle("model.st3fx", trust=True).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    _done("fold", "model.st3fx", "--sparsity", "0.6")
+    _done("fold", "model.py", "--weights", "given", "--sparsity", "0.6", "-o", "two.safetensors")
+    wanted = _in_memory(state, st3fx.ST3(), 0.6)
+    _same(load_file(folder / "model.safetensors"), wanted)
+    _same(load_file(folder / "two.safetensors"), wanted)
+    counted = _done("analyze", "model.py", "--weights", "two.safetensors", "--json")
+    assert json.loads(counted.stdout)["sparse_macs"] < json.loads(counted.stdout)["dense_macs"]

@@ -103,11 +103,14 @@ def from_sample(
 ) -> tuple[float, float, float]:
     """Quantiles of a sample below, at and above ``share``, the same in all processes."""
     held = sum(site.source.weight.numel() for site in sites)
+    size = SAMPLE
+    if any(isinstance(site.source.weight, Lazy) for site in sites):
+        size, margin = 32 * SAMPLE, margin / 16  # a pass over files is dear, and collects little
     samples, weights = [NONE], [np.empty(0)]
     for site in sites:
         numel = site.source.weight.numel()
         if numel:
-            scores = site.source.sample(math.ceil(SAMPLE * numel / held))
+            scores = site.source.sample(math.ceil(size * numel / held))
             samples.append(scores)
             weights.append(np.full(len(scores), site.cost * numel / len(scores)))
     scores, cost = np.concatenate(samples), np.cumsum(np.concatenate(weights))
