@@ -149,6 +149,11 @@ class _Subject:
         run, bound = run_of(self.model), list[Bound](self.sites)
         method = self.sites[0].sparse.method
         if sparsity is not None:
+            if isinstance(method, DrawnMethod | MovingMethod):
+                raise ExportError(
+                    f"{method.name} has trained what it prunes: leave --sparsity out, or load the "
+                    "weights into the model to prune them further"
+                )
             check_settable(run, method, sparsity)
             check_kept(run, method, sparsity, bound)
             if not self.is_trained:

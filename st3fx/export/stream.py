@@ -25,6 +25,7 @@ from st3fx.files.shards import INDEX, Checkpoint, Entry
 from st3fx.passes.convert.fold import clean
 from st3fx.sparsifier.stored import StoredBound
 from st3fx.sparsity.granularity import too_full
+from st3fx.sparsity.stored import give_back
 from st3fx.under_way import advance, begin
 from st3fx.version import VERSION
 
@@ -174,6 +175,8 @@ def _write_file(
             count += int(part.count_nonzero()) if piece.site is not None else 0
             if part.numel():
                 file.write(part.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            del part
+            give_back()
         if piece.site is not None:
             nonzeros[piece.site.site.name] = count
         advance()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import torch
@@ -38,29 +40,39 @@ def size_of_tensors(name: str, state: Mapping[str, Tensor]) -> Size:
     return _size(name, raw, (chunk for tensor in tensors.values() for chunk in _bytes(tensor)))
 
 
-def _size(name: str, raw: int, chunks: Iterable[bytes | memoryview]) -> Size:
+Chunk = Callable[[], "bytes | memoryview"]
+"""Reads some bytes, if they are asked for."""
+
+
+def _size(name: str, raw: int, chunks: Iterable[Chunk]) -> Size:
     """Compress; of more than :data:`_ALL` bytes, one chunk stands for some that follow it."""
     step = -(-raw // _ALL) or 1
     packer, taken, packed = zlib.compressobj(_LEVEL), 0, 0
     for chunk in itertools.islice(chunks, 0, None, step):
-        taken += len(chunk)
-        packed += len(packer.compress(chunk))
+        content = chunk()
+        taken += len(content)
+        packed += len(packer.compress(content))
     packed += len(packer.flush())
     return Size(name, raw, packed if taken == raw else round(packed * raw / max(taken, 1)))
 
 
-def _chunks(path: Path) -> Iterable[bytes]:
+def _chunks(path: Path) -> Iterable[Chunk]:
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            yield chunk
+        for begin in range(0, path.stat().st_size, _CHUNK):
+            yield partial(_read, file, begin)
 
 
-def _bytes(tensor: Tensor) -> Iterable[memoryview]:
+def _read(file: BinaryIO, begin: int) -> bytes:
+    file.seek(begin)
+    return file.read(_CHUNK)
+
+
+def _bytes(tensor: Tensor) -> Iterable[Chunk]:
     if not tensor.numel():
         return
     whole = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     for begin in range(0, len(whole), _CHUNK):
-        yield whole[begin : begin + _CHUNK]
+        yield partial(operator.getitem, whole, slice(begin, begin + _CHUNK))
 
 
 def write_weights(state: Mapping[str, Any], path: Path, *, compact: bool) -> None:

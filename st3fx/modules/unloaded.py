@@ -50,18 +50,20 @@ def give_values(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
         model: Changed in place.
         values: Full name of a tensor of the model -> its value, of the same shape; the dtype is
             that of the model.
+
+    Raises:
+        StateError: For a name that is of neither.
     """
-    places: dict[int, list[tuple[dict[str, Any], str]]] = {}
-    tables: dict[str, tuple[dict[str, Any], str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for table in (module._parameters, module._buffers):
-            for name, tensor in table.items():
-                if tensor is not None:
-                    tables[f"{path}.{name}" if path else name] = (table, name)
-                    own = places.setdefault(id(tensor), [])
-                    if not any(other is table and key == name for other, key in own):
-                        own.append((table, name))
+    tables = _tables(model)
+    places: dict[int, list[_Place]] = {}
+    for table, name in tables.values():
+        places.setdefault(id(table[name]), []).append((table, name))
     for full, value in values:
+        if full not in tables:
+            raise StateError(
+                f"{full} is no parameter or buffer of the model, but a state of its own: build the "
+                "model with values, and load one file"
+            )
         table, name = tables[full]
         old = table[name]
         if not old.is_meta:
@@ -74,6 +76,21 @@ def give_values(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
         for other, key in places[id(old)]:
             other[key] = new
         places[id(new)] = places.pop(id(old))
+
+
+_Place = tuple[dict[str, Any], str]
+"""A table of a module's parameters or buffers, and a name in it."""
+
+
+def _tables(model: nn.Module) -> dict[str, _Place]:
+    """Where each parameter and buffer is kept, by each of its full names."""
+    return {
+        f"{path}.{name}" if path else name: (table, name)
+        for path, module in model.named_modules(remove_duplicate=False)
+        for table in (module._parameters, module._buffers)
+        for name, tensor in table.items()
+        if tensor is not None
+    }
 
 
 def watch_values(model: nn.Module) -> None:

@@ -7,6 +7,8 @@ applying a formula. Where they do reach over them the weight is read whole.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +25,22 @@ PIECE = 1 << 23
 _ALIGNED = 64
 """Of so many weights each piece is a multiple, but the last: a power is rounded in another way in
 what is left of a vector register than in whole ones."""
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # not of the GNU C library
+        return None
+    return found
+
+
+def give_back() -> None:
+    """Give the system back what was freed: holes between pieces would add up to gigabytes."""
+    trim = _trim()
+    if trim is not None:
+        trim(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +117,7 @@ class Stored:
         width = math.prod(self.shape[1:])
         for first, last in self.ends(grouping):
             yield first * width, self.rows(first, last)
+            give_back()
 
     def scored(self, grouping: Grouping | None) -> list[tuple[Lazy, int, int]]:
         """What the search of the global threshold looks at.

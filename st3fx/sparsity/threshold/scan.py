@@ -25,7 +25,7 @@ from st3fx.errors import StateError
 from st3fx.native import latent
 from st3fx.sparsity.digest import Digest
 from st3fx.sparsity.shards import Spread
-from st3fx.sparsity.stored import Lazy
+from st3fx.sparsity.stored import Lazy, give_back
 from st3fx.tensors import in_memory_order
 from st3fx.under_way import advance
 
@@ -179,6 +179,7 @@ def count(
     for indices in ([here] if here else []) + [[index] for index in stored]:
         _count_some(sources, indices, (low, high), limit, counts, digest=digest)
         if stored:
+            give_back()
             advance()
     return counts
 
