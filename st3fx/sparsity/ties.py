@@ -62,7 +62,8 @@ def keys(
 
 def key_of(places: Tensor) -> Tensor:
     """The keys of places in a weight, int64, in place."""
-    return places.remainder_(_KEYS).mul_(_FACTOR).remainder_(_KEYS)
+    # Modulo a power of two; of a product that wraps around, too.
+    return places.bitwise_and_(_KEYS - 1).mul_(_FACTOR).bitwise_and_(_KEYS - 1)
 
 
 def untied(

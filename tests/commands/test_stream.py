@@ -150,9 +150,13 @@ CASES: dict[str, tuple[list[str], Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("case", CASES)
+SEEN = [(case, torch.float32, False) for case in CASES]
+SEEN += [(case, torch.bfloat16, True) for case in CASES]
+SEEN += [(case, torch.float32, True) for case in ("st3", "sigma", "block", "nm")]
+SEEN += [("st3", torch.float16, False), ("st3", torch.float64, False)]
+
+
+@pytest.mark.parametrize(("case", "dtype", "ties"), SEEN)
 def test_equal_to_a_fold_in_memory(folder: Path, case: str, dtype: torch.dtype, ties: bool) -> None:
     options, method = CASES[case]
     state = _state(dtype, ties=ties)

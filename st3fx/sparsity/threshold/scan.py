@@ -196,6 +196,8 @@ def _count_some(
     """Count some of the sites, whose weights are all in memory meanwhile."""
     native: dict[int, latent.Scored] = {}
     flats = [sources[i].flat() for i in which]  # a copy must live as long as its address
+    if all(isinstance(sources[i].weight, Lazy) for i in which) and latent.available():
+        flats = [flat if flat.dtype == torch.float64 else flat.float() for flat in flats]
     for index, flat in zip(which, flats, strict=True):
         source = sources[index]
         if flat.device.type == "cpu" and flat.dtype == torch.float32 and latent.available():
