@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import operator
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -72,7 +71,11 @@ def _bytes(tensor: Tensor) -> Iterable[Chunk]:
         return
     whole = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     for begin in range(0, len(whole), _CHUNK):
-        yield partial(operator.getitem, whole, slice(begin, begin + _CHUNK))
+        yield partial(_part, whole, begin)
+
+
+def _part(whole: memoryview, begin: int) -> memoryview:
+    return whole[begin : begin + _CHUNK]
 
 
 def write_weights(state: Mapping[str, Any], path: Path, *, compact: bool) -> None:

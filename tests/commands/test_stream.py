@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+import types
 import weakref
 from pathlib import Path
 from typing import Any
@@ -327,7 +328,7 @@ def test_errors(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _fails(folder, "holds other things than folded weights", *given, "--sparsity", "0.5", "-o",
            "mine", "--force")  # fmt: skip
     with monkeypatch.context() as patch:
-        free = shutil._ntuple_diskusage(1, 1, 10)  # type: ignore[attr-defined]
+        free = types.SimpleNamespace(free=10)
         patch.setattr(shutil, "disk_usage", lambda _: free)
         _fails(folder, r"need 0\.00 GB, and 0\.00 GB are free", *given, "--sparsity", "0.5")
     with monkeypatch.context() as patch:
