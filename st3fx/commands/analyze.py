@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from st3fx.api import fold
 from st3fx.commands.models import Request, folded, no_example
 from st3fx.commands.progress import silent
-from st3fx.errors import FlopsError, St3fxError, TrustError
+from st3fx.errors import FlopsError, St3fxError, TrustError, quoted
 from st3fx.files.bundle import read_bundle
 from st3fx.flops import aten
 from st3fx.flops.collect import Collector
@@ -106,7 +106,9 @@ def analyze(
     report = progress or silent
     path = Path(request.spec)
     if path.suffix in WEIGHT_FILES:
-        raise FlopsError(f"{path} holds weights and no graph: st3fx analyze SPEC --weights {path}")
+        raise FlopsError(
+            f"{path} holds weights and no graph: st3fx analyze SPEC --weights {quoted(path)}"
+        )
     if path.suffix == ".pt2":
         raise FlopsError(
             f"{path} is a program of torch.export: in Python, "

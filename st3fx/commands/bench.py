@@ -34,7 +34,7 @@ from st3fx.commands.subjects import (
     with_int8,
     with_kernels,
 )
-from st3fx.errors import BenchError
+from st3fx.errors import BenchError, quoted
 from st3fx.files.atomic import scratch
 from st3fx.loading.input_spec import parse_inputs
 from st3fx.modules.unwrap import unwrapped
@@ -246,7 +246,9 @@ def _check(request: Request | nn.Module, *, fixed_batch: bool) -> None:
         return
     path = Path(request.spec)
     if path.suffix in WEIGHT_FILES:
-        raise BenchError(f"{path} holds weights and no graph: st3fx bench SPEC --weights {path}")
+        raise BenchError(
+            f"{path} holds weights and no graph: st3fx bench SPEC --weights {quoted(path)}"
+        )
     if _is_graph(request) and (request.weights or request.sparsity is not None or fixed_batch):
         raise BenchError(
             f"{path} is exported already: leave --weights, --sparsity and --fixed-batch out"

@@ -208,7 +208,8 @@ def _from_bundle(
     elif not request.allow_dense and (why := _untrained(sparsifier)):
         raise ExportError(
             f"{request.spec} is not trained yet, {why}: train it (st3fx train "
-            f"{request.spec}), prune it now by --sparsity, or take it as it is by --allow-dense"
+            f"{quoted(request.spec)}), prune it now by --sparsity, or take it as it is by "
+            "--allow-dense"
         )
     found = _fold(model, "weights of the bundle", example, progress)
     if stands_in:

@@ -29,7 +29,7 @@ from st3fx.commands.analyze import count_flops, of_file
 from st3fx.commands.eager import PREPARE
 from st3fx.commands.export import export_onnx
 from st3fx.commands.models import Request, folded, no_example
-from st3fx.errors import BenchError, FlopsError, TrustError
+from st3fx.errors import BenchError, FlopsError, TrustError, quoted
 from st3fx.export.batch import batched, repeated
 from st3fx.export.call import Call, unique
 from st3fx.export.quantized import write_lowered
@@ -131,7 +131,7 @@ def with_int8(
         BenchError: When that file cannot be run.
     """
     if not run.int8.is_file():
-        said = f"Not measured in INT8: st3fx quantize {run.path} writes {run.int8}."
+        said = f"Not measured in INT8: st3fx quantize {quoted(run.path)} writes {run.int8}."
         return dataclasses.replace(subject, said=f"{subject.said} {said}".strip())
     ports, arrays = read_inputs(run.int8), subject.inputs(subject.batch)
     try:

@@ -15,7 +15,9 @@ from torch.utils.data import Dataset
 
 from st3fx.data.base import Data, DataSettings
 from st3fx.data.images import Transform, decoded, image_loaders, transforms_of
+from st3fx.data.shards import CLASSES
 from st3fx.errors import DataError, describe
+from st3fx.files.reading import check_regular
 
 _TEST = ("validation", "val", "test")
 
@@ -114,9 +116,10 @@ class SavedImages(Dataset[Any]):
         except Exception as error:
             raise DataError(f"{self._name}: labels cannot be read ({describe(error)})") from error
         whole = isinstance(low, int) and isinstance(high, int)
-        if not whole or low < 0 or column.null_count:
+        if not whole or not 0 <= low <= high < CLASSES or column.null_count:
             raise DataError(
-                f"{self._name}: {self._label} must be whole numbers from 0, and none may be missing"
+                f"{self._name}: {self._label} must be whole numbers from 0, below {CLASSES:,}, and "
+                "none may be missing"
             )
         return max(int(getattr(kind, "num_classes", 0) or 0), int(high) + 1)
 
@@ -128,6 +131,7 @@ class SavedImages(Dataset[Any]):
 
         Raises:
             OSError: When it cannot be read or decoded.
+            DamageError: When its path leads to no file.
         """
         row = self._table[index]
         image = row[self._image]
@@ -136,6 +140,7 @@ class SavedImages(Dataset[Any]):
         if image["bytes"] is not None:
             made = decoded(io.BytesIO(image["bytes"]))
         else:
+            check_regular(image["path"])  # to open a pipe would wait for ever
             with Path(image["path"]).open("rb") as file:
                 made = decoded(file)
         return self._transform(made), int(row[self._label])

@@ -8,6 +8,7 @@ from typing import Any
 from st3fx.data.base import Data, DataSettings
 from st3fx.data.images import Transform, decoded, image_loaders, transforms_of
 from st3fx.errors import DataError, describe, few
+from st3fx.files.reading import check_regular
 
 
 def image_folder(settings: DataSettings) -> Data:
@@ -60,5 +61,6 @@ def _read(folder: Path, transform: Transform) -> Any:
 
 
 def _opened(path: str) -> Any:
+    check_regular(path)  # to open a pipe would wait for ever
     with open(path, "rb") as file:  # noqa: PTH123 (a text)
         return decoded(file)

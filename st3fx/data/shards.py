@@ -27,9 +27,13 @@ from torch.utils.data import Dataset
 from st3fx.data.base import Data, DataSettings
 from st3fx.data.images import Transform, decoded, image_loaders, transforms_of
 from st3fx.errors import DataError, describe
+from st3fx.files.reading import DamageError, check_regular
 
 IMAGES = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif"))
 CLASS = "cls"
+
+CLASSES = 1 << 20
+"""That a label may be of: a model gets an output for each."""
 
 _LAYOUT = "webdataset reads DIR/train/*.tar and DIR/val/*.tar, or DIR/*train*.tar and DIR/*val*.tar"
 
@@ -138,10 +142,13 @@ def _read_heads(path: Path, number: int, heads: _Heads) -> None:
     """
     parts: dict[str, dict[str, tuple[int, int]]] = {}
     try:
+        check_regular(path)  # to open a pipe would wait for ever
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if not member.isfile():
                     continue
+                if member.issparse():  # its bytes are not where its head says
+                    raise tarfile.ReadError(f"{member.name[:80]!r} has holes")
                 folder, _, name = member.name.rpartition("/")
                 key, _, kind = name.partition(".")
                 if key:
@@ -159,7 +166,7 @@ def _read_heads(path: Path, number: int, heads: _Heads) -> None:
                 heads.shards.append(number)
                 heads.begins.append(images[0][0])
                 heads.sizes.append(images[0][1])
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, DamageError) as error:
         raise DataError(f"{path} is not a shard, or is damaged ({describe(error)})") from error
 
 
@@ -178,7 +185,7 @@ def _label(text: bytes, path: Path, key: str) -> int:
         label = int(text)
     except ValueError:
         label = -1
-    if not 0 <= label < 1 << 20:
+    if not 0 <= label < CLASSES:
         raise DataError(
             f"{path}: the class of {key.lstrip('/')[:80]!r} is {text[:20]!r}, not a number from 0"
         )

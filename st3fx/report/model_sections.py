@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
+from st3fx.errors import quoted
 from st3fx.flops.flops_report import FlopsReport, LayerFlops
 from st3fx.report import markup
 from st3fx.report.chart import Chart
@@ -211,7 +212,7 @@ def no_model(facts: Facts) -> str:
         return f"Not known: {facts.refused}."
     return (
         "The run has not ended, and its model is not written yet: "
-        f"`st3fx train --resume {facts.source}` goes on with it."
+        f"`st3fx train --resume {quoted(facts.source)}` goes on with it."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from st3fx.errors import quoted
 from st3fx.report import markup
 from st3fx.report.charts import best, label, latency_chart, latency_table, training_charts
 from st3fx.report.facts import Facts, TrainingFacts
@@ -85,12 +86,12 @@ def training(facts: Facts) -> Section:
     run = facts.training
     if run is None:
         missing = (
-            f"{facts.source} is a bundle without a run: `st3fx train {facts.source}` trains it, "
-            "and `st3fx report` on the run's folder shows how."
+            f"{facts.source} is a bundle without a run: `st3fx train {quoted(facts.source)}` "
+            "trains it, and `st3fx report` on the run's folder shows how."
         )
         return Section("training", "Training", missing=missing)
     if not run.rows:
-        missing = f"The log has no rows yet: `st3fx train --resume {facts.source}` goes on."
+        missing = f"The log has no rows yet: `st3fx train --resume {quoted(facts.source)}` goes on."
         return Section("training", "Training", missing=missing)
     return Section("training", "Training", _course(run), tuple(training_charts(run)))
 
@@ -102,9 +103,10 @@ def latency(facts: Facts) -> Section:
         target = RunFolder(facts.source).bench if facts.is_run else f"{facts.source}.bench.json"
         what = facts.source / "model.st3fx" if facts.is_run else facts.source
         again = "`st3fx report` finds it there" if facts.is_run else (
-            f"`st3fx report --bench {target}` shows it"
+            f"`st3fx report {quoted(facts.source)} --bench {quoted(target)}` shows it"
         )  # fmt: skip
-        missing = f"Not measured yet: `st3fx bench {what} -x {target}` does it, and {again}."
+        command = f"st3fx bench {quoted(what)} -x {quoted(target)}"
+        missing = f"Not measured yet: `{command}` does it, and {again}."
         return Section("latency", title, missing=missing)
     rest: tuple[Block, ...] = (
         latency_table(bench), *_environment("Measured on", bench.environment),

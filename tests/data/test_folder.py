@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from st3fx.data import DataSettings, make_data
 from st3fx.errors import DataError
+from st3fx.training.batches import EvalBatches
 from tests.data_helpers import everything, make
 
 
@@ -26,6 +29,14 @@ def pictures(tmp_path: Path) -> Path:
                 pixels = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     return tmp_path
+
+
+def test_a_pipe_among_the_images_does_not_hang(pictures: Path) -> None:
+    os.mkfifo(pictures / "val" / "cat" / "pipe.png")
+    data = make("imagefolder", pictures, image_size=14)
+    says = r"sample 2 \(.*pipe\.png\): DamageError: is a pipe, not a file"
+    with pytest.raises(DataError, match=says):
+        list(EvalBatches(data, Accelerator(cpu=True)))
 
 
 def test_image_folder(pictures: Path) -> None:

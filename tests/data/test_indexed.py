@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import tarfile
 from collections.abc import Callable
@@ -179,9 +180,28 @@ def _cut(root: Path) -> None:
     path.write_bytes(path.read_bytes()[: last.offset_data + 100])
 
 
+def _pipe(root: Path) -> None:
+    (root / "train" / "0000.tar").unlink()
+    os.mkfifo(root / "train" / "0000.tar")
+
+
+def _with_holes(root: Path) -> None:
+    """A member whose head says that it has terabytes, of which none are there."""
+    head = tarfile.TarInfo("a.png")
+    head.type, head.size = tarfile.GNUTYPE_SPARSE, 512
+    content = bytearray(head.tobuf(tarfile.GNU_FORMAT))
+    content[386:398] = content[398:410] = b"00000000000\0"  # of one part, and no byte
+    content[483:495] = b"7" * 11 + b"\0"  # the size with its holes
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    (root / "train" / "0000.tar").write_bytes(bytes(content) + bytes(512 + 1024))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (_pipe, r"0000\.tar is not a shard, or is damaged \(.*is a pipe, not a file"),
+        (_with_holes, r"0000\.tar is not a shard, or is damaged \(.*'a.png' has holes"),
         (_tar_of(("a.png", PNG)), r"0000\.tar: the sample 'a' has no class"),
         (_tar_of(("a.cls", b"1")), r"the sample 'a' has 0 images"),
         (_tar_of(("a.png", PNG), ("a.jpg", PNG), ("a.cls", b"1")), "has 2 images"),
@@ -269,6 +289,12 @@ def test_what_is_wrong_with_a_saved_data_set_is_said(
             ),
             (whole["train"].map(lambda row: {"label": None}), "must be whole numbers from 0"),
             (whole["train"].map(lambda row: {"label": -1}), "must be whole numbers from 0"),
+            (
+                whole["train"]
+                .cast_column("label", datasets.Value("int64"))
+                .map(lambda row: {"label": 1 << 40}),
+                "must be whole numbers from 0, below 1,048,576",
+            ),
         )
     ):
         place = tmp_path / f"bad{number}"
