@@ -36,6 +36,9 @@ _FORMAT = Format(SpecError, "save the checkpoint again, or name another", limit=
 _LARGEST_HEADER = 100_000_000
 """Bytes, as of the safetensors format."""
 
+_LONGEST = 255
+"""Bytes that the name of a file may have."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -214,10 +217,11 @@ def _read_index(place: Path) -> tuple[dict[str, str], dict[str, Any]]:
     except DamageError as error:
         _FORMAT.fail(place, error)
     for name in files.values():
-        if Path(name).name != name or "\\" in name or name in ("", ".", ".."):
-            raise SpecError(f"{place} names {name!r}, which is no file of its own folder")
+        plain = Path(name).name == name and "\\" not in name and name not in ("", ".", "..")
+        if not plain or len(name.encode()) > _LONGEST:
+            raise SpecError(f"{place} names {name[:80]!r}, which is no file of its own folder")
         if not name.endswith(SUFFIX):
-            raise SpecError(f"{place} names {name!r}, which is no file of safetensors")
+            raise SpecError(f"{place} names {name[:80]!r}, which is no file of safetensors")
     about = body.get("metadata")
     return files, about if isinstance(about, dict) else {}
 

@@ -35,7 +35,7 @@ import onnx
 import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.torch import load, load_file
+from safetensors.torch import load, load_file, save_file
 
 from st3fx.cli.app import main
 from st3fx.cli.options import with_budgets
@@ -101,6 +101,7 @@ def _made() -> Path:
     state = load_state_dict(folder)
     save_compact(state, folder / "w.st3w")
     torch.save(state, folder / "w.pt")
+    _write_shards(folder / "shards", state)
     (folder / "r.toml").write_text('recipe = "short"\nepochs = 2\n[optimisation]\nlr = 0.1\n')
     _write_graphs(folder)
     resumed = shutil.copytree(run, folder / "resumed")
@@ -112,6 +113,16 @@ def _made() -> Path:
 def load_state_dict(folder: Path) -> dict[str, torch.Tensor]:
     """The weights of the folded model."""
     return dict(load_file(folder / "folded.safetensors"))
+
+
+def _write_shards(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """Two files of weights, and their index."""
+    folder.mkdir()
+    places = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(state)}
+    for file in set(places.values()):
+        save_file({name: state[name] for name in state if places[name] == file}, folder / file)
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
 def _write_graphs(folder: Path) -> None:
@@ -586,6 +597,8 @@ KINDS = (
     Kind("w.st3w", _damaged_compact, _weights("w.st3w"), strict=True),
     Kind("w.pt", _damaged_pickle, _weights("w.pt")),
     Kind("folded.safetensors", _damaged_safetensors, _weights("folded.safetensors"), strict=True),
+    Kind("shards/model.safetensors.index.json", _damaged_json, _weights("shards")),
+    Kind("shards/model-1.safetensors", _damaged_safetensors, _weights("shards"), share=1),
     Kind("m.onnx", _damaged_graph, lambda f: _cli("analyze", f / "m.onnx", "--json"), strict=True),
     Kind("m.sparse.onnx", _damaged_graph, lambda f: _cli("analyze", f / "m.sparse.onnx"),
          strict=True),

@@ -72,7 +72,14 @@ def test_an_empty_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../x.safetensors", "/etc/x.safetensors", "in/x.safetensors", "..", "in\\x.safetensors"],
+    [
+        "../x.safetensors",
+        "/etc/x.safetensors",
+        "in/x.safetensors",
+        "..",
+        "in\\x.safetensors",
+        "9" * 300,
+    ],
 )
 def test_a_file_outside_of_the_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(SpecError, match=r"which is no file of its own folder"):
