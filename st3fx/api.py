@@ -57,6 +57,7 @@ def convert(
     skip_last: bool = False,
     include_tied: bool = False,
     keep_zeros: bool = True,
+    recompute_weights: bool = False,
     verify: bool = True,
     inplace: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -93,6 +94,9 @@ def convert(
             such weights loaded before its first step: let them stay zero while the schedule raises
             the sparsity from their share. Otherwise they may come back while others go; the
             sparsity starts at their share all the same.
+        recompute_weights: Keep no effective weights from one step to the next: compute them in each
+            forward, and again in its backward. Saves the weights' bytes once, and the results are
+            the same; a compiled forward decides by itself what it keeps.
         verify: Compare with the original, which costs eight to ten training steps; left out where
             parameters have no values.
         inplace: Convert ``model`` itself.
@@ -116,6 +120,7 @@ def convert(
         skip_last=skip_last,
         include_tied=include_tied,
         keep_zeros=keep_zeros,
+        recompute_weights=recompute_weights,
     )
     return convert_with(
         settings,
@@ -200,7 +205,7 @@ def convert_with(
     except BaseException:
         undo(converted)  # the user's own model, if in place
         raise
-    _attach(converted, total_steps, update_every, verified=verify)
+    _attach(converted, total_steps, update_every, settings, verified=verify)
     if unloaded:
         watch_values(converted)
     _start(converted, method, keep_zeros=settings.keep_zeros)
@@ -319,7 +324,12 @@ def _check(model: nn.Module, total_steps: int | None, update_every: int, *, inpl
 
 @not_collecting()
 def _attach(
-    model: nn.Module, total_steps: int | None, update_every: int, *, verified: bool
+    model: nn.Module,
+    total_steps: int | None,
+    update_every: int,
+    settings: ConversionSettings,
+    *,
+    verified: bool,
 ) -> None:
     conversion = conversion_of(model)
     plan, method = conversion.plan, conversion.method
@@ -332,6 +342,7 @@ def _attach(
         islands=Islands(model, {island.name for island in plan.islands}),
         total_steps=total_steps,
         update_every=update_every,
+        recompute_weights=settings.recompute_weights,
     )
     run_of(model).bind(model)
     watch_loading(model)

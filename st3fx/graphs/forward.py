@@ -16,15 +16,18 @@ from torch import fx, nn
 
 from st3fx.errors import ForwardError
 from st3fx.graphs.graph import Variant
+from st3fx.modules.attributes import is_transformed
 from st3fx.modules.compiled import before_compiling
 from st3fx.modules.marks import (
     FORWARD,
     ISLAND,
     MODE,
     Training,
+    found_conversion,
     is_root,
     own_forward,
 )
+from st3fx.sparsity.recompute import dropping
 
 
 class SparseForward:
@@ -131,6 +134,23 @@ class SparseForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run a graph that applies, else the module's own forward."""
         compiling = torch.compiler.is_compiling()
+        if not compiling and self._drops_weights():
+            with dropping():
+                return self._answer(args, kwargs, compiling=False)
+        return self._answer(args, kwargs, compiling=compiling)
+
+    def _drops_weights(self) -> bool:
+        """Whether the backward of this forward computes effective weights again."""
+        root = None if self.run is None else self.run.root
+        conversion = None if root is None else found_conversion(root)
+        return (
+            conversion is not None
+            and conversion.recompute_weights
+            and torch.is_grad_enabled()
+            and not is_transformed()
+        )
+
+    def _answer(self, args: Any, kwargs: Any, *, compiling: bool) -> Any:
         if self.run is not None and not compiling:
             self.run.prepare(self.module.training, whole=is_root(self.module))
         elif self.run is not None and (self.run.follows or not self.module.training):

@@ -229,6 +229,7 @@ class Conversion:
         total_steps: Optimizer steps of the whole training, if known.
         update_every: Optimizer steps between two searches for the threshold.
         unloaded: Whether the weights had no values yet.
+        recompute_weights: Whether backwards compute effective weights again, and none is kept.
     """
 
     plan: SparsityPlan
@@ -238,6 +239,7 @@ class Conversion:
     total_steps: int | None = None
     update_every: int = 1
     unloaded: bool = False
+    recompute_weights: bool = False
 
 
 def found_conversion(module: nn.Module) -> Conversion | None:

@@ -70,6 +70,11 @@ class ConversionSettings:
         "Of weights that come with zeros, of a folded model: let these stay zero while training "
         "adds others, or come back while others go. The sparsity starts at their share either way.",
     )  # fmt: skip
+    recompute_weights: bool = setting(
+        "model", False,
+        "Keep no effective weights: compute them in each forward, and again in its backward. Saves "
+        "the weights' bytes once; the results are the same.", free=True,
+    )  # fmt: skip
 
     def of_conversion(self) -> dict[str, Any]:
         """These by name, also where an object has others beside them."""

@@ -380,6 +380,9 @@ class Sparsifier:
             known: Digests of weights as they are, by the names of their sites.
         """
         own = [item for item in bound if item.compute is None]
+        if conversion_of(self.model).recompute_weights:
+            cache.forget(item.weight() for item in own)
+            return
         digests = {
             id(item.weight()): known[item.site.name]
             for item in own if known and item.site.name in known

@@ -190,7 +190,8 @@ class Thresholds:
         if isinstance(method, DrawnMethod):
             self._project(method, sparsity, bound)
         known: dict[str, Digest] = {}
-        self._set(method, own, bound, wait=wait, known=known)
+        kept = not conversion_of(self.root).recompute_weights
+        self._set(method, own, bound, wait=wait, known=known if kept else None)
         if isinstance(method, DrawnMethod) and self.level is not None:
             self._draw_masks(method, bound)
         if keep and method.keeps and sparsity > 0:

@@ -22,7 +22,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from st3fx.sparsity import cache
+from st3fx.sparsity import cache, recompute
 from st3fx.sparsity.formula import Formula, Inputs
 from st3fx.sparsity.mask_bits import unpacked
 
@@ -111,14 +111,20 @@ def _autograd(
 ) -> Op:
     """The autograd kernel of one operator."""
 
+    def compute(*args: Any) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
     def effective(args: tuple[Any, ...], *, differentiable: bool) -> Tensor:
         cached = cache.lookup(
             Inputs(formula, args[0], args[1], args[2], args[3:]), differentiable=differentiable
         )
         if cached is not None:
             return cached
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+        result = compute(*args)
+        if differentiable:
+            recompute.note(result, compute, args)
+        return result
 
     function = _function(effective, gradient, formula.learned, passes)
 

@@ -25,12 +25,14 @@ from st3fx.training.settings import Settings, from_dict, read_toml, to_toml
 OTHER: dict[str, Any] = {
     "include": ("*.weight",), "exclude": ("fc.*", "*.bias"), "skip_depthwise": True,
     "skip_first": True, "skip_last": True, "include_tied": True, "keep_zeros": False,
+    "recompute_weights": True,
 }  # fmt: skip
 """Another value of each than the default."""
 
 FLAGS = [
     "--include", "*.weight", "--exclude", "fc.*", "--exclude", "*.bias", "--skip-depthwise",
     "--skip-first", "--skip-last", "--include-tied", "--no-keep-zeros",
+    "--recompute-weights",
 ]  # fmt: skip
 
 
