@@ -214,6 +214,8 @@ def _count_some(
         counts.below[indices] = tallies["below"]
         counts.inside[indices] = tallies["inside"]
         counts.largest[indices] = tallies["largest"]
+        if room > 2 * len(scores):
+            scores = scores.copy()  # without the room for others, which pieces of files add up
         counts.collect(scores, indices[owners])
 
 
