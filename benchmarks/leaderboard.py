@@ -6,6 +6,7 @@
     python -m benchmarks.leaderboard --only st3 --sparsity 0.9 --seed 0
     python -m benchmarks.leaderboard --only gmp --sparsity 0.99 --epochs 8   # in a file of its own
     python -m benchmarks.leaderboard --entry "Feather, blocks of 4" --fp32   # in its own, too
+    python -m benchmarks.leaderboard --dry-run --entry "ST-3, drawn 50 to 95 %" --seed 0
 
 Without instructions for bfloat16 a CPU emulates it, ten times as slowly as fp32.
 
@@ -49,6 +50,11 @@ LENGTHS: dict[str, dict[str, Any]] = {
     "cuda": {"epochs": 160, "warmup_epochs": 0.0, "channels_last": True},
 }
 """The full length is the reference's; a CPU runs a short one."""
+
+DRY: dict[str, Any] = {
+    "epochs": 1, "warmup_epochs": 0.1, "data": "fashion-mnist-mini", "precision": "no",
+}  # fmt: skip
+"""A fifteenth of an epoch of the data that are measured with."""
 
 COMMON: dict[str, Any] = {
     "spec": "st3fx:resnet20",
@@ -151,8 +157,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--epochs", type=int, help="another length, with a file of its own")
     parser.add_argument("--fp32", action="store_true", help="no bfloat16, with a file of its own")
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="one epoch of 4,000 images in fp32, to see that all works; its file is thrown away",
+    )  # fmt: skip
     parser.add_argument("--try", dest="trial", help="a method's setting NAME=VALUE; not recorded")
     options = parser.parse_args()
+    if options.dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(options, DRY, Path(folder) / "leaderboard.json")
+        return
     length = dict(LENGTHS[options.device])
     if options.epochs is not None:
         length["epochs"] = options.epochs
@@ -165,6 +179,17 @@ def main() -> None:
     epochs = "" if options.epochs is None else f"_{options.epochs}_epochs"
     precision = "_fp32" if options.fp32 else ""
     path = record.RESULTS / f"leaderboard_{options.device}{precision}{epochs}.json"
+    measure(options, length, path)
+
+
+def measure(options: argparse.Namespace, length: dict[str, Any], path: Path) -> None:
+    """Run what is wanted and missing in a file of results, and show it.
+
+    Args:
+        options: Of the command.
+        length: Settings beside those that are common.
+        path: The file.
+    """
     document = json.loads(path.read_text()) if path.exists() else {"rows": []}
     if not options.show:
         for entry, sparsity, seed in missing(document["rows"], options.device):

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-from st3fx.errors import OptimizerWarning, StateError
+from st3fx.errors import OptimizerWarning, StateError, few
 from st3fx.methods.moving import MaskedSite, Move, MovingMethod
 from st3fx.modules.marks import state_name
 from st3fx.sparsifier.bound import Bound
@@ -187,6 +187,8 @@ class Masks(Thresholds):
                 "scaler skips? attach(optimizer) counts by itself",
                 OptimizerWarning, "not finite",
             )  # fmt: skip
+        elif gradients:
+            self._warn_of_missing(bound, method, gradients)
         sites = self._masked_sites(bound, gradients)
         with diverged([item.site.name for item in bound]):
             masks = method.moved(sites, move)
@@ -197,6 +199,19 @@ class Masks(Thresholds):
             for _, parameter in _own_parameters(bound):
                 self._zero_state(parameter, None, _MOMENTUM)
         self._note_set(move.sparsity, bound)
+
+    def _warn_of_missing(
+        self, bound: list[Bound], method: MovingMethod, gradients: dict[str, Tensor]
+    ) -> None:
+        trained = [item.site.name for item in bound if item.weight().requires_grad]
+        missing = [name for name in trained if name not in gradients]
+        if missing:
+            self.warn(
+                f"{few(missing)}: no gradient at step {self.steps}, where masks of {method.name} "
+                "move, so that none grow there; of several optimizers attach the one that steps "
+                "last, or call step() after all of them",
+                OptimizerWarning, "no gradient",
+            )  # fmt: skip
 
     def _begin_anew_where(self, item: Bound, before: Tensor, after: Tensor) -> None:
         """Zero what is pruned and what has come, and what the optimizer keeps of them."""
@@ -264,15 +279,19 @@ class Masks(Thresholds):
 
     @torch.no_grad()
     def _take(self, pairs: list[tuple[Bound, nn.Parameter]]) -> None:
-        """Keep the gradients of pruned weights, and leave the optimizer none of them."""
+        """Keep all gradients, and leave the optimizer none of pruned weights.
+
+        Those of a site that is dense so far count, too: the move may prune it first.
+        """
         self._asked = True
         for item, parameter in pairs:
             mask, gradient = item.tensors("mask")[0], parameter.grad
             self._gradients.pop(item.site.name, None)
-            if not mask.numel() or gradient is None or gradient.is_sparse:
+            if gradient is None or gradient.is_sparse:
                 continue
             self._gradients[item.site.name] = gradient.detach().clone()
-            if not item.site.tied:  # the lookups' gradient is no gradient of a pruned weight
+            # The gradient of a lookup is that of a weight that is left, wherever it is.
+            if mask.numel() and not item.site.tied:
                 local(gradient).masked_fill_(~local_part(mask, parameter), 0.0)
 
     def _left_in(self, bound: list[Bound], method: MovingMethod) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Each method's effective weight and gradients, against its paper's formula in double precision.
 
-The formulas are written again here, one output channel at a time, from the docstrings alone.
+The formulas are written again here, one output channel at a time, from the docstrings alone. The
+rules by which masks move are compared in ``test_moving_rules.py``.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -406,6 +407,24 @@ def test_gradients_that_are_no_numbers_grow_nothing() -> None:
     with pytest.warns(OptimizerWarning, match="gradients are not finite at step 1"):
         driver.step()
     assert all(torch.equal(before[name], mask) for name, mask in masks(driver).items())
+
+
+def test_of_two_optimizers_the_last_counts() -> None:
+    for last in (False, True):
+        model, driver = converted(RigL(0.8, interval=1))
+        weight = model.get_parameter("2.weight")
+        others = [p for p in model.parameters() if p is not weight]
+        pair = [torch.optim.SGD(others, 0.05), torch.optim.SGD([weight], 0.05)]
+        driver.attach(pair[last])
+        before = masks(driver)["2.weight"]
+        backward(model)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for optimizer in pair:
+                optimizer.step()
+        texts = [str(warning.message) for warning in said]
+        assert any(t.startswith("2.weight: no gradient at step 1") for t in texts) is not last
+        assert torch.equal(before, masks(driver)["2.weight"]) is not last
 
 
 def test_weights_that_are_no_numbers_are_named() -> None:
