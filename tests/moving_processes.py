@@ -12,6 +12,7 @@ import functools
 import hashlib
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -270,12 +271,34 @@ def resumed(method: str) -> None:
             assert digest(other) == expected[later], (number, later)
 
 
+def infinite_in_one_shard() -> None:
+    """Gradients that are no numbers in one process move nothing in any, and none waits."""
+    own = training("rigl", "fsdp")
+    own.driver.detach()
+    before = masks(own)
+    backward(own.wrapped, mine())
+    weight: Any = own.model.get_parameter("conv.weight")
+    if dist.get_rank() == 1:
+        weight.grad.to_local().view(-1)[0] = math.inf
+    own.optimizer.step()
+    with torch.no_grad():
+        weight.to_local().nan_to_num_(0.0, 0.0, 0.0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        own.driver.step()
+    assert any("gradients are not finite at step 1" in str(w.message) for w in said)
+    same_everywhere(own)
+    assert all(torch.equal(before[name], mask) for name, mask in masks(own).items())
+
+
 def scenarios(count: int) -> Iterator[tuple[str, Callable[[], None]]]:
     for wrap in ("ddp", "fsdp") if count == 2 else ("ddp",):
         for name in METHODS:
             yield f"{wrap}, {name}", functools.partial(both, name, wrap)
         yield f"{wrap}, grown", functools.partial(grown_by_what_all_have_seen, wrap)
         yield f"{wrap}, accumulated", functools.partial(accumulated, wrap)
+    if count == 2:
+        yield "infinite in one shard", infinite_in_one_shard
     for name in METHODS if count == 2 else ():
         yield f"resumed, {name}", functools.partial(resumed, name)
 

@@ -13,7 +13,8 @@ enough; without ``cycles`` there are as few as prune 20 % or less each.
 Departures: the number of cycles and the target give the share, so that the target is met exactly,
 where the paper stops at the power of 0.8 that is nearest; all cycles share the run's steps, where
 the paper trains each for the whole length of a training; a cycle prunes after its first step and
-not before it, so that an evaluation at the end of a cycle is of the trained model.
+not before it, so that an evaluation at the end of a cycle is of the trained model; momentum goes on
+where the learning rate is rewound.
 """
 
 from __future__ import annotations

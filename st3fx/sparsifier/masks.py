@@ -15,10 +15,11 @@ gradients. With accumulation they are those of all batches of the step.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -32,7 +33,7 @@ from st3fx.sparsifier.thresholds import Thresholds, diverged
 from st3fx.sparsity.digest import Digest
 from st3fx.sparsity.formula import INACTIVE
 from st3fx.sparsity.masks import GROWING, MASKED
-from st3fx.sparsity.shards import local, local_part
+from st3fx.sparsity.shards import Spread, local, local_part, spread_of
 from st3fx.sparsity.threshold.search import GlobalThreshold
 
 _MOMENTUM = ("momentum_buffer", "exp_avg")
@@ -179,7 +180,7 @@ class Masks(Thresholds):
     def _move(
         self, bound: list[Bound], method: MovingMethod, move: Move, gradients: dict[str, Tensor]
     ) -> None:
-        if not all(bool(local(own).isfinite().all()) for own in gradients.values()):
+        if not _all_finite(gradients.values()):
             gradients = {}
             self.warn(
                 f"gradients are not finite at step {move.step}, where masks of {method.name} move: "
@@ -312,6 +313,17 @@ class Masks(Thresholds):
             "weights, and there are none: call step() before zero_grad() where the optimizer is "
             "none of torch's"
         )
+
+
+def _all_finite(gradients: Iterable[Tensor]) -> bool:
+    """Whether gradients are numbers; the same answer in all processes that have parts of them."""
+    found: dict[Spread, bool] = {}
+    for own in gradients:
+        spread = spread_of(own)
+        found[spread] = found.get(spread, False) or not bool(local(own).isfinite().all())
+    # Every process asks for each: none may go on to gather what another leaves out.
+    lost = [spread.reduce([int(own)], dist.ReduceOp.MAX)[0] for spread, own in found.items()]
+    return not any(lost)
 
 
 def _own_parameters(
