@@ -151,7 +151,7 @@ def test_gradients_of_torch_func_arrive_as_backward_leaves_them(method: Any) -> 
         optimizer.step()
         optimizer.zero_grad()
         driver.step()
-    assert seen == ({False} if isinstance(method, ACDC) else {False, True})
+    assert (True in seen) is not isinstance(method, ACDC)
 
 
 @methods
@@ -163,8 +163,8 @@ def test_a_copy_of_all_goes_on_as_the_original(method: Any, at: int) -> None:
         step(model, optimizer, driver)
     other, second, its_driver = copy.deepcopy((model, optimizer, driver))
     for _ in range(8):
+        step(other, second, its_driver)  # first: until its first step a copy follows the original
         step(model, optimizer, driver)
-        step(other, second, its_driver)
     a, b = model.state_dict(), other.state_dict()
     assert all(torch.equal(value, b[key]) for key, value in a.items())
 
