@@ -45,8 +45,8 @@ class Advice:
     Attributes:
         line: The command that is refused.
         says: Part of its message.
-        then: Each of these works; ``{}`` stands for the line, and ``{0}`` for a command that the
-            message has between ``st3fx`` and its next mark.
+        then: Each of these works; ``{line}`` stands for the line, ``{command}`` for a command that
+            the message has between ``st3fx`` and its next mark.
     """
 
     line: str
