@@ -6,7 +6,8 @@ Times are seconds of one core, which other work on the machine does not lengthen
 rounds in which the variants take turns. Each model runs in a process of its own, which also gives
 its peak memory. The goal without verification is three training steps and one second; the first
 conversion of a process also imports what torch needs for fake tensors and custom operators, and is
-given apart. ``blocks:N`` is a chain of N residual blocks, for graphs of more than 20 000 nodes.
+given apart. ``blocks:N`` is a chain of N residual blocks, for graphs of more than 20 000 nodes;
+``lstm:N`` a loop of N steps over one cell, ``transformer:N`` and ``llama:N`` have N narrow layers.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from rich.console import Console
 from rich.table import Table
@@ -36,6 +38,7 @@ from benchmarks import record
 RESULTS = record.RESULTS / "convert.json"
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 CHAINS = ("blocks:80", "blocks:320", "blocks:1280")
+DEEP = ("lstm:300", "transformer:48", "llama:48")
 SHAPE = (8, 3, 128, 128)
 TOKENS = (4, 64, 128)
 
@@ -53,13 +56,13 @@ def main() -> None:
         print(json.dumps(times(name, options.rounds) if kind == "times" else memory(name)))
         return
     rows = _known(options.output)
-    for name in fnmatch.filter((*MODELS, *CHAINS), options.only):
+    for name in fnmatch.filter((*MODELS, *CHAINS, *DEEP), options.only):
         rows[name] = {"model": name, "rounds": options.rounds}
         rows[name] |= _child("times", name, options.rounds)
         if name in MODELS:
             rows[name] |= _child("memory", name, 1)
         environment = record.environment(input=list(SHAPE), tokens=list(TOKENS))
-        in_order = [rows[known] for known in (*MODELS, *CHAINS) if known in rows]
+        in_order = [rows[known] for known in (*MODELS, *CHAINS, *DEEP) if known in rows]
         record.write(options.output, {"environment": environment, "models": in_order})
     show(list(rows.values()))
 
@@ -95,10 +98,64 @@ class Block(nn.Module):
         return x + self.second(heads.reshape(batch, length, width))
 
 
+class Cells(nn.Module):
+    """A loop over one cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(32, 64)
+
+    def forward(self, x: Tensor) -> Any:
+        """Steps of shape (length, batch, 32)."""
+        state = torch.zeros(x.shape[1], 64), torch.zeros(x.shape[1], 64)
+        for step in range(x.shape[0]):
+            state = self.cell(x[step], state)
+        return state[0]
+
+
+class Layer(nn.Module):
+    """A layer of a transformer, with attention of its own."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.act, self.drop = nn.GELU(), nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Any:
+        """Tokens of shape (batch, length, width)."""
+        batch, length, width = x.shape
+        split = self.qkv(self.before(x)).reshape(batch, length, 3, self.heads, width // self.heads)
+        q, k, v = split.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        x = x + self.drop(self.out(mixed.reshape(batch, length, width)))
+        return x + self.drop(self.down(self.act(self.up(self.between(x)))))
+
+
+def _llama(layers: int) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 - takes seconds
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=128, intermediate_size=352, num_hidden_layers=layers, vocab_size=512,
+            num_attention_heads=4, num_key_value_heads=4, use_cache=False, return_dict=False,
+        )
+    )  # fmt: skip
+
+
 def build(name: str) -> tuple[nn.Module, Tensor]:
-    """A torchvision model or a chain of blocks, and one batch."""
+    """A torchvision model, a chain of blocks or a deep model, and one batch."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    kind, _, number = name.partition(":")
+    if kind == "lstm":
+        return Cells(), torch.randn(int(number), 4, 32)
+    if kind == "transformer":
+        return nn.Sequential(*[Layer(256, 8) for _ in range(int(number))]), torch.randn(4, 128, 256)
+    if kind == "llama":
+        return _llama(int(number)), torch.randint(0, 512, TOKENS[:2])
     if name in CHAINS:
         count = int(name.partition(":")[2])
         return nn.Sequential(*[Block(TOKENS[-1]) for _ in range(count)]), torch.randn(TOKENS)
@@ -122,9 +179,10 @@ def times(name: str, rounds: int) -> dict[str, Any]:
 
     variants: dict[str, Callable[[], Any]] = {
         "step": lambda: _step(model, images),
-        "symbolic_trace": lambda: fx.symbolic_trace(model),
         "convert": convert,
     }
+    if name not in DEEP:
+        variants["symbolic_trace"] = lambda: fx.symbolic_trace(model)
     if name in MODELS:
         variants["convert_verified"] = lambda: st3fx.convert(model, images)
     began = time.process_time()
@@ -144,7 +202,7 @@ def times(name: str, rounds: int) -> dict[str, Any]:
         **{
             key: statistics.median(map(ratio, turns))
             for key, ratio in RATIOS.items()
-            if name in MODELS or key != "verify_steps"
+            if all(part in seconds for part in NEEDED.get(key, ()))
         },
         "tracing_s": min(tracing),
         "nodes": max(len(island.graph.nodes) for island in islands),
@@ -159,10 +217,14 @@ RATIOS: dict[str, Callable[[dict[str, float]], float]] = {
 }
 """Within one round; the goal of converting without verification is three steps and a second."""
 
+NEEDED = {"verify_steps": ["convert_verified"], "symbolic_trace_ratio": ["symbolic_trace"]}
+"""What a ratio is of, beside what is always measured."""
+
 
 def _step(model: nn.Module, images: Tensor) -> None:
     model.zero_grad(set_to_none=True)
-    model(images).sum().backward()
+    out = model(images)
+    (out[0] if isinstance(out, tuple) else out).sum().backward()
 
 
 def memory(name: str) -> dict[str, Any]:
@@ -216,7 +278,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             row["model"],
             str(row["nodes"]),
             f"{row['step_s']:.3f}",
-            f"{row['symbolic_trace_s']:.3f}",
+            f"{row['symbolic_trace_s']:.3f}" if "symbolic_trace_s" in row else "",
             f"{row['convert_s']:.3f}",
             f"{row['convert_steps']:.2f}",
             f"{row['of_goal']:.2f}",

@@ -8,7 +8,8 @@ the package itself. It imports :mod:`st3fx.graphs` and below, and torch.
 Start at ``trace``, the tracer. Its proxies (``proxies``) ask for values (``questions``), and each
 answer is a guard; so is what code reads of modules, objects, classes and globals (``reads``).
 ``patches`` is what a model's code sees meanwhile. Contexts become ``regions``, stored attributes
-``outputs``, operators in place on parameters ``writes``. What a graph would lose is refused in
+``outputs``, operators in place on parameters ``writes``; blocks that repeat are traced once
+(``repeats``). What a graph would lose is refused in
 ``ambient``; ``words`` puts a node into words.
 
 Why it is our own and not TorchDynamo. A captured graph takes the place of a forward in a module

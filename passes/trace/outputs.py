@@ -96,6 +96,10 @@ class Stores:
         """Set back what was stored below a module, whose trace has failed."""
         self._attributes.restore(below=below)
 
+    def changed(self, name: str) -> bool:
+        """Whether an attribute of one module is another than before."""
+        return self._attributes.changed(name)
+
     def take_back(self) -> None:
         """Set everything back, and remember what was stored."""
         self._stored = {name: self._own(name) for name in self._attributes.changes()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
@@ -19,7 +19,7 @@ from st3fx.graphs.calls import CallSpec
 from st3fx.graphs.guards import Answer, Fact, ValueGuards
 from st3fx.graphs.in_place import after
 from st3fx.graphs.purity import DataError, Unknown, only_computes, pruned
-from st3fx.graphs.values import Evaluation
+from st3fx.graphs.values import Evaluation, is_of_data
 from st3fx.passes.trace.ambient import place
 from st3fx.passes.trace.proxies import NUMBER, is_known_by_value
 from st3fx.passes.trace.words import Known, expression
@@ -46,6 +46,7 @@ class Questions:
     Attributes:
         answers: False while values are computed: then torch does what it always does.
         facts: What the code read of its surroundings.
+        log: What the trace has read, asked and traced through, in order (see ``repeats``).
     """
 
     def __init__(self, root: nn.Module, spec: CallSpec) -> None:
@@ -57,6 +58,7 @@ class Questions:
         """
         self.answers = True
         self.facts: dict[tuple[Any, ...], Fact] = {}
+        self.log: list[tuple[str, Any, str]] = []
         self._root, self._metas = root, spec.metas
         self._evaluation = Evaluation(root, spec.metas, spec.readable, inside=True)
         self.follow(fx.Graph())
@@ -72,6 +74,7 @@ class Questions:
 
     def value(self, node: fx.Node) -> Any:
         """A node's value, or :class:`Unknown`."""
+        self.log.append(("look", None, ""))
         if node not in self._evaluation.values:
             self.catch_up()
         return self._evaluation.values[node]
@@ -81,7 +84,8 @@ class Questions:
         pending = []
         while self._last.next is not self._graph._root:
             self._last = self._last.next
-            pending.append(self._last)
+            if self._last not in self._evaluation.values:
+                pending.append(self._last)
         with self.silent():
             self._evaluation.run(pending)
 
@@ -94,12 +98,12 @@ class Questions:
     @contextlib.contextmanager
     def silent(self) -> Iterator[None]:
         """Torch does what it always does inside, at its usual speed."""
-        answering = builtins.isinstance
+        before = self.answers, builtins.isinstance
         self.answers, builtins.isinstance = False, _ISINSTANCE
         try:
             yield
         finally:
-            self.answers, builtins.isinstance = True, answering
+            self.answers, builtins.isinstance = before
 
     # --- questions ---
 
@@ -118,6 +122,7 @@ class Questions:
             if isinstance(value, Tensor):
                 raise TraceError(f"{wants} a tensor's data") from error
             raise TraceError(f"{wants} a value that {_why(value, error)}") from error
+        self.log.append(("ask", node, question))
         if (node, question) not in self._answers:
             self._answers[node, question] = (answer, place())
         return answer
@@ -191,6 +196,33 @@ class Questions:
     def environment(self, owner: Any, name: str, args: tuple[Any, ...], found: Any) -> None:
         """The code asked ``owner.name(*args)``, of torch or a part of it."""
         self.facts[owner, name, args] = Fact(owner, name, args, found, place())
+
+    # --- a trace that is repeated ---
+
+    def known(self, node: fx.Node) -> Any:
+        """A node's value, without the trace's having looked at it."""
+        if node not in self._evaluation.values:
+            self.catch_up()
+        return self._evaluation.values[node]
+
+    def is_of_data(self, node: fx.Node, question: str) -> bool:
+        """Whether an answer followed from more than shapes and settings."""
+        return is_of_data(self._evaluation.values[node], question)
+
+    def take_values(self, pairs: Iterable[tuple[fx.Node, fx.Node]]) -> None:
+        """Let nodes have the values that others have, as far as these were computed."""
+        self.log.append(("look", None, ""))
+        for known, node in pairs:
+            self._evaluation.take(known, node)
+
+    def repeat(self, known: fx.Node, node: fx.Node, question: str) -> None:
+        """A node's answer is that of another one."""
+        self.log.append(("ask", node, question))
+        self._answers.setdefault((node, question), self._answers[known, question])
+
+    def note_container(self, node: fx.Node) -> None:
+        """Look at a node's items for ``None``."""
+        self._containers.add(node)
 
     # --- the result ---
 

@@ -11,6 +11,7 @@ and is not run in this trace is a guard too many, which costs a graph where it c
 from __future__ import annotations
 
 import contextlib
+import dis
 import enum
 import functools
 import sys
@@ -45,6 +46,7 @@ class Reads:
     Attributes:
         guards: (object, attribute) -> the guard, for modules.
         taken: What was found on their classes, and in globals.
+        before: Id of a module -> its attributes before the trace.
     """
 
     def __init__(
@@ -58,9 +60,9 @@ class Reads:
             named: Gives the proxy of one of the module's tensors.
         """
         self.guards: dict[tuple[int, str], Guard] = {}
-        self._before = {id(module): dict(module.__dict__) for module in root.modules()}
+        self.before = {id(module): dict(module.__dict__) for module in root.modules()}
         self._stored: dict[tuple[int, str], nn.Module] = {}
-        self._root, self._named = root, named
+        self._modules, self._named = dict(root.named_modules()), named
         self._questions = questions
         self._objects: dict[int, tuple[Any, dict[str, Any]]] = {}
         self._classes: dict[type, Any] = {}
@@ -102,7 +104,7 @@ class Reads:
 
     def _noting(self, store: Any) -> Any:
         def note(module: nn.Module, name: str, value: Any) -> None:
-            if self._questions.answers and name in self._before.get(id(module), ()):
+            if self._questions.answers and name in self.before.get(id(module), ()):
                 self._stored[id(module), name] = module
             store(module, name, value)
 
@@ -110,14 +112,14 @@ class Reads:
 
     def guard_stored(self, given: Container[str]) -> None:
         """What is stored and not given by the graph must be what was there before."""
-        names = {id(module): path for path, module in self._root.named_modules()}
+        names = {id(module): path for path, module in self._modules.items()}
         for (_, key), module in self._stored.items():
             path = names[id(module)]
             if (f"{path}.{key}" if path else key) not in given:
-                self._guard(module, key, self._before[id(module)][key])
+                self._guard(module, key, self.before[id(module)][key])
 
     def _of_module(self) -> Any:
-        before = self._before
+        before = self.before
 
         def record(module: nn.Module, name: str) -> Any:
             if name not in _INTERNAL and id(module) in before and self._questions.answers:
@@ -136,11 +138,14 @@ class Reads:
         """What the code gets for an attribute: the proxy of a tensor, anything else as it is."""
         if isinstance(value, Tensor):
             return self._named(value)
-        if not rnn.is_list(module, name):  # a graph reads these parameters by their names
+        if rnn.is_list(module, name):  # a graph reads these parameters by their names
+            self._questions.log.append(("list", module, name))
+        else:
             self._guard(module, name, value)
         return value
 
     def _guard(self, module: nn.Module, name: str, value: Any) -> None:
+        self._questions.log.append(("read", module, name))
         if (id(module), name) not in self.guards:
             with self._questions.silent():
                 self.guards[id(module), name] = Guard(module, name, frozen(value, meta_of))
@@ -148,10 +153,24 @@ class Reads:
 
     def _note_class(self, module: nn.Module, name: str) -> None:
         """An attribute that the module itself has not got, before its class is asked."""
+        if name != "__class__":  # isinstance() asks for it; the class is known
+            self._questions.log.append(("class", module, name))
         if hasattr(type(module), name):
             with self._questions.silent():
                 self.taken.note(module, name)
                 self._adopt(getattr(type(module), name))
+
+    def repeat_read(self, module: nn.Module, name: str) -> None:
+        """A module's attribute was found to be what a trace has read on another one."""
+        self._questions.log.append(("read", module, name))
+        if (id(module), name) not in self.guards:
+            value = self.before[id(module)][name]
+            self.guards[id(module), name] = Guard(module, name, frozen(value, meta_of))
+
+    def repeat_class(self, traced: nn.Module, module: nn.Module, name: str) -> None:
+        """A module of the same class has not got an attribute that a trace has asked it for."""
+        self._questions.log.append(("class", module, name))
+        self.taken.repeat(traced, module, name)
 
     def guard_code(self, module: nn.Module) -> None:
         """The code of a graph module, which its users may edit."""
@@ -161,9 +180,9 @@ class Reads:
     def guard_tensor(self, name: str) -> None:
         """A tensor that is neither parameter nor buffer must stay one of its kind."""
         path, _, key = name.rpartition(".")
-        module = self._root.get_submodule(path)
-        if key in self._before[id(module)]:
-            self._guard(module, key, self._before[id(module)][key])
+        module = self._modules[path]
+        if key in self.before[id(module)]:
+            self._guard(module, key, self.before[id(module)][key])
 
     def _adopt(self, value: Any) -> None:
         """Watch an object that holds settings, or several in a container."""
@@ -223,7 +242,11 @@ def _holds_settings(value: Any) -> bool:
 
 
 class Taken:
-    """The names that one trace took from classes and from globals."""
+    """The names that one trace took from classes and from globals.
+
+    Attributes:
+        changes: Whether code that it follows may change what it takes.
+    """
 
     def __init__(self, adopt: Callable[[Any], None]) -> None:
         """Begin without any.
@@ -235,6 +258,8 @@ class Taken:
         self._modules: dict[nn.Module, set[str]] = {}
         self._names: dict[int, tuple[Any, set[str]]] = {}
         self._codes: set[types.CodeType] = set()
+        self._plain: list[tuple[Any, str]] = []
+        self.changes = False
 
     def note(self, module: nn.Module, name: str) -> None:
         """A module's class answered for a name."""
@@ -254,6 +279,15 @@ class Taken:
             if name in vars(base) and base is not nn.Module:
                 self._follow(vars(base)[name])
 
+    def repeat(self, traced: nn.Module, module: nn.Module, name: str) -> None:
+        """As :meth:`note`, of a module whose class has answered for another one."""
+        if name in self._modules.get(traced, ()):
+            self._modules.setdefault(module, set()).add(name)
+
+    def plain_values(self) -> list[Any]:
+        """The plain values among all that was taken, as they are now, in the order of taking."""
+        return [frozen(_value_of(owner, name)) for owner, name in self._plain]
+
     def definitions(self, root: nn.Module) -> Definitions:
         """All names, with what they mean now.
 
@@ -264,7 +298,14 @@ class Taken:
         return Definitions(root, modules, [Names(*pair) for pair in self._names.values()])
 
     def _name(self, owner: Any, name: str) -> None:
-        self._names.setdefault(id(owner), (owner, set()))[1].add(name)
+        names = self._names.setdefault(id(owner), (owner, set()))[1]
+        if name in names:
+            return
+        names.add(name)
+        value = _value_of(owner, name)
+        if _is_plain(value):
+            self._plain.append((owner, name))
+            self.changes |= isinstance(value, dict) and any(type(key) is not str for key in value)
 
     def _follow(self, value: Any) -> None:
         """The globals that code uses."""
@@ -272,6 +313,7 @@ class Taken:
             code = function.__code__
             if code not in self._codes and not _is_foreign(function.__module__):
                 self._codes.add(code)
+                self.changes |= _assigns(code)
                 names = frozenset(_names_in(code))
                 for name in names & function.__globals__.keys():
                     self._take(function.__globals__, name, names)
@@ -302,6 +344,21 @@ class Taken:
         for name in names & vars(kind).keys():
             if _is_plain(vars(kind)[name]):
                 self._name(kind, name)
+
+
+def _value_of(owner: Any, name: str) -> Any:
+    return getattr(owner, name, None) if isinstance(owner, type) else owner.get(name)
+
+
+@functools.lru_cache(maxsize=1024)
+def _assigns(code: types.CodeType) -> bool:
+    """Whether code, or a function inside of it, assigns a global or a variable around it."""
+    for step in dis.get_instructions(code):
+        if step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+            return True
+        if step.opname == "STORE_DEREF" and step.argval in code.co_freevars:
+            return True
+    return any(_assigns(c) for c in code.co_consts if isinstance(c, types.CodeType))
 
 
 def _functions(value: Any) -> Iterator[types.FunctionType]:

@@ -63,6 +63,10 @@ class Regions:
             if value != self._ambient[words]:
                 raise TraceError(f"runs {words}")
 
+    def is_known(self) -> bool:
+        """Whether operators run under the context that the graph's nodes would."""
+        return ambient_state() == self._ambient
+
     @property
     def current(self) -> fx.Node | None:
         """The node that entered the region; a parameter is read anew in each."""

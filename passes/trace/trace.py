@@ -55,6 +55,7 @@ from st3fx.passes.trace.proxies import NUMBER, AttributeProxy, ValueProxy, itera
 from st3fx.passes.trace.questions import NumberError, Questions, mark, undo
 from st3fx.passes.trace.reads import Reads
 from st3fx.passes.trace.regions import Regions
+from st3fx.passes.trace.repeats import Repeats, reshapes
 from st3fx.passes.trace.writes import Writes
 
 HANDED = "handed"
@@ -138,7 +139,9 @@ class IslandTracer(AnsweringTracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> None:
+    def __init__(
+        self, name: str, root: nn.Module, spec: CallSpec, sites_in: set[str], *, repeat: bool = True
+    ) -> None:
         """Prepare a trace.
 
         Args:
@@ -146,19 +149,23 @@ class IslandTracer(AnsweringTracer):
             root: The module to capture, in the mode (train or eval) to capture.
             spec: A call of it.
             sites_in: Full names of all modules that have sites in them.
+            repeat: Whether the trace of a submodule may be given again for others like it.
         """
         super().__init__()
         self.capture = Capture(name, spec, fx.Graph())
         self._sites_in = sites_in
-        self._stores = Stores(root)
-        self._writes = Writes(dict(root.named_parameters()), self.create_proxy)
+        self.stores = Stores(root)
+        self.writes = Writes(dict(root.named_parameters()), self.create_proxy)
         self._tensor_names, self._contained = tensor_names(root), contained_tensors(root)
         self._module_names = {id(module): path for path, module in root.named_modules()}
         self._attribute_nodes: dict[tuple[str, fx.Node | None, int, bool], fx.Proxy] = {}
         self.questions = Questions(root, spec)
         self.regions = Regions(self.questions, self.create_proxy)
-        self._reads = Reads(root, self.questions, self.named_proxy)
+        self.reads = Reads(root, self.questions, self.named_proxy)
         self._returning = False
+        within = lambda path: self._full_name(path) in sites_in  # noqa: E731
+        names = (self._module_names, self._tensor_names)
+        self.repeats = Repeats(self, root, *names, within, on=repeat and not self._contained)
 
     def run(self, root: nn.Module) -> Capture:
         """Trace.
@@ -175,17 +182,17 @@ class IslandTracer(AnsweringTracer):
         except Exception as error:
             raise TraceError(reason_of(error)) from error
         finally:
-            self._stores.take_back()
-            written = self._reads.restore()
+            self.stores.take_back()
+            written = self.reads.restore()
         if drawn:
             raise TraceError("draws random numbers outside of torch")
-        self._give(graph, self._stores.given(written))
+        self._give(graph, self.stores.given(written))
         self._finish(graph)
         return self.capture
 
     def _give(self, graph: fx.Graph, stored: dict[str, Any]) -> None:
         """Let the graph give what the forward stores, beside its output."""
-        self._reads.guard_stored(stored)
+        self.reads.guard_stored(stored)
         if stored:
             (output,) = (node for node in graph.nodes if node.op == "output")
             with graph.inserting_before(output):
@@ -199,9 +206,9 @@ class IslandTracer(AnsweringTracer):
         graph.lint()
         self.capture.graph = graph
         for path in self.capture.inlined:
-            self._reads.guard_code(self.root.get_submodule(path))
-        self.capture.guards = list(self._reads.guards.values())
-        self.capture.definitions = self._reads.taken.definitions(self.root)
+            self.reads.guard_code(self.root.get_submodule(path))
+        self.capture.guards = list(self.reads.guards.values())
+        self.capture.definitions = self.reads.taken.definitions(self.root)
 
     # --- torch.fx.Tracer's hooks ---
 
@@ -219,7 +226,7 @@ class IslandTracer(AnsweringTracer):
             self.capture.inlined[""] = None
             contained = ProxiesForTensors(self._contained_proxy)
             proxies = contained if self._contained else contextlib.nullcontext()
-            with self.regions.watched(), patched(self), self._reads.watched(), proxies:
+            with self.regions.watched(), patched(self), self.reads.watched(), proxies:
                 found = root.forward(*args, **kwargs)  # root_fn is the class's, not the instance's
             self._returning = True
             return found
@@ -243,12 +250,12 @@ class IslandTracer(AnsweringTracer):
         node = super().create_node(*args, **kwargs)
         if not has_plain_names(node):
             raise TraceError(f"uses a name that no code can write in {node.name}")
-        self._writes.note(node)
+        self.writes.note(node)
         return node
 
     def assign(self, proxy: fx.Proxy, value: Any) -> None:
         """``proxy.data = value``."""
-        self._writes.assign(proxy, value)
+        self.writes.assign(proxy, value)
 
     def create_arg(self, a: Any) -> Any:
         """Keep dicts and dataclasses, name the module's tensors, and refuse other constants."""
@@ -300,21 +307,34 @@ class IslandTracer(AnsweringTracer):
         under_way.advance()
         reason = None if isinstance(self.root, OWN_KERNELS) else reason_to_call(m)
         if reason is None:
+            begun = self.repeats.begin(name, m, args, kwargs)
+            repeated = self.repeats.again(begun)
+            if repeated:
+                return repeated[0]
             before = mark(self.graph, self.questions, self._growing())
             depth = self.regions.depth
             try:
-                self.capture.inlined[name] = None
-                return super().call_module(m, forward, args, kwargs)
+                self.inline(name, m)
+                found = super().call_module(m, forward, args, kwargs)
             except Exception as error:  # noqa: BLE001 - whatever a user's forward raises on proxies
                 reason = reason_of(error)
                 self.regions.unwind(depth)
                 undo(self.graph, self.questions, self._growing(), before)
-                self._stores.undo(name)
+                self.stores.undo(name)
+                self.repeats.failed()
+            else:
+                self.repeats.keep(begun, found)
+                return found
         require_idle_recorders(name, m)
         self.capture.leaves.setdefault(name, reason)
         called = self.create_proxy("call_module", name, args, kwargs)
         self.questions.note_call(called.node, m)
         return called
+
+    def inline(self, name: str, module: nn.Module) -> None:
+        """A submodule is traced through."""
+        self.capture.inlined[name] = None
+        self.questions.log.append(("inlined", module, ""))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Modules without sites; those with sites are traced through by ``call_module``."""
@@ -348,21 +368,30 @@ class IslandTracer(AnsweringTracer):
 
     def _attribute(self, name: str, *, handed: bool = False) -> fx.Proxy:
         # A weight's operator runs where the weight is used, and after what is written to it.
-        place = (name, self.regions.current, self._writes.count(name), handed)
+        place = (name, self.regions.current, self.writes.count(name), handed)
         if place not in self._attribute_nodes:
             found = self.create_proxy("get_attr", name, (), {})
             found.node.meta[HANDED] = handed
-            self._attribute_nodes[place] = self._writes.current(name, found)
-            self._reads.guard_tensor(name)
+            self._attribute_nodes[place] = self.writes.current(name, found)
+            self.reads.guard_tensor(name)
         return self._attribute_nodes[place]
+
+    def parameter_node(self, name: str, like: fx.Node) -> fx.Node:
+        """A parameter or buffer as one that another module's trace has read, outside of regions."""
+        place = (name, None, 0, bool(like.meta[HANDED]))
+        if place not in self._attribute_nodes:
+            node = self.graph.create_node("get_attr", name)
+            node.meta[HANDED] = place[3]
+            self._attribute_nodes[place] = self.proxy(node)
+        return self._attribute_nodes[place].node
 
     def _growing(self) -> tuple[dict[Any, Any], ...]:
         """All that a trace adds to beside nodes, in the order of addition."""
         capture = self.capture
         return (
             self._attribute_nodes,
-            self._writes.nodes,
-            self._reads.guards,
+            self.writes.nodes,
+            self.reads.guards,
             capture.inlined,
             capture.leaves,
             self.module_stack,
@@ -410,4 +439,13 @@ def _capture(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> 
     # Which kernel such a layer chooses is a guard; in eval mode it was observed without gradients.
     without = isinstance(root, OWN_KERNELS) and not root.training
     with torch.no_grad() if without else contextlib.nullcontext():
-        return IslandTracer(name, root, spec, sites_in).run(root)
+        tracer = IslandTracer(name, root, spec, sites_in)
+        try:
+            found = tracer.run(root)
+        except TraceError:
+            if not tracer.repeats.used:
+                raise
+        else:
+            if not (tracer.repeats.used and any(map(reshapes, found.graph.nodes))):
+                return found
+        return IslandTracer(name, root, spec, sites_in, repeat=False).run(root)

@@ -96,6 +96,13 @@ class Evaluation:
         except DataError:
             return False
 
+    def take(self, known: fx.Node, node: fx.Node) -> None:
+        """Let a node have the value of another one, if that is known."""
+        if known in self.values and node not in self.values:
+            self.values[node] = self.values[known]
+            self._note(node)
+            self._versions[node] = self._versions[known]
+
     def _note(self, node: fx.Node) -> None:
         """Keep which placeholders can be read, and what a node may have written to."""
         if node.op == "placeholder":

@@ -48,6 +48,10 @@ class Attributes:
             for key in saved.changes()
         ]
 
+    def changed(self, name: str) -> bool:
+        """Whether an attribute of one module was set, removed or changed since."""
+        return bool(self._saved[name].changes())
+
     def restore(self, below: str = "") -> None:
         """Set everything below a module back to what was recorded."""
         for name, saved in self._saved.items():
