@@ -5,7 +5,7 @@ traced; for the others its nodes are copied, with their own parameters and their
 the code of a forward does follows from what it is given and from what it reads; so a trace is
 repeated only where all of that is known to be the same:
 
-1. The module is made alike (:func:`makes`): the same classes all the way down, children, parameters
+1. The module is made alike (``makes``): the same classes all the way down, children, parameters
    and buffers of the same names, shapes, dtypes and ``requires_grad``, the same sites below it. No
    hooks, no ScriptModule, and no module or tensor that has another name elsewhere (tied weights).
 2. It is given values of the same shapes in the same places, the same one where one stood twice, and
@@ -25,24 +25,30 @@ each call, because the conditions are one idea.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from st3fx import under_way
 from st3fx.graphs.in_place import assign_data
 from st3fx.graphs.regions import is_border
-from st3fx.modules.hooks import has_hooks, is_recording
-from st3fx.modules.same import meta_of, same_value
-from st3fx.modules.state import INTERNAL
-from st3fx.passes.trace.proxies import NUMBER, ValueProxy
+from st3fx.modules.hooks import is_recording
+from st3fx.modules.same import same_value
+from st3fx.passes.trace.alike import (
+    UnfitError,
+    emptied,
+    filled,
+    flat,
+    makes,
+    same_attributes,
+    shape,
+)
+from st3fx.passes.trace.proxies import NUMBER
 from st3fx.passes.trace.questions import Questions
 
 _MISSING = object()
-_CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 _RESHAPING = frozenset(
     {
@@ -61,111 +67,6 @@ def reshapes(node: fx.Node) -> bool:
     if node.op != "call_function":
         return False
     return node.target is assign_data or getattr(node.target, "__name__", "") in _RESHAPING
-
-
-class UnfitError(Exception):
-    """What was met is not repeated."""
-
-
-def makes(
-    root: nn.Module,
-    names: Mapping[int, str],
-    tensors: Mapping[int, str],
-    within: Callable[[str], bool],
-) -> dict[int, int]:
-    """How modules are made: two of one number differ in values alone.
-
-    Args:
-        root: Its modules are compared.
-        names: Id of a module -> its one name.
-        tensors: Id of a tensor -> its one name.
-        within: Whether there are sites in the module of a name.
-
-    Returns:
-        Id of a module -> its number; those that can't be repeated are not in it.
-    """
-    numbers: dict[Any, int] = {}
-    found: dict[int, int] = {}
-    for path, module in reversed(list(root.named_modules())):
-        own = _make(path, module, names, tensors, found)
-        if own is not None:
-            found[id(module)] = numbers.setdefault((*own, within(path)), len(numbers))
-    return found
-
-
-def _make(
-    path: str,
-    module: nn.Module,
-    names: Mapping[int, str],
-    tensors: Mapping[int, str],
-    found: Mapping[int, int],
-) -> tuple[Any, ...] | None:
-    if isinstance(module, torch.jit.ScriptModule | fx.GraphModule) or has_hooks(module):
-        return None
-    if names[id(module)] != path:
-        return None
-    children = []
-    for key, child in module._modules.items():
-        number = None if child is None else found.get(id(child))
-        if child is not None and (number is None or names[id(child)] != _join(path, key)):
-            return None
-        children.append((key, number))
-    own = []
-    for table in (module._parameters, module._buffers):
-        for key, tensor in table.items():
-            if tensor is None:
-                own.append((key, None))
-                continue
-            meta = meta_of(tensor)
-            if meta is None or tensors.get(id(tensor)) != _join(path, key):
-                return None
-            own.append((key, (type(tensor), tensor.requires_grad, *meta)))
-        own.append(("", None))
-    return type(module), tuple(children), tuple(own)
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def _flat(value: Any, seen: dict[fx.Node, int], proxies: list[Any]) -> Any:
-    """Nested values in a form to compare: nodes by number, constants with their types.
-
-    Args:
-        value: What a module is given, or gives.
-        seen: Node -> its number; filled.
-        proxies: Of these nodes; filled.
-
-    Raises:
-        UnfitError: If there is anything else in it.
-    """
-    kind = type(value)
-    if kind is ValueProxy:
-        node = object.__getattribute__(value, "node")
-        if node not in seen:
-            seen[node] = len(seen)
-            proxies.append(value)
-        return ("node", seen[node])
-    if kind in _CONSTANTS:
-        return (kind, repr(value) if kind is float else value)
-    if kind in (tuple, list):
-        return (kind, *[_flat(item, seen, proxies) for item in value])
-    if kind is dict:
-        pairs = value.items()
-        return (kind, *[(_flat(k, seen, proxies), _flat(v, seen, proxies)) for k, v in pairs])
-    raise UnfitError
-
-
-def _constants(value: Any, proxy: Callable[[fx.Node], Any]) -> Any:
-    """A result that a trace gave, with nodes in place of proxies, built anew by ``proxy``."""
-    kind = type(value)
-    if kind is fx.Node:
-        return proxy(value)
-    if kind in (tuple, list):
-        return kind([_constants(item, proxy) for item in value])
-    if kind is dict:
-        return {key: _constants(item, proxy) for key, item in value.items()}
-    return value
 
 
 @dataclass
@@ -287,7 +188,7 @@ class Repeats:
             seen: dict[fx.Node, int] = {}
             proxies: list[Any] = []
             try:
-                form = _flat((args, kwargs), seen, proxies)
+                form = flat((args, kwargs), seen, proxies)
             except UnfitError:
                 return None
             kinds = [_kind(node, tracer.questions) for node in seen]
@@ -344,9 +245,9 @@ class Repeats:
         return _Trace(
             begun, nodes, parts["read"], parts["class"], parts["ask"],
             [path for path, _ in parts["inlined"]],
-            [_shape(questions.known(node)) for node in begun.inputs] if looked else None,
+            [shape(questions.known(node)) for node in begun.inputs] if looked else None,
             [node for node in nodes if questions.is_container(node)],
-            _constants_of(result, known),
+            emptied(result, known),
         )  # fmt: skip
 
     def _require_quiet(self, begun: Begun) -> None:
@@ -459,7 +360,7 @@ class Repeats:
         path = str(node.target)[len(trace.begun.name) + 1 :]
         left, right = self._at(trace.begun.name, path), self._at(base, path)
         pairs = zip(left.modules(), right.modules(), strict=True)
-        return left is right or all(_same_attributes(*pair) for pair in pairs)
+        return left is right or all(same_attributes(*pair) for pair in pairs)
 
     def _repeat(self, trace: _Trace, begun: Begun) -> Any:
         """Copy a trace's nodes, guards and answers for another module."""
@@ -482,7 +383,7 @@ class Repeats:
             own = copier.of(node)
             return proxies[own] if own in proxies else tracer.proxy(own)
 
-        return _constants(trace.result, proxy)
+        return filled(trace.result, proxy)
 
     def _repeat_reads(self, trace: _Trace, base: str) -> None:
         tracer = self._tracer
@@ -556,56 +457,8 @@ def _equal(left: list[Any], right: list[Any]) -> bool:
     return len(left) == len(right) and all(map(same_value, left, right))
 
 
-def _shape(value: Any) -> Any:
-    """An input in a form to compare.
-
-    Raises:
-        UnfitError: If it is no tensor, number or size, nor several of these.
-    """
-    if isinstance(value, Tensor):
-        meta = meta_of(value)
-        if meta is None:
-            raise UnfitError
-        return (type(value), *meta)
-    if type(value) in (tuple, list):
-        return (type(value), *map(_shape, value))
-    if type(value) in (*_CONSTANTS, torch.Size):
-        return (type(value), value)
-    raise UnfitError
-
-
 def _shape_of(questions: Questions, node: fx.Node) -> Any:
     try:
-        return _shape(questions.known(node))
+        return shape(questions.known(node))
     except UnfitError:
         return None
-
-
-def _same_attributes(left: nn.Module, right: nn.Module) -> bool:
-    mine, theirs = vars(left), vars(right)
-    return mine.keys() == theirs.keys() and all(
-        same_value(theirs[key], value)
-        for key, value in mine.items()
-        if key not in INTERNAL or key == "training"
-    )
-
-
-def _constants_of(value: Any, known: Collection[fx.Node]) -> Any:
-    """A result with nodes in place of proxies.
-
-    Raises:
-        UnfitError: If it has anything but nodes of the trace, constants and plain containers.
-    """
-    kind = type(value)
-    if kind is ValueProxy:
-        node = object.__getattribute__(value, "node")
-        if node not in known:
-            raise UnfitError
-        return node
-    if kind in _CONSTANTS:
-        return value
-    if kind in (tuple, list):
-        return kind([_constants_of(item, known) for item in value])
-    if kind is dict and all(type(key) in _CONSTANTS for key in value):
-        return {key: _constants_of(item, known) for key, item in value.items()}
-    raise UnfitError
