@@ -8,14 +8,15 @@ repeated only where all of that is known to be the same:
 1. The module is made alike (``makes``): the same classes all the way down, children, parameters
    and buffers of the same names, shapes, dtypes and ``requires_grad``, the same sites below it. No
    hooks, no ScriptModule, and no module or tensor that has another name elsewhere (tied weights).
-2. It is given values of the same shapes in the same places, the same one where one stood twice, and
-   equal constants. Nothing but tensors, numbers, words and plain containers of these.
+2. It is given values in the same places, the same one where one stood twice, and equal constants.
+   Nothing but values of nodes, numbers, words and plain containers of these.
 3. Every attribute that the trace read has an equal value; what it did not find on a module is not
    there either. The same holds for the plain values of globals and classes.
 4. The trace read nothing of a module outside of the repeated one, stored nothing, entered no
    context, left no submodule a call that has sites, wrote to no parameter, asked for no data, and
    changed the shape of nothing in place; its code assigns no global.
-5. Where a shape was asked for: submodules that stay calls have equal attributes, too.
+5. Where the trace looked at a value (a size, a type): what it is given has the same shapes, strides,
+   dtypes and devices, and submodules that stay calls have equal attributes, too.
 
 Anything else is traced as ever. What was read becomes a guard of each module, and what was asked
 an answer for each, as if it had been traced. A file of its own beside ``trace``, which asks it at
