@@ -15,8 +15,8 @@ repeated only where all of that is known to be the same:
 4. The trace read nothing of a module outside of the repeated one, stored nothing, entered no
    context, left no submodule a call that has sites, wrote to no parameter, asked for no data, and
    changed the shape of nothing in place; its code assigns no global.
-5. Where the trace looked at a value (a size, a type): what it is given has the same shapes, strides,
-   dtypes and devices, and submodules that stay calls have equal attributes, too.
+5. Where the trace looked at a value (a size, a type): what it is given has the same shapes,
+   strides, dtypes and devices, and submodules that stay calls have equal attributes, too.
 
 Anything else is traced as ever. What was read becomes a guard of each module, and what was asked
 an answer for each, as if it had been traced. A file of its own beside ``trace``, which asks it at
