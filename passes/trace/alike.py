@@ -67,7 +67,7 @@ def _make(
         if child is not None and (number is None or names[id(child)] != _join(path, key)):
             return None
         children.append((key, number))
-    own = []
+    own: list[Any] = []
     for table in (module._parameters, module._buffers):
         for key, tensor in table.items():
             if tensor is None:
