@@ -137,12 +137,13 @@ class Layer(nn.Module):
 def _llama(layers: int) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 - takes seconds
 
-    return LlamaForCausalLM(
+    model: nn.Module = LlamaForCausalLM(
         LlamaConfig(
             hidden_size=128, intermediate_size=352, num_hidden_layers=layers, vocab_size=512,
             num_attention_heads=4, num_key_value_heads=4, use_cache=False, return_dict=False,
         )
     )  # fmt: skip
+    return model
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:

@@ -155,7 +155,7 @@ class Repeats:
         """
         self.used = False
         self._tracer, self._names = tracer, names
-        self._modules = dict(root.named_modules())
+        self._modules: dict[str, nn.Module] = dict(root.named_modules())
         self._makes = makes(root, names, tensors, within) if on else {}
         self._count = collections.Counter(self._makes.values())
         self._known: dict[Any, list[_Trace]] = {}
