@@ -438,10 +438,8 @@ class _Copier:
 
 def _kind(node: fx.Node, questions: Questions) -> str | None:
     """What a trace may ask of an input without a look at its value; ``None`` for one to trace."""
-    if NUMBER in node.meta or node.op == "get_attr":
+    if NUMBER in node.meta or node.op == "get_attr" or questions.is_container(node):
         return None
-    if questions.is_container(node):
-        return "container"
     return "placeholder" if node.op == "placeholder" else "value"
 
 
