@@ -30,7 +30,7 @@ from st3fx.sparsity import gpu
 from st3fx.sparsity.digest import Digest
 from st3fx.sparsity.granularity import Grouping, scores
 from st3fx.sparsity.shards import Spread, is_cut, local, spread_of
-from st3fx.sparsity.stored import Lazy, Stored
+from st3fx.sparsity.stored import Lazy, Stored, give_back
 from st3fx.sparsity.threshold import scan
 from st3fx.sparsity.threshold.scan import (
     NONE,
@@ -112,6 +112,8 @@ def from_sample(
         if numel:
             scores = site.source.sample(math.ceil(size * numel / held))
             samples.append(scores)
+            if isinstance(site.source.weight, Lazy):
+                give_back()
             weights.append(np.full(len(scores), site.cost * numel / len(scores)))
     scores, cost = np.concatenate(samples), np.cumsum(np.concatenate(weights))
     low, middle, high = math.inf, 0.0, 0.0
