@@ -24,12 +24,12 @@ from st3fx.modules.strangers import Stranger, strangers
 from st3fx.modules.unloaded import buffers_on_meta, on_meta, watch_values
 from st3fx.modules.unwrap import unwrapped
 from st3fx.passes.convert.dataflow import dataflow
-from st3fx.passes.convert.discover import discover, require_sites
+from st3fx.passes.convert.discover import Discovery, discover, require_sites
 from st3fx.passes.convert.fold import fold_in_place, is_converted, undo
-from st3fx.passes.convert.islands import capture_islands
+from st3fx.passes.convert.islands import Archipelago, capture_islands
 from st3fx.passes.convert.observe import observe, observe_shapes
 from st3fx.passes.convert.rewrite import rewrite
-from st3fx.passes.convert.verify import find_faults
+from st3fx.passes.convert.verify import Faults, find_faults
 from st3fx.plan.example import examples_of
 from st3fx.plan.selection import Selectors, named, selectors_of
 from st3fx.plan.settings import ConversionSettings
@@ -164,6 +164,7 @@ def convert_with(
     verify = verify and not unloaded
     begin = _announcing(progress)
     dropped: set[str] = set()
+    repeat = True
     try:
         with buffers_on_meta(converted) if unloaded else contextlib.nullcontext():
             # Garbage collection would look at all nodes of a large graph again and again;
@@ -186,7 +187,7 @@ def convert_with(
             while True:
                 with not_collecting():
                     begin("trace")
-                    islands = capture_islands(converted, observed, found, dropped)
+                    islands = capture_islands(converted, observed, found, dropped, repeat=repeat)
                     begin("rewrite")
                     forwards = rewrite(converted, found, islands, method, keep=verify)
                 if not verify:
@@ -198,10 +199,8 @@ def convert_with(
                 if faults is None:
                     break
                 undo(converted)
-                dropped |= faults.islands
-                for site, reason in faults.sites.items():
-                    found.skip(site, reason)
-                require_sites(converted, found)
+                repeat = False
+                _leave_out(converted, found, islands, faults, dropped)
     except BaseException:
         undo(converted)  # the user's own model, if in place
         raise
@@ -210,6 +209,20 @@ def convert_with(
         watch_values(converted)
     _start(converted, method, keep_zeros=settings.keep_zeros)
     return converted, Sparsifier(converted)
+
+
+def _leave_out(
+    converted: nn.Module, found: Discovery, islands: Archipelago, faults: Faults, dropped: set[str]
+) -> None:
+    """Drop the graphs, or skip the sites, that are to blame for a difference.
+
+    Blocks may not be as alike as they looked: each is traced before anything is left out.
+    """
+    if not islands.repeated:
+        dropped |= faults.islands
+        for site, reason in faults.sites.items():
+            found.skip(site, reason)
+        require_sites(converted, found)
 
 
 def _require_own_steps(method: Method | None, update_every: int) -> None:

@@ -36,12 +36,23 @@ class Archipelago:
     captures: dict[str, list[tuple[str, Capture]]] = field(default_factory=dict)
     opaque: list[OpaqueModule] = field(default_factory=list)
 
+    @property
+    def repeated(self) -> bool:
+        """Whether a trace was given again for another module."""
+        return any(one.repeated for pairs in self.captures.values() for _, one in pairs)
+
 
 class _Builder:
     def __init__(
-        self, model: nn.Module, observation: Observation, found: Discovery, dropped: set[str]
+        self,
+        model: nn.Module,
+        observation: Observation,
+        found: Discovery,
+        dropped: set[str],
+        repeat: bool,
     ) -> None:
         self.model = model
+        self.repeat = repeat
         self.observation = observation
         self.found = found
         self.dropped = dropped
@@ -97,7 +108,7 @@ class _Builder:
             for child, _ in below:
                 child.training = self.flags[seen.training][child]
             with settled(self.observation.left[seen.run]):
-                return capture(name, module, seen.spec, self.sites_in)
+                return capture(name, module, seen.spec, self.sites_in, repeat=self.repeat)
         finally:
             for child, flag in below:
                 child.training = flag
@@ -140,7 +151,12 @@ def _training_flags(model: nn.Module, mode: bool) -> dict[nn.Module, bool]:
 
 
 def capture_islands(
-    model: nn.Module, observation: Observation, found: Discovery, dropped: set[str]
+    model: nn.Module,
+    observation: Observation,
+    found: Discovery,
+    dropped: set[str],
+    *,
+    repeat: bool = True,
 ) -> Archipelago:
     """Capture a model in as few graphs as tracing allows.
 
@@ -149,8 +165,9 @@ def capture_islands(
         observation: How each module is called.
         found: The sites.
         dropped: Modules whose graphs failed verification; they keep their own forward.
+        repeat: Whether of blocks that repeat only one is traced.
     """
-    builder = _Builder(model, observation, found, dropped)
+    builder = _Builder(model, observation, found, dropped, repeat)
     under_way.begin(len(builder.sites_in))
     builder.visit("")
     return builder.result

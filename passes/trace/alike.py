@@ -5,6 +5,9 @@ A file of its own, beside the one that asks it: which things are alike is said w
 
 from __future__ import annotations
 
+import enum
+import functools
+import types
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -12,9 +15,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from st3fx.modules.hooks import has_hooks
-from st3fx.modules.same import meta_of, same_value
+from st3fx.modules.same import Meta, meta_of, same_value
 from st3fx.modules.state import INTERNAL
 from st3fx.passes.trace.proxies import ValueProxy
+from st3fx.whose import is_installed
 
 CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
 """Types of values that are compared as they are."""
@@ -151,6 +155,93 @@ def same_attributes(left: nn.Module, right: nn.Module) -> bool:
         for key, value in mine.items()
         if key not in INTERNAL or key == "training"
     )
+
+
+_EXACT = (type(None), bool, int, str, bytes, range, torch.dtype, torch.device, torch.layout)
+_BY_WORDS = (float, complex, slice)
+"""``-0.0`` equals ``0.0`` and is another number."""
+
+
+def equal(value: Any, expected: Any) -> bool:
+    """Whether two values are the same in all that code can see; finer than ``same_value``."""
+    kind = type(expected)
+    if kind is Meta:
+        return same_value(value, expected)
+    if type(value) is not kind:
+        return False
+    if kind in (list, tuple) or hasattr(kind, "_fields"):
+        return len(value) == len(expected) and all(map(equal, value, expected))
+    if kind is dict:
+        return equal([*value], [*expected]) and equal([*value.values()], [*expected.values()])
+    if kind in (set, frozenset):
+        return value == expected and sorted(map(repr, value)) == sorted(map(repr, expected))
+    if kind in _BY_WORDS:
+        return repr(value) == repr(expected)
+    return value is expected or (kind in _EXACT and bool(value == expected))
+
+
+def is_steady(value: Any, follows: Callable[[Any], bool]) -> bool:
+    """Whether nothing that a comparison does not see can change in a value between two calls.
+
+    Args:
+        value: Of an attribute of a module.
+        follows: Whether an object is compared by its own attributes.
+    """
+    kind = type(value)
+    if kind in (*_EXACT, *_BY_WORDS, set, frozenset):
+        return True
+    if isinstance(value, enum.Enum | type | nn.Module | Tensor | types.BuiltinFunctionType):
+        return True
+    if kind in (list, tuple) or hasattr(kind, "_fields"):
+        return all(is_steady(item, follows) for item in value)
+    if kind is dict:
+        return all(is_steady(item, follows) for item in value.values())
+    if kind is functools.partial:
+        parts = (value.func, *value.args, *value.keywords.values())
+        return all(is_steady(part, follows) for part in parts)
+    if kind is types.FunctionType:
+        return is_installed(value.__code__.co_filename) or _keeps_nothing(value)
+    return follows(value)
+
+
+def _keeps_nothing(function: types.FunctionType) -> bool:
+    """Whether a function has no values but those that it is given."""
+    if function.__closure__ or function.__defaults__ or function.__kwdefaults__ or vars(function):
+        return False
+    kinds = (types.ModuleType, type, types.BuiltinFunctionType, int, float, str)
+    found = [function.__globals__.get(name) for name in function.__code__.co_names]
+    inner = any(isinstance(const, types.CodeType) for const in function.__code__.co_consts)
+    return not inner and all(value is None or isinstance(value, kinds) for value in found)
+
+
+def is_of_each(kind: type, name: str) -> bool:
+    """Whether what a class has by a name keeps a value for each module, where no read shows it."""
+    found = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
+    found = found.fget if isinstance(found, property) else found
+    plain = (types.FunctionType, staticmethod, classmethod, functools.cached_property, type)
+    return hasattr(type(found), "__get__") and not isinstance(found, plain)
+
+
+def slots(kind: type) -> list[str]:
+    """The names of what its objects keep outside of a dict."""
+    found = [vars(base).get("__slots__", ()) for base in kind.__mro__]
+    names = [name for one in found for name in ([one] if isinstance(one, str) else one)]
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
+
+
+def state(thing: Any) -> dict[str, Any]:
+    """All that an object keeps, by name."""
+    kept = {name: getattr(thing, name, None) for name in slots(type(thing))}
+    return kept | dict(getattr(thing, "__dict__", {}))
+
+
+def containers(value: Any) -> list[int]:
+    """The ids of the lists and dicts in a value, each as often as it is met."""
+    if type(value) not in (list, tuple, dict):
+        return []
+    items = value.values() if type(value) is dict else value
+    own = [] if type(value) is tuple else [id(value)]
+    return own + [found for item in items for found in containers(item)]
 
 
 def emptied(value: Any, known: Collection[fx.Node]) -> Any:

@@ -11,12 +11,22 @@ and is not run in this trace is a guard too many, which costs a graph where it c
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dis
 import enum
 import functools
+import random
 import sys
+import threading
 import types
-from collections.abc import Callable, Container, Iterator
+from collections.abc import (
+    Callable,
+    Container,
+    Iterator,
+    MutableMapping,
+    MutableSequence,
+    MutableSet,
+)
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -27,6 +37,7 @@ from st3fx.graphs.guards import Fact
 from st3fx.modules import rnn
 from st3fx.modules.same import frozen, is_value, meta_of
 from st3fx.modules.state import INTERNAL
+from st3fx.passes.trace.alike import is_of_each, slots, state
 from st3fx.passes.trace.ambient import place
 from st3fx.passes.trace.questions import Questions
 from st3fx.whose import is_installed
@@ -65,6 +76,8 @@ class Reads:
         self._modules, self._named = dict(root.named_modules()), named
         self._questions = questions
         self._objects: dict[int, tuple[Any, dict[str, Any]]] = {}
+        self._noted: dict[tuple[int, str], Any] = {}
+        self._unwatched: dict[int, Any] = {}
         self._classes: dict[type, Any] = {}
         self.taken = Taken(self._adopt)
 
@@ -124,6 +137,10 @@ class Reads:
         def record(module: nn.Module, name: str) -> Any:
             if name not in _INTERNAL and id(module) in before and self._questions.answers:
                 if name not in object.__getattribute__(module, "__dict__"):
+                    if name == "__dict__" and not _is_foreign(
+                        sys._getframe(1).f_globals["__name__"]
+                    ):
+                        self._questions.log.append(("all", module, name))
                     self._note_class(module, name)
                     return object.__getattribute__(module, name)
                 value = object.__getattribute__(module, name)
@@ -157,6 +174,8 @@ class Reads:
             self._questions.log.append(("class", module, name))
         if hasattr(type(module), name):
             with self._questions.silent():
+                if not name.startswith("__") and is_of_each(type(module), name):
+                    self._questions.log.append(("each", module, name))
                 self.taken.note(module, name)
                 self._adopt(getattr(type(module), name))
 
@@ -166,6 +185,15 @@ class Reads:
         if (id(module), name) not in self.guards:
             value = self.before[id(module)][name]
             self.guards[id(module), name] = Guard(module, name, frozen(value, meta_of))
+
+    def states(self) -> list[Any]:
+        """What was read of objects that are no modules, as it is now, in the order of reading."""
+        noted = [vars(thing).get(name, _MISSING) for (_, name), thing in self._noted.items()]
+        return [frozen(value) for value in [*noted, *map(state, self._unwatched.values())]]
+
+    def follows(self, thing: Any) -> bool:
+        """Whether :meth:`states` tells that an object has changed."""
+        return id(thing) in self._objects or id(thing) in self._unwatched
 
     def repeat_class(self, traced: nn.Module, module: nn.Module, name: str) -> None:
         """A module of the same class has not got an attribute that a trace has asked it for."""
@@ -192,11 +220,16 @@ class Reads:
                     self._adopt(item)
             return
         kind = type(value)
-        if id(value) in self._objects or not _holds_settings(value):
+        if id(value) in self._objects:
+            return
+        if not _holds_settings(value):
+            if slots(kind) and not _is_foreign(kind.__module__):
+                self._unwatched[id(value)] = value
             return
         try:
             self._watch(kind)
         except TypeError:  # a class that cannot be changed
+            self._unwatched[id(value)] = value
             return
         self._objects[id(value)] = (value, dict(vars(value)))
 
@@ -217,6 +250,7 @@ class Reads:
 
     def _note(self, thing: Any, name: str, value: Any) -> None:
         facts = self._questions.facts
+        self._noted.setdefault((id(thing), name), thing)
         if (id(thing), name) not in facts and _is_data(value):
             facts[id(thing), name] = Fact(thing, name, None, frozen(value), place())
         else:
@@ -278,6 +312,16 @@ class Taken:
                 self._name(base, name)
             if name in vars(base) and base is not nn.Module:
                 self._follow(vars(base)[name])
+                self._note_counters(kind, vars(base)[name])
+
+    def _note_counters(self, kind: type, value: Any) -> None:
+        """The plain values of a class that its code names: it may read them of the class."""
+        for function in _functions(value):
+            names = set(_names_in(function.__code__))
+            for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+                for name in sorted(names & vars(base).keys()):
+                    if _is_plain(vars(base)[name]) and (base, name) not in self._plain:
+                        self._plain.append((base, name))
 
     def repeat(self, traced: nn.Module, module: nn.Module, name: str) -> None:
         """As :meth:`note`, of a module whose class has answered for another one."""
@@ -313,7 +357,7 @@ class Taken:
             code = function.__code__
             if code not in self._codes and not _is_foreign(function.__module__):
                 self._codes.add(code)
-                self.changes |= _assigns(code)
+                self.changes |= _assigns(code) or _has_state(function)
                 names = frozenset(_names_in(code))
                 for name in names & function.__globals__.keys():
                     self._take(function.__globals__, name, names)
@@ -323,7 +367,10 @@ class Taken:
         if _is_plain(value):
             self._name(space, name)
         elif isinstance(value, nn.Module | Tensor) or _is_foreign(_home(value)):
-            return
+            if type(value) in (dict, list, set):
+                self._plain.append((space, name))
+            else:
+                self.changes |= isinstance(value, _CHANGING)
         elif isinstance(value, types.ModuleType):
             if id(vars(value)) not in self._names:
                 for other in names & vars(value).keys():
@@ -348,6 +395,24 @@ class Taken:
 
 def _value_of(owner: Any, name: str) -> Any:
     return getattr(owner, name, None) if isinstance(owner, type) else owner.get(name)
+
+
+_CHANGING = (
+    Iterator, MutableMapping, MutableSequence, MutableSet, contextvars.ContextVar, threading.local,
+    random.Random,
+)  # fmt: skip
+"""Globals of such kinds may have changed since the last look."""
+
+
+def _has_state(function: types.FunctionType) -> bool:
+    """Whether a function of a user keeps values, or reads past what is watched."""
+    if is_installed(function.__code__.co_filename):
+        return False
+    cells = [_content(cell) for cell in function.__closure__ or ()]
+    kept = [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    if vars(function) or "__getattribute__" in function.__code__.co_names:
+        return True
+    return any(isinstance(x, (*_CHANGING, list)) for x in kept)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -9,9 +9,12 @@ repeated only where all of that is known to be the same:
    and buffers of the same names, shapes, dtypes and ``requires_grad``, the same sites below it. No
    hooks, no ScriptModule, and no module or tensor that has another name elsewhere (tied weights).
 2. It is given values in the same places, the same one where one stood twice, and equal constants.
-   Nothing but values of nodes, numbers, words and plain containers of these.
+   Nothing but values of nodes, numbers, words and plain containers of these, which the trace has
+   not changed and does not give back.
 3. Every attribute that the trace read has an equal value; what it did not find on a module is not
-   there either. The same holds for the plain values of globals and classes.
+   there either. The same holds for the plain values of globals and classes, and for what was read
+   of objects (a configuration). Nothing was read whose changes no comparison would see: an
+   iterator, a value that a descriptor or a cache keeps for each module, a module's ``__dict__``.
 4. The trace read nothing of a module outside of the repeated one, stored nothing, entered no
    context, left no submodule a call that has sites, wrote to no parameter, asked for no data, and
    changed the shape of nothing in place; its code assigns no global.
@@ -36,12 +39,14 @@ from st3fx import under_way
 from st3fx.graphs.in_place import assign_data
 from st3fx.graphs.regions import is_border
 from st3fx.modules.hooks import is_recording
-from st3fx.modules.same import same_value
 from st3fx.passes.trace.alike import (
     UnfitError,
+    containers,
     emptied,
+    equal,
     filled,
     flat,
+    is_steady,
     makes,
     same_attributes,
     shape,
@@ -85,6 +90,8 @@ class Begun:
         failures: How many traces had failed.
         leaves: How many submodules with sites stayed calls.
         globals: Plain values of globals and classes.
+        states: What was read of objects.
+        given: Its arguments.
     """
 
     name: str
@@ -97,6 +104,8 @@ class Begun:
     failures: int
     leaves: int
     globals: list[Any]
+    states: list[Any]
+    given: Any
 
 
 @dataclass
@@ -199,6 +208,7 @@ class Repeats:
                 name, module, (make, form, tuple(kinds)), list(seen), proxies,
                 next(iter(reversed(tracer.graph.nodes))), len(tracer.questions.log),
                 self._failures, len(tracer.capture.leaves), tracer.reads.taken.plain_values(),
+                tracer.reads.states(), (args, kwargs),
             )  # fmt: skip
 
     def again(self, begun: Begun | None) -> tuple[Any] | None:
@@ -232,6 +242,7 @@ class Repeats:
         """
         tracer = self._tracer
         self._require_quiet(begun)
+        self._require_given(begun, result)
         nodes = _since(begun.last, tracer.graph)
         self._require_own(begun, nodes)
         parts = self._log(begun)
@@ -242,6 +253,7 @@ class Repeats:
                 self._require_below(begun, node)
             if questions.is_of_data(node, question):
                 raise UnfitError
+        self._require_steady(begun, parts["read"])
         looked = bool(parts["look"])
         return _Trace(
             begun, nodes, parts["read"], parts["class"], parts["ask"],
@@ -262,8 +274,31 @@ class Repeats:
         taken = tracer.reads.taken
         if now != (begun.failures, begun.leaves) or taken.changes or tracer.writes.nodes:
             raise UnfitError
-        if not _equal(taken.plain_values(), begun.globals) or not self._is_unchanged(begun):
+        if not equal(taken.plain_values(), begun.globals) or not self._is_unchanged(begun):
             raise UnfitError
+        if not equal(tracer.reads.states(), begun.states):
+            raise UnfitError
+
+    def _require_given(self, begun: Begun, result: Any) -> None:
+        """A trace that has left its arguments as they were, and gives containers of its own.
+
+        Raises:
+            UnfitError: If it does not.
+        """
+        seen: dict[fx.Node, int] = {}
+        form = flat(begun.given, seen, [])
+        if form != begun.key[1] or list(seen) != begun.inputs:
+            raise UnfitError
+        made = containers(result)
+        if len(set(made)) < len(made) or not set(made).isdisjoint(containers(begun.given)):
+            raise UnfitError
+
+    def _require_steady(self, begun: Begun, reads: list[tuple[str, str]]) -> None:
+        reader = self._tracer.reads
+        for path, name in reads:
+            value = reader.before[id(self._at(begun.name, path))].get(name)
+            if not is_steady(value, reader.follows):
+                raise UnfitError
 
     def _log(self, begun: Begun) -> dict[str, list[tuple[Any, str]]]:
         """What a trace has read, asked and traced through; modules by their paths.
@@ -329,10 +364,12 @@ class Repeats:
     def _fits(self, trace: _Trace, begun: Begun) -> bool:
         """Whether everything that a trace has read is the same for another module."""
         tracer = self._tracer
-        if trace.begun.globals and not _equal(
-            begun.globals[: len(trace.begun.globals)], trace.begun.globals
+        for now, then in (
+            (begun.globals, trace.begun.globals),
+            (begun.states, trace.begun.states),
         ):
-            return False
+            if not equal(now[: len(then)], then):
+                return False
         base, before = begun.name, tracer.reads.before
         for path, name in trace.reads:
             module, model = self._at(base, path), self._at(trace.begun.name, path)
@@ -340,7 +377,7 @@ class Repeats:
             if value is _MISSING or before[id(module)].get(name, _MISSING) is not value:
                 return False
             guard = tracer.reads.guards.get((id(model), name))
-            if guard is None or not same_value(value, guard.expected):
+            if guard is None or not equal(value, guard.expected):
                 return False
         for path, name in trace.of_class:
             if name in object.__getattribute__(self._at(base, path), "__dict__"):
@@ -450,10 +487,6 @@ def _since(last: fx.Node, graph: fx.Graph) -> list[fx.Node]:
         found.append(node)
         node = node.next
     return found
-
-
-def _equal(left: list[Any], right: list[Any]) -> bool:
-    return len(left) == len(right) and all(map(same_value, left, right))
 
 
 def _shape_of(questions: Questions, node: fx.Node) -> Any:

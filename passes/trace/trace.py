@@ -76,6 +76,7 @@ class Capture:
         leaves: Relative names of called submodules with sites in them, with the reason.
         stores: Relative names of the attributes that a call sets; if there are some, the graph
             gives the output and a list of their values.
+        repeated: Whether the trace of one submodule was given again for another.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Capture:
     inlined: dict[str, None] = field(default_factory=dict)
     leaves: dict[str, str] = field(default_factory=dict)
     stores: list[str] = field(default_factory=list)
+    repeated: bool = False
 
 
 class AnsweringTracer(fx.Tracer):
@@ -208,6 +210,7 @@ class IslandTracer(AnsweringTracer):
         for path in self.capture.inlined:
             self.reads.guard_code(self.root.get_submodule(path))
         self.capture.guards = list(self.reads.guards.values())
+        self.capture.repeated = self.repeats.used
         self.capture.definitions = self.reads.taken.definitions(self.root)
 
     # --- torch.fx.Tracer's hooks ---
@@ -298,6 +301,7 @@ class IslandTracer(AnsweringTracer):
         if name is None:
             if has_hooks(m) or next(m.parameters(), next(m.buffers(), None)) is not None:
                 raise TraceError(f"calls a {type(m).__name__} that is not one of its submodules")
+            self.questions.log.append(("stranger", m, ""))
             return forward(*args, **kwargs)  # an activation, a loss: just functions
         if self._full_name(name) not in self._sites_in:
             require_idle_recorders(name, m)
@@ -398,7 +402,9 @@ class IslandTracer(AnsweringTracer):
         )
 
 
-def capture(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> Capture:
+def capture(
+    name: str, root: nn.Module, spec: CallSpec, sites_in: set[str], *, repeat: bool = True
+) -> Capture:
     """Capture ``root.forward`` in its present mode for calls like ``spec``.
 
     Numbers among the arguments stay free, unless the code needs one of them itself (a branch, an
@@ -409,6 +415,7 @@ def capture(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> C
         root: Left as it was.
         spec: The structure of a call.
         sites_in: Full names of all modules that have sites in them.
+        repeat: Whether the trace of a submodule may be given again for others like it.
 
     Raises:
         TraceError: With the reason and the user's source line.
@@ -423,7 +430,7 @@ def capture(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> C
     while free:
         freed = spec.freed(free)
         try:
-            found = _capture(name, root, freed, sites_in)
+            found = _capture(name, root, freed, sites_in, repeat)
         except NumberError as error:
             free -= {freed.place(number) for number in error.inputs}
         except TraceError:
@@ -432,14 +439,16 @@ def capture(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> C
             if not found.leaves:
                 return found
             break
-    return _capture(name, root, spec, sites_in)
+    return _capture(name, root, spec, sites_in, repeat)
 
 
-def _capture(name: str, root: nn.Module, spec: CallSpec, sites_in: set[str]) -> Capture:
+def _capture(
+    name: str, root: nn.Module, spec: CallSpec, sites_in: set[str], repeat: bool
+) -> Capture:
     # Which kernel such a layer chooses is a guard; in eval mode it was observed without gradients.
     without = isinstance(root, OWN_KERNELS) and not root.training
     with torch.no_grad() if without else contextlib.nullcontext():
-        tracer = IslandTracer(name, root, spec, sites_in)
+        tracer = IslandTracer(name, root, spec, sites_in, repeat=repeat)
         try:
             found = tracer.run(root)
         except TraceError:

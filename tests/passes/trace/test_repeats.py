@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
+import functools
+import itertools
 import random
+import types
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -294,6 +299,295 @@ def test_blocks_that_read_of_others_are_traced() -> None:
     model = stack(*[Branching(owners) for _ in range(4)])
     model.owner = owners[0]
     assert not {"0", "1", "2", "3"} & set(agree(model, X))
+
+
+class Any8(nn.Module):
+    """Does what it is told with its layer."""
+
+    def __init__(self, **own: Any) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        for name, value in own.items():
+            setattr(self, name, value)
+
+
+class Handing(nn.Module):
+    """Its blocks are given containers beside a tensor, which are new ones at each call or not."""
+
+    def __init__(self, kind: type[nn.Module], make: Callable[[Tensor], Any], fresh: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(kind() for _ in range(5))
+        self.make, self.fresh = make, fresh
+
+    def forward(self, x: Tensor) -> Any:
+        state = self.make(x)
+        for block in self.blocks:
+            state = self.make(x) if self.fresh else state
+            x = block(x, state)
+            x = x + sum(state.values() if isinstance(state, dict) else state)
+        return x
+
+
+class PutsInDict(Any8):
+    def forward(self, x: Tensor, state: dict[str, Any]) -> Any:
+        state["h"] = self.layer(x) + state["h"]
+        return x
+
+
+class PutsInList(Any8):
+    def forward(self, x: Tensor, state: list[Any]) -> Any:
+        state.append(self.layer(x))
+        return x
+
+
+class Forgets(Any8):
+    def forward(self, x: Tensor, state: dict[str, Any]) -> Any:
+        state["h"] = 0
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "fresh"),
+    [
+        (PutsInDict, lambda x: {"h": x * 2}, False),
+        (PutsInList, lambda _: [], True),
+        (Forgets, lambda _: {"h": 1}, True),
+    ],
+)
+def test_blocks_that_change_what_they_are_given_are_traced(
+    kind: Any, make: Any, fresh: bool
+) -> None:
+    assert not {f"blocks.{n}" for n in range(5)} & set(agree(Handing(kind, make, fresh), X))
+
+
+class GivesBack(Any8):
+    def forward(self, x: Tensor, state: dict[str, Any]) -> Any:
+        return x + self.layer(x) * state["h"], state
+
+
+class Renaming(nn.Module):
+    """Changes what its blocks give, which is what they were given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(GivesBack() for _ in range(5))
+
+    def forward(self, x: Tensor) -> Any:
+        state = {"h": x}
+        for block in self.blocks:
+            x, same = block(x, state)
+            same["h"] = x
+        return x
+
+
+def test_blocks_that_give_back_what_they_are_given_are_traced() -> None:
+    assert not {f"blocks.{n}" for n in range(5)} & set(agree(Renaming(), X))
+
+
+class Settings:
+    layer = 0
+
+    def __init__(self) -> None:
+        self.layer = 0
+
+
+class Slotted:
+    __slots__ = ("layer",)
+
+    def __init__(self) -> None:
+        self.layer = 0
+
+
+class Numbered(Any8):
+    settings: Any
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x) * (self.settings.layer + 1)
+
+
+class Numbering(nn.Module):
+    """Tells its blocks by an object which one they are, and sets it back."""
+
+    def __init__(self, settings: Any, make: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.settings = settings
+        self.blocks = nn.ModuleList(make() for _ in range(5))
+
+    def forward(self, x: Tensor) -> Any:
+        for number, block in enumerate(self.blocks):
+            self.settings.layer = number
+            x = block(x)
+        self.settings.layer = 0
+        return x
+
+
+@pytest.mark.parametrize("make", [Settings, Slotted, lambda: types.SimpleNamespace(layer=0)])
+def test_an_object_that_changes_between_blocks(make: Any) -> None:
+    settings = make()
+    repeated = agree(Numbering(settings, lambda: Numbered(settings=settings)), X)
+    assert not {f"blocks.{n}" for n in range(5)} & set(repeated)
+
+
+GLOBAL_SETTINGS, GLOBAL_SLOTS = Settings(), Slotted()
+
+
+class OfGlobal(Any8):
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x) * (GLOBAL_SETTINGS.layer + GLOBAL_SLOTS.layer + 1)
+
+
+@pytest.mark.parametrize("settings", [GLOBAL_SETTINGS, GLOBAL_SLOTS])
+def test_a_global_object_that_changes_between_blocks(settings: Any) -> None:
+    assert not {f"blocks.{n}" for n in range(5)} & set(agree(Numbering(settings, OfGlobal), X))
+
+
+NUMBER_OF_BLOCK = contextvars.ContextVar("number", default=0)
+CYCLE = itertools.cycle(range(1, 6))
+TABLE: dict[str, Any] = {str(n): n for n in range(100)}
+
+
+class OfContext(Any8):
+    def forward(self, x: Tensor) -> Any:
+        NUMBER_OF_BLOCK.set((NUMBER_OF_BLOCK.get() + 1) % 5)
+        return self.layer(x) * (NUMBER_OF_BLOCK.get() + 1)
+
+
+class OfCycle(Any8):
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x) * next(CYCLE)
+
+
+class OfTable(Any8):
+    def forward(self, x: Tensor) -> Any:
+        TABLE["1"] = TABLE["1"] % 5 + 1
+        return self.layer(x) * TABLE["1"]
+
+
+class OfDefault(Any8):
+    def forward(self, x: Tensor, kept: dict[str, int] = {"n": 0}) -> Any:  # noqa: B006
+        kept["n"] = kept["n"] % 5 + 1
+        return self.layer(x) * kept["n"]
+
+
+class OfClass(Any8):
+    number = 0
+
+    def forward(self, x: Tensor) -> Any:
+        type(self).number = type(self).number % 5 + 1
+        return self.layer(x) * type(self).number
+
+
+def _counted(x: Any) -> Any:
+    _counted.calls = _counted.calls % 5 + 1  # type: ignore[attr-defined]
+    return x * _counted.calls  # type: ignore[attr-defined]
+
+
+_counted.calls = 0  # type: ignore[attr-defined]
+
+
+class OfFunction(Any8):
+    def forward(self, x: Tensor) -> Any:
+        return _counted(self.layer(x))
+
+
+def _closure() -> Any:
+    kept = [0]
+
+    def scaled(x: Any) -> Any:
+        kept[0] = kept[0] % 5 + 1
+        return x * kept[0]
+
+    return scaled
+
+
+CLOSURE = _closure()
+
+
+class OfAttribute(Any8):
+    def __init__(self) -> None:
+        super().__init__(scaled=CLOSURE)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.scaled(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [OfContext, OfCycle, OfTable, OfDefault, OfClass, OfFunction, OfAttribute],
+)
+def test_code_that_counts_its_calls_is_traced(kind: Any) -> None:
+    assert not {str(n) for n in range(5)} & set(agree(stack(*[kind() for _ in range(5)]), X))
+
+
+class ReadsVars(Any8):
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x) * vars(self)["gain"]
+
+
+class ReadsPast(Any8):
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x) * object.__getattribute__(self, "gain")
+
+
+class HasSlot(Any8):
+    __slots__ = ("gain",)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x) * self.gain
+
+
+class Caches(Any8):
+    @functools.lru_cache(None)  # noqa: B019
+    def scale(self) -> Any:
+        return self.gain
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x) * self.scale()
+
+
+class Word(str):  # noqa: SLOT000 - it has an attribute of its own
+    layer = 0
+
+
+def _word(layer: int) -> Word:
+    word = Word("word")
+    word.layer = layer
+    return word
+
+
+class HasWord(Any8):
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x) * self.gain.layer
+
+
+class Scaled(Any8):
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x) * self.gain
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (ReadsVars, float), (ReadsPast, float), (HasSlot, float), (Caches, float), (HasWord, _word),
+        (Scaled, lambda n: -0.0 if n == 3 else 0.0), (Scaled, lambda n: n == 3 or 1),
+    ],
+)  # fmt: skip
+def test_values_that_differ_unseen(kind: Any, value: Any) -> None:
+    blocks = [kind(gain=value(n)) for n in range(5)]
+    if kind is Caches:
+        for block in blocks:
+            block.scale()
+    assert "3" not in agree(stack(*blocks), X)
+
+
+def test_a_repeated_trace_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Repeats, "_fits", lambda *_: True)
+    model = stack(*[Scaled(gain=n + 1.0) for n in range(5)])
+    assert ", 5.0), kwargs" not in traced(model, X)[1]
+    converted: Any = st3fx.convert(model, torch.randn(4, 8))[0]
+    assert [island.st3fx_name for island in converted.st3fx_islands] == [""]
+    x = torch.randn(6, 8)
+    assert torch.equal(converted(x), model(x))
 
 
 @pytest.mark.parametrize("seed", range(12))
