@@ -138,7 +138,7 @@ class Reads:
             if name not in _INTERNAL and id(module) in before and self._questions.answers:
                 if name not in object.__getattribute__(module, "__dict__"):
                     if name == "__dict__" and not _is_foreign(
-                        sys._getframe(1).f_globals["__name__"]
+                        sys._getframe(1).f_globals.get("__name__")
                     ):
                         self._questions.log.append(("all", module, name))
                     self._note_class(module, name)

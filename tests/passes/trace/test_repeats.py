@@ -504,6 +504,8 @@ CLOSURE = _closure()
 
 
 class OfAttribute(Any8):
+    scaled: Any
+
     def __init__(self) -> None:
         super().__init__(scaled=CLOSURE)
 
@@ -556,6 +558,8 @@ def _word(layer: int) -> Word:
 
 
 class HasWord(Any8):
+    gain: Any
+
     def forward(self, x: Tensor) -> Any:
         return self.layer(x) * self.gain.layer
 
