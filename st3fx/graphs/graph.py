@@ -249,7 +249,10 @@ class Variant:
         return False
 
     def graph_module(self) -> fx.GraphModule:
-        """The graph as a printable, runnable module that shares the module's parameters."""
+        """The graph as a printable, runnable module that shares the module's parameters.
+
+        What the forward stores in its first call is ``None`` in one that is made before.
+        """
         root, graph = self.modules[0], fx.Graph()
         output: Any = graph.graph_copy(self.run.graph, {})
         graph.output(output[0] if self.stores else output)
@@ -258,5 +261,6 @@ class Variant:
             if node.op in ("get_attr", "call_module"):
                 path, _, name = str(node.target).rpartition(".")
                 owner = root.get_submodule(path)
-                targets[str(node.target)] = stored(owner, name)
+                there = name in owner._modules or hasattr(owner, name)
+                targets[str(node.target)] = stored(owner, name) if there else None
         return fx.GraphModule(targets, with_any_names(graph), class_name=type(root).__name__)

@@ -142,3 +142,25 @@ def test_what_a_graph_cannot_give_stops_the_trace(kind: type[Keeps]) -> None:
     for count in (1, 2):
         assert torch.equal(model(X), original(X))
         assert kind is Opaque or len(model.last) == count
+
+
+class MadeOnce(nn.Module):
+    """Makes a tensor in its first call, and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "made"):
+            self.made = torch.ones(8)
+        return x + self.lin(x) * self.made
+
+
+def test_graphs_are_printed_before_the_first_call_has_stored_anything() -> None:
+    x = torch.randn(4, 8)
+    model, _ = st3fx.convert(MadeOnce(), x)
+    assert not hasattr(model, "made")
+    assert all("made" in str(island.graph) for island in model.st3fx_islands)
+    expected = model(x)
+    assert torch.equal(model.st3fx_islands[0](x), expected)
