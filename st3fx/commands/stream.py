@@ -26,7 +26,7 @@ from st3fx.loading.weights import differences, matched, shape_of
 from st3fx.methods import from_dict as method_from_dict
 from st3fx.methods.base import DrawnMethod, LearnedMethod, Method, check_sparsity
 from st3fx.methods.moving import MovingMethod
-from st3fx.modules.marks import LEVEL, STEP, homes, is_state, state_name
+from st3fx.modules.marks import LEVEL, PREFIX, STEP, homes, is_state, state_name
 from st3fx.passes.convert.fold import projections
 from st3fx.passes.convert.stand_in import can_stand_in, stand_in
 from st3fx.plan.names import owner
@@ -227,8 +227,8 @@ def _require_trained(method: Method, is_trained: bool, checkpoint: Checkpoint) -
     if not is_trained and isinstance(method, LearnedMethod | MovingMethod | DrawnMethod):
         raise StateError(
             f"{method.name} finds in training what it prunes, and {checkpoint.path} has nothing of "
-            "that: write the state dict of the converted model, with its entries st3fx_..., into "
-            "shards, or convert with st3 or gmp"
+            "that: write the state dict of the converted model, with its entries "
+            f"{PREFIX}..., into shards, or convert with st3 or gmp"
         )
 
 

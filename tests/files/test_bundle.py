@@ -98,9 +98,7 @@ def test_state_of_every_kind(tmp_path: Path) -> None:
     assert loaded["tied"] is loaded["first"]
 
 
-@pytest.mark.parametrize(
-    "value", [{"a": 1}, torch.eye(2).to_sparse(), torch.empty(2, device="meta")]
-)
+@pytest.mark.parametrize("value", [{"a": 1}, torch.eye(2).to_sparse()])
 def test_state_that_cannot_be_stored(tmp_path: Path, value: Any) -> None:
     with pytest.raises(BundleError, match="cannot store odd: not a dense tensor with values"):
         _write(tmp_path / "b", state_dict={"odd": value, **STATE})
@@ -248,7 +246,7 @@ def _edit_manifest(target: Path, *, signed: bool = False, **changes: Any) -> Non
     [
         ({"aliases": {"x": "n"}}, "was damaged or edited after it was written"),
         ({"format": "other"}, "is not the manifest of a st3fx bundle"),
-        ({"format_version": FORMAT_VERSION + 1}, "has format 2, written by st3fx .* upgrade st3fx"),
+        ({"format_version": FORMAT_VERSION + 1}, "has format 3, written by st3fx .* upgrade st3fx"),
         ({"format_version": "2", "versions": 3}, "has format '2', written by st3fx "),
         ({"signed": True, "recipe": {}}, "recipe: it is missing required field spec"),
         ({"signed": True, "aliases": {"x": 1}}, r"aliases\[...\]: expected str, got int: convert "),
