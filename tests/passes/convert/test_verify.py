@@ -25,8 +25,8 @@ Spoil = Callable[[fx.Graph], None]
 def spoil_captures(monkeypatch: pytest.MonkeyPatch, spoil: Spoil, *names: str) -> None:
     """Let traces of the named modules give a graph that computes something else."""
 
-    def spoiled(name: str, *args: Any) -> Any:
-        found = capture(name, *args)
+    def spoiled(name: str, *args: Any, **options: Any) -> Any:
+        found = capture(name, *args, **options)
         if name in names:
             spoil(found.graph)
         return found

@@ -172,8 +172,8 @@ def test_graphs_are_verified_as_of_the_second_call(monkeypatch: pytest.MonkeyPat
     from st3fx.passes.convert import islands
     from st3fx.passes.trace import capture
 
-    def spoiled(*args: Any) -> Any:
-        found = capture(*args)
+    def spoiled(*args: Any, **options: Any) -> Any:
+        found = capture(*args, **options)
         output = next(node for node in found.graph.nodes if node.op == "output")
         with found.graph.inserting_before(output):
             output.args = (found.graph.call_function(torch.mul, (output.args[0], 2.0)),)
