@@ -340,6 +340,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             label=entry,
         )
     axes.set_xscale("log")
+    left = [100 * (1 - column) for column in COLUMNS]
+    axes.set_xticks(left, [f"{value:g}" for value in map(round, left)])
+    axes.set_xticks([], minor=True)
     axes.invert_xaxis()
     axes.set_xlabel("weights left, %")
     axes.set_ylabel("top-1, %")
