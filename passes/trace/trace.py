@@ -165,9 +165,12 @@ class IslandTracer(AnsweringTracer):
         self.regions = Regions(self.questions, self.create_proxy)
         self.reads = Reads(root, self.questions, self.named_proxy)
         self._returning = False
-        within = lambda path: self._full_name(path) in sites_in  # noqa: E731
+
+        def has_sites(path: str) -> bool:
+            return self._full_name(path) in sites_in
+
         names = (self._module_names, self._tensor_names)
-        self.repeats = Repeats(self, root, *names, within, on=repeat and not self._contained)
+        self.repeats = Repeats(self, root, *names, has_sites, on=repeat and not self._contained)
 
     def run(self, root: nn.Module) -> Capture:
         """Trace.

@@ -21,7 +21,8 @@ from st3fx.errors import ExportError, FoldError
 from st3fx.files.atomic import put_in_place, temporary_neighbour
 from st3fx.files.compact import positive_zeros
 from st3fx.files.ours import WRITER
-from st3fx.files.shards import INDEX, Checkpoint, Entry
+from st3fx.files.reading import parse_json, read_bytes
+from st3fx.files.shards import INDEX, LARGEST_INDEX, Checkpoint, Entry
 from st3fx.passes.convert.fold import clean
 from st3fx.sparsifier.stored import StoredBound
 from st3fx.sparsity.granularity import too_full
@@ -232,7 +233,7 @@ def _written_before(target: Path) -> list[str]:
 def written_by_us(index: Path) -> list[str]:
     """The files that an index names, if st3fx has written it; else none."""
     try:
-        body = json.loads(index.read_text(encoding="utf-8"))
+        body = parse_json(read_bytes(index, LARGEST_INDEX))
         if WRITER not in body["metadata"]:
             return []
         return [name for name in body["weight_map"].values() if Path(name).name == name]

@@ -32,7 +32,10 @@ SUFFIX = ".safetensors"
 _MAIN = "model.safetensors"
 """The file that counts in a folder, whole or with an index."""
 
-_FORMAT = Format(SpecError, "save the checkpoint again, or name another", limit=256 << 20)
+LARGEST_INDEX = 256 << 20
+"""Bytes that are read of one."""
+
+_FORMAT = Format(SpecError, "save the checkpoint again, or name another", limit=LARGEST_INDEX)
 _LARGEST_HEADER = 100_000_000
 """Bytes, as of the safetensors format."""
 
