@@ -96,7 +96,9 @@ def _make(target: Path, mode: int) -> tuple[Path, FileLock]:
                 raise
         except BaseException:
             lock.release()
-            shutil.rmtree(part, ignore_errors=True)
+            with contextlib.suppress(OSError):  # no tree: looking into a folder needs a handle
+                (part / MARK).unlink(missing_ok=True)
+                part.rmdir()
             raise
 
 

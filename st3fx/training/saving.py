@@ -25,7 +25,7 @@ from torch import nn
 from torch.distributed.checkpoint import state_dict as sharded
 from torch.distributed.fsdp import FSDPModule
 
-from st3fx.errors import CheckpointError, StateError, TrainError, describe, few, quoted
+from st3fx.errors import CheckpointError, StateError, TrainError, describe, exhausted, few, quoted
 from st3fx.files.atomic import copy_file, replace_file
 from st3fx.files.reading import DamageError, build
 from st3fx.files.seal import check_sealed, write_sealed
@@ -179,6 +179,10 @@ def load_checkpoint(path: Path, *, mapped: bool = False) -> Checkpoint:
     except DamageError as error:
         raise CheckpointError(f"{path} {error}") from error
     except Exception as error:  # truncated zip, not a zip, a pickle with code: many types
+        lacking = exhausted(error)
+        if lacking is not None:  # that says nothing of the file
+            where = "" if str(path) in lacking else f"{path}: "
+            raise CheckpointError(f"cannot read {where}{lacking}") from error
         raise CheckpointError(
             f"{path} is damaged or not a checkpoint ({describe(error, limit=100)})"
         ) from error
@@ -315,7 +319,7 @@ def _newest_whole(session: Session, path: Path) -> tuple[Checkpoint, Path]:
         return load_checkpoint(path), path
     except CheckpointError as error:
         earlier = session.folder.best
-        if path != session.folder.last or not path.exists():
+        if path != session.folder.last or not path.exists() or exhausted(error) is not None:
             raise
         try:
             saved = load_checkpoint(earlier)

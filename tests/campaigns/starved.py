@@ -180,6 +180,9 @@ def _snapshot(folder: Path) -> dict[str, str]:
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
         if path.is_file() and path.name != "filler" and "__pycache__" not in path.parts
+    } | {
+        str(path.relative_to(folder)): "a folder for what is half-written"
+        for path in folder.rglob(".*.part")
     }
 
 
@@ -254,7 +257,9 @@ def _few_handles(folder: Path, choose: random.Random) -> Limited:
 
     def limit() -> None:
         used = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, _hard("NOFILE")))
+        while (last := os.open(os.devnull, os.O_RDONLY)) < used:
+            pass  # a number that was closed would be one more
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1 + more, _hard("NOFILE")))
 
     yield folder, limit
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -283,3 +284,24 @@ def test_nothing_is_left_where_handles_run_out(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert len(held) > 1
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_where_few_handles_are(tmp_path: Path) -> None:
+    limits, held = resource.getrlimit(resource.RLIMIT_NOFILE), list[int]()
+    whole = 0
+    for more in range(9):
+        try:
+            while (last := os.open(os.devnull, os.O_RDONLY)) < 100:
+                held.append(last)
+            held.append(last)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1 + more, limits[1]))
+            replace_file(tmp_path / "x", lambda file: file.write(b"x"))
+            whole += 1
+        except OSError as error:
+            assert error.errno == errno.EMFILE  # noqa: PT017
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            while held:
+                os.close(held.pop())
+        assert names(tmp_path) in ([], ["x"])
+    assert 1 < whole < 8

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,13 @@ from tests.training.runs import (
     settings,
     state,
 )
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def do(*_: object) -> Any:
+        raise error
+
+    return do
 
 
 def names(folder: Path) -> list[str]:
@@ -380,6 +389,11 @@ def test_the_best_one_where_the_newest_is_damaged(tmp_path: Path) -> None:
     assert "last.pt was damaged or edited" in report.notes[0]
     assert "the run goes on from" in report.notes[0]
     require_same_run(one, whole)
+    with pytest.MonkeyPatch.context() as patch:  # what the machine lacks is no damage
+        lacking = OSError(errno.EMFILE, "Too many open files", str(folder.last))
+        patch.setattr(checkpoints, "check_sealed", raising(lacking))
+        with pytest.raises(CheckpointError, match=r"cannot read \S*last.pt: too many open .*4096$"):
+            resumed(one)
     for path in (folder.last, folder.best):
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"last.pt was damaged .* no earlier checkpoint that"):
