@@ -10,8 +10,9 @@ namespace {
 
 constexpr float kLargestFactor = 1 << 20;  // a byte times it has room in 32 bits
 
-void require(bool holds, const std::string& complaint) {
-  if (!holds) throw Error("damaged sparse weights: " + complaint);
+// What is wrong is put into words only where something is: this looks at every index of a file.
+[[noreturn]] void refuse(const std::string& complaint) {
+  throw Error("damaged sparse weights: " + complaint);
 }
 
 Tensor numbers(const NodeInfo& node, size_t input, const char* what, int type, int64_t n) {
@@ -131,8 +132,8 @@ bool is_wide(float multiplier, int64_t largest) {
 
 int64_t rows_of(const NodeInfo& node, size_t input) {
   const Tensor starts = node.constant(input, "row_starts", ort::kInt32);
-  require(starts.shape.size() == 1 && starts.shape[0] > 1,
-          "row_starts of shape " + to_string(starts.shape));
+  if (starts.shape.size() != 1 || starts.shape[0] < 2)
+    refuse("row_starts of shape " + to_string(starts.shape));
   return starts.shape[0] - 1;
 }
 
@@ -160,10 +161,10 @@ QuadMatrix QuadMatrix::of(const NodeInfo& node, size_t first, int64_t columns,
   QuadMatrix matrix;
   matrix.rows = rows_of(node, first + 2);
   matrix.quads = (matrix.rows + 3) / 4;
-  require(values.shape.size() == 1 && column.shape.size() == 1 &&
-              values.shape[0] == 4 * column.shape[0],
-          "values of shape " + to_string(values.shape) + ", columns of shape " +
-              to_string(column.shape));
+  if (values.shape.size() != 1 || column.shape.size() != 1 ||
+      values.shape[0] != 4 * column.shape[0])
+    refuse("values of shape " + to_string(values.shape) + ", columns of shape " +
+           to_string(column.shape));
   if (column.type != ort::kUint16 && column.type != ort::kUint32)
     throw Error("input 'columns' is neither uint16 nor uint32");
   const int64_t blocks = column.shape[0];
@@ -173,23 +174,23 @@ QuadMatrix QuadMatrix::of(const NodeInfo& node, size_t first, int64_t columns,
   };
   const auto* start = static_cast<const int32_t*>(starts.data);
   const auto* weights = static_cast<const int8_t*>(values.data);
-  require(start[0] == 0, "row_starts begins with " + std::to_string(start[0]));
+  if (start[0] != 0) refuse("row_starts begins with " + std::to_string(start[0]));
   matrix.bias.assign(4 * matrix.quads, 0);
   matrix.multiplier.assign(4 * matrix.quads, 0);
   matrix.total.assign(4 * matrix.quads, 0);
   matrix.row_start.push_back(0);
   for (int64_t row = 0; row < matrix.rows; ++row) {
-    const std::string where = "row " + std::to_string(row);
-    require(start[row] <= start[row + 1], "row_starts falls at " + where);
-    require(start[row + 1] <= blocks,
-            where + " ends behind the last of " + std::to_string(blocks) + " blocks");
+    auto where = [row] { return "row " + std::to_string(row); };
+    if (start[row] > start[row + 1]) refuse("row_starts falls at " + where());
+    if (start[row + 1] > blocks)
+      refuse(where() + " ends behind the last of " + std::to_string(blocks) + " blocks");
     int64_t previous = -1;
     WeightSums sums;
     for (int64_t i = start[row]; i < start[row + 1]; ++i) {
       const int64_t at = column_at(i);
-      require(at < columns, where + " has column " + std::to_string(at) + " of " +
-                                std::to_string(columns));
-      require(previous < at, "columns do not rise in " + where);
+      if (at >= columns)
+        refuse(where() + " has column " + std::to_string(at) + " of " + std::to_string(columns));
+      if (previous >= at) refuse("columns do not rise in " + where());
       previous = at;
       const int8_t* four = weights + 4 * i;
       for (int c = 0; c < 4; ++c) sums.add(four[c]);
@@ -205,15 +206,15 @@ QuadMatrix QuadMatrix::of(const NodeInfo& node, size_t first, int64_t columns,
     }
     matrix.row_start.push_back(static_cast<uint32_t>(matrix.column.size()));
     const int64_t own = static_cast<int64_t>(bias[row]) - x_zero_point * sums.total;
-    const int64_t most = sums.largest(own, where);
+    const int64_t most = sums.largest(own, where());
     matrix.bias[row] = wrapped(own + kernels.input_offset * sums.total);
     matrix.multiplier[row] = multiplier[row];
     matrix.total[row] = static_cast<int32_t>(sums.total);
     matrix.wide |= is_wide(multiplier[row], most);
   }
-  require(start[matrix.rows] == blocks, "row_starts ends with " +
-                                            std::to_string(start[matrix.rows]) + " of " +
-                                            std::to_string(blocks) + " blocks");
+  if (start[matrix.rows] != blocks)
+    refuse("row_starts ends with " + std::to_string(start[matrix.rows]) + " of " +
+           std::to_string(blocks) + " blocks");
   while (static_cast<int64_t>(matrix.row_start.size()) <= 4 * matrix.quads)
     matrix.row_start.push_back(matrix.row_start.back());
   return matrix;
