@@ -81,6 +81,8 @@ X86_ONLY = {
     "quant_avx512vnni.cpp", "quant_avxvnni.cpp", "quant_avx2.cpp",
 }  # fmt: skip
 ARM_ONLY = {"quant_neondot.cpp"}
+ZIGS_NAMES = {"-march=armv8.2-a+dotprod": "-mcpu=baseline+dotprod"}
+"""What zig calls a flag: to it ``-march`` names a CPU, which a version of ARM's is not."""
 COMPILERS = ("c++", "g++", "clang++")
 ZIG = "ziglang>=0.15"
 """The compiler of last resort: one wheel, which needs nothing of the system."""
@@ -135,6 +137,8 @@ def compile_library(target: Path, objects: Path) -> None:
     def compile_one(source: Path) -> str:
         built = objects / f"{source.stem}.o"
         flags = [*FLAGS, *FEATURE_FLAGS.get(source.name, []), *own]
+        if "ziglang" in command:
+            flags = [ZIGS_NAMES.get(flag, flag) for flag in flags]
         run([*command, *flags, "-c", str(source), "-o", str(built)])
         return str(built)
 

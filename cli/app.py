@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sysconfig
 import traceback
 import warnings
@@ -133,7 +134,12 @@ def _boundary() -> Iterator[None]:
 def _usage(error: click.UsageError) -> str:
     """What click does not understand, and where to read on."""
     text = error.format_message().rstrip(".")
-    help_ = "" if error.ctx is None else f"; see {error.ctx.command_path} --help"
+    # click puts its guess behind a full stop, in brackets where there are several.
+    said = re.fullmatch(r"(.*?)\.? \(?Did you mean (?:one of: )?(.*?)\??\)?\??", text, re.DOTALL)
+    if said:
+        text = f"{said[1]}; did you mean {said[2].replace(chr(39), '')}?"
+    see = " See" if said else "; see"
+    help_ = "" if error.ctx is None else f"{see} {error.ctx.command_path} --help"
     return f"{text[:1].lower()}{text[1:]}{help_}"
 
 

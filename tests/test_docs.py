@@ -83,6 +83,6 @@ def test_the_tutorial_to_the_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             result = CliRunner().invoke(main, [*words, *more])
             assert result.exit_code == 0, result.stderr
             ran += 1
-    assert ran == 9
+    assert ran == 10
     assert (tmp_path / "runs/model/report.html").exists()
     sys.modules.pop("model")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal, TextIO
 
 from rich import box
@@ -45,6 +46,12 @@ class Terminal(Console):
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
         """Segments of which only those that rich made to steer the terminal do so."""
+        found = self._printable(renderable, options)
+        return found if self.is_terminal else _without_ends(found)
+
+    def _printable(
+        self, renderable: RenderableType, options: ConsoleOptions | None
+    ) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
             plain = printable(segment.text, lines=True)
             if segment.control or plain == segment.text:
@@ -55,6 +62,25 @@ class Terminal(Console):
     def on_broken_pipe(self) -> None:
         """What is written to knows what to do (``cli.terminal.Output``)."""
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def _without_ends(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Without the spaces that fill a line up: in a file they make lines of a table's full width."""
+    spaces: list[Segment] = []
+    for segment in segments:
+        if segment.control:
+            yield segment
+        elif not segment.text.strip(" "):
+            spaces.append(segment)
+        else:
+            if not segment.text.startswith("\n"):
+                yield from spaces
+            spaces = []
+            text = re.sub(" +\n", "\n", segment.text)
+            kept = text.rstrip(" ")
+            yield Segment(kept, segment.style)
+            if kept != text:
+                spaces = [Segment(text[len(kept) :], segment.style)]
 
 
 def console(file: TextIO | None = None, *, stderr: bool = False) -> Terminal:

@@ -126,6 +126,16 @@ class BudgetResult:
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return plain | {"budgets": None if self.budgets is None else self.budgets.to_dict()}
 
+    def _met(self) -> list[str]:
+        """Lines of what these targets meet, and on which machine."""
+        if self.ms is None:
+            noun = "multiplications" if self.unit == "macs" else "weights"
+            return [f"They leave {100 * (1 - self.budget):.3g} % of the {noun}."]
+        return [
+            f"For {self.budget:g} ms of one sample on one thread with sparse kernels.",
+            f"Expected are {self.ms:.3g} ms, {self.dense_ms:.3g} ms dense ({self.cpu}).",
+        ]
+
     def write(self, path: Path) -> None:
         """Write settings that ``st3fx train --config`` and ``--sparsity-of`` read.
 
@@ -133,10 +143,11 @@ class BudgetResult:
             TrainError: When the file cannot be written.
         """
         text = (
-            f"# Written by st3fx sensitivity --budget-ms {self.budget:g} --global.\n"
-            f"sparsity = {round(self.sparsity, DIGITS)}\n"
+            "# Written by st3fx sensitivity: one threshold for all layers.\n"
+            + "".join(f"# {line}\n" for line in self._met())
+            + f"sparsity = {round(self.sparsity, DIGITS)}\n"
             if self.budgets is None
-            else self.budgets.to_toml()
+            else self.budgets.to_toml(self._met())
         )
         try:
             replace_file(path, lambda file: file.write(text.encode()))

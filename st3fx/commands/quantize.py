@@ -31,6 +31,7 @@ from st3fx.export.export_result import ExportResult
 from st3fx.files.atomic import scratch
 from st3fx.files.bundle import MANIFEST, read_bundle
 from st3fx.loading.input_spec import parse_inputs
+from st3fx.loading.spec import parse_spec
 from st3fx.loading.trust import USER, Permit
 from st3fx.quantization import engine
 from st3fx.quantization.calibrate import Feed
@@ -404,12 +405,26 @@ def subject(request: Request, data: Mapping[str, Any]) -> Subject:
     elif "data" in data:
         settings = TrainingSettings(spec=request.spec, **data)
     else:
+        _require_there(request, is_bundle=is_bundle)
         return Subject(request, None, None, run)
     # Ranges are those of images as they are, and the seed chooses which of them.
     plain = dataclasses.replace(settings, augment=False, seed=request.seed)
     bundle = read_bundle(request.spec) if is_bundle else None
     permit = USER if "data" in data else Permit(around.path.resolve(), request.trust)
     return Subject(request, data_settings(plain, bundle, permit), settings, run)
+
+
+def _require_there(request: Request, *, is_bundle: bool) -> None:
+    """Data is the second thing that is missing where the model is not there."""
+    path = Path(request.spec)
+    if path.is_dir() and not is_bundle:
+        raise QuantizeError(
+            f"{request.spec} is no run and no bundle: give the --output-dir of st3fx train, or "
+            "what st3fx convert wrote"
+        )
+    spec = parse_spec(request.spec)
+    if spec.kind == "file" and not Path(spec.target).exists():
+        raise QuantizeError(f"no file or folder {spec.target}")
 
 
 def quantize_spec(

@@ -71,6 +71,18 @@ def named_targets(method: Method, sites: Sequence[Site]) -> tuple[tuple[str, flo
     return tuple((sites[index].name, own) for index, own in own_targets(method, sites).items())
 
 
+def furthest(own: Mapping[str, float], reached: Mapping[str, float]) -> tuple[str, float]:
+    """The site that is furthest from its own target, and how far that is.
+
+    Args:
+        own: Targets by full name, at least one.
+        reached: Sparsity by full name.
+    """
+    off = {name: abs(reached[name] - target) for name, target in own.items()}
+    worst = max(off, key=off.__getitem__)
+    return worst, off[worst]
+
+
 def _matches(glob: str, names: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) for name in names)
 

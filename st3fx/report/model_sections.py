@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from markupsafe import Markup
 
 from st3fx.errors import quoted
 from st3fx.flops.flops_report import FlopsReport, LayerFlops
+from st3fx.methods.targets import furthest
 from st3fx.report import markup
 from st3fx.report.chart import Chart
 from st3fx.report.charts import blocks_chart, macs_chart, sparsity_chart, weights_chart
@@ -30,26 +31,40 @@ _BLOCKS = (Column("blocks left", number=True), Column("zeros in these", number=T
 """Shown where blocks were counted."""
 
 
-def site_table(layers: Sequence[Layer], macs: int) -> Table:
+_TARGET, _OWN = (Column("target", number=True),), 6
+"""Shown behind the zeros where any site has a target of its own."""
+
+
+def site_table(layers: Sequence[Layer], macs: int, own: Mapping[str, float]) -> Table:
     """A line for each site.
 
     Args:
         layers: The sites.
         macs: Left in the whole model: what shares are taken of.
+        own: Targets of single sites, by name.
     """
     counted = [layer.flops for layer in layers if layer.flops]
     dead = any(row.dead_outputs or row.dead_inputs for row in counted)
     blocks = any(row.block_fill for row in counted)
-    columns = _COLUMNS + (_BLOCKS if blocks else ()) + (_DEAD if dead else ())
+    columns = _COLUMNS[:_OWN] + (_TARGET if own else ()) + _COLUMNS[_OWN:]
+    columns += (_BLOCKS if blocks else ()) + (_DEAD if dead else ())
+    cells = [_row(index, layer, macs) for index, layer in enumerate(layers, start=1)]
+    if own:
+        for row, layer in zip(cells, layers, strict=True):
+            row.insert(_OWN, _target_cell(own.get(layer.site.name)))
     rows = [
         [
-            *_row(index, layer, macs),
+            *row,
             *(_block_cells(layer.flops) if blocks else ()),
             *(_dead_cells(layer.flops) if dead else ()),
         ]
-        for index, layer in enumerate(layers, start=1)
+        for row, layer in zip(cells, layers, strict=True)
     ]
     return Table(columns, rows, "sites")
+
+
+def _target_cell(target: float | None) -> Cell:
+    return Cell("–", -1) if target is None else Cell(markup.percent(target), target)
 
 
 def _row(index: int, layer: Layer, macs: int) -> list[Cell]:
@@ -180,9 +195,20 @@ def sites(facts: Facts) -> Section:
         return Section("sites", "Every site", missing=no_model(facts))
     macs = model.flops["exact"].sparse_macs if model.flops else 0
     lead = "A head sorts the table, a second time the other way round."
-    own = [(name, markup.percent(target)) for name, target in model.plan.targets]
-    rest: tuple[Block, ...] = (Terms(own, "Sites with a target of their own"),) if own else ()
-    return Section("sites", "Every site", lead, rest=(site_table(model.layers, macs), *rest))
+    own = dict(model.plan.targets)
+    if own:
+        lead += f" {_held(model.layers, own)}"
+    return Section("sites", "Every site", lead, rest=(site_table(model.layers, macs, own),))
+
+
+def _held(layers: Sequence[Layer], own: Mapping[str, float]) -> str:
+    """How near the sites with targets of their own have come to these, in a sentence."""
+    have = "site has a target of its own" if len(own) == 1 else "sites have targets of their own"
+    zeros = {layer.site.name: layer.sparsity for layer in layers}
+    worst, off = furthest(own, zeros)
+    points = f"{100 * off:.2f}"
+    how = "held" if float(points) == 0 else f"held to {points} points ({worst} is furthest off)"
+    return f"{len(own)} {have}: {how}."
 
 
 def dataflow(facts: Facts) -> Section:

@@ -60,11 +60,16 @@ class Budgets:
             "loss_rise": self.rise, "loss_rise_uniform": self.uniform,
         }  # fmt: skip
 
-    def to_toml(self) -> str:
-        """Settings that ``st3fx train --config`` and ``--sparsity-of`` read."""
+    def to_toml(self, about: Sequence[str] = ()) -> str:
+        """Settings that ``st3fx train --config`` and ``--sparsity-of`` read.
+
+        Args:
+            about: Lines at the top, of what they meet.
+        """
         lines = [
-            "# Written by st3fx sensitivity --budget: targets of the layers that together raise",
-            "# the loss least, if what each costs alone adds up.",
+            "# Written by st3fx sensitivity: targets of the layers that together raise the loss",
+            "# least, if what each costs alone adds up.",
+            *(f"# {line}" for line in about),
             (
                 f"# expected rise of the loss: {self.rise:.4g}; with one target for all: "
                 f"{self.uniform:.4g}"

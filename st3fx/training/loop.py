@@ -184,6 +184,7 @@ def finish(
     if check:
         try:
             method.require_target(sparsifier, method.share(sparsifier, layers), steps)
+            method.require_own_targets(sparsifier, layers)
         except TrainError as error:
             missed = error
     rows = session.log.rows()
@@ -198,6 +199,7 @@ def finish(
         sparsity=sparsity,
         target=sparsifier.target,
         layers=layers,
+        own=method.own_targets(sparsifier),
         empty=tuple(layer for layer, share in layers.items() if share == 1),
     )
     return result, model, missed

@@ -9,7 +9,7 @@ from st3fx import methods
 from st3fx.errors import TrainError
 from st3fx.methods.base import LearnedMethod, Method, ScheduledMethod, TargetMethod
 from st3fx.methods.moving import MovingMethod
-from st3fx.methods.targets import parse_targets
+from st3fx.methods.targets import named_targets, parse_targets
 from st3fx.sparsifier.sparsifier import Sparsifier
 from st3fx.sparsity.schedule import CubicSchedule
 from st3fx.training.recipes import RECIPES
@@ -67,6 +67,39 @@ def require_target(sparsifier: Sparsifier, reached: float, steps: int) -> None:
         raise TrainError(
             f"the final sparsity is {reached:.4f} where {target:.4f} was asked for: the schedule "
             f"counted {sparsifier.steps} of {steps} optimizer steps"
+        )
+
+
+def own_targets(sparsifier: Sparsifier) -> dict[str, float]:
+    """Final sparsity of each site that has a target of its own, by its full name."""
+    return dict(named_targets(sparsifier.method, sparsifier.plan.sites))
+
+
+def require_own_targets(sparsifier: Sparsifier, layers: dict[str, float]) -> None:
+    """Fail if a site with a target of its own does not hold it.
+
+    Args:
+        sparsifier: At the end of training, its thresholds set for the present weights.
+        layers: Share of zeros by site.
+
+    Raises:
+        TrainError: Naming the site that is furthest off, when that is by more than rounding to
+            whole groups explains.
+    """
+    own, method = own_targets(sparsifier), sparsifier.method
+    if not isinstance(method, TargetMethod) or not own:
+        return
+    # As of all sites together: a quantile falls between two groups, and a scale may round one more.
+    off = {
+        site.name: abs(layers[site.name] - method.reached((site,), own[site.name])) * site.numel
+        - 2 * method.granularity.largest(site)
+        for site in sparsifier.plan.sites if site.name in own
+    }  # fmt: skip
+    worst = max(off, key=off.__getitem__)
+    if off[worst] > 0:
+        raise TrainError(
+            f"{worst} ends with a sparsity of {layers[worst]:.4f} where {own[worst]:.4f} was asked "
+            "for by --sparsity-of"
         )
 
 

@@ -24,6 +24,7 @@ class TrainResult:
         sparsity: Share of zeros in the sites.
         target: What was asked for; ``None`` for thresholds that are learned.
         layers: Share of zeros by site.
+        own: Final sparsity that was asked for of single sites, by name.
         empty: Sites without a weight left.
         dense_bytes: Of all weights before.
         files: Name -> bytes of what was written for use.
@@ -41,6 +42,7 @@ class TrainResult:
     target: float | None
     layers: dict[str, float]
     empty: tuple[str, ...]
+    own: dict[str, float] = field(default_factory=dict)
     dense_bytes: int = 0
     files: dict[str, int] = field(default_factory=dict)
     compressed_bytes: int = 0

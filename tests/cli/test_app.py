@@ -52,6 +52,23 @@ print([name for name in ("torch", "onnx", "onnxruntime", "numpy") if name in sys
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["doctr"], "no such command 'doctr'; did you mean doctor? See st3fx --help"),
+        (
+            ["train", "--sparsty", "1"],
+            "no such option '--sparsty'; did you mean --draw-sparsity, --sparsity, --sparsity-of? "
+            "See st3fx train --help",
+        ),
+        (["fold"], "missing argument 'SPEC'; see st3fx fold --help"),
+    ],
+)
+def test_a_slip_is_one_sentence(words: list[str], line: str) -> None:
+    result = CliRunner().invoke(main, words)
+    assert (result.exit_code, result.stderr) == (2, f"error: {line}\n")
+
+
 def test_every_command_is_under_a_heading() -> None:
     listed = [command for commands in SECTIONS.values() for command in commands]
     assert listed == list(main.commands.values())

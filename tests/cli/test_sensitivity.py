@@ -65,6 +65,8 @@ def test_mistakes_are_one_line(own: Path, tmp_path: Path) -> None:
     assert "outside [0, 1)" in line(own, "--sparsity", "0.5,1.5")
     assert "is a bundle, which has its own" in line(own, "--method", "gmp")
     assert "no data for" in line("st3fx:lenet5")
+    assert f"no file or folder {tmp_path / 'gone'}" in line(tmp_path / "gone")
+    assert f"{tmp_path} is no run and no bundle" in line(tmp_path)
     (own / "sensitivity.json").write_text("my notes")
     assert "exists: choose another file" in line(own)
     assert (own / "sensitivity.json").read_text() == "my notes"

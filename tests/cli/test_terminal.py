@@ -155,6 +155,20 @@ def test_names_and_units_stay_whole_on_a_narrow_terminal(width: int) -> None:
     assert text.splitlines()[1].startswith("  shape ") == (width == 40)
 
 
+def test_lines_of_a_file_end_with_their_last_letter() -> None:
+    rows = [("a", "short"), ("b", "a much longer text")]
+    for shown in (make_grid(rows), make_table(("name", "what"), rows, title="t")):
+        file = io.StringIO()
+        Terminal(file, width=10_000).print(shown)
+        lines = file.getvalue().split("\n")
+        assert all(line == line.rstrip() for line in lines)
+        assert any(line.endswith("short") for line in lines)
+        assert any(line.endswith("a much longer text") for line in lines)
+    file = io.StringIO()
+    Terminal(file, width=40, force_terminal=True).print(make_grid(rows))
+    assert "short " in file.getvalue()
+
+
 def test_a_full_stdout_and_one_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[int] = []
     monkeypatch.setattr(os, "dup2", lambda old, new: said.append(new))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import signal
@@ -322,6 +323,19 @@ def test_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
         "net: top-1 75.0 % dense, 62.5 % at 90.0 % sparsity; best 70.0 % after epoch 3, "
         "400 steps in 1:15\na has no weight left\n"
     )
+
+
+def test_the_summary_says_how_far_own_targets_are_held(capsys: pytest.CaptureFixture[str]) -> None:
+    result = TrainResult(
+        "net", None, 4, 0.0, Scores(0.5, 0.625, None, 100), None, None, 0.9,
+        0.9, {"a": 0.5, "b": 0.95, "c": 0.25}, (), {"a": 0.51, "b": 0.95},
+    )  # fmt: skip
+    print_summary(result)
+    assert capsys.readouterr().out.splitlines()[1] == (
+        "2 layers have targets of their own: held to 1.00 points (a: 50.00% of 51.00%)"
+    )
+    print_summary(dataclasses.replace(result, own={"b": 0.95}))
+    assert capsys.readouterr().out.splitlines()[1] == "1 layer has a target of its own: held"
 
 
 @pytest.mark.slow

@@ -88,6 +88,21 @@ def test_other_architectures_leave_out_what_is_not_theirs(tmp_path: Path) -> Non
     assert "quant_neondot.cpp" in log.read_text(encoding="utf-8")
 
 
+def test_zig_is_given_the_features_of_arm_by_its_own_name(tmp_path: Path) -> None:
+    """It takes ``-march`` for the name of a CPU, and fails: a wheel for ARM had no kernels."""
+    log = tmp_path / "log"
+    recorder = script(
+        tmp_path / "cxx",
+        f'[ "$2" = -dumpmachine ] && {{ echo aarch64-linux-gnu; exit; }}\n'
+        f'echo "$@" >> {log}\nfor last; do :; done\n: > "$last"',
+    )
+    assert build(tmp_path, CXX=f"{recorder} ziglang").returncode == 0
+    lines = log.read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if "-march" in line]
+    (dot,) = [line for line in lines if "-c st3fx/native/src/quant_neondot.cpp" in line]
+    assert "-mcpu=baseline+dotprod" in dot
+
+
 @pytest.mark.parametrize(
     ("environment", "asked"),
     [({}, True), ({"CXX": "mine"}, False), ({"ST3FX_NO_KERNELS": "1"}, False)],

@@ -8,7 +8,8 @@ import pytest
 
 from st3fx.report.charts import blocks_chart
 from st3fx.report.facts import Facts
-from st3fx.report.model_sections import site_table, zeros
+from st3fx.report.model_sections import site_table, sites, zeros
+from st3fx.report.section import Table
 from tests.report.made import made_facts
 
 
@@ -49,14 +50,32 @@ def test_the_section_and_the_table_say_what_is_left() -> None:
         "They are pruned as block:4: 55 of 288 blocks of 4 consecutive inputs are left, and "
         "kernels that take blocks whole multiply 20.0\N{NO-BREAK SPACE}% of the weights."
     ) in section.lead
-    table = site_table(facts.model.layers, 1)
+    table = site_table(facts.model.layers, 1, {})
     assert [column.name for column in table.columns][-2:] == ["blocks left", "zeros in these"]
     assert [cell.value for cell in table.rows[1][-2:]] == [30 / 144, 30 / 130]  # type: ignore[attr-defined]
+
+
+def test_own_targets_stand_beside_the_zeros() -> None:
+    facts = pruned_in_blocks()
+    assert facts.model is not None
+    names = [layer.site.name for layer in facts.model.layers]
+    plan = dataclasses.replace(facts.model.plan, targets=((names[1], 0.25),))
+    model = dataclasses.replace(facts.model, plan=plan)
+    section = sites(dataclasses.replace(facts, model=model))
+    off = 100 * abs(model.layers[1].sparsity - 0.25)
+    assert section.lead.endswith(
+        f"1 site has a target of its own: held to {off:.2f} points ({names[1]} is furthest off)."
+    )
+    (table,) = section.rest
+    assert isinstance(table, Table)
+    place = [column.name for column in table.columns].index("target")
+    assert table.columns[place - 1].name == "zeros"
+    assert [row[place].value for row in table.rows[:2]] == [-1, 0.25]  # type: ignore[attr-defined]
 
 
 def test_without_blocks_there_is_nothing_of_them() -> None:
     facts = made_facts(["a.weight"])
     assert facts.model is not None
     assert [chart.key for chart in zeros(facts).charts] == ["layer-sparsity", "weights"]
-    names = [column.name for column in site_table(facts.model.layers, 1).columns]
+    names = [column.name for column in site_table(facts.model.layers, 1, {}).columns]
     assert "blocks left" not in names

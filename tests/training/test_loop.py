@@ -137,6 +137,26 @@ def test_a_missed_sparsity_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     assert folder_of(one).bundle.exists()
 
 
+def test_a_layer_that_misses_its_own_target_is_an_error() -> None:
+    net = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 7))
+    example, method = torch.randn(2, 10), st3fx.ST3(0.9, sparsity_of={"1.*": 0.8})
+    _, sparsifier = st3fx.convert(net, example, method, total_steps=1)
+    sparsifier.set_sparsity(0.9)
+    layers = gauge.layer_sparsity(sparsifier)
+    gauge.require_own_targets(sparsifier, layers)
+    assert gauge.own_targets(sparsifier) == {"1.weight": 0.8}
+    off = layers | {"1.weight": 0.7}
+    with pytest.raises(TrainError, match=r"1\.weight ends with a sparsity of 0.7000 where 0.8000"):
+        gauge.require_own_targets(sparsifier, off)
+    _, blocks = st3fx.convert(
+        net, example, st3fx.ST3(0.9, sparsity_of={"1.*": 0.8}, granularity="block:4")
+    )
+    blocks.set_sparsity(0.9)
+    gauge.require_own_targets(blocks, gauge.layer_sparsity(blocks))
+    _, its = st3fx.convert(net, example, st3fx.DST())
+    gauge.require_own_targets(its, {})
+
+
 def test_rounding_is_no_miss() -> None:
     _, sparsifier = st3fx.convert(nn.Linear(10, 10), torch.randn(2, 10), total_steps=1)
     sparsifier.set_sparsity(0.9)
