@@ -58,8 +58,10 @@ print([name for name in ("torch", "onnx", "onnxruntime", "numpy") if name in sys
         (["doctr"], "no such command 'doctr'; did you mean doctor? See st3fx --help"),
         (
             ["train", "--sparsty", "1"],
-            "no such option '--sparsty'; did you mean --draw-sparsity, --sparsity, --sparsity-of? "
-            "See st3fx train --help",
+            (
+                "no such option '--sparsty'; did you mean --draw-sparsity, --sparsity, --sparsity-of? "
+                "See st3fx train --help"
+            ),
         ),
         (["fold"], "missing argument 'SPEC'; see st3fx fold --help"),
     ],
