@@ -59,8 +59,8 @@ print([name for name in ("torch", "onnx", "onnxruntime", "numpy") if name in sys
         (
             ["train", "--sparsty", "1"],
             (
-                "no such option '--sparsty'; did you mean --draw-sparsity, --sparsity, --sparsity-of? "
-                "See st3fx train --help"
+                "no such option '--sparsty'; did you mean --draw-sparsity, --sparsity, "
+                "--sparsity-of? See st3fx train --help"
             ),
         ),
         (["fold"], "missing argument 'SPEC'; see st3fx fold --help"),
