@@ -312,6 +312,11 @@ def print_budget(result: BudgetResult) -> None:
         console().print(Text(line), soft_wrap=True)
 
 
+def _points(change: float) -> str:
+    """With its sign, which nothing has not."""
+    return "0.0" if abs(change) < 0.05 else f"{change:+.1f}"
+
+
 def print_sensitivity(result: SensitivityResult) -> None:
     """The layers by what they cost, then what was measured."""
     out, levels = console(), result.sparsities
@@ -319,7 +324,7 @@ def print_sensitivity(result: SensitivityResult) -> None:
     rows = []
     for layer in result.by_cost[:ROWS]:
         weights, macs = result.saved(layer, layer.weights)
-        drops = (f"{-100 * point.top1_drop:+.1f}" for point in layer.points)
+        drops = (_points(-100 * point.top1_drop) for point in layer.points)
         rows.append((
             layer.name.removesuffix(".weight"), percent(weights), percent(macs),
             f"{layer.rise:+.4f}", *drops,

@@ -55,7 +55,11 @@ def _about(name: str, result: TrainResult) -> str:
     if name == "folded.safetensors":
         compressed, dense = size_text(result.compressed_bytes), size_text(result.dense_bytes)
         return f"the weights alone, zeros where pruned; {compressed} compressed, {dense} dense"
-    return {"model.st3fx": "the trained model, for the other commands"}.get(name, "")
+    return {
+        "model.st3fx": "the trained model, for the other commands",
+        "checkpoints/last.pt": "what --resume goes on from",
+        "checkpoints/best.pt": "the same, of the best epoch",
+    }.get(name, "")
 
 
 def _verdict(result: TrainResult) -> str:

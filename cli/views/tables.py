@@ -92,11 +92,16 @@ def console(file: TextIO | None = None, *, stderr: bool = False) -> Terminal:
 class Fitted(Table):
     """A table that becomes a list where its columns find no room side by side.
 
-    So a name is never folded into a column of few letters, and a number never loses its unit.
+    So a name is never folded into a column of few letters, and a number never loses its unit. What
+    stands above may be wider than the table, which rich's own titles may not.
     """
+
+    heading: str | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table, or a heading and lines for each of its rows."""
+        if self.heading:
+            yield Text(self.heading, style="italic")
         if self.row_count and self._least(console, options) > options.max_width:
             yield from self._list()
         else:
@@ -113,8 +118,6 @@ class Fitted(Table):
         return total + 2 * (len(self.columns) - 1)
 
     def _list(self) -> RenderResult:
-        if self.title:
-            yield Text(str(self.title), style="italic")
         heads = [str(column.header) for column in self.columns[1:]]
         for first, *rest in zip(*(column.cells for column in self.columns), strict=True):
             name, said = Text(str(first), style="bold"), [Text(str(cell)) for cell in rest]
@@ -152,7 +155,8 @@ def make_table(
         whole: Heads of columns that are not folded.
         title: Stands above it.
     """
-    table = Fitted(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Fitted(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.heading = title
     for name in columns:
         justify: Literal["left", "right"] = "right" if name in numbers else "left"
         table.add_column(name, justify=justify, overflow="fold", no_wrap=name in whole)

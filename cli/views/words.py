@@ -6,6 +6,8 @@ import time
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from st3fx.report.markup import plural
+
 if TYPE_CHECKING:
     from st3fx.training.report import EvalRow, Outline, TrainRow
 
@@ -45,9 +47,10 @@ def headline(outline: Outline) -> tuple[str, str]:
         aim += f", each step at one drawn from {low} to {high},"
     what = f"{outline.name} on {outline.data}, on {outline.device}, into {outline.folder}"
     how = (
-        f"{outline.method}{aim} over {outline.sites} sites with {outline.site_parameters:,} of "
-        f"{outline.parameters:,} parameters, {outline.epochs} epochs of "
-        f"{outline.steps // outline.epochs:,} steps{done}"
+        f"{outline.method}{aim} over {plural(outline.sites, 'site')} with "
+        f"{outline.site_parameters:,} of {outline.parameters:,} parameters, "
+        f"{plural(outline.epochs, 'epoch')} of "
+        f"{plural(outline.steps // outline.epochs, 'step')}{done}"
     )
     return what, how
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from st3fx import methods
 from st3fx.cli import main
+from st3fx.cli.sensitivity import _points
 from st3fx.commands.convert import convert_spec, save_bundle
 from st3fx.commands.report import write_report
 from st3fx.commands.sensitivity import _takes
@@ -92,6 +93,12 @@ def test_what_is_wrong_is_seen_before_code_runs(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "sparsity 1.0 is outside [0, 1)" in result.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def test_nothing_has_no_sign() -> None:
+    assert [_points(x) for x in (-0.04, 0.0, 0.049, -0.05, 1.0)] == [
+        "0.0", "0.0", "0.0", "-0.1", "+1.0",
+    ]  # fmt: skip
 
 
 def test_samples_are_taken_evenly() -> None:

@@ -169,6 +169,15 @@ def test_lines_of_a_file_end_with_their_last_letter() -> None:
     assert "short " in file.getvalue()
 
 
+@pytest.mark.parametrize("width", [8, 80])
+def test_what_stands_above_a_table_may_be_wider_than_it(width: int) -> None:
+    file = io.StringIO()
+    table = make_table(("layer", "of"), [("a", "b")], title="eight letters wide, or more")
+    Terminal(file, width=width).print(table)
+    lines = file.getvalue().split("\n")
+    assert lines[0] == ("eight letters wide, or more" if width == 80 else "eight")
+
+
 def test_a_full_stdout_and_one_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[int] = []
     monkeypatch.setattr(os, "dup2", lambda old, new: said.append(new))

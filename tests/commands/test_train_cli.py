@@ -16,7 +16,7 @@ from rich.console import Console
 from st3fx.cli import main
 from st3fx.cli.views.display import LiveReport, PlainReport, make_report
 from st3fx.cli.views.outcome import print_summary
-from st3fx.cli.views.words import duration, meter, size_text, spark
+from st3fx.cli.views.words import duration, headline, meter, size_text, spark
 from st3fx.training.evaluate import Scores
 from st3fx.training.report import EvalRow, Outline, TrainResult, TrainRow
 from st3fx.training.settings import Settings
@@ -311,6 +311,12 @@ def test_small_things() -> None:
     ]  # fmt: skip
     assert spark([1.0, 1.0]) == "▁▁"
     assert meter(2.0, 3) == "━━━"
+
+
+def test_one_is_no_plural() -> None:
+    one = dataclasses.replace(OUTLINE, epochs=1, steps=1, sites=1)
+    assert " over 1 site with " in headline(one)[1]
+    assert headline(one)[1].endswith(" 1 epoch of 1 step")
 
 
 def test_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
