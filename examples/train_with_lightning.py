@@ -42,7 +42,7 @@ def main(folder: Path, epochs: int = 6) -> nn.Module:
     """Train, and give back the folded average."""
     x = torch.randn(64, 8)
     loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), 16)
-    sparse = SparseCallback(st3fx.ST3(0.8))  # st3fx
+    sparse = SparseCallback(st3fx.ST3(0.8, normalize="sigma"))  # st3fx
     best = ModelCheckpoint(folder, monitor="loss")
     trainer = Trainer(
         callbacks=[sparse, EMAWeightAveraging(decay=0.9), best],  # st3fx: before what averages

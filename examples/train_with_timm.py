@@ -36,6 +36,7 @@ def main(folder: Path, epochs: int = 4) -> torch.nn.Module:
         step_on_epochs=False,
     )
     sparsifier.attach(optimizer, total_steps=updates * epochs)  # st3fx
+    folder.mkdir(parents=True, exist_ok=True)
     saver = CheckpointSaver(
         model, optimizer, model_ema=average, checkpoint_dir=str(folder), recovery_dir=str(folder)
     )

@@ -24,6 +24,7 @@ def main(folder: Path, epochs: int = 3) -> torch.nn.Module:
     example, steps = torch.zeros(2, 3, 32, 32), epochs * len(loader)
     method = st3fx.ST3(0.8, normalize="sigma")  # st3fx
     model, sparsifier = st3fx.convert(model, example, method, total_steps=steps)  # st3fx
+    folder.mkdir(parents=True, exist_ok=True)
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-4)
     scaler = torch.amp.GradScaler("cpu", enabled=False)

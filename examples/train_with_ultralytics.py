@@ -25,4 +25,6 @@ def main(data: Path, model: str = "yolo11n.yaml", **settings: Any) -> YOLO:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python train_with_ultralytics.py DATA.yaml (coco8.yaml is downloaded)")
     main(Path(sys.argv[1]), epochs=100)

@@ -93,10 +93,12 @@ class Fitted(Table):
     """A table that becomes a list where its columns find no room side by side.
 
     So a name is never folded into a column of few letters, and a number never loses its unit. What
-    stands above may be wider than the table, which rich's own titles may not.
+    stands above may be wider than the table, which rich's own titles may not. Before a name is
+    folded, so many of the last columns are left out.
     """
 
     heading: str | None = None
+    spare: int = 0
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table, or a heading and lines for each of its rows."""
@@ -105,7 +107,12 @@ class Fitted(Table):
         if self.row_count and self._least(console, options) > options.max_width:
             yield from self._list()
         else:
+            columns, room = self.columns, options.update(width=_PIPE_WIDTH)
+            for _ in range(self.spare):
+                if Measurement.get(console, room, self).maximum > options.max_width:
+                    self.columns = self.columns[:-1]
             yield from super().__rich_console__(console, options)
+            self.columns = columns
 
     def _least(self, console: Console, options: ConsoleOptions) -> int:
         room = options.update(width=_PIPE_WIDTH)
@@ -144,6 +151,7 @@ def make_table(
     numbers: Collection[str] = (),
     whole: Collection[str] = (),
     title: str | None = None,
+    spare: int = 0,
 ) -> Table:
     """A table under its heads.
 
@@ -154,9 +162,10 @@ def make_table(
         numbers: Heads of columns at the right.
         whole: Heads of columns that are not folded.
         title: Stands above it.
+        spare: So many of the last columns are left out where a name would be folded.
     """
     table = Fitted(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.heading = title
+    table.heading, table.spare = title, spare
     for name in columns:
         justify: Literal["left", "right"] = "right" if name in numbers else "left"
         table.add_column(name, justify=justify, overflow="fold", no_wrap=name in whole)

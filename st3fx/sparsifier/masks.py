@@ -115,8 +115,9 @@ class Masks(Thresholds):
                 name = state_name(parameter, "mask")
                 module.__dict__[name] = mask.to(module.__dict__[name].device)
             self.put(item, MASKED if mask.numel() else INACTIVE)
-            if mask.numel() and not bool(mask.any()):
-                self._warn_of_empty(item.site.name, sparsity)
+        pairs = zip(bound, masks, strict=True)
+        empty = [item.site.name for item, mask in pairs if mask.numel() and not bool(mask.any())]
+        self._warn_of_empty(empty, sparsity)
 
     def open_gradients(self, bound: list[Bound]) -> None:
         """Let the gradients of pruned weights through where the next step's move asks for them."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from st3fx.errors import DriftWarning, EmptyLayerWarning, StateError, TraceWarning
+from st3fx.errors import DriftWarning, EmptyLayerWarning, StateError, TraceWarning, few
 from st3fx.methods.base import DrawnMethod, Method, ScheduledMethod, TargetMethod
 from st3fx.methods.targets import Target, targets
 from st3fx.modules.marks import conversion_of, state_name
@@ -386,8 +386,7 @@ class Thresholds:
                 for i, own in finder.digests.items()
                 if weights[i] is items[i].weight()  # not its masked values, nor what is learned
             }
-        for index in finder.empty:
-            self._warn_of_empty(sites[index].name, sparsity)
+        self._warn_of_empty([sites[index].name for index in finder.empty], sparsity)
         if not target.key:
             self.level = level
         return {
@@ -399,12 +398,20 @@ class Thresholds:
 
     # --- what is said once
 
-    def _warn_of_empty(self, name: str, sparsity: float) -> None:
+    def _warn_of_empty(self, names: Sequence[str], sparsity: float) -> None:
+        """One line for all that are new at this moment: of a deep model there may be dozens."""
+        keys = {name: f"{EmptyLayerWarning.__name__} {name}" for name in names}
+        new = [name for name, key in keys.items() if key not in self._warned]
+        if not new:
+            return
+        first, *others = new
+        also = f", and so have {few(others, limit=3)}" if others else ""
         message = (
-            f"{name} has lost all of its weights at sparsity {sparsity:.4g}: exclude it, "
-            "lower the sparsity, or normalise magnitudes (st3-sigma)"
+            f"{first} has lost all of its weights at sparsity {sparsity:.4g}{also}: exclude "
+            f"{'them' if others else 'it'}, lower the sparsity, or normalise magnitudes (st3-sigma)"
         )
-        self.warn(message, EmptyLayerWarning, name)
+        self.warn(message, EmptyLayerWarning, first)
+        self._warned |= set(keys.values())
 
     def _warn_of_kept(self, name: str) -> None:
         message = (

@@ -169,6 +169,18 @@ def test_lines_of_a_file_end_with_their_last_letter() -> None:
     assert "short " in file.getvalue()
 
 
+@pytest.mark.parametrize(("width", "heads"), [(42, 4), (41, 3), (38, 3)])
+def test_a_name_is_whole_before_the_last_columns_are_there(width: int, heads: int) -> None:
+    columns = ("name", "op", "share", "fed by")
+    rows = [("layer1.0.conv1", "conv2d", "0.1%", "x"), ("fc", "linear", "0.2%", "iadd_1")]
+    table = make_table(columns, rows, spare=2)
+    for _ in range(2):  # a table that was shown is what it was
+        text = _shown(table, width=width).splitlines()
+        assert text[1].split() == " ".join(columns[:heads]).split()
+        assert any("layer1.0.conv1" in line for line in text)
+        assert len(table.columns) == 4
+
+
 @pytest.mark.parametrize("width", [8, 80])
 def test_what_stands_above_a_table_may_be_wider_than_it(width: int) -> None:
     file = io.StringIO()
