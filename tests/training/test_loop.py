@@ -155,6 +155,15 @@ def test_a_layer_that_misses_its_own_target_is_an_error() -> None:
     gauge.require_own_targets(blocks, gauge.layer_sparsity(blocks))
     _, its = st3fx.convert(net, example, st3fx.DST())
     gauge.require_own_targets(its, {})
+    with torch.no_grad():  # of zeros that it came with a layer may have more
+        net[1].weight[:, 1:] = 0
+    _, came = st3fx.convert(net, example, method)
+    came.set_sparsity(0.9)
+    layers = gauge.layer_sparsity(came)
+    assert layers["1.weight"] >= 0.9
+    gauge.require_own_targets(came, layers)
+    with pytest.raises(TrainError, match=r"0.7000"):
+        gauge.require_own_targets(came, layers | {"1.weight": 0.7})
 
 
 def test_rounding_is_no_miss() -> None:
