@@ -39,7 +39,10 @@ def _table(rows: Sequence[BenchRow]) -> Table:
         ratios.append("x dense INT8")
     numbers = ("median", "p95", "spread", "items/s", *ratios, "memory")
     cells = (tuple(_cells(row, integers=integers)) for row in rows)
-    return make_table(("", *numbers), cells, numbers=numbers, whole=numbers, title=title)
+    return make_table(
+        ("", *numbers), cells, numbers=numbers, whole=numbers, title=title,
+        spare=("memory", "spread", "items/s", "p95"),
+    )  # fmt: skip
 
 
 def _cells(row: BenchRow, *, integers: bool) -> Iterable[str]:

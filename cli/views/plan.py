@@ -92,7 +92,7 @@ def _site_table(plan: SparsityPlan) -> Table:
         for index, s in enumerate(plan.sites)
     ]  # fmt: skip
     columns = ("name", "op", "shape", "parameters", "share", "fed by")
-    return make_table(columns, rows, numbers=_NUMBERS, title="sites", spare=2)
+    return make_table(columns, rows, numbers=_NUMBERS, title="sites", spare=("fed by", "share"))
 
 
 def _sources(names: Sequence[str], above: str) -> str:

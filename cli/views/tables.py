@@ -10,6 +10,7 @@ import errno
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, TextIO
 
 from rich import box
@@ -93,35 +94,53 @@ class Fitted(Table):
     """A table that becomes a list where its columns find no room side by side.
 
     So a name is never folded into a column of few letters, and a number never loses its unit. What
-    stands above may be wider than the table, which rich's own titles may not. Before a name is
-    folded, so many of the last columns are left out.
+    stands above may be wider than the table, which rich's own titles may not.
+
+    Attributes:
+        heading: What stands above.
+        spare: Heads of columns that are left out, in this order, before anything is folded.
     """
 
     heading: str | None = None
-    spare: int = 0
+    spare: Sequence[str] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table, or a heading and lines for each of its rows."""
         if self.heading:
             yield Text(self.heading, style="italic")
-        if self.row_count and self._least(console, options) > options.max_width:
-            yield from self._list()
-        else:
-            columns, room = self.columns, options.update(width=_PIPE_WIDTH)
-            for _ in range(self.spare):
-                if Measurement.get(console, room, self).maximum > options.max_width:
-                    self.columns = self.columns[:-1]
+        columns, gone = self.columns, list[str]()
+        for name in self.spare:
+            if self._widest(console, options) > options.max_width:
+                gone.append(name)
+                kept = (column for column in self.columns if column.header != name)
+                self.columns = [replace(each, _index=index) for index, each in enumerate(kept)]
+        if not self.row_count or self._least(console, options) <= options.max_width:
             yield from super().__rich_console__(console, options)
             self.columns = columns
+        else:
+            self.columns, gone = columns, []
+            yield from self._list()
+        if gone:
+            yield Text(f"no room for {', '.join(gone)}", style="dim")
+
+    def _widths(self, console: Console, options: ConsoleOptions) -> list[int]:
+        """What each column takes if nothing is folded."""
+        room = options.update(width=_PIPE_WIDTH)
+        return [
+            max(
+                Measurement.get(console, room, cell).maximum
+                for cell in (Text(str(column.header)), *column.cells)
+            )
+            for column in self.columns
+        ]
+
+    def _widest(self, console: Console, options: ConsoleOptions) -> int:
+        """With three columns of the terminal between two of its own, and one at each end."""
+        return sum(self._widths(console, options)) + 3 * len(self.columns) - 1
 
     def _least(self, console: Console, options: ConsoleOptions) -> int:
-        room = options.update(width=_PIPE_WIDTH)
-        total = 0
-        for column in self.columns:
-            cells = [Text(str(column.header)), *column.cells]
-            widths = (Measurement.get(console, room, cell).maximum for cell in cells)
-            widest = max(widths)
-            total += widest if column.no_wrap else min(widest, _FOLDED)
+        widths = zip(self.columns, self._widths(console, options), strict=True)
+        total = sum(width if column.no_wrap else min(width, _FOLDED) for column, width in widths)
         return total + 2 * (len(self.columns) - 1)
 
     def _list(self) -> RenderResult:
@@ -151,7 +170,7 @@ def make_table(
     numbers: Collection[str] = (),
     whole: Collection[str] = (),
     title: str | None = None,
-    spare: int = 0,
+    spare: Sequence[str] = (),
 ) -> Table:
     """A table under its heads.
 
@@ -162,7 +181,7 @@ def make_table(
         numbers: Heads of columns at the right.
         whole: Heads of columns that are not folded.
         title: Stands above it.
-        spare: So many of the last columns are left out where a name would be folded.
+        spare: Heads of columns that are left out, in this order, before anything is folded.
     """
     table = Fitted(box=box.SIMPLE_HEAD, pad_edge=False)
     table.heading, table.spare = title, spare

@@ -169,16 +169,39 @@ def test_lines_of_a_file_end_with_their_last_letter() -> None:
     assert "short " in file.getvalue()
 
 
-@pytest.mark.parametrize(("width", "heads"), [(42, 4), (41, 3), (38, 3)])
-def test_a_name_is_whole_before_the_last_columns_are_there(width: int, heads: int) -> None:
+@pytest.mark.parametrize(
+    ("width", "heads", "gone"),
+    [
+        (42, "name op share fed by", ""),
+        (41, "name op share", "no room for fed by"),
+        (33, "name op share", "no room for fed by"),
+        (32, "name op", "no room for fed by, share"),
+    ],
+)
+def test_a_name_is_whole_before_columns_that_can_be_spared(
+    width: int, heads: str, gone: str
+) -> None:
     columns = ("name", "op", "share", "fed by")
     rows = [("layer1.0.conv1", "conv2d", "0.1%", "x"), ("fc", "linear", "0.2%", "iadd_1")]
-    table = make_table(columns, rows, spare=2)
+    table = make_table(columns, rows, spare=("fed by", "share"))
     for _ in range(2):  # a table that was shown is what it was
         text = _shown(table, width=width).splitlines()
-        assert text[1].split() == " ".join(columns[:heads]).split()
+        assert text[1].split() == heads.split()
         assert any("layer1.0.conv1" in line for line in text)
+        assert text[-1] == gone
         assert len(table.columns) == 4
+
+
+def test_a_column_in_the_middle_can_be_spared() -> None:
+    table = make_table(("a", "bb", "c"), [("1", "2" * 30, "3")], numbers=("c",), spare=("bb",))
+    assert _shown(table, width=20).splitlines() == [
+        "",
+        " a   c",
+        " ─────",
+        " 1   3",
+        "",
+        "no room for bb",
+    ]
 
 
 @pytest.mark.parametrize("width", [8, 80])
