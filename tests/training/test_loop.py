@@ -21,6 +21,7 @@ from st3fx.data.base import DataSettings
 from st3fx.errors import TrainError
 from st3fx.loading.spec import load_spec
 from st3fx.modules.state import seed_everything
+from st3fx.sparsity.granularity import parse
 from st3fx.sparsity.schedule import CubicSchedule
 from st3fx.training import method as gauge
 from st3fx.training import session
@@ -149,14 +150,14 @@ def test_a_layer_that_misses_its_own_target_is_an_error() -> None:
     with pytest.raises(TrainError, match=r"1\.weight ends with a sparsity of 0.7000 where 0.8000"):
         gauge.require_own_targets(sparsifier, off)
     _, blocks = st3fx.convert(
-        net, example, st3fx.ST3(0.9, sparsity_of={"1.*": 0.8}, granularity="block:4")
+        net, example, st3fx.ST3(0.9, sparsity_of={"1.*": 0.8}, granularity=parse("block:4"))
     )
     blocks.set_sparsity(0.9)
     gauge.require_own_targets(blocks, gauge.layer_sparsity(blocks))
     _, its = st3fx.convert(net, example, st3fx.DST())
     gauge.require_own_targets(its, {})
     with torch.no_grad():  # of zeros that it came with a layer may have more
-        net[1].weight[:, 1:] = 0
+        net.get_parameter("1.weight")[:, 1:] = 0
     _, came = st3fx.convert(net, example, method)
     came.set_sparsity(0.9)
     layers = gauge.layer_sparsity(came)
