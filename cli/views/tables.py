@@ -141,7 +141,7 @@ class Fitted(Table):
     def _least(self, console: Console, options: ConsoleOptions) -> int:
         widths = zip(self.columns, self._widths(console, options), strict=True)
         total = sum(width if column.no_wrap else min(width, _FOLDED) for column, width in widths)
-        return total + 2 * (len(self.columns) - 1)
+        return total + 3 * len(self.columns) - 1
 
     def _list(self) -> RenderResult:
         heads = [str(column.header) for column in self.columns[1:]]

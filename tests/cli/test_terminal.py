@@ -213,6 +213,19 @@ def test_what_stands_above_a_table_may_be_wider_than_it(width: int) -> None:
     assert lines[0] == ("eight letters wide, or more" if width == 80 else "eight")
 
 
+def test_a_table_of_many_short_columns_is_whole_at_every_width() -> None:
+    columns = ("layer", "weights", "MACs", "loss", "50 %")
+    rows = [("conv", "84.4 %", "99.7 %", "+4.2967", "+8.3"), ("head", "15.6 %", "0.3 %", "0", "0")]
+    table = make_table(columns, rows, numbers=columns[1:], whole=columns[1:])
+    kinds = set()
+    for width in range(20, 60):
+        text = _shown(table, width=width)
+        assert max(map(len, text.splitlines())) <= width
+        assert all(word in text for word in ("conv", "head", "84.4 %", "+4.2967"))
+        kinds.add("weights  84.4 %" in text)
+    assert kinds == {True, False}
+
+
 def test_a_full_stdout_and_one_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[int] = []
     monkeypatch.setattr(os, "dup2", lambda old, new: said.append(new))
