@@ -248,6 +248,8 @@ def train_spec(
                 remember(folder.path.resolve())
             elif accept_changes:
                 folder.accept(settings)
+            else:
+                folder.keep(settings)
 
         require_precision(session.plain)
         in_main(session.accelerator, begin)

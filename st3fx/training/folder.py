@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import socket
 import time
@@ -14,7 +15,7 @@ from st3fx.errors import TrainError, quoted
 from st3fx.files.atomic import check_place, replace_file, tidy
 from st3fx.files.lock import FileLock
 from st3fx.files.ours import BUNDLE, is_bundle, is_ours
-from st3fx.training.settings import Settings, to_toml
+from st3fx.training.settings import FREE, RESUMABLE, Settings, read_run, to_toml
 
 SETTINGS = "settings.toml"
 LOCK = ".st3fx.lock"
@@ -230,6 +231,17 @@ class RunFolder:
             self._write(settings)
         except OSError as error:
             raise TrainError(f"cannot write {self.settings}: {error.strerror or error}") from error
+
+    def keep(self, settings: Settings) -> None:
+        """Let the run's settings have what it goes on with otherwise, for its next resumption.
+
+        Raises:
+            TrainError: When they cannot be read or written.
+        """
+        written = read_run(self.settings, accepted=False)
+        now = {name: getattr(settings, name) for name in RESUMABLE - FREE}
+        if now != {name: getattr(written, name) for name in now}:
+            self.accept(dataclasses.replace(written, **now))
 
     def _write(self, settings: Settings) -> None:
         replace_file(self.settings, lambda file: file.write(to_toml(settings).encode()))

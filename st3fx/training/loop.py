@@ -10,7 +10,7 @@ from accelerate.utils import broadcast, gather_object
 from torch import nn
 from torch.nn import functional as F
 
-from st3fx.errors import TrainError, few
+from st3fx.errors import DataError, TrainError, few, quoted
 from st3fx.modules.state import preserved_rng
 from st3fx.sparsifier.sparsifier import Sparsifier
 from st3fx.training import method
@@ -113,10 +113,33 @@ def train(session: Session) -> None:
     whatever becomes of epochs and batches. Nothing waits for the device but the rows of the log.
 
     Raises:
+        DataError: When data cannot be read; a process that trains alone has saved its state.
         TrainError: When the loss or a weight is not a number any more.
         CheckpointError: When a checkpoint cannot be written. The one before is there still.
         Interrupted: After a signal, and after the state was saved.
     """
+    try:
+        _train(session)
+    except DataError as error:
+        raise DataError(f"{error}; {_kept(session)}") from error.__cause__ or error
+
+
+def _kept(session: Session) -> str:
+    """Save what was trained on the data before, if that can be; what is left, and how to go on."""
+    accelerator, command = session.accelerator, f"--resume {quoted(session.folder.path)}"
+    if session.settings.on_bad_sample == "stop":
+        command += ", with --on-bad-sample skip if you like"
+    # Gradients of half a step are in no checkpoint, and other processes may not come to save.
+    alone = accelerator.num_processes == 1 and accelerator.sync_gradients
+    if alone and session.step > session.saved:
+        with contextlib.suppress(TrainError):
+            session.report.stage("save")
+            save(session)
+    verb = "go on" if session.folder.last.exists() else "begin again"
+    return f"{session.kept}: {verb} with {command}"
+
+
+def _train(session: Session) -> None:
     settings, accelerator, model = session.settings, session.accelerator, session.model
     optimizer, sparsifier, running = session.optimizer, session.sparsifier, session.running
     session.bad = _left_out(session)

@@ -15,7 +15,7 @@ from typing import Any
 
 from st3fx.errors import TrainError, suggest
 from st3fx.training.folder import RunFolder
-from st3fx.training.settings import FREE, Settings, check, from_dict, read_run, read_toml
+from st3fx.training.settings import RESUMABLE, Settings, check, from_dict, read_run, read_toml
 
 # A training of few epochs, up to 95 % sparsity. Found on ResNet-20 and Fashion-MNIST (two epochs,
 # benchmarks/leaderboard.py): the sparsity may rise until late, because there is little time for
@@ -120,7 +120,8 @@ def resume(folder: RunFolder, flags: Mapping[str, Any], *, accepted: bool = Fals
 
     Args:
         folder: Of the run.
-        flags: What was said on the command line: only what the weights do not depend on may differ.
+        flags: What was said on the command line: only what the weights so far do not depend on may
+            differ.
         accepted: Whether a settings file that was changed is taken as it is.
 
     Raises:
@@ -131,7 +132,7 @@ def resume(folder: RunFolder, flags: Mapping[str, Any], *, accepted: bool = Fals
     given = from_dict({**settings.to_dict(), **flags}, "settings")
     for name in flags:
         then, now = getattr(written, name), getattr(given, name)
-        if name not in FREE and then != now and not _same(getattr(settings, name), now):
+        if name not in RESUMABLE and then != now and not _same(getattr(settings, name), now):
             raise TrainError(
                 f"{folder.path} was started with {name} = {then!r}, which --resume cannot change "
                 f"to {now!r}: leave the flag out, or start anew in another --output-dir"

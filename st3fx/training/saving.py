@@ -34,7 +34,7 @@ from st3fx.training.batches import rng_state, set_rng_state
 from st3fx.training.interrupt import Interrupted
 from st3fx.training.origin import require_same
 from st3fx.training.session import Session
-from st3fx.training.settings import FREE
+from st3fx.training.settings import FREE, RESUMABLE
 
 _WHOLE = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -349,7 +349,13 @@ def restore(
     accelerator = session.accelerator
     saved, path = _newest_whole(session, path)
     sites = [site.name for site in session.sparsifier.plan.sites]
-    saved.check(session.settings.to_dict(), FREE, sites, path, accelerator.num_processes)
+    saved.check(session.settings.to_dict(), RESUMABLE, sites, path, accelerator.num_processes)
+    for name in sorted(RESUMABLE - FREE):
+        then, now = saved.settings.get(name), getattr(session.settings, name)
+        if then != now and not read_only:
+            session.report.note(
+                f"{name} was {then} until step {saved.step}, and is {now} from here"
+            )
     changes = require_same(saved.origin, session.origin, path, accepted=accepted or read_only)
     if changes is not None:
         session.report.note(changes)

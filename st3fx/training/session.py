@@ -253,8 +253,8 @@ class Session:
     def lost(self, what: str) -> TrainError:
         """The error for a run that has left the numbers."""
         return TrainError(
-            f"{what} is not a number any more at step {self.step}: try a smaller --lr, --clip-grad "
-            f"or --warmup-epochs; {self.kept}"
+            f"{what} is not a number any more at step {self.step}: start anew with a smaller --lr, "
+            f"--clip-grad 1 or --warmup-epochs 1, in another --output-dir; {self.kept}"
         )
 
     @property

@@ -251,6 +251,9 @@ class Settings(ConversionSettings, _Model):
 FREE = {field.name for field in dataclasses.fields(Settings) if field.metadata["free"]}
 """Names of the settings that may change when a run is resumed."""
 
+RESUMABLE = FREE | {"on_bad_sample"}
+"""And those by which a run that stopped goes on, as it says: the weights so far are the same."""
+
 
 def from_dict(values: Mapping[str, Any], where: str) -> Settings:
     """Settings from plain values.

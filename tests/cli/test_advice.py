@@ -122,7 +122,10 @@ ADVICE = {
         "train model.py --data odd.py --epochs 1 -o 'run 4'",
         "leave single bad samples out by --on-bad-sample skip",
         # The run that stopped is there: what --force replaces, as the next message says.
-        ("{line} --on-bad-sample skip --force",),
+        (
+            "train --resume 'run 4' --on-bad-sample skip --trust",
+            "{line} --on-bad-sample skip --force",
+        ),
     ),
     "changed": Advice(
         "train --resume 'run 5' --trust",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from st3fx.data.guarded import following, guarded, heard
 from st3fx.data.images import SeededDataset
 from st3fx.data.table import make_data
 from st3fx.errors import DataError, TrainError
-from st3fx.training.settings import Settings
+from st3fx.training.settings import Settings, read_run
 from tests.models import write
 from tests.training.runs import (
     CrashError,
@@ -246,6 +248,26 @@ def test_a_resumed_run_leaves_the_same_out(images: Path) -> None:
         train_spec(cut, report=Recorder(3, crash))
     resumed(cut)
     require_same_run(whole, cut)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("other", "step"), [("val/b/0.png", 2), ("train/a/1.png", 4)])
+def test_a_run_that_stopped_goes_on_without_the_sample(images: Path, other: str, step: int) -> None:
+    shutil.copy(images / "data/val/a/0.png", images / "data" / other)  # one is bad, in either part
+    whole = made(images, "whole", on_bad_sample="skip", seed=2)
+    train_spec(whole)
+    cut = made(images, "cut", checkpoint_every=None, seed=2)
+    kept = (
+        rf"skip; the checkpoint of step {step} is kept: go on with --resume \S+cut, with --on-bad"
+    )
+    for again in (False, True):  # it stops where it stopped
+        with pytest.raises(DataError, match=kept):
+            resumed(cut) if again else train_spec(cut)
+    recorder = Recorder()
+    resumed(dataclasses.replace(cut, on_bad_sample="skip"), recorder)
+    assert f"on_bad_sample was stop until step {step}, and is skip from here" in recorder.notes
+    require_same_run(whole, cut)
+    assert read_run(folder_of(cut).settings).on_bad_sample == "skip"
 
 
 def test_numbers_that_are_none_end_an_evaluation(images: Path) -> None:
