@@ -70,7 +70,11 @@ def temporary_neighbour(target: Path, *, private: bool = False) -> Iterator[Path
     finally:
         _close(spare)
         with lock, contextlib.suppress(OSError):
-            _settle(part)
+            try:
+                _settle(part)
+            except KeyboardInterrupt:  # who stops a command, does so mostly while it does this
+                _settle(part)
+                raise
 
 
 @contextlib.contextmanager

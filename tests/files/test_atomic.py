@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +30,9 @@ from st3fx.files.atomic import (
     tidy,
 )
 from st3fx.files.lock import FileLock
+
+CALLS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "shutil.rmtree")
+"""File-system calls, as Python tells of them."""
 
 
 def names(folder: Path) -> list[str]:
@@ -305,3 +310,39 @@ def test_nothing_is_left_where_few_handles_are(tmp_path: Path) -> None:
                 os.close(held.pop())
         assert names(tmp_path) in ([], ["x"])
     assert 1 < whole < 8
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_ctrl_c_before_any_call_leaves_a_file_or_the_one_before(
+    tmp_path: Path, replaced: bool
+) -> None:
+    path = tmp_path / "x"
+
+    def stopped_at(number: int) -> None:
+        left = number
+
+        def stop(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal left
+            if event in CALLS and str(tmp_path) in str(arguments[0]):
+                left -= 1
+                if left == 0:
+                    raise KeyboardInterrupt
+
+        sys.addaudithook(stop)
+        try:
+            replace_file(path, lambda file: file.write(b"new"))
+        except KeyboardInterrupt:
+            os._exit(3)
+        os._exit(0)
+
+    number, code = 0, 3
+    while code == 3:
+        number += 1
+        path.unlink(missing_ok=True)
+        if replaced:
+            path.write_bytes(b"old")
+        code = in_child(functools.partial(stopped_at, number))
+        found = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+        assert found in ({"x": b"new"}, {"x": b"old"} if replaced else {}), number
+    assert code == 0
+    assert number > 8
