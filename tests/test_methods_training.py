@@ -571,7 +571,8 @@ def test_an_empty_layer_is_named_once() -> None:
 
 def test_empty_layers_are_named_together() -> None:
     model, sparsifier = converted("st3")
-    names = [site.name for site in sparsifier.plan.sites][:5]
+    sites = sorted(sparsifier.plan.sites, key=lambda site: site.numel)
+    names = [site.name for site in sites[:3]]
     with torch.no_grad():
         for name in names:
             model.get_parameter(name).mul_(1e-6)
@@ -579,14 +580,14 @@ def test_empty_layers_are_named_together() -> None:
         sparsifier.set_sparsity(0.9)
     (only,) = caught
     first, *others = sparsifier.empty_layers()
-    assert len(others) > 1
+    assert {first, *others} == set(names)
     assert str(only.message).startswith(
-        f"{first} has lost all of its weights at sparsity 0.9, and so have {others[0]}, "
+        f"{first} has lost all of its weights at sparsity 0.9, and so have {', '.join(others)}: "
     )
     assert "exclude them" in str(only.message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sparsifier.set_sparsity(0.95)
+        sparsifier.set_sparsity(0.901)
 
 
 def test_with_a_budget_of_multiplications_their_share_is_left() -> None:

@@ -239,6 +239,9 @@ def checked_manifest(directory: str | Path) -> Manifest:
     if not folder.is_dir():
         raise BundleError(f"{directory} is not a bundle: no such folder")
     if not (folder / MANIFEST).is_file():
+        inside = Path(directory) / "model.st3fx"  # as st3fx train calls it
+        if (inside / MANIFEST).is_file():
+            raise BundleError(f"{directory} is no bundle but has one: give {quoted(inside)}")
         raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST}")
     _notice_others(folder)
     manifest = Manifest.from_json(FILE.content(folder / MANIFEST), folder)

@@ -211,6 +211,9 @@ def test_no_bundle(tmp_path: Path) -> None:
         read_bundle(tmp_path / "b")
     with pytest.raises(BundleError, match=r"is not a bundle: it has no manifest.json"):
         read_bundle(tmp_path)
+    _write(tmp_path / "model.st3fx")
+    with pytest.raises(BundleError, match=r"is no bundle but has one: give .*/model\.st3fx"):
+        read_bundle(tmp_path)  # the folder of a training
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "graph.txt"])
