@@ -39,6 +39,9 @@ from st3fx.sparsity.formula import INACTIVE
 from st3fx.sparsity.mask_bits import checked
 from st3fx.sparsity.stored import Stored
 
+_SAMPLE = 1 << 25
+"""Bytes that are compressed of large files, which else would take longer than to fold them."""
+
 _KINDS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -197,7 +200,8 @@ class _Subject:
             parameters=parameters,
             empty=tuple(name for name, count in written.nonzeros.items() if not count),
             sizes=(
-                size_of_files("weights before", before), size_of_files(target.name, written.files)
+                size_of_files("weights before", before, _SAMPLE),
+                size_of_files(target.name, written.files, _SAMPLE),
             ),
         )  # fmt: skip
 

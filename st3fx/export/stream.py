@@ -27,10 +27,11 @@ from st3fx.passes.convert.fold import clean
 from st3fx.sparsifier.stored import StoredBound
 from st3fx.sparsity.granularity import too_full
 from st3fx.sparsity.stored import give_back
+from st3fx.sparsity.tally import HALF
 from st3fx.under_way import advance, begin
 from st3fx.version import VERSION
 
-_AT_A_TIME = 1 << 23
+_AT_A_TIME = 1 << 20
 """Values of a dense tensor that are copied at a time."""
 
 
@@ -173,14 +174,20 @@ def _write_file(
         values = _dense(checkpoint, piece.entry) if piece.site is None else _folded(piece.site)
         count = 0
         for part in values:
-            count += int(part.count_nonzero()) if piece.site is not None else 0
+            count += _nonzeros(part) if piece.site is not None else 0
             if part.numel():
                 file.write(part.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             del part
-            give_back()
+        give_back()
         if piece.site is not None:
             nonzeros[piece.site.site.name] = count
         advance()
+
+
+def _nonzeros(part: Tensor) -> int:
+    """How many values of a weight are not 0, all zeros being positive."""
+    bits = part.view(torch.int16) if part.dtype in HALF else part  # torch counts these faster
+    return int(bits.count_nonzero())
 
 
 def _dense(checkpoint: Checkpoint, entry: Entry) -> Iterator[Tensor]:

@@ -25,11 +25,11 @@ _ALL = 1 << 28
 """Bytes up to which everything is compressed; it takes a second for some megabytes."""
 
 
-def size_of_files(name: str, paths: Iterable[Path]) -> Size:
-    """Measure files together."""
+def size_of_files(name: str, paths: Iterable[Path], most: int = _ALL) -> Size:
+    """Measure files together, by a sample of up to ``most`` bytes of what is larger."""
     paths = list(paths)
     raw = sum(path.stat().st_size for path in paths)
-    return _size(name, raw, (chunk for path in paths for chunk in _chunks(path)))
+    return _size(name, raw, (chunk for path in paths for chunk in _chunks(path)), most)
 
 
 def size_of_tensors(name: str, state: Mapping[str, Tensor]) -> Size:
@@ -43,9 +43,9 @@ Chunk = Callable[[], "bytes | memoryview"]
 """Reads some bytes, if they are asked for."""
 
 
-def _size(name: str, raw: int, chunks: Iterable[Chunk]) -> Size:
-    """Compress; of more than :data:`_ALL` bytes, one chunk stands for some that follow it."""
-    step = -(-raw // _ALL) or 1
+def _size(name: str, raw: int, chunks: Iterable[Chunk], most: int = _ALL) -> Size:
+    """Compress; of more than ``most`` bytes, one chunk stands for some that follow it."""
+    step = -(-raw // most) or 1
     packer, taken, packed = zlib.compressobj(_LEVEL), 0, 0
     for chunk in itertools.islice(chunks, 0, None, step):
         content = chunk()

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from st3fx.methods.base import TargetMethod
 from st3fx.plan.sites import Layout
 from st3fx.sparsifier.bound import Bound
 from st3fx.sparsifier.thresholds import FEWEST_ZEROS
 from st3fx.sparsity.drawing import decided, is_drawn
-from st3fx.sparsity.granularity import magnitudes
 from st3fx.sparsity.mask_bits import part_of
 from st3fx.sparsity.stored import Stored
-from st3fx.sparsity.ties import is_split
+from st3fx.sparsity.ties import is_split, untied_rows
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,14 @@ class StoredBound(Bound):
             is_split(threshold) or is_drawn(threshold)
         ):  # fmt: skip
             threshold = threshold[first:last]  # one for each output channel
+        out, place = torch.empty_like(weight), first * self.width
+        single = len(constants) == inputs.formula.own and not inputs.formula.learned
+        if single and is_split(threshold):
+            weight, threshold = untied_rows(weight, threshold, place)
         inputs = inputs._replace(
-            threshold=decided(threshold), mask=self.mask(first, last), constants=constants,
-            first=first * self.width,
+            weight=weight, threshold=decided(threshold), mask=self.mask(first, last),
+            constants=constants, first=place,
         )  # fmt: skip
-        out = torch.empty_like(weight)
         inputs.evaluate(out)
         return out
 
@@ -100,11 +103,9 @@ def floor_of(bound: Sequence[StoredBound]) -> float:
     """The share of zeros that the weights came with, as ``Thresholds.keep_zeros`` finds it."""
     zeros, shares = 0, []
     for item in bound:
-        granularity = item.sparse.method.granularity
-        constants, count = granularity.constants(item.site), 0
-        for _, part in item.stored.parts(granularity.grouping(item.site)):
-            own = magnitudes(part, *constants) if constants else part
-            count += own.numel() - int(torch.count_nonzero(own))
+        method = item.sparse.method
+        scale = method.scale(item.site) if isinstance(method, TargetMethod) else 1.0
+        count = item.stored.zeros(method.granularity.grouping(item.site), scale)
         zeros += count
         shares.append(count / max(1, item.site.numel))
     is_sparse = any(FEWEST_ZEROS <= share < 1 for share in shares)

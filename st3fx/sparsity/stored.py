@@ -11,16 +11,16 @@ import ctypes
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from st3fx.sparsity.granularity import Grouping, scores
+from st3fx.sparsity.granularity import Grouping, magnitudes, scores
+from st3fx.sparsity.tally import HALF, Tally, first_bits_of, magnitudes_of
 
-PIECE = 1 << 23
-"""Weights that are read at a time: 32 MiB in single precision."""
-
+PIECE = 1 << 20
+"""Weights that are read at a time: 4 MiB in single precision, of which caches hold the most."""
 
 _ALIGNED = 64
 """Of so many weights each piece is a multiple, but the last: a power is rounded in another way in
@@ -37,7 +37,7 @@ def _trim() -> Callable[[int], int] | None:
 
 
 def give_back() -> None:
-    """Give the system back what was freed: holes between pieces would add up to gigabytes."""
+    """Give the system back what was freed: holes between tensors would add up to gigabytes."""
     trim = _trim()
     if trim is not None:
         trim(0)
@@ -56,6 +56,7 @@ class Lazy:
     count: int
     dtype: torch.dtype
     read: Callable[[], Tensor]
+    _tallies: dict[float, Tally] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -69,6 +70,17 @@ class Lazy:
     def detach(self) -> Tensor:
         """The values, now; they have no gradient."""
         return self.read()
+
+    def tally(self, scale: float) -> Tally:
+        """The scores by their first bits, counted when they are first asked for.
+
+        Args:
+            scale: What magnitudes are divided by.
+        """
+        if scale not in self._tallies:
+            found = self.read().abs().float()
+            self._tallies[scale] = first_bits_of(found if scale == 1.0 else found.div_(scale))
+        return self._tallies[scale]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +96,9 @@ class Stored:
     shape: torch.Size
     dtype: torch.dtype
     rows: Callable[[int, int], Tensor]
+    _scored: dict[Grouping | None, list[Scored]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def device(self) -> torch.device:
@@ -117,16 +132,49 @@ class Stored:
         width = math.prod(self.shape[1:])
         for first, last in self.ends(grouping):
             yield first * width, self.rows(first, last)
-            give_back()
+        give_back()
 
-    def scored(self, grouping: Grouping | None) -> list[tuple[Lazy, int, int]]:
+    def tally(self, grouping: Grouping | None) -> Tally | None:
+        """All magnitudes, counted one by one; ``None`` where they are too many for that."""
+        found = self.scored(grouping)
+        return found[0][0] if found and isinstance(found[0][0], Tally) else None
+
+    def zeros(self, grouping: Grouping | None, scale: float) -> int:
+        """How many weights are 0, of groups how many are in one that is.
+
+        Args:
+            grouping: What is pruned together.
+            scale: What the search will divide magnitudes by, which then has them counted already.
+        """
+        if self.dtype == torch.float64:  # of which scores are rounded
+            constants = () if grouping is None else (list(grouping.dims), *grouping[1:])
+            return sum(
+                part.numel() - int(torch.count_nonzero(magnitudes(part, *constants)))
+                for _, part in self.parts(grouping)
+            )
+        tallies = (
+            (own if isinstance(own, Tally) else own.tally(scale), gone)
+            for own, _, gone in self.scored(grouping)
+        )
+        return sum(own.zeros * gone for own, gone in tallies)
+
+    def scored(self, grouping: Grouping | None) -> list[Scored]:
         """What the search of the global threshold looks at.
 
         Returns:
             Of each piece the values to score, how many there are, and how many weights go with
-            each; of groups of several sizes one for each size.
+            each; of groups of several sizes one for each size. Single weights in half precision
+            are read now, and counted together.
         """
-        found = []
+        if grouping not in self._scored:
+            self._scored[grouping] = self._find_scored(grouping)
+        return self._scored[grouping]
+
+    def _find_scored(self, grouping: Grouping | None) -> list[Scored]:
+        if grouping is None and self.dtype in HALF:
+            tally = magnitudes_of((part for _, part in self.parts(None)), self.dtype)
+            return [(tally, self.numel(), 1)]
+        found: list[Scored] = []
         width = math.prod(self.shape[1:])
         for first, last in self.ends(grouping):
             if grouping is None:
@@ -140,6 +188,10 @@ class Stored:
                 measure = _measurer(self.rows, (first, last), grouping, index)
                 found.append((Lazy(groups, torch.float32, measure), groups, weights))
         return found
+
+
+Scored = tuple[Lazy | Tally, int, int]
+"""Of :meth:`Stored.scored`."""
 
 
 def _reader(rows: Callable[[int, int], Tensor], first: int, last: int) -> Callable[[], Tensor]:

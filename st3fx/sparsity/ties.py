@@ -89,3 +89,20 @@ def untied(
     goes &= keys(tuple(weight.shape), grouping, weight.device, first=first) < bound
     less = (below / tied * _LESS).to(weight.dtype)
     return torch.where(goes, weight * less, weight), below.to(weight.dtype)
+
+
+def untied_rows(weight: Tensor, threshold: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """The same of single weights in row-major order: keys are made for the tied ones alone.
+
+    Args:
+        weight: Some rows of a weight, on a CPU, not in a graph.
+        threshold: One that splits a tie.
+        first: The place in the whole weight of the first that is here.
+    """
+    flat = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True).reshape(-1)
+    below, tied, bound = threshold.unbind()
+    magnitude = flat.abs()
+    places = ((magnitude > below) & (magnitude <= tied)).nonzero()[:, 0]
+    places = places[key_of(places + first) < bound]
+    flat[places] *= (below / tied * _LESS).to(flat.dtype)
+    return flat.reshape(weight.shape), below.to(flat.dtype)

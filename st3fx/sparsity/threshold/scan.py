@@ -26,6 +26,7 @@ from st3fx.native import latent
 from st3fx.sparsity.digest import Digest
 from st3fx.sparsity.shards import Spread
 from st3fx.sparsity.stored import Lazy, give_back
+from st3fx.sparsity.tally import Tally
 from st3fx.tensors import in_memory_order
 from st3fx.under_way import advance
 
@@ -71,15 +72,17 @@ class Source:
 
     Attributes:
         weight: Any shape, dtype and device; of a sharded weight, the part that is here; of one in a
-            file, a piece that is read whenever it is looked at.
+            file, a piece that is read whenever it is looked at, or what was counted of all.
         scale: ``σ``, above 0.
     """
 
-    weight: Tensor | Lazy
+    weight: Tensor | Lazy | Tally
     scale: float = 1.0
 
     def flat(self) -> Tensor:
         """The weight as a vector in any order, without a copy where its memory is dense."""
+        if isinstance(self.weight, Tally):
+            return torch.from_numpy(self.weight.values)
         # A column of a larger tensor gives a vector with gaps, of which an address says nothing.
         return in_memory_order(self.weight.detach()).reshape(-1).contiguous()
 
@@ -87,6 +90,15 @@ class Source:
         """Scores of a part of :meth:`flat`."""
         magnitude = part.abs().float()
         return magnitude if self.scale == 1.0 else magnitude.div_(self.scale)
+
+    def tally(self) -> Tally | None:
+        """Scores that lie in a file, counted by their first bits at least; of others nothing."""
+        if isinstance(self.weight, Lazy):
+            return self.weight.tally(self.scale)
+        if isinstance(self.weight, Tally):
+            own = self.weight
+            return Tally(self.scores(self.flat()).numpy(), own.counts, own.zeros)
+        return None
 
     def sample(self, size: int) -> Scores:
         """About ``size`` scores, evenly spaced in memory."""
@@ -109,6 +121,10 @@ class Around(NamedTuple):
     largest_lower: Scores
 
 
+Ends = tuple[float, float]
+"""Of a band, both included."""
+
+
 class Counts:
     """What the sites have in a band.
 
@@ -127,6 +143,32 @@ class Counts:
         self.largest = np.zeros(sites, np.float32)
         self._scores = [NONE]
         self._owners = [np.empty(0, np.int32)]
+        self._times: list[tuple[int, NDArray[np.int64]]] = []  # where they begin among all scores
+        self._merged = 0
+
+    @property
+    def wanted(self) -> int:
+        """How many scores there are to collect: equal ones that were counted before are one."""
+        return int(self.inside.sum()) - self._merged
+
+    def add_tally(self, site: int, scores: Scores, times: NDArray[np.int64], band: Ends) -> None:
+        """Take in all of a site's scores, in order, with how often each is there."""
+        low, high = (np.float32(end) for end in band)
+        first, last = np.searchsorted(scores, low), np.searchsorted(scores, high, side="right")
+        own, found = times[first:last], scores[first:last]
+        self._times.append((sum(map(len, self._scores)), own))
+        self._merged += int(own.sum()) - len(own)
+        largest = float(scores[-1]) if len(scores) else 0.0
+        self.add(site, int(times[:first].sum()), int(own.sum()), largest, found)
+
+    def times(self) -> NDArray[np.int64] | int:
+        """How often each of the collected scores is there."""
+        if not self._times:
+            return 1
+        found = np.ones(sum(map(len, self._scores)), np.int64)
+        for begin, own in self._times:
+            found[begin : begin + len(own)] = own
+        return found
 
     def add(self, site: int, below: int, inside: int, largest: float, scores: Scores) -> None:
         """Take in what a part of a site has; ``scores`` may be empty if there are too many."""
@@ -174,13 +216,18 @@ def count(
     """
     counts = Counts(len(sources))
     stored = [i for i, source in enumerate(sources) if isinstance(source.weight, Lazy)]
-    here = [i for i, source in enumerate(sources) if not isinstance(source.weight, Lazy)]
+    here = [i for i, source in enumerate(sources) if isinstance(source.weight, Tensor)]
     # What lies in files is read one after the other.
+    for index, source in enumerate(sources):
+        if isinstance(source.weight, Tally):
+            scores = source.scores(source.flat()).numpy()
+            counts.add_tally(index, scores, source.weight.counts, (low, high))
     for indices in ([here] if here else []) + [[index] for index in stored]:
         _count_some(sources, indices, (low, high), limit, counts, digest=digest)
         if stored:
-            give_back()
             advance()
+    if stored:
+        give_back()
     return counts
 
 
@@ -207,7 +254,7 @@ def _count_some(
                 _count_block(index, source.scores(block), band, limit, counts)
     if native:
         indices = np.array(list(native), np.int32)
-        room = min(max(0, limit - int(counts.inside.sum())), sum(flat.numel() for flat in flats))
+        room = min(max(0, limit - counts.wanted), sum(flat.numel() for flat in flats))
         hashes: list[int] | None = [] if digest else None
         tallies, scores, owners = latent.count(list(native.values()), *band, room, hashes)
         counts.digests |= {i: (value,) for i, value in zip(native, hashes or (), strict=False)}
@@ -227,7 +274,7 @@ def _count_block(
     low, high = band
     under, inside = scores < low, (scores >= low) & (scores <= high)
     within = int(inside.sum())
-    wanted = 0 < within <= limit and counts.inside.sum() + within <= limit
+    wanted = 0 < within <= limit and counts.wanted + within <= limit
     found = scores[inside].cpu().numpy() if wanted else NONE
     counts.add(site, int(under.sum()), within, float(scores.max()), found)
 
@@ -273,6 +320,7 @@ class Band:
         infinite: A site with an infinite score here; -1 if there is none.
         ends: The band's ends.
         counts: What is here, site by site; of scores in the band some may be missing.
+        crowd: How many scores there are to collect; of weights that are here all along, their cost.
     """
 
     below: int
@@ -283,6 +331,7 @@ class Band:
     infinite: int
     ends: tuple[float, float]
     counts: Counts
+    crowd: int
 
     def up_to(self, scores: Scores) -> NDArray[np.int64]:
         """Cost of the scores in the band up to each of some values."""
@@ -336,6 +385,7 @@ def count_band(
     counts = count([site.source for site in sites], low, high, limit, digest=digest)
     everything, owners = counts.collected()
     prices = np.array([site.cost for site in sites], np.int64)
+    owned = prices[owners] * counts.times()
     below = inside = 0
     low_sites: dict[int, float] = {}
     scores: dict[Spread, Scores] = {}
@@ -355,10 +405,16 @@ def count_band(
             if under + within == sites[i].numel:
                 low_sites[i] = float(counts.largest[i])
         mine = np.isin(owners, indices) if len(indices) < len(sites) else slice(None)
-        scores[spread], cumulative[spread] = _sorted(everything[mine], prices[owners[mine]])
+        scores[spread], cumulative[spread] = _sorted(everything[mine], owned[mine])
     infinite = np.flatnonzero(np.isinf(counts.largest))
     first = int(infinite[0]) if len(infinite) else -1
-    return Band(below, inside, scores, cumulative, low_sites, first, (low, high), counts)
+    crowd = inside if is_here(sites) else counts.wanted
+    return Band(below, inside, scores, cumulative, low_sites, first, (low, high), counts, crowd)
+
+
+def is_here(sites: Sequence[ScoredSite]) -> bool:
+    """Whether all weights are in memory, or on their devices."""
+    return all(isinstance(site.source.weight, Tensor) for site in sites)
 
 
 def _sorted(scores: Scores, costs: NDArray[np.int64]) -> tuple[Scores, NDArray[np.int64]]:

@@ -30,7 +30,8 @@ from st3fx.sparsity import gpu
 from st3fx.sparsity.digest import Digest
 from st3fx.sparsity.granularity import Grouping, scores
 from st3fx.sparsity.shards import Spread, is_cut, local, spread_of
-from st3fx.sparsity.stored import Lazy, Stored, give_back
+from st3fx.sparsity.stored import Stored, give_back
+from st3fx.sparsity.tally import BINS, LOWER
 from st3fx.sparsity.threshold import scan
 from st3fx.sparsity.threshold.scan import (
     NONE,
@@ -103,17 +104,12 @@ def from_sample(
 ) -> tuple[float, float, float]:
     """Quantiles of a sample below, at and above ``share``, the same in all processes."""
     held = sum(site.source.weight.numel() for site in sites)
-    size = SAMPLE
-    if any(isinstance(site.source.weight, Lazy) for site in sites):
-        size, margin = 32 * SAMPLE, margin / 16  # a pass over files is dear, and collects little
     samples, weights = [NONE], [np.empty(0)]
     for site in sites:
         numel = site.source.weight.numel()
         if numel:
-            scores = site.source.sample(math.ceil(size * numel / held))
+            scores = site.source.sample(math.ceil(SAMPLE * numel / held))
             samples.append(scores)
-            if isinstance(site.source.weight, Lazy):
-                give_back()
             weights.append(np.full(len(scores), site.cost * numel / len(scores)))
     scores, cost = np.concatenate(samples), np.cumsum(np.concatenate(weights))
     low, middle, high = math.inf, 0.0, 0.0
@@ -128,6 +124,24 @@ def from_sample(
         low = spread.reduce([low], dist.ReduceOp.MIN)[0]
         middle, high = spread.reduce([middle, high], dist.ReduceOp.MAX)
     return low, middle, high
+
+
+def from_tallies(sites: Sequence[ScoredSite], need: int) -> tuple[float, float]:
+    """The band of the first bits of the score up to which all scores cost ``need``.
+
+    Args:
+        sites: All sites, with weights in files: what nobody has counted yet is read.
+        need: 1 or more.
+    """
+    total = np.zeros(BINS, np.int64)
+    for site in sites:
+        own = site.source.tally()
+        if own is not None:
+            np.add.at(total, own.values.view(np.int32) >> LOWER, own.counts * site.cost)
+    give_back()
+    infinite = scan.bits(np.inf) >> LOWER
+    index = min(int(np.searchsorted(total.cumsum(), need)), infinite - 1)
+    return scan.from_bits(index << LOWER), scan.from_bits(((index + 1) << LOWER) - 1)
 
 
 MARGIN = 0.002
@@ -329,8 +343,8 @@ class GlobalThreshold:
     ) -> tuple[float, int, int, Band]:
         """The smallest score up to which all scores cost ``need``, that cost, its own, its band."""
         limit = max(4 * SAMPLE, int(12 * MARGIN * total))
-        if any(isinstance(site.source.weight, Lazy) for site in sites):
-            limit = min(limit, ROOM)
+        if not scan.is_here(sites):
+            limit = ROOM
         bracket = Bracket(self._guesses(sites, need, total))
         while True:
             low, high = bracket.band()
@@ -343,7 +357,7 @@ class GlobalThreshold:
                 bracket.is_below()
             elif need > band.below + band.inside:
                 bracket.is_above()
-            elif low < high and band.inside > limit:
+            elif low < high and band.crowd > limit:
                 bracket.is_crowded()
             else:
                 break
@@ -367,6 +381,11 @@ class GlobalThreshold:
                 half = max(0.5 * abs(shift), MARGIN * total / density)
                 yield score + shift - half, score + shift + half
                 yield score, score  # many scores are equal
+        if not scan.is_here(sites):
+            low, high = from_tallies(sites, need)
+            yield low, high
+            yield low, low  # as of weights that were in half precision once
+            return
         low, middle, high = from_sample(sites, need / total, MARGIN)
         yield low, high
         yield middle, middle

@@ -26,9 +26,13 @@ from torch import Tensor
 from st3fx.sparsity.granularity import Grouping, magnitudes
 from st3fx.sparsity.shards import Spread, local, local_part, spread_of, starts
 from st3fx.sparsity.stored import Stored
+from st3fx.sparsity.tally import places_of
 from st3fx.sparsity.threshold.scan import BLOCK, Band, Source
 from st3fx.sparsity.ties import key_of, keys
 from st3fx.tensors import memory_order
+
+_MANY = 1 << 24
+"""Keys up to which all of a weight in a file are kept at once: 128 MiB."""
 
 _FEW = 16
 """Groups up to which a site gives all of them or none."""
@@ -160,6 +164,17 @@ def _counted(layers: Sequence[Layer], level: float, band: Band | None) -> list[_
 
 
 def _tied(layer: Layer, level: float) -> _Tied:
+    tally = layer.weight.tally(layer.grouping) if isinstance(layer.weight, Stored) else None
+    if tally is not None:
+        source = Source(tally, layer.scale)
+        scores = source.scores(source.flat()).numpy()
+        here, under = scores == np.float32(level), scores < np.float32(level)
+        equal, smaller = tally.values[here], tally.values[under]
+        return _Tied(
+            layer, Spread(), int(tally.counts[under].sum()), int(tally.counts[here].sum()),
+            float(smaller[-1]) if len(smaller) else 0.0,
+            *((float(equal[0]), float(equal[-1])) if len(equal) else (float("inf"), 0.0)),
+        )  # fmt: skip
     lower, count = 0, 0
     spread = Spread() if isinstance(layer.weight, Stored) else spread_of(layer.weight)
     largest_lower, first, last = 0.0, float("inf"), 0.0
@@ -178,8 +193,6 @@ def _tied(layer: Layer, level: float) -> _Tied:
 
 def _keys(layer: Layer, level: float) -> NDArray[np.int64]:
     """The sorted keys of the weights here whose score is ``T``."""
-    if isinstance(layer.weight, Stored):
-        return _keys_in_file(layer, layer.weight, level)
     part = local(layer.weight.detach())
     found = [start + (scores == level).nonzero()[:, 0] for start, _, scores in _pieces(layer)]
     places = torch.cat(found) if found else part.new_empty(0, dtype=torch.int64)
@@ -197,9 +210,13 @@ def _keys(layer: Layer, level: float) -> NDArray[np.int64]:
     return np.sort(key_of(whole).cpu().numpy())
 
 
-def _keys_in_file(layer: Layer, weight: Stored, level: float) -> NDArray[np.int64]:
-    """The same of a weight that is read piece by piece, in row-major order."""
-    width, found = math.prod(weight.shape[1:]), [np.empty(0, np.int64)]
+def _keys_in_file(site: _Tied, weight: Stored, level: float) -> Iterator[NDArray[np.int64]]:
+    """The same of a weight that is read piece by piece, in row-major order, and not sorted."""
+    layer, width = site.layer, math.prod(weight.shape[1:])
+    if weight.tally(layer.grouping) is not None:
+        for start, part in weight.parts(None):
+            yield key_of(places_of(part, site.first, site.last) + start).numpy()
+        return
     ends = {first * width: last - first for first, last in weight.ends(layer.grouping)}
     for start, _, scores in _pieces(layer):
         places = (scores == level).nonzero()[:, 0]
@@ -209,8 +226,27 @@ def _keys_in_file(layer: Layer, weight: Stored, level: float) -> NDArray[np.int6
             shape = (ends[start], *weight.shape[1:])
             whole = keys(shape, tuple(layer.grouping), places.device, first=start)
             own = whole.reshape(-1)[places]
-        found.append(own.numpy())
-    return np.sort(np.concatenate(found))
+        yield own.numpy()
+
+
+def _bound_in_file(site: _Tied, weight: Stored, level: float, need: int) -> tuple[int, int]:
+    """How many tied weights go, ``need`` or the rest of a group more, and the bound of their keys.
+
+    Of many keys those are kept that share the first bits of the one that is wanted, which another
+    pass finds.
+    """
+    first, last, before = 0, 2**32, 0
+    if site.count > _MANY:
+        counts = np.zeros(1 << 16, np.int64)
+        for own in _keys_in_file(site, weight, level):
+            counts += np.bincount(own >> 16, minlength=len(counts))
+        index = int(np.searchsorted(counts.cumsum(), need))
+        first, last, before = index << 16, (index + 1) << 16, int(counts[:index].sum())
+    parts = _keys_in_file(site, weight, level)
+    found = np.concatenate([own[(own >= first) & (own < last)] for own in parts])
+    wanted = need - before
+    bound = int(np.partition(found, wanted - 1)[wanted - 1]) + 1
+    return before + int((found < bound).sum()), bound
 
 
 def _share(site: _Tied, level: float, left: int, tied: int, *, is_last: bool) -> tuple[int, int]:
@@ -229,6 +265,8 @@ def _share(site: _Tied, level: float, left: int, tied: int, *, is_last: bool) ->
         return (count if 2 * left >= tied else 0), 0  # what this is off fits into the last site
     if wanted == 0 or (is_last and count * cost - left <= group * cost):
         return (0 if wanted == 0 else count), 0
+    if isinstance(site.layer.weight, Stored):
+        return _bound_in_file(site, site.layer.weight, level, wanted)
     own = _keys(site.layer, level)
     bound = _smallest_bound(own, wanted, site.spread)
     (going,) = site.spread.reduce([int(np.searchsorted(own, bound))], dist.ReduceOp.SUM)
