@@ -23,10 +23,10 @@ def inspect(*, path: str, top: int, everything: bool, as_json: bool) -> None:
     """Say what PATH is: kind, model, method, sparsity, digests, layers, and what to do next.
 
     PATH is a bundle, the folder of a training, an ONNX file (anybody's, or ours with sparse
-    kernels or in integers), a file of weights (.st3w, safetensors, torch.save), or a checkpoint.
-    No code that it names runs, the model's class is not needed, and tensors are read one by one:
-    a file may be larger than the memory. All digests are checked; a file that is damaged is an
-    error.
+    kernels or in integers), a file of weights (.st3w, safetensors, torch.save), an index of shards
+    (model.safetensors.index.json) or the folder with it, or a checkpoint. No code that it names
+    runs, the model's class is not needed, and tensors are read one by one: a file may be larger
+    than the memory. All digests are checked; a file that is damaged is an error.
 
     \b
     Examples

@@ -10,6 +10,7 @@ from rich.text import Text
 from st3fx.cli.views.plan import skipped_lines
 from st3fx.cli.views.tables import console, make_grid, make_table
 from st3fx.cli.views.words import percent, shape_text, size_text
+from st3fx.errors import few
 from st3fx.report.markup import plural
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ _PORTS = 3
 
 
 def _files(found: Found) -> str:
-    return ", ".join(f"{name} {size_text(size)}" for name, size in found.files.items())
+    parts = (f"{name} {size_text(size)}" for name, size in found.files.items())
+    return few(parts, limit=6) if found.files else ""  # of hundreds of shards the JSON has them all
 
 
 def _digests(found: Found) -> str:

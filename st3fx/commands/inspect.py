@@ -10,6 +10,7 @@ from st3fx.errors import InspectError, quoted
 from st3fx.files.compact import MAGIC, SUFFIX
 from st3fx.files.ours import BUNDLE, is_ours
 from st3fx.files.reading import DamageError, check_regular
+from st3fx.files.shards import INDEX
 from st3fx.inspection.converted import (
     WITHOUT_WEIGHTS,
     is_checkpoint,
@@ -19,12 +20,18 @@ from st3fx.inspection.converted import (
 from st3fx.inspection.found import Found, Step
 from st3fx.inspection.graph import look_graph
 from st3fx.inspection.trained import look_run
-from st3fx.inspection.weights import look_compact, look_pickled, look_safetensors, read_pickled
+from st3fx.inspection.weights import (
+    look_compact,
+    look_pickled,
+    look_safetensors,
+    look_shards,
+    read_pickled,
+)
 from st3fx.training.folder import RunFolder
 
 KINDS = (
-    "a bundle, the folder of a training, an ONNX file, a .st3w or safetensors file, or what "
-    "torch.save wrote"
+    "a bundle, the folder of a training, an ONNX file, a .st3w or safetensors file, an index of "
+    "shards, or what torch.save wrote"
 )
 
 
@@ -32,7 +39,8 @@ def look(path: str | Path) -> Found:
     """What is at a path. Nothing that it names is run, and no model is built.
 
     Args:
-        path: A bundle, the folder of a training, an ONNX file, a file of weights, a checkpoint.
+        path: A bundle, the folder of a training, an ONNX file, a file of weights, an index of
+            shards or the folder with it, a checkpoint.
 
     Raises:
         InspectError: When there is nothing, or nothing that can be looked into, or it is damaged.
@@ -51,8 +59,11 @@ def _look_folder(place: Path) -> Found:
         return look_run(place)
     if any((place / name).is_file() for name in BUNDLE):
         return look_bundle(place)
+    if any(place.glob(f"*{INDEX}")):
+        return look_shards(place)
     raise InspectError(
-        f"{place} is no bundle and no run: it has no {BUNDLE[0]} and no settings.toml"
+        f"{place} is no bundle and no run: it has no {BUNDLE[0]} and no settings.toml, nor shards "
+        f"with their index (*{INDEX})"
     )
 
 
@@ -63,6 +74,8 @@ def _look_file(place: Path) -> Found:
         raise InspectError(f"no file or folder {place}") from None
     except DamageError as error:
         raise InspectError(f"{place} {error}: give {KINDS}") from error
+    if place.name.endswith(INDEX):
+        return look_shards(place)
     with place.open("rb") as file:
         head = file.read(16)
     reader = _BY_NAME.get(place.suffix.lower()) or _by_content(place, head)
@@ -127,6 +140,11 @@ def _steps(found: Found, place: Path) -> Iterator[Step]:
     else:
         yield Step(f"st3fx convert model.py --weights {name}", "train its model sparse from here")
         yield Step(f"st3fx analyze model.py --weights {name}", "what its zeros save in its model")
+        if found.kind.startswith("weights in"):
+            yield Step(
+                f"st3fx fold model.st3fx --weights {name} --sparsity 0.5",
+                "prune it in its files, by the bundle of a model without weights",
+            )
         if found.kind.startswith("compact"):
             yield Step(f"st3fx.load_compact({str(place)!r})", "the state dict, in Python")
 

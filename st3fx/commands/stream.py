@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ class _Subject:
         model: The stand-in.
         sites: Its sites.
         is_trained: Whether the checkpoint says where a training stood.
+        copies: Site -> all names in the checkpoint of its weight, where it is there several times.
     """
 
     checkpoint: Checkpoint
@@ -108,6 +109,7 @@ class _Subject:
     model: nn.Module
     sites: list[StoredBound]
     is_trained: bool
+    copies: dict[str, list[str]]
 
     @classmethod
     def of(cls, bundle: Bundle, checkpoint: Checkpoint) -> _Subject:
@@ -140,7 +142,10 @@ class _Subject:
         sites = [_stored(item, names, checkpoint, trained=is_trained)
                  for item in run_of(model).bound()]  # fmt: skip
         user = {key: name for key, name in names.items() if not is_state(key)}
-        return cls(checkpoint, user, model, sites, is_trained)
+        copies = _copies([item.site.name for item in sites], own, user)
+        for several in copies.values():
+            _require_equal(several, checkpoint)
+        return cls(checkpoint, user, model, sites, is_trained, copies)
 
     def set(self, sparsity: float | None, *, allow_dense: bool, pin: bool) -> None:
         """Set the thresholds over the files.
@@ -183,7 +188,7 @@ class _Subject:
             name: [_full(self.model, *place) for place in places]
             for name, places in projections(self.model, self.sites).items()
         }
-        files = pieces_of(self.checkpoint, self.names, self.sites, apart)
+        files = pieces_of(self.checkpoint, self.names, self.sites, apart, self.copies)
         return write_folded(self.checkpoint, files, target)
 
     def result(self, written: Written, target: Path) -> FoldResult:
@@ -220,6 +225,35 @@ def _fitting(
         raise SpecError(f"weights {checkpoint.path} do not fit the model: {difference}")
     first: dict[int, str] = {}
     return {key: found[first.setdefault(id(value), key)] for key, value in own.items()}
+
+
+def _copies(
+    sites: Sequence[str], own: Mapping[str, Tensor], names: Mapping[str, str]
+) -> dict[str, list[str]]:
+    """Names of tied weights that a checkpoint has under several, by site."""
+    found = {
+        site: list(dict.fromkeys(names[key] for key, value in own.items() if value is own[site]))
+        for site in sites
+    }
+    return {site: several for site, several in found.items() if len(several) > 1}
+
+
+def _require_equal(names: Sequence[str], checkpoint: Checkpoint) -> None:
+    """Fail where copies of a tied weight differ: loaded, one of them would be all.
+
+    Raises:
+        SpecError: Then.
+    """
+    first, *others = (_in_file(name, checkpoint) for name in names)
+    for name, other in zip(names[1:], others, strict=True):
+        same = other.dtype == first.dtype and all(
+            torch.equal(first.rows(*ends), other.rows(*ends)) for ends in first.ends(None)
+        )
+        if not same:
+            raise SpecError(
+                f"weights {checkpoint.path}: {names[0]} and {name} are one tensor in the model, "
+                "and differ: save the checkpoint again, or untie them"
+            )
 
 
 def _require_trained(method: Method, is_trained: bool, checkpoint: Checkpoint) -> None:

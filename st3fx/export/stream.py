@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from st3fx.errors import ExportError, FoldError
-from st3fx.files.atomic import put_in_place, temporary_neighbour
+from st3fx.files.atomic import put_in_place, temporary_neighbour, tidy
 from st3fx.files.compact import positive_zeros
 from st3fx.files.ours import WRITER
 from st3fx.files.reading import parse_json, read_bytes
@@ -68,6 +68,7 @@ def pieces_of(
     names: Mapping[str, str],
     sites: Sequence[StoredBound],
     untied: Mapping[str, Sequence[str]],
+    copies: Mapping[str, Sequence[str]],
 ) -> dict[str, list[Piece]]:
     """What is to be written into which file.
 
@@ -77,6 +78,7 @@ def pieces_of(
         sites: The sites.
         untied: Site -> keys that get a parameter of their own, because others of the same tensor
             stay dense (projections of tied embeddings).
+        copies: Site -> names of all copies that the checkpoint has of a tied weight.
     """
     folded: dict[str, StoredBound] = {}
     added: dict[str, list[Piece]] = {}
@@ -84,7 +86,7 @@ def pieces_of(
         name = names[item.site.name]
         own = untied.get(item.site.name)
         if own is None:
-            folded[name] = item
+            folded |= dict.fromkeys(copies.get(item.site.name, (name,)), item)
         else:
             added[name] = [Piece(key, checkpoint.entries[name], item) for key in own]
     kept = set(names.values())
@@ -120,8 +122,9 @@ def write_folded(
     nonzeros: dict[str, int] = {}
     begin(sum(len(pieces) for pieces in files.values()))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        tidy(target.parent)  # what a killed process left may be as large
         _require_room(checkpoint, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with temporary_neighbour(target) as folder:
             for name, pieces in files.items():
                 about = checkpoint.shards[name].about
@@ -142,7 +145,10 @@ def write_folded(
 
 
 def _require_room(checkpoint: Checkpoint, target: Path) -> None:
-    free = shutil.disk_usage(target.parent).free
+    above = target.absolute().parent
+    while not above.is_dir():
+        above = above.parent
+    free = shutil.disk_usage(above).free
     if free < checkpoint.nbytes:
         raise ExportError(
             f"cannot write {target}: the weights need {checkpoint.nbytes / 1e9:.2f} GB, and "

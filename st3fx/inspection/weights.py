@@ -1,7 +1,8 @@
-"""Files of tensors: safetensors, ``.st3w``, and what ``torch.save`` wrote of a state dict."""
+"""Files of tensors: safetensors, shards, ``.st3w``, what ``torch.save`` wrote of a state dict."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pickle
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from torch import Tensor
 from st3fx.errors import InspectError, describe, few
 from st3fx.files.compact import VERSION as COMPACT_VERSION
 from st3fx.files.compact import scan_compact
+from st3fx.files.ours import WRITER
+from st3fx.files.shards import Checkpoint, Entry, open_checkpoint
 from st3fx.files.tensor_file import load_pickled, scan_state
 from st3fx.inspection.found import Digest, Found, Layer, share_of_zeros
 from st3fx.modules.marks import is_state
@@ -92,6 +95,50 @@ def look_safetensors(path: Path) -> Found:
         path, "weights", "safetensors", digests=digests,
         versions={"st3fx": version} if written else {},
     )  # fmt: skip
+
+
+_AT_A_TIME = 1 << 20
+"""Values of a tensor in a shard that are counted at once."""
+
+
+def look_shards(path: Path) -> Found:
+    """An index with its shards, or a folder with one; some rows of a tensor are read at a time.
+
+    Raises:
+        SpecError: When a shard is missing or broken, or the index says what is not so.
+    """
+    checkpoint = open_checkpoint(path)
+    tensors = Tensors()
+    for shard in checkpoint.shards.values():
+        for entry in shard.entries:
+            if is_state(entry.name):
+                tensors.state.append(entry.name)
+                continue
+            if not is_statistic(entry.name):
+                tensors.parameters += entry.numel
+            if len(entry.shape) > 1:
+                tensors.layers.append(_counted_in(checkpoint, entry))
+    places = (checkpoint.path, *map(checkpoint.file, checkpoint.shards))
+    files = {place.name: place.stat().st_size for place in places}
+    count = len(checkpoint.shards)
+    kind = f"weights in {count} {'shard' if count == 1 else 'shards'}"
+    written = str(checkpoint.about.get(WRITER, ""))
+    found = tensors.found(
+        checkpoint.path, kind, "safetensors", files=files,
+        versions={"st3fx": written} if written else {},
+    )  # fmt: skip
+    return dataclasses.replace(found, bytes=sum(files.values()))
+
+
+def _counted_in(checkpoint: Checkpoint, entry: Entry) -> Layer:
+    step = max(1, _AT_A_TIME * entry.shape[0] // max(1, entry.numel))
+    parts = [
+        counted(entry.name, checkpoint.read(entry.name, first, first + step)).zeros
+        for first in range(0, entry.shape[0], step)
+    ]
+    known = [zeros for zeros in parts if zeros is not None]
+    dtype = str(entry.dtype).removeprefix("torch.")
+    return Layer(entry.name, entry.shape, dtype, sum(known) if len(known) == len(parts) else None)
 
 
 def look_compact(path: Path) -> Found:

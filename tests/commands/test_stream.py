@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
 import sys
@@ -196,6 +197,52 @@ def test_a_tied_projection(folder: Path) -> None:
         _same(found, wanted)
 
 
+SHARED = """
+import torch
+from torch import nn
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.end = (nn.Linear(12, 12, bias=False) for _ in range(3))
+        self.two.weight = self.one.weight
+
+    def forward(self, x):
+        return self.end(torch.relu(self.two(torch.relu(self.one(x)))))
+
+def build_model():
+    with torch.device("meta"):
+        return Shared()
+
+def example_inputs():
+    return torch.zeros(1, 12)
+"""
+
+
+def test_copies_of_a_tied_weight_in_several_shards(folder: Path) -> None:
+    """Each is folded, or the dense one that is loaded last would be the weight of both layers."""
+    scope: dict[str, Any] = {"__name__": "made"}
+    exec(compile(SHARED, "shared.py", "exec"), scope)
+    torch.manual_seed(0)
+    model: nn.Module = scope["Shared"]()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    (folder / "shared.py").write_text(SHARED, encoding="utf-8")
+    (folder / "given").mkdir()
+    shards(folder / "given", state)
+    _done("convert", "shared.py", "-q")
+    call = ("shared.st3fx", "--weights", "given", "--sparsity", "0.6", "-o", "out")
+    _done("fold", *call)
+    converted, sparsifier = st3fx.convert(model, torch.zeros(1, 12), verify=False)
+    sparsifier.set_sparsity(0.6)
+    wanted = st3fx.fold(converted).state_dict()
+    _same(_read(folder / "out"), wanted)
+    assert torch.equal(wanted["one.weight"], wanted["two.weight"])
+    state["two.weight"][0, 0] += 1
+    shards(folder / "given", state)
+    _fails(folder, r"one\.weight and two\.weight are one tensor in the model, and differ", *call,
+           "--force")  # fmt: skip
+
+
 TRAINED: dict[str, Any] = {
     "st3": st3fx.ST3(0.7), "dst": st3fx.DST(1e-2), "str": st3fx.STR(), "rigl": st3fx.RigL(0.7),
     "probmask": st3fx.ProbMask(0.7), "lrr": st3fx.LRR(0.7),
@@ -295,6 +342,63 @@ def test_pieces_are_small_and_few(folder: Path, monkeypatch: pytest.MonkeyPatch)
     converted, sparsifier = st3fx.convert(model, torch.zeros(1, 64), verify=False)
     sparsifier.set_sparsity(0.9)
     _same(_read(folder / "out"), st3fx.fold(converted).state_dict())
+
+
+WIDE = """
+import torch
+from torch import nn
+
+def build_model():
+    with torch.device("meta"):
+        return nn.Sequential(*(nn.Linear(3600, 3600, bias=False) for _ in range(8))).bfloat16()
+
+def example_inputs():
+    return torch.zeros(1, 3600, dtype=torch.bfloat16)
+"""
+
+
+def _peak(name: str) -> int:
+    """Bytes of memory that this process has (``VmRSS``), or had at most (``VmHWM``)."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells no peak that can be reset")
+def test_memory_is_one_shard_and_one_layer_at_most(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 207 MB in eight shards; inspecting them, too."""
+    monkeypatch.undo()  # pieces of the usual size
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("st3fx.commands.stream._SAMPLE", 1 << 20)
+    given = folder / "given"
+    given.mkdir()
+    shards(given, _state())
+    _done("convert", "model.py", "-q")
+    small = ("fold", "model.st3fx", "--weights", "given", "--sparsity", "0.5", "-o", "small")
+    _done(*small)  # what is imported stays
+    (folder / "wide.py").write_text(WIDE, encoding="utf-8")
+    _done("convert", "wide.py", "-q")
+    torch.manual_seed(0)
+    block = torch.randn(1 << 20).to(torch.bfloat16)
+    names = [f"{i}.weight" for i in range(8)]
+    for i, name in enumerate(names):
+        weight = block.repeat(13)[i : i + 3600 * 3600].reshape(3600, 3600).clone()
+        save_file({name: weight}, given / f"{i}.safetensors")
+    layer = weight.nbytes
+    del weight
+    files = {name: f"{i}.safetensors" for i, name in enumerate(names)}
+    place = given / "model.safetensors.index.json"
+    place.write_text(json.dumps({"weight_map": files}), encoding="utf-8")
+    for call in (("fold", "wide.st3fx", "--weights", "given", "--sparsity", "0.5", "-o", "out"),
+                 ("inspect", "given")):  # fmt: skip
+        stored.give_back()
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak is now
+        before = _peak("VmRSS")
+        _done(*call)
+        assert _peak("VmHWM") - before < 2 * layer
+    assert sum(map(os.path.getsize, (folder / "out").iterdir())) > 8 * layer
 
 
 def _fails(folder: Path, said: str, *args: str) -> None:

@@ -27,8 +27,10 @@ from st3fx.errors import InspectError, St3fxError
 from st3fx.export.write import save_proto, write_model
 from st3fx.files.bundle import read_bundle
 from st3fx.files.compact import load_compact, save_compact, scan_compact
+from st3fx.files.shards import Checkpoint
 from st3fx.inspection.found import Layer
 from st3fx.training.saving import load_checkpoint
+from tests.files.test_shards import shards
 from tests.models import TINY, write
 from tests.passes.onnx.graphs import graph, lowered, weight
 from tests.passes.onnx.quant_kernels.made_nets import MadeNet
@@ -355,6 +357,42 @@ def test_a_large_file_is_not_held_in_memory(tmp_path: Path, monkeypatch: Any) ->
     for name in ("w.safetensors", "w.st3w"):
         found = look(tmp_path / name)
         assert [layer.zeros for layer in found.layers] == [64] * 4
+
+
+def test_shards_and_their_index(tmp_path: Path, monkeypatch: Any) -> None:
+    """By the index, or by the folder with it; of a large tensor some rows are read at a time."""
+    torch.manual_seed(0)
+    state = {
+        "a.weight": torch.randn(50, 30).to(torch.bfloat16), "a.bias": torch.zeros(50),
+        "b.weight": torch.randn(10, 70), "bn.running_mean": torch.zeros(10),
+        "c.weight": torch.empty(0, 3),
+    }  # fmt: skip
+    state["a.weight"][7:20] = 0.0
+    state["b.weight"][:, 5:8] = -0.0
+    index = shards(tmp_path, state)
+    monkeypatch.setattr("st3fx.inspection.weights._AT_A_TIME", 64)
+    sizes: list[int] = []
+    read = Checkpoint.read
+
+    def watched(self: Checkpoint, *args: Any) -> torch.Tensor:
+        found = read(self, *args)
+        sizes.append(found.numel())
+        return found
+
+    monkeypatch.setattr(Checkpoint, "read", watched)
+    for place in (index, tmp_path):
+        found = look(place)
+        assert found.kind == "weights in 2 shards"
+        zeros = {layer.name: layer.zeros for layer in found.layers}
+        assert zeros == {"a.weight": 13 * 30, "b.weight": 30, "c.weight": 0}
+        assert found.parameters == 1500 + 50 + 700
+        assert found.bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+        assert set(found.files) == {file.name for file in tmp_path.iterdir()}
+        assert f"st3fx fold model.st3fx --weights {place}" in found.steps[-1].command
+    assert max(sizes) <= 70  # a row of b.weight
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(St3fxError, match="which is missing beside it"):
+        look(tmp_path)
 
 
 def test_layers_turn_themselves_into_json() -> None:
