@@ -44,18 +44,19 @@ def _headline(report: FlopsReport) -> str:
 def totals(report: FlopsReport) -> Iterable[tuple[str, str]]:
     """The totals in words, each with what it is about."""
     left = report.sparse_macs / report.dense_macs if report.dense_macs else 1.0
-    yield (
-        "MACs",
-        f"{report.dense_macs:,} dense, {report.sparse_macs:,} without the zeros ({left:.1%})",
-    )
+    sparse = f", {report.sparse_macs:,} without the zeros ({left:.1%})" if report.has_values else ""
+    yield "MACs", f"{report.dense_macs:,} dense{sparse}"
     over = "weights that multiply" if report.sites is None else "weights of the sites"
-    yield (
-        "zeros",
-        (
-            f"{report.weight_sparsity:.2%} of {report.weights:,} {over}, "
-            f"{report.parameter_sparsity:.2%} of all {report.parameters:,} parameters"
-        ),
-    )
+    if not report.has_values:
+        yield "zeros", "not known: the model is on the meta device; --weights gives it values"
+    else:
+        yield (
+            "zeros",
+            (
+                f"{report.weight_sparsity:.2%} of {report.weights:,} {over}, "
+                f"{report.parameter_sparsity:.2%} of all {report.parameters:,} parameters"
+            ),
+        )
     if report.block is not None:
         yield "blocks", _blocks(report, report.block)
     rows = report.by_layer.values()

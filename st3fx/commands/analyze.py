@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,13 @@ from st3fx.commands.models import Request, folded, no_example
 from st3fx.commands.progress import silent
 from st3fx.errors import FlopsError, St3fxError, TrustError, quoted
 from st3fx.files.bundle import read_bundle
+from st3fx.files.ours import BUNDLE
+from st3fx.files.shards import INDEX
 from st3fx.flops import aten
 from st3fx.flops.collect import Collector
 from st3fx.flops.flops_report import Convention, FlopsReport
 from st3fx.modules.marks import conversion_of
+from st3fx.modules.unloaded import on_meta, ones_in_place
 from st3fx.modules.unwrap import unwrapped
 from st3fx.passes.convert.fold import is_converted
 from st3fx.passes.convert.stand_in import can_stand_in
@@ -48,8 +52,8 @@ def count_flops(
         model: Any model, or the path of an ONNX file. A converted model counts with its effective
             weights, any other with its own; it is left as it was.
         example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments.
-            For an ONNX file shapes, or tensors, in the order of its inputs or by name; ``None``
-            where the graph has them.
+            Of a model on the meta device no weight counts as zero. For an ONNX file shapes, or
+            tensors, in the order of its inputs or by name; ``None`` where the graph has them.
         convention: ``exact`` counts each weight that is not zero once for every output position
             where it meets a real input value, so that padding with zeros costs nothing; ``st3``
             counts convolutions and products with a weight, padding included; ``str`` adds average
@@ -105,7 +109,7 @@ def analyze(
     """
     report = progress or silent
     path = Path(request.spec)
-    if path.suffix in WEIGHT_FILES:
+    if path.suffix in WEIGHT_FILES or _is_of_shards(path):
         raise FlopsError(
             f"{path} holds weights and no graph: st3fx analyze SPEC --weights {quoted(path)}"
         )
@@ -123,7 +127,7 @@ def analyze(
         sizes = _sizes(request.inputs) or None
         return count_flops(path, sizes, convention, batch=batch, blocks=blocks)
     try:
-        model = folded(request, report, with_example=True)
+        model = folded(request, report, with_example=True, shapes=True)
     except TrustError:
         counted = of_file(request, report, convention, batch=batch, blocks=blocks)
         if counted is None:
@@ -138,6 +142,12 @@ def analyze(
     pruned = request.is_bundle or request.sparsity is not None
     sites = frozenset(model.weights) if pruned else None
     return dataclasses.replace(counted, model=request.name, sites=sites)
+
+
+def _is_of_shards(path: Path) -> bool:
+    """Whether it is an index of shards, or a folder with one and nothing to run."""
+    is_index = path.name.endswith(INDEX)
+    return is_index or (not (path / BUNDLE[0]).exists() and any(path.glob(f"*{INDEX}")))
 
 
 def of_file(
@@ -202,16 +212,20 @@ def _count_model(
         blocks = parse(plan.granularity).consecutive if blocks is None else blocks
         plain = fold(plain)
     leaves = pytree.tree_leaves((example.args, example.kwargs))
-    steps = aten.observe(plain, example)
+    has_values = not on_meta(plain)
+    with contextlib.nullcontext() if has_values else ones_in_place(plain):
+        steps = aten.observe(plain, example)
+        rows = _rows(aten.count(steps, convention, blocks))
     return FlopsReport(
         model=type(plain).__name__,
         level="aten",
         convention=convention,
         inputs=tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)),
-        **_rows(aten.count(steps, convention, blocks)),
+        **rows,
         parameters=sum(parameter.numel() for parameter in plain.parameters()),
         sites=sites,
         block=blocks,
+        has_values=has_values,
     )
 
 

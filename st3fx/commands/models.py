@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from st3fx.api import convert, fold
 from st3fx.commands.convert import code_of, restored, stood_in
-from st3fx.errors import EmptyLayerWarning, ExportError, SpecError, St3fxError, quoted
+from st3fx.errors import (
+    EmptyLayerWarning,
+    ExportError,
+    SpecError,
+    St3fxError,
+    TargetWarning,
+    quoted,
+)
 from st3fx.export.export_result import Size
 from st3fx.export.weights import size_of_tensors
 from st3fx.files.bundle import Bundle, read_bundle
@@ -152,6 +159,7 @@ def folded(
     *,
     with_example: bool,
     weights_only: bool = False,
+    shapes: bool = False,
 ) -> Folded:
     """Load a model, prune it where that is asked for, and fold it.
 
@@ -161,6 +169,7 @@ def folded(
         with_example: Whether an example is looked for where folding needs none.
         weights_only: Whether a model that cannot run will do: that of a bundle needs no code then,
             unless it computes its weights.
+        shapes: Whether a model without values will do, where none are given.
 
     Raises:
         ExportError: When the model is dense and that was not allowed.
@@ -172,9 +181,10 @@ def folded(
         warnings.simplefilter("ignore", EmptyLayerWarning)
         if request.is_bundle:
             return _from_bundle(
-                request, progress, with_example=with_example, weights_only=weights_only
-            )
-        return _from_spec(request, progress, with_example=with_example)
+                request, progress, with_example=with_example, weights_only=weights_only,
+                shapes=shapes,
+            )  # fmt: skip
+        return _from_spec(request, progress, with_example=with_example, shapes=shapes)
 
 
 def _from_bundle(
@@ -183,6 +193,7 @@ def _from_bundle(
     *,
     with_example: bool,
     weights_only: bool,
+    shapes: bool,
 ) -> Folded:
     bundle = read_bundle(request.spec)
     if request.weights is not None:
@@ -192,6 +203,8 @@ def _from_bundle(
                 f"st3fx fold, or st3fx convert {quoted(bundle.manifest.recipe.spec)} --weights"
             )
         raise ExportError(f"{request.spec} is a bundle and has its weights: leave --weights out")
+    if shapes and bundle.manifest.absent and request.sparsity is None:
+        return _without_values(bundle, request, progress)
     stands_in = weights_only and can_stand_in(bundle.manifest.plan)
     if stands_in:
         model = stood_in(bundle)
@@ -215,6 +228,15 @@ def _from_bundle(
     if stands_in:
         return dataclasses.replace(found, parameters=_parameters(bundle))
     return found
+
+
+def _without_values(bundle: Bundle, request: Request, progress: Callable[[str], None]) -> Folded:
+    """The plain model of a bundle without weights, on the meta device."""
+    model = restored(bundle, trust=request.trust, model=request.model, values=False).model
+    example = _given(request) or bundle_example(bundle, trust=request.trust, model=request.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TargetWarning)
+        return _fold(model, "weights of the bundle", example, progress)
 
 
 def _untrained(sparsifier: Sparsifier) -> str:
@@ -242,13 +264,15 @@ def _parameters(bundle: Bundle) -> int:
     return plan.total_parameters + untied - (sum(thresholds) if learned else 0)
 
 
-def _from_spec(request: Request, progress: Callable[[str], None], *, with_example: bool) -> Folded:
+def _from_spec(
+    request: Request, progress: Callable[[str], None], *, with_example: bool, shapes: bool
+) -> Folded:
     given = _given(request)
     wanted = with_example or request.sparsity is not None
     loaded = load_spec(request.spec, seed=request.seed, with_inputs=wanted and given is None)
     model, example = loaded.model, given if given is not None else loaded.example_inputs
     unloaded = on_meta(model)
-    if unloaded and request.weights is None:
+    if unloaded and request.weights is None and not (shapes and request.sparsity is None):
         raise SpecError(
             f"{request.spec} builds its model on the meta device, without values: give --weights"
         )
@@ -269,6 +293,8 @@ def _from_spec(request: Request, progress: Callable[[str], None], *, with_exampl
         sparsifier.set_sparsity(request.sparsity)
         return _fold(model, "weights before", example, progress)
     weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}
+    if on_meta(model):
+        return Folded(model, tuple(weights), _size("weights", model), example)
     zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in weights.values())
     whole = sum(weight.numel() for weight in weights.values())
     if not request.allow_dense and zeros <= _FEW * whole:
@@ -298,6 +324,9 @@ def _fold(model: nn.Module, name: str, example: Any, progress: Callable[[str], N
 
 def _size(name: str, model: nn.Module) -> Size:
     state = model.state_dict()
+    if on_meta(model):  # nothing to compress
+        raw = sum(tensor.nbytes for tensor in state.values())
+        return Size(name, raw, raw)
     own = {key: value for key, value in state.items() if not is_state(key)}
     return size_of_tensors(name, own)
 

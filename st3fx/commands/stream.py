@@ -77,6 +77,8 @@ def fold_stored(
     checkpoint, place = open_checkpoint(weights), Path(target)
     if checkpoint.has_index:
         check_folder(place, checkpoint.path, force=force)
+    elif place.exists() and place.samefile(checkpoint.path):
+        raise ExportError(f"{place} is where the weights are read from: choose another file")
     check_place(place, ExportError)
     if sparsity is not None:
         check_sparsity(sparsity)

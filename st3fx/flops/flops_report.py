@@ -112,6 +112,7 @@ class FlopsReport:
         sites: The weights that a conversion made sparse, over which ``weight_sparsity`` is taken;
             ``None`` for all weights that multiply.
         block: Inputs that were counted as a block; ``None`` where none were.
+        has_values: Whether the weights have values; else none of them counts as zero.
     """
 
     model: str
@@ -124,6 +125,7 @@ class FlopsReport:
     parameters: int = 0
     sites: frozenset[str] | None = None
     block: int | None = None
+    has_values: bool = True
 
     @property
     def dense_macs(self) -> int:
@@ -229,6 +231,8 @@ class FlopsReport:
         data = dataclasses.asdict(self)
         layers, ops, sites = data.pop("by_layer"), data.pop("by_op"), data.pop("sites")
         counted = () if self.block is None else BLOCK_TOTALS
+        if self.has_values:
+            del data["has_values"]
         if self.block is None:
             del data["block"]
         for name, row in layers.items():

@@ -101,6 +101,13 @@ Window = tuple[tuple[int, int], ...]
 """For each of the last dimensions, where real values begin and end; outside are zeros."""
 
 
+def count_nonzero(tensor: Tensor) -> int:
+    """The number of scalars that are not zero; of one that is repeated, without looking at all."""
+    if tensor.numel() and not any(tensor.stride()):
+        return tensor.numel() * int(torch.count_nonzero(tensor.reshape(-1)[:1]))
+    return int(torch.count_nonzero(tensor))
+
+
 class Weight:
     """A named tensor of a model, as one row of the report shows it."""
 
@@ -124,7 +131,7 @@ class Weight:
     @cached_property
     def nonzeros(self) -> int:
         """The number of its scalars that are not zero."""
-        return int(torch.count_nonzero(self.tensor))
+        return count_nonzero(self.tensor)
 
 
 class Constant:
@@ -162,7 +169,7 @@ class Constant:
         """The number of scalars that are not zero."""
         if self.tensor is self.weight.tensor:
             return self.weight.nonzeros
-        return int(torch.count_nonzero(self.__dict__.get("mask", self.tensor)))
+        return count_nonzero(self.__dict__.get("mask", self.tensor))
 
     def keep(self) -> None:
         """Remember what matters of the values, before something writes to them."""

@@ -41,6 +41,31 @@ def buffers_on_meta(model: nn.Module) -> Iterator[None]:
             module._buffers[name] = buffer
 
 
+@contextlib.contextmanager
+def ones_in_place(model: nn.Module) -> Iterator[None]:
+    """Ones where parameters and buffers have no values, inside; each tensor has memory for one."""
+    tables: list[dict[str, Any]] = [
+        table for module in model.modules() for table in (module._parameters, module._buffers)
+    ]
+    saved = [
+        (table, name, tensor)
+        for table in tables
+        for name, tensor in table.items()
+        if tensor is not None and tensor.is_meta
+    ]
+    made: dict[int, Tensor] = {}
+    for table, name, tensor in saved:
+        one = torch.ones((), dtype=tensor.dtype).expand(tensor.shape)
+        if isinstance(tensor, nn.Parameter):
+            one = nn.Parameter(one, requires_grad=False)
+        table[name] = made.setdefault(id(tensor), one)
+    try:
+        yield
+    finally:
+        for table, name, tensor in saved:
+            table[name] = tensor
+
+
 def give_values(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
     """Put values where parameters and buffers are on the meta device; tied ones stay one tensor.
 

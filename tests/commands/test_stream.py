@@ -473,7 +473,14 @@ def test_a_bundle_without_weights(folder: Path) -> None:
     model = st3fx.load_bundle("model.st3fx", trust=True)
     assert all(parameter.is_meta for parameter in model.parameters())
     assert "has no weights" in _done("inspect", "model.st3fx").stdout
-    for command in ("analyze", "export", "train"):
+    counted = json.loads(_done("analyze", "model.st3fx", "--trust", "--json").stdout)
+    dense = st3fx.count_flops(_class()(), torch.zeros(1, 5, dtype=torch.long))
+    assert counted["dense_macs"] == counted["sparse_macs"] == dense.dense_macs
+    assert counted["has_values"] is False
+    said = _done("analyze", "model.py", "--no-layers").stdout
+    assert "not known: the model is on the meta device" in said
+    assert "without the zeros" not in said
+    for command in ("export", "report", "train"):
         result = _run(command, "model.st3fx")
         assert result.exit_code == 2, command
         assert "was converted on the meta device and has no weights" in result.stderr

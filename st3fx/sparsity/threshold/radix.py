@@ -121,7 +121,8 @@ def groups_of(sites: Sequence[ScoredSite]) -> list[Group]:
     groups = []
     for spread in dict.fromkeys(site.spread for site in sites):
         own = [site for site in sites if site.spread == spread]
-        tensors = [site.source.weight.detach() for site in own]
+        held = [site.source.weight for site in own]
+        tensors = [weight.detach() for weight in held if isinstance(weight, Tensor)]
         table = chunk_table(tensors, [s.source.scale for s in own], [s.cost for s in own])
         groups.append(Group(table, spread.reduce_tensor))
     return groups

@@ -26,7 +26,7 @@ from torch import Tensor
 from st3fx.sparsity.granularity import Grouping, magnitudes
 from st3fx.sparsity.shards import Spread, local, local_part, spread_of, starts
 from st3fx.sparsity.stored import Stored
-from st3fx.sparsity.tally import places_of
+from st3fx.sparsity.tally import Tally, places_of
 from st3fx.sparsity.threshold.scan import BLOCK, Band, Source
 from st3fx.sparsity.ties import key_of, keys
 from st3fx.tensors import memory_order
@@ -166,15 +166,7 @@ def _counted(layers: Sequence[Layer], level: float, band: Band | None) -> list[_
 def _tied(layer: Layer, level: float) -> _Tied:
     tally = layer.weight.tally(layer.grouping) if isinstance(layer.weight, Stored) else None
     if tally is not None:
-        source = Source(tally, layer.scale)
-        scores = source.scores(source.flat()).numpy()
-        here, under = scores == np.float32(level), scores < np.float32(level)
-        equal, smaller = tally.values[here], tally.values[under]
-        return _Tied(
-            layer, Spread(), int(tally.counts[under].sum()), int(tally.counts[here].sum()),
-            float(smaller[-1]) if len(smaller) else 0.0,
-            *((float(equal[0]), float(equal[-1])) if len(equal) else (float("inf"), 0.0)),
-        )  # fmt: skip
+        return _tied_of(tally, layer, level)
     lower, count = 0, 0
     spread = Spread() if isinstance(layer.weight, Stored) else spread_of(layer.weight)
     largest_lower, first, last = 0.0, float("inf"), 0.0
@@ -191,8 +183,22 @@ def _tied(layer: Layer, level: float) -> _Tied:
     return _Tied(layer, spread, lower, count, largest_lower, first, last)
 
 
+def _tied_of(tally: Tally, layer: Layer, level: float) -> _Tied:
+    """The same of magnitudes that were counted."""
+    source = Source(tally, layer.scale)
+    scores = source.scores(source.flat()).numpy()
+    here, under = scores == np.float32(level), scores < np.float32(level)
+    equal, smaller = tally.values[here], tally.values[under]
+    return _Tied(
+        layer, Spread(), int(tally.counts[under].sum()), int(tally.counts[here].sum()),
+        float(smaller[-1]) if len(smaller) else 0.0,
+        *((float(equal[0]), float(equal[-1])) if len(equal) else (float("inf"), 0.0)),
+    )  # fmt: skip
+
+
 def _keys(layer: Layer, level: float) -> NDArray[np.int64]:
-    """The sorted keys of the weights here whose score is ``T``."""
+    """The sorted keys of the weights here whose score is ``T``; those of files are elsewhere."""
+    assert isinstance(layer.weight, Tensor)
     part = local(layer.weight.detach())
     found = [start + (scores == level).nonzero()[:, 0] for start, _, scores in _pieces(layer)]
     places = torch.cat(found) if found else part.new_empty(0, dtype=torch.int64)
