@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from st3fx.commands.budgets import BudgetResult
 from st3fx.errors import MethodError
 from st3fx.methods.targets import parse_targets
 from st3fx.training.budgets import allocate, at, curve_of, hull, within
@@ -110,3 +112,20 @@ def test_the_least_sparsity_within_a_cost() -> None:
     assert targets == pytest.approx([0.8, 0.0], abs=1e-3)
     assert within(found, cost, 20.0) == [0.0, 0.0]
     assert within(found, cost, 0.1) is None
+
+
+def test_the_file_says_what_it_is_for(tmp_path: Path) -> None:
+    made, path = allocate(result(CHEAP, DEAR), 0.5), tmp_path / "budgets.toml"
+    timed = BudgetResult("ms", 2.0, 0.5, made, ms=1.9, dense_ms=3.0, cpu="CPU")
+    for found, line in (
+        (BudgetResult("macs", 0.75, 0.5, made), "# They leave 25 % of the multiplications."),
+        (BudgetResult("weights", 0.5, 0.5, made), "# They leave 50 % of the weights."),
+        (timed, "# For 2 ms of one sample on one thread with sparse kernels."),
+        (
+            dataclasses.replace(timed, budgets=None),
+            "# Expected are 1.9 ms, 3 ms dense (CPU).",
+        ),
+    ):
+        found.write(path)
+        assert line in path.read_text("utf-8").splitlines()
+        assert from_dict(read_toml(path), str(path)).sparsity == 0.5
