@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 @click.option("--resume", type=Text(empty=True), is_flag=False, flag_value="", metavar="[DIR]",
               help="Go on with the run in DIR, by default in --output-dir, from its last "
               "checkpoint, or from the checkpoint that is named.")  # fmt: skip
+@click.option("--auto-resume", is_flag=True,
+              help="Go on with the run in --output-dir if one is there, else begin: the line that "
+              "torchrun --max-restarts repeats when a process has died.")  # fmt: skip
 @click.option("--accept-changes", is_flag=True,
               help="With --resume, go on though the model's source, the data, the log or the "
               "settings were changed since the checkpoint was written.")  # fmt: skip
@@ -56,6 +59,9 @@ if TYPE_CHECKING:
 @rules(
     Apart("resume", "force", "a run goes on, or it is replaced"),
     Apart("resume", "config", "a run that goes on has its settings already"),
+    Apart("auto_resume", "resume", "one of them goes on only if there is a run"),
+    Apart("auto_resume", "force", "a run goes on, or it is replaced"),
+    Apart("auto_resume", "test_only", "an evaluation begins nothing"),
     Apart("test_only", "force", "an evaluation replaces nothing"),
     Apart("target_macs", "sparsity", "both are the sparsity to reach"),
     Apart("target_macs", "budget", "it is a --sparsity with --budget macs"),
@@ -69,6 +75,7 @@ def train(
     amp: bool,
     config: str | None,
     resume: str | None,
+    auto_resume: bool,
     test_only: bool,
     trust: bool,
     model: str | None,
@@ -94,6 +101,7 @@ def train(
       st3fx train torchvision:resnet50 --recipe st3-imagenet --data-path ~/imagenet --amp
       st3fx train --resume runs/resnet20
       torchrun --nproc-per-node 4 -m st3fx train model.st3fx --config run.toml
+      torchrun --nproc-per-node 4 --max-restarts 3 -m st3fx train model.py --auto-resume
     """  # noqa: D301 (click's mark for a paragraph that is not re-wrapped)
     flags = given(options)
     if spec is not None:
@@ -104,6 +112,8 @@ def train(
         flags |= given(with_budgets({"sparsity": None} | flags))
     if amp:
         flags.setdefault("precision", "bf16")
+    if auto_resume and (begun := _begun(flags, config)) is not None:
+        config, resume = None, begun
     settings, checkpoint = _settings(
         flags, config, resume, test_only=test_only, accepted=accept_changes
     )
@@ -149,6 +159,16 @@ def _settings(
         raise TrainError(f"{folder_of_run.path} has no checkpoint yet to evaluate: {again} goes on")
     settings = resume_settings(folder_of_run, flags, accepted=accepted)
     return dataclasses.replace(settings, output_dir=str(folder_of_run.path)), checkpoint
+
+
+def _begun(flags: dict[str, Any], config: str | None) -> str | None:
+    """The folder of the run that a command begins, if it has begun already."""
+    from st3fx.training.folder import RunFolder
+    from st3fx.training.recipes import resolve
+
+    settings = resolve(flags, config)
+    folder = settings.output_dir or (settings.spec and _default_folder(settings.spec))
+    return folder if folder and RunFolder(Path(folder)).settings.is_file() else None
 
 
 def _code(

@@ -8,7 +8,10 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parameter import UninitializedParameter
 
 from st3fx.errors import FoldError, GranularityWarning, HookWarning, InputError, PlanError
@@ -60,6 +63,7 @@ def convert(
     recompute_weights: bool = False,
     verify: bool = True,
     inplace: bool = False,
+    group: dist.ProcessGroup | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[nn.Module, Sparsifier]:
     """Give back a model whose convolutions and matrix products use effective weights.
@@ -100,6 +104,9 @@ def convert(
         verify: Compare with the original, which costs eight to ten training steps; left out where
             parameters have no values.
         inplace: Convert ``model`` itself.
+        group: Where ``model`` is one stage of a pipeline: one process for each stage, in their
+            order. Their thresholds are one, and the sparsity is that of all of them; each process
+            converts its own stage.
         progress: Called with the name of each stage as it begins.
 
     Returns:
@@ -132,6 +139,7 @@ def convert(
         update_every=update_every,
         verify=verify,
         inplace=inplace,
+        group=group,
         progress=progress,
     )
 
@@ -148,6 +156,7 @@ def convert_with(
     update_every: int = 1,
     verify: bool = True,
     inplace: bool = False,
+    group: dist.ProcessGroup | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[nn.Module, Sparsifier]:
     """Convert a model as :func:`convert` does, by settings that were read from elsewhere."""
@@ -207,6 +216,7 @@ def convert_with(
     _attach(converted, total_steps, update_every, settings, verified=verify)
     if unloaded:
         watch_values(converted)
+    run_of(converted).share(group)
     _start(converted, method, keep_zeros=settings.keep_zeros)
     return converted, Sparsifier(converted)
 
@@ -321,6 +331,12 @@ def _check(model: nn.Module, total_steps: int | None, update_every: int, *, inpl
             f"{type(model).__name__} has lazy parameters without a shape: call it once before"
         )
     made = [*model.named_parameters(), *model.named_buffers()]
+    split = next((name for name, tensor in made if isinstance(tensor, DTensor)), None)
+    if split is not None:
+        raise InputError(
+            f"{split} is split over processes (DTensor): convert the model before fully_shard or "
+            "parallelize_module, and give them the result"
+        )
     inference = [name for name, tensor in made if tensor.is_inference()]
     if inference and inplace:
         raise InputError(
@@ -371,8 +387,9 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
     Args:
         model: What :func:`convert` gave, trained or not; a ``DistributedDataParallel`` or
-            ``torch.compile`` wrapper around it is taken off.
-        inplace: Fold ``model`` itself.
+            ``torch.compile`` wrapper around it is taken off. A sharded one stays sharded, and no
+            process holds more than one weight whole at a time; all processes call this.
+        inplace: Fold ``model`` itself, as one that FSDP2 has sharded has to be.
 
     Raises:
         FoldError: If the model was not converted.
@@ -382,6 +399,11 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     inner = unwrapped(model)
     if not is_converted(inner):
         raise FoldError(f"{type(model).__name__} is not a converted model: fold what convert gave")
+    if not inplace and any(isinstance(module, FSDPModule) for module in inner.modules()):
+        raise FoldError(
+            f"{type(inner).__name__} is sharded by FSDP2, which refuses a copy: give inplace=True, "
+            "in all processes"
+        )
     target = inner if inplace else copied(inner)
     _warn_of([] if inplace else strangers(target, inner), "fold")
     for run in runs_in(target):

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
 from st3fx.errors import FoldError
@@ -30,7 +32,7 @@ from st3fx.modules.unloaded import unwatch_values
 from st3fx.sparsifier.bound import Bound, is_present, marks
 from st3fx.sparsity import cache
 from st3fx.sparsity.granularity import too_full
-from st3fx.sparsity.shards import set_value, whole
+from st3fx.sparsity.shards import like, local_part, set_part, whole
 
 
 def fold_in_place(model: nn.Module) -> nn.Module:
@@ -58,9 +60,9 @@ def fold_in_place(model: nn.Module) -> nn.Module:
                 "assigned to all of its sites; fold first, then assign"
             )
         raise FoldError(f"{type(model).__name__} is not a converted model: fold what convert gave")
+    reshard(model)
     with torch.no_grad():
-        static = [clean(effective(item)) for item in held]
-        _require_groups(held, static)
+        static = [_own_part(item, _checked(item, clean(effective(item)))) for item in held]
     untied = projections(model, held)
     undo(model)
     for item, weight in zip(held, static, strict=True):
@@ -68,27 +70,40 @@ def fold_in_place(model: nn.Module) -> nn.Module:
             model = _replace_computed(model, item, weight)
         elif item.site.name in untied:
             latent = item.weight()
-            own = nn.Parameter(weight, requires_grad=latent.requires_grad)
+            own = nn.Parameter(like(latent, weight), requires_grad=latent.requires_grad)
             for module, parameter in untied[item.site.name]:
                 module.register_parameter(parameter, own)
         else:
-            set_value(item.weight(), weight)
+            set_part(item.weight(), weight)
     return model
 
 
-def _require_groups(held: Sequence[Bound], static: Sequence[Tensor]) -> None:
+def reshard(model: nn.Module) -> None:
+    """Have FSDP2 hold its own parts: after a forward alone a module has whole copies of weights."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _own_part(item: Bound, weight: Tensor) -> Tensor:
+    """What is here of a site's weight: no process holds more than one site whole at a time."""
+    latent = None if item.compute is not None else item.weight()
+    return local_part(weight, latent).clone() if isinstance(latent, DTensor) else weight
+
+
+def _checked(item: Bound, weight: Tensor) -> Tensor:
     """What has arrived at N of M is N of M in every group; what is on the way there is not yet."""
-    for item, weight in zip(held, static, strict=True):
-        granularity, reached = item.sparse.method.granularity, item.sparse.run.sparsity
-        grouping = granularity.grouping(item.site)
-        if grouping is None or not grouping.kept or (reached or 0.0) < granularity.most:
-            continue
-        full = too_full(weight, grouping)
-        if full:
-            raise FoldError(
-                f"{item.site.name}: {full:,} groups have more weights left than {granularity.text} "
-                "allows; was its threshold or mask written to? Sparsifier.refresh() sets it anew"
-            )
+    granularity, reached = item.sparse.method.granularity, item.sparse.run.sparsity
+    grouping = granularity.grouping(item.site)
+    if grouping is None or not grouping.kept or (reached or 0.0) < granularity.most:
+        return weight
+    full = too_full(weight, grouping)
+    if full:
+        raise FoldError(
+            f"{item.site.name}: {full:,} groups have more weights left than {granularity.text} "
+            "allows; was its threshold or mask written to? Sparsifier.refresh() sets it anew"
+        )
+    return weight
 
 
 def all_bound(model: nn.Module) -> list[Bound]:
@@ -167,7 +182,10 @@ def _plain_forward(forward: Any) -> Any:
 def effective(held: Bound) -> Tensor:
     """The effective weight as a tensor of its own, whole, without gradient."""
     inputs = held.inputs()
-    inputs = inputs._replace(weight=whole(inputs.weight), threshold=whole(inputs.threshold))
+    constants = tuple(whole(own) if isinstance(own, DTensor) else own for own in inputs.constants)
+    inputs = inputs._replace(
+        weight=whole(inputs.weight), threshold=whole(inputs.threshold), constants=constants
+    )
     out = torch.empty_like(inputs.weight, requires_grad=False)
     inputs.evaluate(out)
     return out

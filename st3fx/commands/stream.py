@@ -35,6 +35,7 @@ from st3fx.sparsifier.bound import Bound
 from st3fx.sparsifier.run import Run, run_of
 from st3fx.sparsifier.sparsifier import check_kept, check_settable
 from st3fx.sparsifier.stored import StoredBound, floor_of
+from st3fx.sparsity.drawing import as_it_was
 from st3fx.sparsity.formula import INACTIVE
 from st3fx.sparsity.mask_bits import checked
 from st3fx.sparsity.stored import Stored
@@ -305,7 +306,7 @@ def _stored(
             raise StateError(f"{checkpoint.path} has no {key} of {site.name}, but of other weights")
         return name
 
-    threshold = checkpoint.read(left("threshold")) if trained else torch.tensor(INACTIVE)
+    threshold = as_it_was(checkpoint.read(left("threshold"))) if trained else torch.tensor(INACTIVE)
     for module, parameter in item.places:
         _put(module, state_name(parameter, "threshold"), threshold, site)
     probability = None

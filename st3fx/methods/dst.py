@@ -33,7 +33,7 @@ from st3fx.plan.sites import Layout, Site
 from st3fx.sparsity import kernels, ops
 from st3fx.sparsity.formula import INACTIVE, Formula, active_bound, channel_view, hard
 from st3fx.sparsity.granularity import SCHEMA, Unstructured, group_means, magnitudes, unit
-from st3fx.sparsity.shards import local, local_part, spread_of, whole
+from st3fx.sparsity.shards import local, local_part, spread_of, uncut, whole
 
 ONE_IN = 100
 """A layer that keeps one in so many of its weights, or fewer, gets its thresholds set back."""
@@ -96,7 +96,7 @@ def gradient(
 OPERATOR = ops.define(
     "trained_threshold",
     f"int[] channel_dims, int groups, {SCHEMA}",
-    Formula(formula, own=2),
+    Formula(formula, own=2, by_channel=True),
     gradient,
 )
 
@@ -155,6 +155,8 @@ class DST(LearnedMethod):
         # Where weights are sharded, each process counts its own: the thresholds are small.
         shape = channel_view(torch.empty(weight.shape, device="meta"), site.layout)[0].shape
         bound = whole(threshold).expand(shape).reshape(weight.shape)
-        own_magnitudes = magnitudes(local(weight), *self.granularity.constants(site))
+        constants = self.granularity.constants(site)
+        weight = uncut(weight, constants)
+        own_magnitudes = magnitudes(local(weight), *constants)
         kept = spread_of(weight).total((own_magnitudes > local_part(bound, weight)).sum())
         own.mul_(kept * ONE_IN > weight.numel())

@@ -167,7 +167,7 @@ def _on_gpu(jobs: Sequence[Job]) -> None:
         of_groups.soft_threshold(grouped, smallest)
 
 
-FORMULA = Formula(formula, together, own=3)
+FORMULA = Formula(formula, together, own=3, by_channel=True)
 OPERATOR = ops.define(
     "soft_threshold", f"int[] channel_dims, int groups, bool rescale, {SCHEMA}", FORMULA
 )

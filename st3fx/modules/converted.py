@@ -10,6 +10,7 @@ a subclass of its own class, as torch's parametrizations do it:
 * The method's tensors are plain attributes, which no average of weights reaches; ``state_dict``
   gives copies of them, ``load_state_dict`` takes them in, ``to()`` moves them.
 * A parameter that is assigned to the attribute is no latent weight of ours: the site ends there.
+  Only a DTensor of its shape is: the weight, split over processes.
 
 The class has the name of the user's, and ``isinstance`` holds; ``type(module) is`` does not.
 
@@ -30,6 +31,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
+from torch.distributed.tensor import DTensor
 
 from st3fx.errors import DriftWarning, StateError
 from st3fx.modules.attributes import (
@@ -114,7 +116,10 @@ def _register_parameter(base: type[nn.Module]) -> Callable[..., None]:
     def register_parameter(self: Any, name: str, param: Any) -> None:
         sites = self.__dict__.get(SITES, {})
         if name in sites and param is not self._parameters.get(name) and not LOADING:
-            end(self, name)
+            # Tensor parallelism puts a weight of the same shape there, which is split.
+            split = isinstance(param, DTensor) and param.shape == sites[name].site.shape
+            if not split:
+                end(self, name)
         base.register_parameter(self, name, param)
 
     return register_parameter

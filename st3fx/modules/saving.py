@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from st3fx.modules.marks import (
     found_conversion,
     state_name,
 )
-from st3fx.sparsity.drawing import is_drawn
+from st3fx.sparsity.drawing import as_it_was, is_drawn, of_one_shape
 from st3fx.sparsity.mask_bits import packed, unpacked
 from st3fx.sparsity.ties import is_split
 
@@ -69,13 +70,29 @@ def saved_state(
     """
     threshold = module.__dict__.get(state_name(parameter, "threshold"))
     if threshold is not None:  # a learned one is a parameter
-        threshold = sparse.run.of_training(sparse.site.name, threshold)
-        yield prefix + state_name(parameter, "threshold"), threshold.detach().clone()
+        threshold = sparse.run.of_training(sparse.site.name, threshold).detach()
+        scheduled = not threshold.dim() or is_split(threshold) or is_drawn(threshold)
+        if scheduled and _is_distributed():
+            threshold = of_one_shape(threshold)
+        yield prefix + state_name(parameter, "threshold"), threshold.clone()
     mask = module.__dict__[state_name(parameter, "mask")]
     count = 1
     for size in sparse.site.shape:
         count *= size
     yield prefix + state_name(parameter, "mask"), packed(mask, count)
+
+
+def _is_distributed() -> bool:
+    """Whether ``torch.distributed.checkpoint`` asks for a state dict."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == _CHECKPOINTS:
+            return True
+        frame = frame.f_back
+    return False
+
+
+_CHECKPOINTS = "torch.distributed.checkpoint.state_dict"
 
 
 def load_from_state_dict(base: type[nn.Module]) -> Callable[..., None]:
@@ -119,6 +136,7 @@ def _take(
         name = state_name(parameter, "threshold")
         given, present = state.get(prefix + name), module.__dict__.get(name)
         if isinstance(given, Tensor) and present is not None:
+            given = as_it_was(given)
             if _may_be(sparse, present, given):
                 dtype = torch.float64 if given.dim() else torch.float32
                 module.__dict__[name] = given.detach().to(present.device, dtype, copy=True)

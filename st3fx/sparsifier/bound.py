@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from st3fx.errors import DriftWarning, StateError
+from st3fx.errors import DriftWarning, StateError, few
 from st3fx.graphs.graph import CompiledGraph
 from st3fx.modules import rnn
 from st3fx.modules.marks import (
@@ -195,6 +195,8 @@ def bound_sites(
             places += [p for p in moved.get(site.name, ()) if (id(p[0]), p[1]) not in known]
         if places:
             found.append(_bound(places))
+            if not quiet:
+                _require_one(found[-1])
             continue
         reason = replaced(root, site, run)
         if reason is None:
@@ -214,6 +216,23 @@ def bound_sites(
         if not quiet:
             raise StateError(message)
     return found
+
+
+def _require_one(item: Bound) -> None:
+    """Refuse a tied weight of which there are two: each was split over processes by itself.
+
+    Raises:
+        StateError: Then.
+    """
+    if item.compute is None and any(
+        module._parameters.get(name) is not item.weight() for module, name in item.places[1:]
+    ):
+        names = f"{item.site.name} and {few(item.site.aliases)}"
+        raise StateError(
+            f"{names} were one weight when they were converted and are not any more, since each "
+            "was split by itself: leave both out of the plan of parallelize_module, or convert "
+            "with exclude= for it"
+        )
 
 
 def _at(

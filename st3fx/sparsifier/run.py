@@ -48,8 +48,8 @@ SLACK = 1e-6
 """How far below its target a sparsity may be without a word."""
 
 
-_NEVER_PICKLED = ("_followers", "_part", "key", "_gradients", "_asked", "_optimizers")
-"""Weak sets, what is of one step, and what is unique in a process."""
+_NEVER_PICKLED = ("_followers", "_part", "key", "_gradients", "_asked", "_optimizers", "across")
+"""Weak sets, what is of one step, and what is of one process, or of several."""
 
 
 class Run(Masks):
@@ -144,7 +144,7 @@ class Run(Masks):
         twin.__dict__.update(
             steps=steps, sparsity=self._wanted(moved), held=self.held, frozen=self.frozen,
             floor=self.floor, pin=self.pin, stale=stale, level=self.level, _over=self._over,
-            _sampling=self._sampling,
+            _sampling=self._sampling, across=self.across, is_stage=self.is_stage,
         )  # fmt: skip
         return twin
 
@@ -272,7 +272,7 @@ class Run(Masks):
         if leader is not None:
             self._seen = leader.steps
         moved = self._moved(thorough=thorough)
-        bound = self.bound_quietly()
+        bound = [] if self.is_stage else self.bound_quietly()  # a stage's forward waits for another
         if not bound or not (moved or self.stale):
             if self._sampling and not training:
                 self._put_aside(bound)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from st3fx.errors import (
@@ -125,6 +126,24 @@ class Sparsifier:
             raise PlanError(f"total_steps={steps}: give the number of optimizer steps, 1 or more")
         change_conversion(self.model, total_steps=steps)
         self.run.open_gradients(self.run.bound_quietly())
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The processes that share the threshold, as stages of one pipeline; may be set.
+
+        With it the schedule's sparsity is that of all stages together. What this sparsifier says of
+        sparsity is its own stage's. :meth:`step`, :meth:`set_sparsity`, :meth:`refresh` and
+        ``fold`` are called in all stages; a forward looks at no threshold anew, so that after
+        weights were exchanged by hand :meth:`refresh` has to be called.
+
+        Raises:
+            MethodError: If the method decides by more than one threshold.
+        """
+        return self.run.across.group
+
+    @group.setter
+    def group(self, group: dist.ProcessGroup | None) -> None:
+        self.run.share(group)
 
     @property
     def steps(self) -> int:
@@ -518,6 +537,11 @@ class Sparsifier:
                 f"the state is of another model: {len(odd)} sites differ, for example {odd[0]}"
             )
         masks = state.get("masks", {})
+        if state.get("frozen") and not masks:
+            raise StateError(
+                "the state is frozen and has no masks: a distributed checkpoint reads what there "
+                "is already; save and load get_model_state_dict(model), which has all of it"
+            )
         for item in bound:
             if isinstance(self.method, TargetMethod):
                 self.run.put(item, thresholds[item.site.name])

@@ -12,11 +12,25 @@ import weakref
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from st3fx.errors import DriftWarning, EmptyLayerWarning, StateError, TraceWarning, few
-from st3fx.methods.base import DrawnMethod, Method, ScheduledMethod, TargetMethod
+from st3fx.errors import (
+    DriftWarning,
+    EmptyLayerWarning,
+    MethodError,
+    StateError,
+    TraceWarning,
+    few,
+)
+from st3fx.methods.base import (
+    DrawnMethod,
+    LearnedMethod,
+    Method,
+    ScheduledMethod,
+    TargetMethod,
+)
 from st3fx.methods.targets import Target, targets
 from st3fx.modules.marks import conversion_of, state_name
 from st3fx.plan.sites import Site
@@ -26,7 +40,7 @@ from st3fx.sparsity.drawing import decided, is_drawn, with_draw
 from st3fx.sparsity.formula import INACTIVE
 from st3fx.sparsity.granularity import magnitudes
 from st3fx.sparsity.projection import project
-from st3fx.sparsity.shards import local, local_part, masked
+from st3fx.sparsity.shards import ALONE, Across, local, local_part, masked
 from st3fx.sparsity.threshold.scan import NotFiniteError
 from st3fx.sparsity.threshold.search import GlobalThreshold
 from st3fx.sparsity.ties import is_split
@@ -49,6 +63,8 @@ class Thresholds:
         pin: Whether these stay zero.
         stale: Whether the weights have changed since the thresholds were set, as far as is known.
         level: The last global threshold ``T``: 0-dimensional; ``None`` while there is none.
+        across: The processes that have the other stages of a pipeline.
+        is_stage: Whether there are any.
     """
 
     def __init__(self) -> None:
@@ -59,6 +75,8 @@ class Thresholds:
         self.floor, self.pin = 0.0, False
         self.stale = False
         self.level: Tensor | None = None
+        self.across = ALONE
+        self.is_stage = False
         self._root: weakref.ref[nn.Module] | None = None
         self._part: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # of a copy without the root
         self._over: frozenset[str] = frozenset()  # the sites that the thresholds were set over
@@ -94,6 +112,20 @@ class Thresholds:
         if root is None:
             return part_sites(self._part, self)
         return bound_sites(root, self, quiet=True)
+
+    def share(self, group: dist.ProcessGroup | None) -> None:
+        """Have one threshold with the stages of a pipeline that other processes have.
+
+        Args:
+            group: One process for each stage, in their order; ``None`` is the whole model again.
+
+        Raises:
+            MethodError: If the method decides by more than one threshold.
+        """
+        if group is not None:
+            _require_one_threshold(self._method())
+        self.across = ALONE if group is None else Across(group)
+        self.is_stage = group is not None
 
     # --- what has changed
 
@@ -268,6 +300,8 @@ class Thresholds:
             gone += cost * item.held()
             whole += cost * item.site.numel
             one = max(one, cost * method.granularity.largest(item.site))
+        gone, whole = self.across.total([gone, whole])
+        one = int(self.across.reduce([one], dist.ReduceOp.MAX)[0])
         return gone / max(1, whole), one / max(1, whole)
 
     def scheduled(self) -> float | None:
@@ -317,7 +351,7 @@ class Thresholds:
         ]
         counts = [own.numel() - int(torch.count_nonzero(own)) for own in left]
         shares = [n / max(1, own.numel()) for n, (_, own) in zip(counts, weights, strict=True)]
-        is_sparse = any(FEWEST_ZEROS <= share < 1 for share in shares)
+        is_sparse = self.across.any(any(FEWEST_ZEROS <= share < 1 for share in shares))
         for (site, weight), share, own in zip(weights if pin else (), shares, left, strict=False):
             kept = share > 0 and is_sparse
             for module, parameter in site.places:
@@ -326,12 +360,15 @@ class Thresholds:
             if kept and share == 1:
                 self._warn_of_kept(site.site.name)
         total = sum(site.site.numel for site in bound)
-        self.floor = sum(counts) / max(1, total) if is_sparse else 0.0
+        zeros, total = self.across.total([sum(counts), total])
+        self.floor = zeros / max(1, total) if is_sparse else 0.0
         return self.floor
 
     def _pinned(self, bound: list[Bound]) -> float:
         """The sparsity that masks alone give: up to it no threshold is needed."""
-        return self.floor if self.floor and any(item.has_mask() for item in bound) else 0.0
+        if not self.floor:
+            return 0.0
+        return self.floor if self.across.any(any(item.has_mask() for item in bound)) else 0.0
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -346,6 +383,11 @@ class Thresholds:
         known: dict[str, Digest] | None = None,
     ) -> None:
         sites = [item.site for item in bound]
+        if self.is_stage and self.across.group is None:
+            raise StateError(
+                "this model is a stage of a pipeline, whose stages share one threshold: give its "
+                "sparsifier their process group, sparsifier.group = ..."
+            )
         found: dict[int, Tensor] = {}
         self.level, self._over = None, frozenset(site.name for site in sites)
         if sparsity > (self._pinned(bound) if pinned is None else pinned):
@@ -378,8 +420,9 @@ class Thresholds:
         scales = [method.scale(site) for site in sites]
         with diverged([site.name for site in sites]):
             level = finder.find(
-                weights, scales, target.share, costs, groupings, wait=wait, digest=known is not None
-            )
+                weights, scales, target.share, costs, groupings,
+                wait=wait, digest=known is not None, across=self.across,
+            )  # fmt: skip
         if known is not None:
             known |= {
                 sites[i].name: own
@@ -473,6 +516,24 @@ def diverged(names: list[str]) -> Iterator[None]:
             f"some weights are {error.what}{where}: the training has diverged, or the model came "
             "with them; lower the learning rate, or look at the weights that were loaded"
         ) from None
+
+
+def _require_one_threshold(method: Method) -> None:
+    """Refuse for stages of a pipeline what is decided from more than one threshold.
+
+    Raises:
+        MethodError: Then.
+    """
+    if isinstance(method, LearnedMethod):
+        return
+    if not isinstance(method, ScheduledMethod):
+        raise MethodError(
+            f"{method.name} decides from all weights of a model at once, and a stage of a pipeline "
+            "has some: take a method with one threshold (st3, gmp, feather) or learned ones"
+        )
+    if method.own_targets or method.schedule.draw is not None:
+        what = "sparsity_of" if method.own_targets else "a sparsity drawn for each step"
+        raise MethodError(f"stages of a pipeline share one threshold: leave {what} out")
 
 
 def digests_of(weights: list[tuple[str, list[Tensor]]]) -> dict[str, list[Digest]]:

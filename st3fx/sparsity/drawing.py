@@ -49,6 +49,21 @@ def decided(threshold: Tensor) -> Tensor:
     return threshold[:3] if bool(threshold[1] >= 0) else threshold[0].float()
 
 
+def of_one_shape(threshold: Tensor) -> Tensor:
+    """Any scheduled threshold as five numbers, ``n = −1`` where none is drawn.
+
+    Distributed checkpoints are read into tensors of the shapes that they were saved with.
+    """
+    return threshold if is_drawn(threshold) else with_draw(threshold, -1, 0.0)
+
+
+def as_it_was(threshold: Tensor) -> Tensor:
+    """The inverse of :func:`of_one_shape`; any other threshold as it is."""
+    if threshold.dim() != 1 or threshold.numel() != 5 or not bool(threshold[3] < 0):
+        return threshold
+    return decided(threshold.double())
+
+
 def _mixed(value: Any) -> Any:
     """An int, or a tensor of int64 between 0 and 2³² − 1, well mixed."""
     value = value ^ (value >> 16)

@@ -179,12 +179,15 @@ class Formula:
             threshold is one of the first of them; ``one`` and the gradient rule are given one
             with which a mask is drawn (:mod:`st3fx.sparsity.drawing`) as it is; the rule has a
             gradient of each at its end.
+        by_channel: Whether an effective weight depends on others of its output channel. Then the
+            first two constants are the layout of the channels.
     """
 
     one: Callable[..., None]
     many: Callable[[Sequence[Job]], list[Job]] | None = None
     own: int = 0
     learned: int = 0
+    by_channel: bool = False
 
     def untied(
         self, weight: Tensor, threshold: Tensor, constants: tuple[Any, ...], first: int = 0

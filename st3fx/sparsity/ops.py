@@ -21,8 +21,9 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+from torch.distributed.tensor import DTensor
 
-from st3fx.sparsity import cache, recompute
+from st3fx.sparsity import cache, parallel, recompute
 from st3fx.sparsity.formula import Formula, Inputs
 from st3fx.sparsity.mask_bits import unpacked
 
@@ -131,6 +132,8 @@ def _autograd(
     def kernel(*args: Any) -> Tensor:
         if args[2].dtype is not torch.bool and args[2].numel():  # from a state dict, functionally
             args = (*args[:2], unpacked(args[2], tuple(args[0].shape)), *args[3:])
+        if any(isinstance(arg, DTensor) for arg in args):
+            return parallel.applied(op, formula, args)
         transformed = torch._C._functorch.maybe_current_level() is not None
         # A tangent is followed where gradients are switched off, too.
         if torch.is_grad_enabled() or transformed or forward_ad._current_level >= 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,53 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from st3fx.errors import StateError
+
+
+@dataclass(frozen=True)
+class Across:
+    """The processes that have other sites of the same model; this one alone without a group.
+
+    Attributes:
+        group: Of one process for each stage of a pipeline, in the order of the stages.
+    """
+
+    group: dist.ProcessGroup | None = None
+
+    def reduce(self, values: Sequence[int | float], op: dist.ReduceOp.RedOpType) -> list[float]:
+        """Combine values of all stages; all get the same."""
+        if self.group is None:
+            return list(values)
+        dtype = torch.int64 if all(isinstance(v, int) for v in values) else torch.float64
+        device = dist.distributed_c10d._get_object_coll_device(self.group)
+        tensor = torch.tensor(values, dtype=dtype, device=device)
+        dist.all_reduce(tensor, op, group=self.group)
+        result: list[float] = tensor.tolist()
+        return result
+
+    def total(self, values: Sequence[int]) -> list[int]:
+        """The sums of whole numbers over all stages."""
+        return [int(value) for value in self.reduce(values, dist.ReduceOp.SUM)]
+
+    def any(self, value: bool) -> bool:
+        """Whether something holds in any stage."""
+        return bool(self.reduce([int(value)], dist.ReduceOp.MAX)[0])
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all stages, in their order."""
+        if self.group is None:
+            return [value]
+        values = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    @property
+    def rank(self) -> int:
+        """Which of the stages this one is."""
+        return 0 if self.group is None else dist.get_rank(self.group)
+
+
+ALONE = Across()
+"""A process that has all sites."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +176,20 @@ def is_cut(weight: Tensor, dims: Sequence[int], size: int, view: int) -> bool:
     return bool(spread.reduce([int(cut)], dist.ReduceOp.MAX)[0])
 
 
+@torch.no_grad()
+def uncut(weight: Tensor, grouping: Sequence[Any]) -> Tensor:
+    """The weight, gathered where a group of it lies in more than one process.
+
+    Args:
+        weight: Sharded or not.
+        grouping: Of a :class:`st3fx.sparsity.granularity.Grouping`, or nothing.
+    """
+    if not grouping:
+        return weight
+    dims, _, size, view = grouping
+    return whole(weight.detach()) if is_cut(weight, dims, size, view) else weight
+
+
 def masked(weight: Tensor, mask: Tensor) -> Tensor:
     """``weight · mask``, split as the weight is.
 
@@ -137,10 +199,26 @@ def masked(weight: Tensor, mask: Tensor) -> Tensor:
     """
     if not isinstance(weight, DTensor):
         return weight * mask
-    part = weight.to_local() * local_part(mask, weight)
+    return like(weight, weight.to_local() * local_part(mask, weight))
+
+
+def like(weight: Tensor, part: Tensor) -> Tensor:
+    """A tensor that is split as a weight is, from the part that is here."""
+    if not isinstance(weight, DTensor):
+        return part
     return DTensor.from_local(
-        part, weight.device_mesh, weight.placements, shape=weight.shape, stride=weight.stride()
-    )
+        part, weight.device_mesh, weight.placements, run_check=False,
+        shape=weight.shape, stride=weight.stride(),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def set_part(tensor: Tensor, part: Tensor) -> None:
+    """Give a parameter, sharded or not, the value of the part that is here."""
+    if isinstance(tensor, DTensor):
+        tensor.to_local().copy_(part)
+    else:
+        tensor.data = part
 
 
 def whole(weight: Tensor) -> Tensor:
@@ -149,20 +227,8 @@ def whole(weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def set_value(tensor: Tensor, value: Tensor) -> None:
-    """Give a parameter, sharded or not, a whole value."""
-    if isinstance(tensor, DTensor):
-        tensor.copy_(
-            distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
-        )
-    else:
-        tensor.data = value
-
-
-@torch.no_grad()
 def fill(tensor: Tensor, value: Tensor) -> None:
     """Write a whole value into a tensor, sharded or not."""
     if isinstance(tensor, DTensor):
-        set_value(tensor, value)
-    else:
-        tensor.copy_(value)
+        value = distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
+    tensor.copy_(value)

@@ -59,6 +59,67 @@ SCRIPT = """
 """
 
 
+ELASTIC = """
+    import os
+    import signal
+    import sys
+    from accelerate.state import PartialState
+    from st3fx.cli import main
+    from st3fx.training import loop
+
+    destroy = PartialState.destroy_process_group
+    PartialState.destroy_process_group = lambda self, group=None: None
+
+    folder, again = sys.argv[1], os.environ["TORCHELASTIC_RESTART_COUNT"]
+    after = loop.stop_if_asked
+
+    def stop(session):
+        after(session)
+        if again == "0" and session.step == 5 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    loop.stop_if_asked = stop
+    # The whole run comes second: it is the one that nobody interrupts.
+    for name in ("parts", "whole"):
+        main(["train", folder + "/net.py", "-o", folder + "/" + name, "-b", "400",
+              "--epochs", "2", "--checkpoint-every", "3", "--log-interval", "2",
+              "--bn-recalibrate", "2", "--auto-resume", "--json"], standalone_mode=False)
+    destroy(PartialState())
+"""
+
+
+def launched(script: Path, count: int, *arguments: str, restarts: int = 0) -> str:
+    """What a script says under torchrun, which has to end well."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", f"{count}",
+            "--max-restarts", f"{restarts}",
+            "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(script), *arguments,
+        ],
+        capture_output=True, text=True, check=False, env=environment, timeout=240,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_torchrun_goes_on_when_a_process_has_died(tmp_path: Path) -> None:
+    """It starts the same line again, which finds the last checkpoint: the bits are the same."""
+    write(tmp_path, "net.py", NET)
+    launched(write(tmp_path, "script.py", ELASTIC), 2, str(tmp_path), restarts=1)
+    whole = settings(tmp_path, output_dir=str(tmp_path / "whole"))
+    parts = settings(tmp_path, output_dir=str(tmp_path / "parts"))
+    a, b = state(whole), state(parts)
+    for content in (a, b):
+        assert content["processes"] == 2
+        del content["settings"], content["log_bytes"], content["log_sha256"]
+    require_equal(a, b)
+    assert rows(whole) == rows(parts)
+    folded = [folder_of(run).folded.read_bytes() for run in (whole, parts)]
+    assert folded[0] == folded[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "count"), [("ddp", 4), ("fsdp", 2)])
 def test_processes_train_one_model(tmp_path: Path, kind: str, count: int) -> None:
@@ -66,17 +127,8 @@ def test_processes_train_one_model(tmp_path: Path, kind: str, count: int) -> Non
     no_norm = NET.replace("self.drop(", "(").replace("self.norm(", "(")
     write(tmp_path, "net.py", no_norm.replace("self.norm = nn.BatchNorm2d(4)", ""))
     script = write(tmp_path, "script.py", SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    result = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", f"{count}",
-            "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-            str(script), str(tmp_path), kind, f"{800 // count}",
-        ],
-        capture_output=True, text=True, check=False, env=environment, timeout=240,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["steps"] == 10  # printed once, by the main process
+    said = launched(script, count, str(tmp_path), kind, f"{800 // count}")
+    assert json.loads(said)["steps"] == 10  # printed once, by the main process
     whole = settings(tmp_path, output_dir=str(tmp_path / "whole"))
     parts = settings(tmp_path, output_dir=str(tmp_path / "parts"))
     a, b = state(whole), state(parts)

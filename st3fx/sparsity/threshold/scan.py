@@ -24,7 +24,7 @@ from torch import Tensor
 from st3fx.errors import StateError
 from st3fx.native import latent
 from st3fx.sparsity.digest import Digest
-from st3fx.sparsity.shards import Spread
+from st3fx.sparsity.shards import ALONE, Across, Spread
 from st3fx.sparsity.stored import Lazy, give_back
 from st3fx.sparsity.tally import Tally
 from st3fx.tensors import in_memory_order
@@ -321,6 +321,7 @@ class Band:
         ends: The band's ends.
         counts: What is here, site by site; of scores in the band some may be missing.
         crowd: How many scores there are to collect; of weights that are here all along, their cost.
+        across: Who has other sites.
     """
 
     below: int
@@ -332,6 +333,7 @@ class Band:
     ends: tuple[float, float]
     counts: Counts
     crowd: int
+    across: Across = ALONE
 
     def up_to(self, scores: Scores) -> NDArray[np.int64]:
         """Cost of the scores in the band up to each of some values."""
@@ -340,7 +342,7 @@ class Band:
             costs = np.concatenate([[0], self.costs[spread]])
             here = costs[np.searchsorted(own, scores, side="right")]
             total += np.array(spread.reduce(here.tolist(), dist.ReduceOp.SUM), np.int64)
-        return total
+        return np.array(self.across.total(total.tolist()), np.int64)
 
     def above(self, score: float) -> float:
         """The smallest score in the band above ``score``; infinity if there is none."""
@@ -349,7 +351,7 @@ class Band:
             index = int(np.searchsorted(own, np.float32(score), side="right"))
             here = float(own[index]) if index < len(own) else math.inf
             best = min(best, spread.reduce([here], dist.ReduceOp.MIN)[0])
-        return best
+        return self.across.reduce([best], dist.ReduceOp.MIN)[0]
 
     def search(self, need: int, low: float, high: float) -> float:
         """The smallest score in the band, between its ends, up to which its scores cost ``need``.
@@ -368,7 +370,13 @@ class Band:
 
 
 def count_band(
-    sites: Sequence[ScoredSite], low: float, high: float, limit: int, *, digest: bool = False
+    sites: Sequence[ScoredSite],
+    low: float,
+    high: float,
+    limit: int,
+    *,
+    digest: bool = False,
+    across: Across = ALONE,
 ) -> Band:
     """Count the scores around a band and collect those in it, in one pass.
 
@@ -378,15 +386,17 @@ def count_band(
         high: Upper end, an fp32 number, at least ``low``.
         limit: Scores to collect before only counting goes on.
         digest: As of :func:`count`.
+        across: Who has other sites.
 
     Raises:
-        NotFiniteError: If weights are NaN.
+        NotFiniteError: If weights are NaN, of whichever stage.
     """
     counts = count([site.source for site in sites], low, high, limit, digest=digest)
     everything, owners = counts.collected()
     prices = np.array([site.cost for site in sites], np.int64)
     owned = prices[owners] * counts.times()
     below = inside = 0
+    diverged = -1
     low_sites: dict[int, float] = {}
     scores: dict[Spread, Scores] = {}
     cumulative: dict[Spread, NDArray[np.int64]] = {}
@@ -394,11 +404,11 @@ def count_band(
     for spread in dict.fromkeys(spreads):
         indices = np.array([i for i, other in enumerate(spreads) if other == spread])
         own = counts.below[indices], counts.inside[indices]
-        invalid = np.isnan(counts.largest[indices]).astype(int)
-        here = [*own[0].tolist(), *own[1].tolist(), *invalid.tolist()]
+        lost = np.isnan(counts.largest[indices]).astype(int)
+        here = [*own[0].tolist(), *own[1].tolist(), *lost.tolist()]
         there = spread.reduce(here, dist.ReduceOp.SUM)
-        if any(there[2 * len(indices) :]):
-            raise NotFiniteError("NaN", int(indices[int(np.argmax(there[2 * len(indices) :]))]))
+        if any(there[2 * len(indices) :]) and diverged < 0:
+            diverged = int(indices[int(np.argmax(there[2 * len(indices) :]))])
         for i, under, within in zip(indices.tolist(), there, there[len(indices) :], strict=False):
             below += int(under) * sites[i].cost
             inside += int(within) * sites[i].cost
@@ -406,10 +416,13 @@ def count_band(
                 low_sites[i] = float(counts.largest[i])
         mine = np.isin(owners, indices) if len(indices) < len(sites) else slice(None)
         scores[spread], cumulative[spread] = _sorted(everything[mine], owned[mine])
+    below, inside, invalid = across.total([below, inside, int(diverged >= 0)])
+    if invalid:
+        raise NotFiniteError("NaN", diverged)
     infinite = np.flatnonzero(np.isinf(counts.largest))
     first = int(infinite[0]) if len(infinite) else -1
-    crowd = inside if is_here(sites) else counts.wanted
-    return Band(below, inside, scores, cumulative, low_sites, first, (low, high), counts, crowd)
+    crowd, ends = inside if is_here(sites) else counts.wanted, (low, high)
+    return Band(below, inside, scores, cumulative, low_sites, first, ends, counts, crowd, across)
 
 
 def is_here(sites: Sequence[ScoredSite]) -> bool:

@@ -29,7 +29,7 @@ from st3fx.errors import StateError
 from st3fx.sparsity import gpu
 from st3fx.sparsity.digest import Digest
 from st3fx.sparsity.granularity import Grouping, scores
-from st3fx.sparsity.shards import Spread, is_cut, local, spread_of
+from st3fx.sparsity.shards import ALONE, Across, Spread, local, spread_of, uncut
 from st3fx.sparsity.stored import Stored, give_back
 from st3fx.sparsity.tally import BINS, LOWER
 from st3fx.sparsity.threshold import scan
@@ -100,7 +100,7 @@ class Bracket:
 
 
 def from_sample(
-    sites: Sequence[ScoredSite], share: float, margin: float
+    sites: Sequence[ScoredSite], share: float, margin: float, across: Across = ALONE
 ) -> tuple[float, float, float]:
     """Quantiles of a sample below, at and above ``share``, the same in all processes."""
     held = sum(site.source.weight.numel() for site in sites)
@@ -123,6 +123,8 @@ def from_sample(
     for spread in dict.fromkeys(site.spread for site in sites):
         low = spread.reduce([low], dist.ReduceOp.MIN)[0]
         middle, high = spread.reduce([middle, high], dist.ReduceOp.MAX)
+    low = across.reduce([low], dist.ReduceOp.MIN)[0]
+    middle, high = across.reduce([middle, high], dist.ReduceOp.MAX)
     return low, middle, high
 
 
@@ -194,6 +196,7 @@ class GlobalThreshold:
         self.digests: dict[int, Digest] = {}
         """Of weights, by position, where the last search was asked for them and has read them."""
         self._noted = Noted()
+        self._across = ALONE
 
     def find(
         self,
@@ -205,12 +208,13 @@ class GlobalThreshold:
         *,
         wait: bool = True,
         digest: bool = False,
+        across: Across = ALONE,
     ) -> Tensor:
         """``T`` for a sparsity, which sites it empties, and :attr:`ties`.
 
         Args:
-            weights: The sites' weights, any shapes; DTensors are counted shard by shard, those in
-                files piece by piece.
+            weights: The sites' weights, any shapes; DTensors are counted shard by shard, or are
+                gathered where a group lies in several; those in files piece by piece.
             scales: ``σ_l`` of each site.
             sparsity: Above 0; of the weights that can go, so that 1 is possible for N of M.
             costs: What each weight of a site costs; ``None`` counts weights.
@@ -218,6 +222,7 @@ class GlobalThreshold:
             wait: Else, on a GPU, equal scores are split from the search after the one that first
                 meets them: nothing waits for the device. Elsewhere it changes nothing.
             digest: Whether :attr:`digests` are wanted.
+            across: Who has other sites that share the threshold.
 
         Returns:
             0-dimensional fp32 tensor on the first weight's device; layer ``l`` has ``T·σ_l``. The
@@ -225,26 +230,29 @@ class GlobalThreshold:
 
         Raises:
             StateError: If weights are NaN or too many infinite (not noticed on a GPU; there is
-                :class:`NotFiniteError` for these), there are none, or groups are sharded.
+                :class:`NotFiniteError` for these), or there are none.
         """
-        plain = costs is None and not any(groupings)
+        self._across = across
+        plain = not across.any(costs is not None or any(groupings))
         owners, sites, layers = [], [], []
         for owner, (weight, scale, cost) in enumerate(
             zip(weights, scales, costs or [1] * len(scales), strict=True)
         ):
             grouping = groupings[owner] if groupings else None
+            if grouping and isinstance(weight, Tensor):
+                weight = uncut(weight, grouping)  # noqa: PLW2901
             own = _scored(weight, scale, cost, grouping)
             sites += own
             owners += [owner] * len(own)
             group = max((site.cost for site in own), default=cost) // cost
             layers.append(Layer(weight, scale, cost, grouping, group))
-        total = sum(site.numel * site.cost for site in sites)
+        (total,) = across.total([sum(site.numel * site.cost for site in sites)])
         if total == 0:
             raise StateError("no weight to find a threshold over")
         self.ties, self.digests, self._digests_wanted = {}, {}, digest
         index = (total - 1) * sparsity
         need = math.floor(index) + 1 if plain else max(1, math.ceil(total * sparsity))
-        if _fits_gpu(sites):
+        if across is ALONE and _fits_gpu(sites):
             return self._on_gpu(sites, layers, (total, sparsity, need), plain=plain, wait=wait)
         result, upto, equal, band = self._host(sites, owners, (total, index, need), plain=plain)
         single = {i for i, owner in enumerate(owners) if layers[owner].grouping is None}
@@ -257,8 +265,8 @@ class GlobalThreshold:
         }
         left = {owner for i, owner in enumerate(owners) if i not in gone}
         kept = {i for i, grouping in enumerate(groupings) if grouping and grouping.kept}
-        if level > 0 and _misses(layers, upto - need, equal):
-            found = split(layers, level, need, band)
+        if level > 0 and _misses(layers, upto - need, equal, across):
+            found = split(layers, level, need, band, across)
             self.ties = {i: site.threshold for i, site in found.items()}
             left |= {i for i, site in found.items() if not site.is_empty}
         self.empty = sorted(set(owners) - left - kept)
@@ -329,12 +337,14 @@ class GlobalThreshold:
             return low, upto, equal, band
         above = score if upto >= rank + 2 else band.above(score)
         if above == math.inf:
-            above = min(_above(site, score) for site in sites)
+            above = min((_above(site, score) for site in sites), default=math.inf)
+            above = self._across.reduce([above], dist.ReduceOp.MIN)[0]
         high = torch.tensor(above, dtype=torch.float32)
         result = low + (high - low) * (index - rank)
         if result == high and high > low:  # rounded: it is the next score
             inside = band.up_to(np.array([score, above], np.float32))
-            equal = int(inside[1] - inside[0]) or count_band(sites, above, above, 0).inside
+            equal = int(inside[1] - inside[0])
+            equal = equal or count_band(sites, above, above, 0, across=self._across).inside
             upto += equal
         return result, upto, equal, band
 
@@ -349,7 +359,9 @@ class GlobalThreshold:
         while True:
             low, high = bracket.band()
             room = limit if low < high else 0
-            band = count_band(sites, low, high, room, digest=self._digests_wanted)
+            band = count_band(
+                sites, low, high, room, digest=self._digests_wanted, across=self._across
+            )
             self.passes += 1
             if self._digests_wanted:
                 self.digests, self._digests_wanted = band.counts.digests, False
@@ -386,7 +398,7 @@ class GlobalThreshold:
             yield low, high
             yield low, low  # as of weights that were in half precision once
             return
-        low, middle, high = from_sample(sites, need / total, MARGIN)
+        low, middle, high = from_sample(sites, need / total, MARGIN, self._across)
         yield low, high
         yield middle, middle
 
@@ -403,18 +415,13 @@ def _scored(
     spread = spread_of(weight)
     if grouping is None:
         return [ScoredSite(Source(local(weight), scale), weight.numel(), cost, spread)]
-    if is_cut(weight, grouping.dims, grouping.size, grouping.view):
-        raise StateError(
-            f"a weight of shape {tuple(weight.shape)} is sharded across groups that are pruned "
-            "together: shard another dimension, or parts that are a multiple of the group"
-        )
     return [
         ScoredSite(Source(values, scale), groups, cost * gone, spread)
         for values, groups, gone in scores(local(weight), weight.shape, grouping)
     ]
 
 
-def _misses(layers: Sequence[Layer], over: int, equal: int) -> bool:
+def _misses(layers: Sequence[Layer], over: int, equal: int, across: Across = ALONE) -> bool:
     """Whether a threshold misses its need by more than one weight or group that costs most.
 
     Args:
@@ -422,9 +429,11 @@ def _misses(layers: Sequence[Layer], over: int, equal: int) -> bool:
         over: Cost of the scores up to it, less the need.
         equal: Cost of those equal to it. With a scale, or in double precision, they may be on
             either side of their layer's threshold.
+        across: Who has other sites.
     """
-    one = max(layer.cost * layer.group for layer in layers)
+    one = max((layer.cost * layer.group for layer in layers), default=0)
     rounded = any(layer.scale != 1.0 or layer.weight.dtype == torch.float64 for layer in layers)
+    one, rounded = (int(n) for n in across.reduce([one, int(rounded)], dist.ReduceOp.MAX))
     return over > one or (rounded and equal > 2 * one)
 
 

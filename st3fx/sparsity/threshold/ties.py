@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from st3fx.sparsity.granularity import Grouping, magnitudes
-from st3fx.sparsity.shards import Spread, local, local_part, spread_of, starts
+from st3fx.sparsity.shards import ALONE, Across, Spread, local, local_part, spread_of, starts
 from st3fx.sparsity.stored import Stored
 from st3fx.sparsity.tally import Tally, places_of
 from st3fx.sparsity.threshold.scan import BLOCK, Band, Source
@@ -73,6 +73,14 @@ class _Tied:
     last: float
 
 
+class _Counts(NamedTuple):
+    """What the other stages have to know of a site with lower and equal scores, and their cost."""
+
+    lower: int
+    count: int
+    cost: int
+
+
 class Split(NamedTuple):
     """A site with scores equal to ``T``.
 
@@ -86,7 +94,11 @@ class Split(NamedTuple):
 
 
 def split(
-    layers: Sequence[Layer], level: float, need: int, band: Band | None = None
+    layers: Sequence[Layer],
+    level: float,
+    need: int,
+    band: Band | None = None,
+    across: Across = ALONE,
 ) -> dict[int, Split]:
     """The thresholds of sites that have scores equal to ``T``, by their position.
 
@@ -95,20 +107,29 @@ def split(
         level: ``T``, above 0.
         need: What the weights that go should cost together.
         band: The one that ``T`` was found in, which most often has all that is to be known.
+        across: Who has other sites; they come in the order of the stages.
     """
     sites = _counted(layers, level, band) or [_tied(layer, level) for layer in layers]
-    left = need - sum(site.lower * site.layer.cost for site in sites)
-    tied = sum(site.count * site.layer.cost for site in sites)
-    order = [index for index, site in enumerate(sites) if site.count]
-    order.sort(key=lambda index: sites[index].count * sites[index].layer.cost)
+    here = [_Counts(site.lower, site.count, site.layer.cost) for site in sites]
+    stages = across.gather(here)
+    everywhere = [(stage, index, own) for stage, owns in enumerate(stages)
+                  for index, own in enumerate(owns)]  # fmt: skip
+    left = need - sum(own.lower * own.cost for *_, own in everywhere)
+    tied = sum(own.count * own.cost for *_, own in everywhere)
+    order = sorted((e for e in everywhere if e[2].count), key=lambda e: e[2].count * e[2].cost)
     found = {}
-    for index in order:
-        site = sites[index]
-        going, bound = _share(site, level, left, tied, is_last=index == order[-1])
-        left -= going * site.layer.cost
-        tied -= site.count * site.layer.cost
-        is_empty = site.lower + going == site.layer.weight.numel()
-        found[index] = Split(_threshold(site, going, bound), is_empty)
+    for stage, index, own in order:
+        going = bound = 0
+        if stage == across.rank:
+            is_last = (stage, index) == order[-1][:2]
+            going, bound = _share(sites[index], level, left, tied, is_last=is_last)
+        (all_going,) = across.total([going])
+        left -= all_going * own.cost
+        tied -= own.count * own.cost
+        if stage == across.rank:
+            site = sites[index]
+            is_empty = site.lower + going == site.layer.weight.numel()
+            found[index] = Split(_threshold(site, going, bound), is_empty)
     return found
 
 
