@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -52,7 +51,7 @@ RAMP = st3fx.CubicSchedule(0.0, 0.5)
 METHODS: dict[str, Any] = {
     "st3": st3fx.ST3(0.7, schedule=RAMP),
     "sigma by macs": st3fx.ST3(0.7, normalize="sigma", schedule=RAMP, budget="macs"),
-    "own": st3fx.ST3(0.7, schedule=RAMP, sparsity_of={"a.*": 0.9}),
+    "own": st3fx.ST3(0.7, schedule=RAMP, sparsity_of={"*up.*": 0.9}),
     "gmp": st3fx.GMP(0.7, schedule=RAMP),
     "feather": st3fx.Feather(0.7, schedule=RAMP),
     "blocks": st3fx.ST3(0.7, schedule=RAMP, granularity=st3fx.Block(4)),
@@ -182,11 +181,11 @@ def found(own: Training) -> dict[str, Tensor]:
     }
 
 
-def digest(own: Training) -> str:
-    state = hashlib.sha256()
-    for value in found(own).values():
-        state.update(value.contiguous().numpy().tobytes())
-    return state.hexdigest()
+def digest(state: dict[str, Tensor]) -> str:
+    own = hashlib.sha256()
+    for value in state.values():
+        own.update(value.contiguous().numpy().tobytes())
+    return own.hexdigest()
 
 
 def require_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -221,11 +220,11 @@ def as_alone(method: str, kind: str, **options: Any) -> None:
         for driver in (own.driver, alone.driver):
             driver.set_sparsity(None)
     compare = require_equal if kind in ("fsdp", "hsdp") else require_near
-    for number in range(STEPS):
-        step(own, number)
-        step(alone, number)
-        compare(found(own), found(alone))
-        assert len(set(everywhere(digest(own)))) == 1
+    steps(own, range(STEPS))
+    steps(alone, range(STEPS))
+    state = found(own)
+    compare(state, found(alone))
+    assert len(set(everywhere(digest(state)))) == 1
 
 
 def folded(method: str, kind: str, *, frozen: bool = False) -> None:
@@ -275,8 +274,12 @@ def tie_that_is_split() -> None:
 
 
 def require_error(kind: type[Exception], text: str, call: Callable[[], Any]) -> None:
-    with pytest.raises(kind, match=text):
+    said = "nothing"
+    try:
         call()
+    except kind as error:  # not by pytest.raises, whose failure is none of `Exception`
+        said = str(error)
+    assert text in said
 
 
 def checkpoints(method: str, *, frozen: bool = False, tied: bool = False) -> None:
@@ -449,19 +452,18 @@ def scenarios(count: int) -> Iterator[tuple[str, Callable[[], None]]]:
         yield "refused", refused
         yield "a tie that is split", tie_that_is_split
         yield "frozen without masks", frozen_without_masks
+        yield "pipeline, lrr", functools.partial(pipeline, "lrr")
         for name in ("st3", "sigma by macs", "blocks", "nm"):
             yield f"pipeline, {name}", functools.partial(pipeline, name)
             yield f"pipeline, {name}, ties", functools.partial(pipeline, name, ties)
         yield "pipeline, zeros", functools.partial(pipeline, "st3", some_zeros)
         yield "pipeline, refused", pipeline_refused
         return
-    for name in ("st3", "blocks", "dst", "str", "probmask", "rigl"):
-        yield f"2d, {name}", functools.partial(as_alone, name, "2d")
-    for kind, name in (("tp", "st3"), ("tp", "nm"), ("fsdp", "st3"), ("fsdp", "dst"),
-                       ("fsdp", "granet"), ("hsdp", "st3")):  # fmt: skip
+    for kind, name in (("2d", "st3"), ("2d", "dst"), ("2d", "rigl"), ("tp", "nm"),
+                       ("fsdp", "st3"), ("hsdp", "st3")):  # fmt: skip
         yield f"{kind}, {name}", functools.partial(as_alone, name, kind)
     yield "folded, 2d", functools.partial(folded, "st3", "2d")
-    for name in ("st3", "dst", "rigl", "probmask"):
+    for name in ("dst", "rigl"):
         yield f"checkpoints, {name}", functools.partial(checkpoints, name)
     yield "checkpoints, frozen", functools.partial(checkpoints, "st3", frozen=True)
     yield "checkpoints, ties", functools.partial(checkpoints, "gmp", tied=True)

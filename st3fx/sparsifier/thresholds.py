@@ -526,10 +526,10 @@ def _require_one_threshold(method: Method) -> None:
     """
     if isinstance(method, LearnedMethod):
         return
-    if not isinstance(method, ScheduledMethod):
+    if isinstance(method, DrawnMethod) or not isinstance(method, ScheduledMethod):
         raise MethodError(
             f"{method.name} decides from all weights of a model at once, and a stage of a pipeline "
-            "has some: take a method with one threshold (st3, gmp, feather) or learned ones"
+            "has some: take a method with one threshold (st3, gmp, feather, lrr) or learned ones"
         )
     if method.own_targets or method.schedule.draw is not None:
         what = "sparsity_of" if method.own_targets else "a sparsity drawn for each step"
