@@ -433,8 +433,8 @@ def _misses(layers: Sequence[Layer], over: int, equal: int, across: Across = ALO
     """
     one = max((layer.cost * layer.group for layer in layers), default=0)
     rounded = any(layer.scale != 1.0 or layer.weight.dtype == torch.float64 for layer in layers)
-    one, rounded = (int(n) for n in across.reduce([one, int(rounded)], dist.ReduceOp.MAX))
-    return over > one or (rounded and equal > 2 * one)
+    most = across.reduce([one, int(rounded)], dist.ReduceOp.MAX)
+    return over > most[0] or (bool(most[1]) and equal > 2 * most[0])
 
 
 def _fits_gpu(sites: Sequence[ScoredSite]) -> bool:

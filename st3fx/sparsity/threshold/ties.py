@@ -77,7 +77,7 @@ class _Counts(NamedTuple):
     """What the other stages have to know of a site with lower and equal scores, and their cost."""
 
     lower: int
-    count: int
+    equal: int
     cost: int
 
 
@@ -115,8 +115,8 @@ def split(
     everywhere = [(stage, index, own) for stage, owns in enumerate(stages)
                   for index, own in enumerate(owns)]  # fmt: skip
     left = need - sum(own.lower * own.cost for *_, own in everywhere)
-    tied = sum(own.count * own.cost for *_, own in everywhere)
-    order = sorted((e for e in everywhere if e[2].count), key=lambda e: e[2].count * e[2].cost)
+    tied = sum(own.equal * own.cost for *_, own in everywhere)
+    order = sorted((e for e in everywhere if e[2].equal), key=lambda e: e[2].equal * e[2].cost)
     found = {}
     for stage, index, own in order:
         going = bound = 0
@@ -125,7 +125,7 @@ def split(
             going, bound = _share(sites[index], level, left, tied, is_last=is_last)
         (all_going,) = across.total([going])
         left -= all_going * own.cost
-        tied -= own.count * own.cost
+        tied -= own.equal * own.cost
         if stage == across.rank:
             site = sites[index]
             is_empty = site.lower + going == site.layer.weight.numel()
