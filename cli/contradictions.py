@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from st3fx.files.ours import BUNDLE
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -109,6 +111,13 @@ def flag(context: click.Context, name: str) -> str:
     return found.make_metavar(context)
 
 
+_MADE_OF = (
+    "settings.toml", "metrics.jsonl", "checkpoints/last.pt", "checkpoints/best.pt",
+    *BUNDLE, *(f"model.st3fx/{name}" for name in BUNDLE),
+)  # fmt: skip
+"""Files in the folder of a run or a bundle that nothing makes again."""
+
+
 def require_apart(written: Mapping[str, object], read: Iterable[object]) -> None:
     """Refuse a result that would replace another one, or what it is made from.
 
@@ -119,7 +128,9 @@ def require_apart(written: Mapping[str, object], read: Iterable[object]) -> None
     Raises:
         UsageError: Naming the option.
     """
-    taken = {os.path.realpath(str(path)): "" for path in read if path and Path(str(path)).exists()}
+    sources = [os.path.realpath(str(path)) for path in read if path and Path(str(path)).exists()]
+    taken = {str(Path(path) / name): "" for path in sources for name in _MADE_OF}
+    taken |= dict.fromkeys(sources, "")
     for option, path in written.items():
         if path is None:
             continue

@@ -8,11 +8,13 @@ import sys
 import warnings
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from st3fx.cli import main
 from st3fx.cli.app import SECTIONS
+from st3fx.cli.contradictions import require_apart
 from st3fx.errors import TargetWarning
 from tests.models import TINY, write
 
@@ -125,3 +127,10 @@ def test_what_is_refused_has_no_warning_of_its_result(
     assert refused.stderr.count("\n") == 1
     assert warned == []
     assert said("fold model.st3fx --trust --allow-dense")[1] == ["folded at sparsity 0"]
+
+
+@pytest.mark.parametrize("name", ["settings.toml", "checkpoints/last.pt", "model.st3fx/graph.txt"])
+def test_no_result_replaces_a_file_that_its_run_is_made_of(tmp_path: Path, name: str) -> None:
+    require_apart({"--output": tmp_path / "page.html"}, (tmp_path,))
+    with pytest.raises(click.UsageError, match="it is read from there; name another file"):
+        require_apart({"--output": tmp_path / name}, (tmp_path,))
