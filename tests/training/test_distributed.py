@@ -90,7 +90,11 @@ ELASTIC = """
 
 def launched(script: Path, count: int, *arguments: str, restarts: int = 0) -> str:
     """What a script says under torchrun, which has to end well."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1",
+        # Else a restarted process may find the address of one that has died in torchrun's store.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }  # fmt: skip
     result = subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", f"{count}",
