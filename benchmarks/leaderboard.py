@@ -136,7 +136,7 @@ ENTRIES = {
     "RigL": Entry("rigl", sparsities=(0.90, 0.95, 0.98)),
     "GraNet": Entry("granet", sparsities=(0.90, 0.95, 0.98)),
     "AC/DC": Entry("acdc", sparsities=(0.90, 0.95, 0.98)),
-    "ProbMask": Entry("probmask", {"opt": "adam", "lr": 6e-3, "weight_decay": 0.0}),
+    "ProbMask": Entry("probmask", sparsities=(0.90, 0.95, 0.98)),
     "STR": Entry("str", {"method_options": ("initial=-150",)}, STRENGTHS["str"]),
     "DST": Entry("dst", strength=STRENGTHS["dst"]),
     "our recipe": Entry(

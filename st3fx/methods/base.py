@@ -342,6 +342,15 @@ class DrawnMethod(ScheduledMethod):
         """
         raise NotImplementedError
 
+    def is_fixed(self, step: int, total_steps: int) -> bool:
+        """Whether nothing is drawn any more: the mask that a step has is the last one.
+
+        Args:
+            step: Optimizer steps so far.
+            total_steps: Of the whole training.
+        """
+        return False
+
     def trial(self, site: Site, weight: Tensor) -> Tensor:
         """All are as probable at conversion: a threshold that splits them, by place, in half."""
         return torch.tensor([0.5, 1.0, 2.0**31], dtype=torch.float64, device=weight.device)

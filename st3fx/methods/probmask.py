@@ -11,16 +11,19 @@ Gumbel variables (``u`` uniform), ``τ`` the temperature, ``K`` the weights that
 ``s`` begins at 1, ``τ`` falls linearly from 1 to 0.03 over the run, and ``K`` follows the schedule.
 That is the paper's Gumbel softmax and its projection, not compared with its text line by line. With
 ``hard`` a mask in training is ``m̃ ≥ ½`` and ``∂L/∂s`` that of ``m̃``, straight through. ``s``
-are parameters that the optimizer trains. It must be one that scales each gradient, such as Adam:
+are parameters that an optimizer trains. It must be one that scales each gradient, such as Adam:
 those of ``s`` are as small as the weights, and SGD hardly moves them. The method's public settings
-have Adam at 0.006 for weights and ``s``, without weight decay
-(configs/resnet32-cifar100-pr0.1.yaml of x-zho14/ProbMask-official).
+(args.py and main.py of x-zho14/ProbMask-official) have Adam at 0.006 without weight decay for ``s``
+and SGD at 0.1 for the weights, and end with 20 epochs beside 300 in which the mask is fixed and the
+weights are trained on, as in the last sixteenth of the run here.
 
-Departures: in eval mode nothing is drawn, and the mask has exactly ``K`` weights or groups, equal
-``s`` split by place, where the paper relies on ``s`` ending near 0 and 1; until the budget begins
-to fall the model is dense, and ``s`` stays at 1; gradients near 0 and 1 are those at ``10⁻⁶`` from
-there, where they would be infinite; a group of weights has one ``s``, which each of its weights
-counts, and all draw one number. Of a frozen model nothing is drawn any more, and ``s`` rests.
+Departures: there two masks are drawn for each step, and the one that is fixed is the best of ten on
+the training set; here it is one, and the ``K`` largest ``s``. In eval mode nothing is drawn, and
+the mask has exactly ``K`` weights or groups, equal ``s`` split by place, where the paper relies on
+``s`` ending near 0 and 1; until the budget begins to fall the model is dense, and ``s`` stays at 1;
+gradients near 0 and 1 are those at ``10⁻⁶`` from there, where they would be infinite; a group of
+weights has one ``s``, which each of its weights counts, and all draw one number. Of a frozen model
+nothing is drawn any more, and ``s`` rests.
 """
 
 from __future__ import annotations
@@ -133,6 +136,9 @@ class ProbMask(DrawnMethod):
         sparsity: Final sparsity over all sites, 0 ≤ sparsity < 1.
         hard: Whether masks in training are zeros and ones, straight through.
         coldest: The temperature at the end, above 0 and at most 1.
+        fixed: The share of the run, 0 to below 1, at whose end the mask is fixed
+            (:meth:`st3fx.Sparsifier.freeze`) and only weights are trained; never before the
+            schedule has reached its end.
         seed: Of the draws.
         schedule: The sparsity over training.
         budget: What the sparsity is a share of: ``"weights"`` or ``"macs"``.
@@ -144,6 +150,7 @@ class ProbMask(DrawnMethod):
 
     hard: bool = False
     coldest: float = 0.03
+    fixed: float = 0.0625
     seed: int = 0
 
     name: ClassVar[str] = "probmask"
@@ -155,6 +162,10 @@ class ProbMask(DrawnMethod):
             raise MethodError(
                 f"ProbMask(coldest={self.coldest}): give a temperature above 0, at most 1"
             )
+        if not 0.0 <= self.fixed < 1.0:
+            raise MethodError(
+                f"ProbMask(fixed={self.fixed}): give a share of the run, 0 to below 1"
+            )
 
     def constants(self, site: Site) -> tuple[Any, ...]:
         """The site's salt, and ``hard``."""
@@ -165,3 +176,8 @@ class ProbMask(DrawnMethod):
         if total_steps is None:
             return self.coldest
         return 1 - (1 - self.coldest) * min(1.0, step / total_steps)
+
+    def is_fixed(self, step: int, total_steps: int) -> bool:
+        """Whether the last share of the run has begun."""
+        begin = max(1 - self.fixed, self.schedule.end) * total_steps
+        return begin <= step < total_steps

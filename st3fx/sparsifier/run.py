@@ -451,7 +451,7 @@ class Run(Masks):
         self.frozen = True
         bound = self.bound_quietly()
         if any(item.learned() for item in bound):  # masks alone decide: nothing is projected later
-            self._aside = None
+            self._aside = self.level = None
             for item in bound:
                 self.put(item, INACTIVE)
         self.open_gradients(bound)

@@ -249,6 +249,9 @@ class Sparsifier:
             if run.steps % every == 0 or run.steps == total:
                 wanted, drawn, last = self._wanted(), run.drawn(), run.steps == total
                 known = run.set(wanted, bound, drawn=drawn, wait=last, keep=not run.held)
+            if isinstance(method, DrawnMethod) and method.is_fixed(run.steps, total or 0):
+                self.freeze()
+                return
         self._refresh_effective(bound, known)
 
     def _wanted(self) -> float:

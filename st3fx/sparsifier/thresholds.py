@@ -223,7 +223,12 @@ class Thresholds:
             self._project(method, sparsity, bound)
         known: dict[str, Digest] = {}
         kept = not conversion_of(self.root).recompute_weights
-        self._set(method, own, bound, wait=wait, known=known if kept else None)
+        if keep and self._rests(method, own, bound):
+            self.level = torch.zeros((), device=bound[0].tensors("threshold")[0].device)
+            for item in bound:
+                self.put(item, self.level)
+        else:
+            self._set(method, own, bound, wait=wait, known=known if kept else None)
         if isinstance(method, DrawnMethod) and self.level is not None:
             self._draw_masks(method, bound)
         if keep and method.keeps and sparsity > 0:
@@ -233,6 +238,11 @@ class Thresholds:
         self.sparsity = sparsity
         self._note(bound, digest=False, stale=own != sparsity)
         return known
+
+    def _rests(self, method: TargetMethod, sparsity: float, bound: list[Bound]) -> bool:
+        """Whether masks hold all that a sparsity prunes: a search would find 0, among these."""
+        masked_sites = any(item.tensors("mask")[0].numel() for item in bound)
+        return method.keeps and 0 < sparsity == self.sparsity and masked_sites
 
     @staticmethod
     @torch.no_grad()

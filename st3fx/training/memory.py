@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from st3fx.data.base import Data
+from st3fx.methods.base import DrawnMethod
 from st3fx.modules.marks import conversion_of
 from st3fx.modules.state import preserved
+from st3fx.sparsifier.sparsifier import Sparsifier
 from st3fx.training.evaluate import call
 from st3fx.training.settings import Settings
 
@@ -86,6 +88,9 @@ def needed(model: nn.Module, data: Data, settings: Settings) -> Needed | None:
         return None  # one that is read once only would lose these samples
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     states = {"sgd": 1 if settings.momentum else 0}.get(settings.opt, 2)
+    drawn = 0
+    if isinstance(conversion_of(model).method, DrawnMethod):  # Adam's, beside SGD
+        drawn = sum(p.nbytes for p in Sparsifier(model).threshold_parameters())
     try:
         few, more = (_saved(model, data.example(count), settings) for count in (2, 4))
     except Exception:  # noqa: BLE001  the training itself says what is wrong with the model
@@ -96,7 +101,7 @@ def needed(model: nn.Module, data: Data, settings: Settings) -> Needed | None:
     return Needed(
         gradients=trained,
         effective=effective,
-        optimizer=states * trained,
+        optimizer=states * (trained - drawn) + 2 * drawn,
         activations=round(constant + each * settings.batch_size),
         batch=settings.batch_size,
     )

@@ -16,6 +16,7 @@ from st3fx.methods.lrr import LRR
 from st3fx.modules.marks import is_state
 from st3fx.sparsifier.sparsifier import Sparsifier
 from st3fx.training.settings import Settings
+from st3fx.training.together import Together
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -25,19 +26,28 @@ _NORMS = (
     nn.LocalResponseNorm,
 )
 
+_SHARE = "share_of_lr"
+"""In a group: its learning rate, as a share of that of the others."""
+
 
 def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
     """The optimizer over all parameters that are trained.
 
+    Probabilities of masks have gradients as small as the weights, and SGD hardly moves them: beside
+    SGD they have an Adam of their own.
+
     Args:
         model: A converted model: thresholds that are learned are among its parameters.
-        settings: ``opt``, ``lr``, ``momentum``, and the weight decays.
+        settings: ``opt``, ``lr``, ``probability_lr``, ``momentum``, and the weight decays.
     """
     groups = parameter_groups(model, settings)
     if settings.opt == "sgd":
-        return torch.optim.SGD(
-            groups, settings.lr, momentum=settings.momentum, nesterov=settings.nesterov
-        )
+        drawn = [group for group in groups if _SHARE in group]
+        sgd = torch.optim.SGD(
+            [group for group in groups if _SHARE not in group],
+            settings.lr, momentum=settings.momentum, nesterov=settings.nesterov,
+        )  # fmt: skip
+        return Together([sgd, torch.optim.Adam(drawn, settings.lr)]) if drawn else sgd
     kinds: dict[str, Callable[..., Optimizer]] = {
         "adamw": torch.optim.AdamW,
         "adam": torch.optim.Adam,
@@ -49,7 +59,7 @@ def parameter_groups(model: nn.Module, settings: Settings) -> list[dict[str, Any
     """Weights, parameters of normalisation layers, biases and thresholds, each with its decay.
 
     Thresholds that are learned are decayed only as their method asks for: decay pulls them to
-    another sparsity.
+    another sparsity. Probabilities of masks have a learning rate of their own.
     """
     method = Sparsifier(model).method
     decay = settings.weight_decay
@@ -66,11 +76,14 @@ def parameter_groups(model: nn.Module, settings: Settings) -> list[dict[str, Any
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
                 groups[_kind(module, name)].append(parameter)
-    return [
+    found: list[dict[str, Any]] = [
         {"params": parameters, "weight_decay": decays[kind]}
         for kind, parameters in groups.items()
         if parameters
     ]
+    if groups["thresholds"] and isinstance(method, DrawnMethod):
+        found[-1][_SHARE] = settings.probability_lr / settings.lr if settings.lr else 0.0
+    return found
 
 
 def _kind(module: nn.Module, name: str) -> str:
@@ -127,11 +140,6 @@ def require_fit(settings: Settings, method: Method, steps_per_epoch: int) -> Non
     Raises:
         TrainError: Naming the setting.
     """
-    if isinstance(method, DrawnMethod) and settings.opt == "sgd":
-        raise TrainError(
-            f"{method.name} learns probabilities, whose gradients are as small as the weights, and "
-            "SGD hardly moves them: give --opt adam or adamw, e.g. with --lr 0.006"
-        )
     total = settings.epochs * steps_per_epoch
     steps = len(method.period(0, total))
     if steps == total:
@@ -155,6 +163,6 @@ def require_fit(settings: Settings, method: Method, steps_per_epoch: int) -> Non
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give all groups the same rate."""
+    """Give all groups the same rate, or their share of it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(_SHARE, 1.0)

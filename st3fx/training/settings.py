@@ -157,6 +157,10 @@ class Settings(ConversionSettings, _Model):
     epochs: int = setting("optimisation", 10, "Passes over the training data.", least=1)
     opt: str = setting("optimisation", "sgd", "The optimizer.", choices=("sgd", "adamw", "adam"))
     lr: float = setting("optimisation", 0.1, "Peak learning rate.", least=0)
+    probability_lr: float = setting(
+        "optimisation", 0.006, "Peak learning rate of the probabilities that masks are drawn by; "
+        "it follows the same schedule.", least=0,
+    )  # fmt: skip
     momentum: float = setting("optimisation", 0.9, "Of SGD.", least=0, below=1)
     nesterov: bool = setting("optimisation", False, "Nesterov's momentum.")
     weight_decay: float = setting("optimisation", 5e-4, "Weight decay.", least=0,

@@ -14,6 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import st3fx
 from st3fx.errors import MethodError, StateError, TrainError
+from st3fx.sparsifier.thresholds import Thresholds
+from st3fx.sparsity.threshold.search import GlobalThreshold
 from st3fx.training.optim import learning_rate
 from st3fx.training.recipes import resolve
 from tests.nets import Net, image
@@ -177,6 +179,40 @@ def test_goes_on_bit_for_bit_from_any_step(at: int) -> None:
     assert all(torch.equal(value, b[key]) for key, value in a.items())
     x = image()
     assert torch.equal(model.eval()(x), other.eval()(x))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"granularity": "block:4"}, {"granularity": "nm:2:4", "sparsity": 0.5}, {"budget": "macs"},
+     {"sparsity_of": {"stem.weight": 0.5}}],
+    ids=str,
+)  # fmt: skip
+def test_within_a_cycle_nothing_is_searched_and_the_training_is_that_of_a_search(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+) -> None:
+    states, searches = [], []
+    find = GlobalThreshold.find
+
+    def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+        searches.append(1)
+        return find(self, *arguments, **options)
+
+    monkeypatch.setattr(GlobalThreshold, "find", counted)
+    for rests in (True, False):
+        if not rests:
+            monkeypatch.setattr(Thresholds, "_rests", lambda *_: False)
+        model, sparsifier = converted(**values)
+        optimizer, outputs, before = optimizer_of(model), [], len(searches)
+        for _ in range(STEPS):
+            step(model, optimizer, sparsifier)
+            weights = sparsifier.effective_weights()
+            outputs += [own.clone() for own in weights.values()]
+        states.append((outputs, len(searches) - before))
+    (ours, few), (theirs, many) = states
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    groups = 2 if "sparsity_of" in values else 1
+    assert few == 3 * groups
+    assert many == 9 * groups
 
 
 def test_the_sparsifiers_own_state_brings_the_masks_back() -> None:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import st3fx
-from st3fx.errors import MethodError, StateError, TrainError
+from st3fx.errors import MethodError, StateError
 from st3fx.files.reading import DamageError
 from st3fx.inspection.converted import effective
 from st3fx.plan.sites import Layout, Site
 from st3fx.sparsity.drawing import decided, is_drawn, logistic_noise, with_draw
 from st3fx.sparsity.projection import project
 from st3fx.sparsity.ties import level, untied
+from st3fx.training.optim import make_optimizer, set_learning_rate
 from st3fx.training.sensitivity import own_threshold
 from tests.nets import Net, image
 from tests.training.runs import Recorder, settings
@@ -70,6 +71,10 @@ def probabilities(model: nn.Module) -> dict[str, Tensor]:
 
 def zeros(sparsifier: st3fx.Sparsifier) -> int:
     return sum(int((own == 0).sum()) for own in sparsifier.effective_weights().values())
+
+
+def is_frozen(sparsifier: st3fx.Sparsifier) -> bool:
+    return sparsifier.frozen  # mypy takes a property for a constant
 
 
 def evaluated(model: nn.Module) -> Tensor:
@@ -301,6 +306,7 @@ def test_it_is_verified() -> None:
     [
         ({"granularity": "nm:2:4"}, "probmask draws each group by itself"),
         ({"coldest": 0.0}, r"ProbMask\(coldest=0.0\): give a temperature above 0"),
+        ({"fixed": 1.0}, r"ProbMask\(fixed=1.0\): give a share of the run"),
         ({"sparsity": 1.0}, "outside"),
         ({"schedule": st3fx.CubicSchedule(draw=(0.5, 0.9))}, "draws masks within one budget"),
     ],
@@ -310,11 +316,60 @@ def test_errors(values: dict[str, Any], message: str) -> None:
         st3fx.ProbMask(**values)
 
 
-def test_the_driver_refuses_sgd(tmp_path: Path) -> None:
-    from st3fx.commands.train import train_spec
+def test_beside_sgd_the_driver_gives_probabilities_an_adam_of_their_own(tmp_path: Path) -> None:
+    model, sparsifier = converted()
+    own = settings(tmp_path, method="probmask", lr=0.1, probability_lr=0.02, weight_decay=0.0)
+    optimizer = make_optimizer(model, own)
+    before = {name: value.detach().clone() for name, value in probabilities(model).items()}
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(model, optimizer, sparsifier, 1)  # dense: s has no gradient where it is 1
+    train(model, optimizer, sparsifier, 1)
+    set_learning_rate(optimizer, 0.05)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.05, 0.05, 0.01]
+    learned = {id(p) for p in sparsifier.threshold_parameters()}
+    for group in optimizer.param_groups:
+        kinds = {"exp_avg" in optimizer.state[p] for p in group["params"]}
+        assert kinds == {{id(p) for p in group["params"]} <= learned}
+    assert all((p - before[name]).abs().max() > 0.01 for name, p in probabilities(model).items())
+    assert any(not torch.equal(p, weights[name]) for name, p in model.named_parameters())
 
-    with pytest.raises(TrainError, match="SGD hardly moves them: give --opt adam"):
-        train_spec(settings(tmp_path, method="probmask"))
+
+def test_the_mask_is_fixed_at_the_end_and_weights_are_trained_on() -> None:
+    model, sparsifier, optimizer = trained(8, fixed=0.25)
+    assert not is_frozen(sparsifier)
+    train(model, optimizer, sparsifier, 1)
+    assert is_frozen(sparsifier)
+    assert abs(zeros(sparsifier) - 0.8 * sparsifier.plan.numel) <= 1
+    fixed = {name: own == 0 for name, own in sparsifier.effective_weights().items()}
+    weights = {name: own.clone() for name, own in sparsifier.effective_weights().items()}
+    file = io.BytesIO()
+    torch.save((model.state_dict(), optimizer.state_dict()), file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    other, driver = converted(fixed=0.25)
+    other.load_state_dict(saved[0])
+    second = optimizer_of(other)
+    second.load_state_dict(saved[1])
+    assert driver.frozen
+    train(model, optimizer, sparsifier, 3)
+    train(other, second, driver, 3)
+    for name, own in sparsifier.effective_weights().items():
+        assert torch.equal(own == 0, fixed[name])
+        assert not torch.equal(own, weights[name])
+    assert torch.equal(evaluated(model), evaluated(other))
+
+
+def test_no_mask_is_fixed_before_the_schedule_ends_or_by_hand_or_at_the_last_step() -> None:
+    late = st3fx.CubicSchedule(0.0, 0.9)
+    model, sparsifier, optimizer = trained(10, fixed=0.5, schedule=late)
+    assert not is_frozen(sparsifier)
+    train(model, optimizer, sparsifier, 1)
+    assert is_frozen(sparsifier)
+    model, sparsifier, optimizer = trained(8, fixed=0.25)
+    sparsifier.set_sparsity(0.5)
+    train(model, optimizer, sparsifier, 2)
+    assert not is_frozen(sparsifier)
+    assert not trained(fixed=0.0)[1].frozen
 
 
 def test_another_methods_model_refuses_drawn_thresholds() -> None:
@@ -329,8 +384,7 @@ def test_the_driver_trains_and_reaches_the_target(tmp_path: Path) -> None:
     from st3fx.commands.train import train_spec
 
     own = settings(
-        tmp_path, method="probmask", opt="adam", lr=0.006, sparsity=0.75, ramp=(0.0, 0.5),
-        log_interval=1, epochs=4,
+        tmp_path, method="probmask", sparsity=0.75, ramp=(0.0, 0.5), log_interval=1, epochs=4,
     )  # fmt: skip
     report = Recorder()
     result = train_spec(own, report=report)

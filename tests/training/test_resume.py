@@ -43,7 +43,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "update_every": 2,
     },
     "cycles": {"method": "lrr", "method_options": ("cycles=3",), "warmup_epochs": 0.4},
-    "masks": {"method": "probmask", "opt": "adam", "lr": 6e-3, "ramp": (0.0, 0.5)},
+    "masks": {
+        "method": "probmask",
+        "method_options": ("fixed=0.4",),
+        "ramp": (0.0, 0.5),
+    },
     "growing": {
         "method": "granet",
         "method_options": ("interval=2",),
