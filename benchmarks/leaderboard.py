@@ -136,7 +136,8 @@ ENTRIES = {
     "RigL": Entry("rigl", sparsities=(0.90, 0.95, 0.98)),
     "GraNet": Entry("granet", sparsities=(0.90, 0.95, 0.98)),
     "AC/DC": Entry("acdc", sparsities=(0.90, 0.95, 0.98)),
-    "ProbMask": Entry("probmask", sparsities=(0.90, 0.95, 0.98)),
+    # Two epochs are few steps: at 90 %, seed 0, the public rate of 0.006 gave 77.6, 0.05 80.2.
+    "ProbMask": Entry("probmask", {"probability_lr": 0.05}, sparsities=(0.90, 0.95, 0.98)),
     "STR": Entry("str", {"method_options": ("initial=-150",)}, STRENGTHS["str"]),
     "DST": Entry("dst", strength=STRENGTHS["dst"]),
     "our recipe": Entry(

@@ -69,6 +69,8 @@ def stand_in(
             value = state.get(home)
             if value is None or value.shape != site.shape or not value.is_floating_point():
                 raise StateError(f"the state has no weight {home} of shape {site.shape}")
+        if not site.parameters or site.parameters[0] not in state:
+            raise StateError(f"the plan has {site.name} of parameters that the state does not have")
         put_state(root, site, method)
         mark = Sparse(site, method, method.arguments(site), run)
         for home in homes(site):

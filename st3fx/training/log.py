@@ -114,8 +114,7 @@ class Log:
     def _beginning(self, size: int) -> bytes:
         if not size or not self.path.exists():
             return b""
-        with self.path.open("rb") as file:
-            return file.read(size)
+        return FILE.content(self.path)[:size]
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, oldest first.

@@ -122,7 +122,8 @@ def learning_rate(
         warmup = settings.warmup_epochs * steps_per_epoch
         return settings.lr * min(1.0, (step + 1) / warmup)
     if settings.sched == "multistep":
-        return settings.lr * settings.lr_gamma ** sum(epoch >= m for m in settings.milestones)
+        passed = sum(epoch >= m for m in settings.milestones)
+        return settings.lr * math.prod([settings.lr_gamma] * passed)  # a power would overflow
     if settings.sched == "constant":
         return settings.lr
     share = (epoch - settings.warmup_epochs) / (epochs - settings.warmup_epochs)

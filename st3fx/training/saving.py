@@ -77,7 +77,8 @@ def set_states(
         else:
             model.load_state_dict(of_model)
             optimizer.load_state_dict(of_optimizer)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # A state dict of torch's has no types that could be checked before.
         raise CheckpointError(f"the checkpoint is of another model: {describe(error)}") from error
 
 

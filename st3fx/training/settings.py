@@ -22,6 +22,9 @@ from st3fx.errors import TrainError, quoted, suggest
 from st3fx.files.reading import DamageError, Format, build
 from st3fx.plan.settings import ConversionSettings, setting
 
+LARGEST = 2**31 - 1
+"""Of any setting that is a number: products of two of them, and a power, can still be counted."""
+
 
 def check(field: dataclasses.Field[Any], value: Any) -> None:
     """Fail unless a value has the field's type and lies in its range.
@@ -52,6 +55,8 @@ def _check_range(name: str, value: Any, least: float | None, below: float | None
     if value < least or (below is not None and value >= below):
         limit = f" and below {below:g}" if below is not None else ""
         raise TrainError(f"{name} = {value:g}: give {least:g} or more{limit}")
+    if value > LARGEST:
+        raise TrainError(f"{name} = {value:g}: give {LARGEST:,} or less")
 
 
 @cache

@@ -138,6 +138,12 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
     save_state(path, {**saved, "processes": 4})
     with pytest.raises(CheckpointError, match="of 4 processes, and now there are 1"):
         resumed(one)
+    groups = saved["optimizer"]["param_groups"]
+    wrongs: list[Any] = [False, [], [{}] * len(groups), [{**own, "params": 1} for own in groups]]
+    for wrong in wrongs:
+        save_state(path, {**saved, "optimizer": {**saved["optimizer"], "param_groups": wrong}})
+        with pytest.raises(CheckpointError, match="the checkpoint is of another model"):
+            resumed(one)
     model = dict(saved["model"])
     model["head.weight"] = torch.zeros(3, 3)
     save_state(path, {**saved, "model": model})
@@ -293,6 +299,10 @@ def test_the_log_is_cut_back(tmp_path: Path) -> None:
         log.cut(size, digest)
     log.cut(size, digest, accepted=True)
     assert log.rows() == []
+    log.path.unlink()
+    log.path.mkdir()
+    with pytest.raises(TrainError, match="is a folder, not a file"):
+        log.cut(1, digest)
 
 
 def test_a_row_that_was_changed_is_noticed_by_all_who_read_it(tmp_path: Path) -> None:

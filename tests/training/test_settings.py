@@ -42,6 +42,11 @@ def test_settings_survive_toml(tmp_path: Path) -> None:
     ("values", "message"),
     [
         ({"epochs": 0}, "epochs = 0: give 1 or more"),
+        ({"epochs": 10**12}, "epochs = 1e\\+12: give 2,147,483,647 or less"),
+        (
+            {"lr_gamma": 1e200, "sched": "multistep", "milestones": (1.0,)},
+            "lr_gamma = 1e\\+200: give",
+        ),
         ({"epochs": 1.5}, "epochs = 1.5: give a whole number"),
         ({"epochs": True}, "epochs = True: give a whole number"),
         ({"lr": "fast"}, "lr = 'fast': give a number"),
