@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from st3fx.errors import DriftWarning, StateError, few
 from st3fx.graphs.graph import CompiledGraph
@@ -224,9 +225,9 @@ def _require_one(item: Bound) -> None:
     Raises:
         StateError: Then.
     """
-    if item.compute is None and any(
-        module._parameters.get(name) is not item.weight() for module, name in item.places[1:]
-    ):
+    if item.compute is not None or not isinstance(item.weight(), DTensor):
+        return  # one that is loaded or made anew may be two for a while
+    if any(module._parameters.get(name) is not item.weight() for module, name in item.places[1:]):
         names = f"{item.site.name} and {few(item.site.aliases)}"
         raise StateError(
             f"{names} were one weight when they were converted and are not any more, since each "

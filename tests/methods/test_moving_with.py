@@ -50,14 +50,14 @@ LINE = st3fx.CubicSchedule(0.0, 1.0, power=1.0)
         (GraNet(0.9, interval=1, initial=0.0, schedule=LINE), 2),
         (ACDC(0.9), 2),
         (LRR(0.9, cycles=4), 2),
-        (ProbMask(0.9), 2),
+        (ProbMask(0.9), 3),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_compiled_whole_masks_are_those_of_eager_and_moves_compile_nothing(
     method: Any, most: int
 ) -> None:
-    """A second graph is that of another phase: dense, or with masks."""
+    """Another graph is that of another phase: dense, with masks, with a mask that is fixed."""
     results, count = [], 20
     for compiled in (False, True):
         model, driver = st3fx.convert(Uneven(), X, method, total_steps=count, verify=False)

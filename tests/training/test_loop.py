@@ -99,7 +99,7 @@ def test_accumulated_steps_are_those_of_the_whole_batch(tmp_path: Path) -> None:
 
 
 def test_the_loss_is_not_a_number(tmp_path: Path) -> None:
-    one = settings(tmp_path, lr=1e20, checkpoint_every=1, epochs=2)
+    one = settings(tmp_path, lr=1e9, weight_decay=1e9, checkpoint_every=1, epochs=2)
     with pytest.raises(
         TrainError, match=r"is not a number any more at step \d+: start anew with a smaller --l"
     ):
