@@ -11,8 +11,8 @@ loading the model to the third step, as torch's allocator counts it; each model 
 own for it, whose peak resident size (with code and what malloc keeps) is in the JSON as well.
 
 Of methods whose masks move, the steps are those between two moves; a step with a move is measured
-beside them, with the dense gradients that it asks for. With ``probmask``, which needs it, both
-models are trained by Adam.
+beside them, with the dense gradients that it asks for. With ``probmask`` both models are
+trained by Adam.
 """
 
 from __future__ import annotations

@@ -24,10 +24,13 @@ def print_summary(result: TrainResult) -> None:
     out = console()
     out.print(Text(_verdict(result)), soft_wrap=True)
     if result.own:
+        from st3fx.methods.targets import held
+
         have = "layer has a target of its own" if len(result.own) == 1 else (
             "layers have targets of their own"
         )  # fmt: skip
-        out.print(Text(f"{len(result.own)} {have}: {_held(result)}"), soft_wrap=True)
+        how = held(result.own, result.layers)
+        out.print(Text(f"{len(result.own)} {have}: {how}"), soft_wrap=True)
     for name in result.empty:
         out.print(Text(f"{name} has no weight left"), soft_wrap=True)
     if result.files:
@@ -36,19 +39,6 @@ def print_summary(result: TrainResult) -> None:
             (f"  {name}", Text(size_text(size), justify="right"), _about(name, result))
             for name, size in result.files.items()
         ))  # fmt: skip
-
-
-def _held(result: TrainResult) -> str:
-    """How near the layers with targets of their own have come to these."""
-    from st3fx.methods.targets import furthest
-
-    worst, off = furthest(result.own, result.layers)
-    points = f"{100 * off:.2f}"
-    if float(points) == 0:
-        return "held"
-    return (
-        f"held to {points} points ({worst}: {result.layers[worst]:.2%} of {result.own[worst]:.2%})"
-    )
 
 
 def _about(name: str, result: TrainResult) -> str:

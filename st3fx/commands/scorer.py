@@ -172,7 +172,8 @@ class Scorer:
             if not self.sparsifier.frozen:
                 raise
             raise SweepError(
-                f"{error}: take a bundle from before Sparsifier.freeze(), or train without it"
+                f"{error}: take a bundle from before Sparsifier.freeze(), or train without it (of "
+                "probmask by --method-option fixed=0)"
             ) from error
         except MethodError as error:
             raise SweepError(str(error)) from error

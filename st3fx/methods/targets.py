@@ -83,6 +83,20 @@ def furthest(own: Mapping[str, float], reached: Mapping[str, float]) -> tuple[st
     return worst, off[worst]
 
 
+def held(own: Mapping[str, float], reached: Mapping[str, float]) -> str:
+    """How near the sites with targets of their own have come to these, in words.
+
+    Args:
+        own: Targets by full name, at least one.
+        reached: Sparsity by full name.
+    """
+    worst, off = furthest(own, reached)
+    points = f"{100 * off:.2f}"
+    if float(points) == 0:
+        return "held"
+    return f"held to {points} points ({worst}: {reached[worst]:.2%} of {own[worst]:.2%})"
+
+
 def _matches(glob: str, names: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) for name in names)
 

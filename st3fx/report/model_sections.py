@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from st3fx.errors import quoted
 from st3fx.flops.flops_report import FlopsReport, LayerFlops
-from st3fx.methods.targets import furthest
+from st3fx.methods.targets import held
 from st3fx.report import markup
 from st3fx.report.chart import Chart
 from st3fx.report.charts import blocks_chart, macs_chart, sparsity_chart, weights_chart
@@ -205,10 +205,7 @@ def _held(layers: Sequence[Layer], own: Mapping[str, float]) -> str:
     """How near the sites with targets of their own have come to these, in a sentence."""
     have = "site has a target of its own" if len(own) == 1 else "sites have targets of their own"
     zeros = {layer.site.name: layer.sparsity for layer in layers}
-    worst, off = furthest(own, zeros)
-    points = f"{100 * off:.2f}"
-    how = "held" if float(points) == 0 else f"held to {points} points ({worst} is furthest off)"
-    return f"{len(own)} {have}: {how}."
+    return f"{len(own)} {have}: {held(own, zeros)}."
 
 
 def dataflow(facts: Facts) -> Section:

@@ -141,6 +141,12 @@ def require_fit(settings: Settings, method: Method, steps_per_epoch: int) -> Non
     Raises:
         TrainError: Naming the setting.
     """
+    given = settings.probability_lr != Settings.probability_lr
+    if given and not isinstance(method, DrawnMethod):
+        raise TrainError(
+            f"probability_lr = {settings.probability_lr:g} is for methods that draw masks "
+            f"(probmask), and the method is {method.name}: leave --probability-lr out"
+        )
     total = settings.epochs * steps_per_epoch
     steps = len(method.period(0, total))
     if steps == total:

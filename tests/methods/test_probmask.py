@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import st3fx
-from st3fx.errors import MethodError, StateError
+from st3fx.errors import MethodError, StateError, TrainError
 from st3fx.files.reading import DamageError
 from st3fx.inspection.converted import effective
 from st3fx.plan.sites import Layout, Site
 from st3fx.sparsity.drawing import decided, is_drawn, logistic_noise, with_draw
 from st3fx.sparsity.projection import project
 from st3fx.sparsity.ties import level, untied
-from st3fx.training.optim import make_optimizer, set_learning_rate
+from st3fx.training.optim import make_optimizer, require_fit, set_learning_rate
 from st3fx.training.sensitivity import own_threshold
 from tests.nets import Net, image
 from tests.training.runs import Recorder, settings
@@ -332,6 +332,17 @@ def test_beside_sgd_the_driver_gives_probabilities_an_adam_of_their_own(tmp_path
         assert kinds == {{id(p) for p in group["params"]} <= learned}
     assert all((p - before[name]).abs().max() > 0.01 for name, p in probabilities(model).items())
     assert any(not torch.equal(p, weights[name]) for name, p in model.named_parameters())
+
+
+def test_the_driver_refuses_a_rate_of_probabilities_where_there_are_none(tmp_path: Path) -> None:
+    own = settings(tmp_path, method="gmp", probability_lr=0.02)
+    said = (
+        r"probability_lr = 0\.02 is for methods that draw masks \(probmask\), and the method is gmp"
+    )
+    with pytest.raises(TrainError, match=said):
+        require_fit(own, st3fx.GMP(0.8), 10)
+    require_fit(own, st3fx.ProbMask(0.8), 10)
+    require_fit(settings(tmp_path, method="gmp"), st3fx.GMP(0.8), 10)
 
 
 def test_the_mask_is_fixed_at_the_end_and_weights_are_trained_on() -> None:

@@ -62,9 +62,11 @@ def test_own_targets_stand_beside_the_zeros() -> None:
     plan = dataclasses.replace(facts.model.plan, targets=((names[1], 0.25),))
     model = dataclasses.replace(facts.model, plan=plan)
     section = sites(dataclasses.replace(facts, model=model))
-    off = 100 * abs(model.layers[1].sparsity - 0.25)
+    found = model.layers[1].sparsity
+    off = 100 * abs(found - 0.25)
     assert section.lead.endswith(
-        f"1 site has a target of its own: held to {off:.2f} points ({names[1]} is furthest off)."
+        f"1 site has a target of its own: held to {off:.2f} points "
+        f"({names[1]}: {found:.2%} of 25.00%)."
     )
     (table,) = section.rest
     assert isinstance(table, Table)

@@ -235,12 +235,11 @@ class GlobalThreshold:
         self._across = across
         plain = not across.any(costs is not None or any(groupings))
         owners, sites, layers = [], [], []
-        for owner, (weight, scale, cost) in enumerate(
+        for owner, (held, scale, cost) in enumerate(
             zip(weights, scales, costs or [1] * len(scales), strict=True)
         ):
             grouping = groupings[owner] if groupings else None
-            if grouping and isinstance(weight, Tensor):
-                weight = uncut(weight, grouping)  # noqa: PLW2901
+            weight = uncut(held, grouping) if grouping and isinstance(held, Tensor) else held
             own = _scored(weight, scale, cost, grouping)
             sites += own
             owners += [owner] * len(own)
