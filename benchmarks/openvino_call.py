@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +12,25 @@ PREPARE = f"{__name__}:prepare"
 KINDS = ("f32", "bf16")
 """What it computes in."""
 
+WITHOUT_AMX = "AVX512_CORE_VNNI"
+"""The newest instructions before AMX, as oneDNN names them, which OpenVINO computes by."""
 
-def prepare(inputs: Sequence[Array], threads: int, mark: Mark, *, path: str, kind: str) -> Prepared:
+
+def has_amx() -> bool:
+    """Whether this CPU multiplies tiles of 8-bit integers."""
+    cpu = Path("/proc/cpuinfo")
+    return cpu.exists() and " amx_int8" in cpu.read_text()
+
+
+def prepare(
+    inputs: Sequence[Array],
+    threads: int,
+    mark: Mark,
+    *,
+    path: str,
+    kind: str,
+    newest: str | None = None,
+) -> Prepared:
     """Compile a file and bind inputs to it, in their order.
 
     Args:
@@ -21,7 +39,11 @@ def prepare(inputs: Sequence[Array], threads: int, mark: Mark, *, path: str, kin
         mark: Called before the file is opened.
         path: The file.
         kind: One of ``KINDS``.
+        newest: The newest instructions to use, as oneDNN names them; all of the CPU's where
+            ``None``. Holds for the process.
     """
+    if newest is not None:  # read once, by the first model
+        os.environ["ONEDNN_MAX_CPU_ISA"] = newest
     import openvino  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
 
     core = openvino.Core()

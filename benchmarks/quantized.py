@@ -8,8 +8,9 @@ Models with random weights, every layer pruned to the same share of blocks of fo
 channels; the first convolution and depthwise ones stay dense. All files of a row run side by side,
 in processes of their own, in rounds (``st3fx.bench``): ONNX Runtime in fp32, its INT8 (the file of
 ``st3fx quantize``, whose zeros it does not see), OpenVINO's INT8 by ``nncf.quantize`` where both
-are installed, and at each sparsity our kernels in fp32 and in INT8. Each kind of core has a results
-file of its own; a row has the machine's load, which its own process is part of.
+are installed, on a CPU with AMX also without it, and at each sparsity our kernels in fp32 and in
+INT8. Each kind of core has a results file of its own; a row has the machine's load, which its own
+process is part of.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ MODELS = {"resnet50": (1, 8), "mobilenet_v2": (1,), "vit_b_16": (1,), "bert_base
 """Model -> batch sizes."""
 
 DENSE, ORT, OPENVINO = "ONNX Runtime fp32", "ONNX Runtime INT8", "OpenVINO INT8"
+NO_AMX = "OpenVINO INT8, no AMX"
+"""Where the CPU has AMX: the same file, with that switched off."""
 
 
 def main() -> None:
@@ -83,6 +86,8 @@ def measured(name: str, options: argparse.Namespace, known: set[str]) -> Iterato
         settings = BenchSettings(seconds=options.seconds, providers=("CPUExecutionProvider",))
         for batch, threads in wanted:
             variants = [_variant(title, path, sample(name)) for title, path in files.items()]
+            if OPENVINO in files and openvino_call.has_amx():
+                variants.append(_variant(NO_AMX, files[OPENVINO], sample(name)))
             load = os.getloadavg()[0]
             timings = measure(variants, batch, threads, settings, folder, lambda stage: None)
             cells = make_rows(variants, timings, batch, threads)
@@ -94,7 +99,7 @@ def measured(name: str, options: argparse.Namespace, known: set[str]) -> Iterato
             for cell in cells:
                 times: dict[str, Any] = {
                     "ms": round(cell.median_ms, 3),
-                    "bytes": files[cell.name].stat().st_size,
+                    "bytes": files[cell.name if cell.name in files else OPENVINO].stat().st_size,
                 }
                 if cell.ratio is not None:
                     ratio = cell.ratio
@@ -150,7 +155,8 @@ def _variant(title: str, path: Path, example: Tensor) -> Variant:
         return [generator.integers(0, 1000, shape)]
 
     if path.suffix == ".xml":
-        about: dict[str, Any] = {"path": str(path), "kind": "f32"}
+        newest = openvino_call.WITHOUT_AMX if title == NO_AMX else None
+        about: dict[str, Any] = {"path": str(path), "kind": "f32", "newest": newest}
         return Variant(title, openvino_call.PREPARE, about, inputs)
     about = {"path": str(path), "providers": ["CPUExecutionProvider"],
              "custom_ops": runtime.library()}  # fmt: skip
@@ -159,7 +165,8 @@ def _variant(title: str, path: Path, example: Tensor) -> Variant:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """The table: how many times as fast as ONNX Runtime's fp32, and file sizes at 90 %."""
-    names = [ORT, OPENVINO, *(f"{s:.0%} {kind}" for kind in ("fp32", "INT8") for s in SPARSITIES)]
+    ours = [f"{sparsity:.0%} {kind}" for kind in ("fp32", "INT8") for sparsity in SPARSITIES]
+    names = [ORT, OPENVINO, NO_AMX, *ours]
     names = [name for name in names if any(name in row for row in rows)]
     table = Table("model", "batch", "threads", f"{DENSE} ms", *names, "MB, 90 % INT8")
     for row in rows:

@@ -69,6 +69,20 @@ def check(
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kernel", [(7, 7), (3, 3), (3, 1), (1, 3), (2, 2), (1, 1)])
+@pytest.mark.parametrize(("stride", "pad"), [(1, 0), (1, 1), (2, 0), (2, 1)])
+def test_dense_rows_of_few_channels(
+    isa: str, kernel: tuple[int, int], stride: int, pad: int
+) -> None:
+    # A first layer: its rows read the same blocks, and its tiles are wider than the layout's.
+    generator = np.random.default_rng(0)
+    for channels, residual in itertools.product((3, 8), (False, True)):
+        shape = (10, channels, *kernel)
+        check(isa, generator, shape, (33, 29), density=1.0, strides=(stride, stride),
+              pads=(pad,) * 4, batch=2, threads=2, residual=residual)  # fmt: skip
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 7), (4, 28), (14, 14), (13, 19)])
 def test_sizes(isa: str, size: tuple[int, int]) -> None:
     generator = np.random.default_rng(0)

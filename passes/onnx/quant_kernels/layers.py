@@ -183,7 +183,18 @@ def _conv_step(
         operators.QUANT_CONV, (image,), {**_sparse(name, packed), **constants},
         {**attributes, "group": group}, rows_,
     )  # fmt: skip
-    return step, replace(work, blocks=packed.blocks * vectors)
+    shared = _shared(packed)
+    return step, replace(work, blocks=(packed.blocks - shared) * vectors, shared=shared * vectors)
+
+
+def _shared(packed: SparseBlocks) -> int:
+    """Blocks in fours of rows that have the same columns."""
+    starts, found = packed.row_starts, 0
+    for row in range(0, len(starts) - 4, 4):
+        columns = [packed.columns[starts[r] : starts[r + 1]] for r in range(row, row + 4)]
+        if all(np.array_equal(columns[0], other) for other in columns[1:]):
+            found += 4 * len(columns[0])
+    return found
 
 
 def _sparse(name: str, packed: SparseBlocks) -> dict[str, Array]:
@@ -369,9 +380,10 @@ def _linear(
         attributes = {**attributes, "activation": activation.name, **activation.limits}
         result = activation.output
     vectors = rows(value)
-    many = math.ceil(vectors / LANES)
+    many, shared = math.ceil(vectors / LANES), _shared(packed)
     work = QuantWork(
-        blocks=packed.blocks * many,
+        blocks=(packed.blocks - shared) * many,
+        shared=shared * many,
         rows=count * many,
         moved=4 * vectors * (features + count),
         macs=kernel.array.size * vectors if vectors >= MANY else 0,

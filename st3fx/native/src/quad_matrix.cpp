@@ -1,5 +1,6 @@
 #include "quad_matrix.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -152,6 +153,16 @@ std::vector<float> read_numbers(const NodeInfo& node, size_t input, const char* 
   return {data, data + n};
 }
 
+/// Whether the four rows of a quad have the same columns.
+static bool same_columns(const QuadMatrix& matrix, int64_t quad) {
+  const uint32_t* start = matrix.row_start.data() + 4 * quad;
+  const uint32_t* column = matrix.column.data();
+  for (int r = 1; r < 4; ++r)
+    if (!std::equal(column + start[0], column + start[1], column + start[r], column + start[r + 1]))
+      return false;
+  return true;
+}
+
 QuadMatrix QuadMatrix::of(const NodeInfo& node, size_t first, int64_t columns,
                           const QuantKernels& kernels, int32_t x_zero_point,
                           const std::vector<int32_t>& bias, const std::vector<float>& multiplier) {
@@ -217,6 +228,8 @@ QuadMatrix QuadMatrix::of(const NodeInfo& node, size_t first, int64_t columns,
            std::to_string(blocks) + " blocks");
   while (static_cast<int64_t>(matrix.row_start.size()) <= 4 * matrix.quads)
     matrix.row_start.push_back(matrix.row_start.back());
+  for (int64_t quad = 0; quad < matrix.quads; ++quad)
+    matrix.shared.push_back(same_columns(matrix, quad));
   return matrix;
 }
 

@@ -67,6 +67,7 @@ struct QuadMatrix {
   int64_t rows = 0;               ///< As the model has them.
   int64_t quads = 0;              ///< Of outputs: rows in fours, the last ones empty.
   std::vector<uint32_t> row_start;  ///< [4 · quads + 1]
+  std::vector<uint8_t> shared;      ///< [quads]: whether its rows have the same columns.
   std::vector<uint32_t> column;     ///< Of each block, within its row.
   std::vector<int32_t> weights;     ///< Of each block.
   std::vector<int32_t> bias;        ///< [4 · quads], zero points taken off.

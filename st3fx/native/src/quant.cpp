@@ -142,8 +142,8 @@ void range(const float* x, int64_t n, float* least, float* largest) {
   }
 }
 
-const QuantKernels scalar_kernels{0,   false,    16,         sparse_tile, window_tile, add,
-                                  quantize, dequantize, sum_quads,   scale_quads, range};
+const QuantKernels scalar_kernels{0,   false,    16,         1 << 20,   sparse_tile, window_tile,
+                                  add, quantize, dequantize, sum_quads, scale_quads, range};
 
 }  // namespace
 

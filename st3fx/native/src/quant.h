@@ -34,10 +34,11 @@ struct Requantize {
 struct QuantTileJob {
   const QuantBlock* blocks;
   const uint32_t* row_start;  ///< Four rows for each quad, and the end.
+  const uint8_t* shared;      ///< Whether the four rows of a quad read the same quads.
   int64_t quad_begin, quad_end;
   const float* taps;     ///< A block's input begins `offset · offset_bytes` bytes from here.
   int64_t offset_bytes;
-  int64_t width;         ///< Positions of the tile: a multiple of 16, at most 112.
+  int64_t width;         ///< Positions of the tile: a multiple of 16.
   int64_t chunk;         ///< So many positions at a time, or fewer.
   float* out;            ///< Quad 0; quad k lies `k · row_stride` floats further.
   const float* residual; ///< As `out`, or null.
@@ -79,6 +80,7 @@ struct QuantKernels {
   /// Whether two products of neighbouring channels must fit into 16 bits: weights are split.
   bool needs_small_pairs;
   int64_t largest_chunk;  ///< Positions whose sums fit into registers.
+  int64_t cache_bytes;    ///< So much of a tile's input is read at full speed: smaller chunks fit.
   void (*sparse_tile)(const QuantTileJob&);
   void (*window_tile)(const QuantWindowJob&);
   /// y = clamp(rint((a·a_factor + b·b_factor) + offset)), n bytes; y may be a or b.

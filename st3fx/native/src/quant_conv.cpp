@@ -9,8 +9,8 @@ namespace {
 
 constexpr int64_t kMaxParts = 8;        // of rows
 constexpr int64_t kQuadCost = 24;       // work of four rows beside their blocks, in blocks
-constexpr int64_t kCacheBytes = 24 * 1024;
 constexpr int64_t kLeastChunk = 32;     // positions: fewer cost more in overhead than a cache saves
+constexpr int64_t kFewQuads = 2;        // of an input whose packed rows stay in the cache anyway
 constexpr int64_t kAlignBlocks = 6;     // of a column: fewer do not make up for packing each tap
 
 }  // namespace
@@ -29,7 +29,7 @@ std::vector<int64_t> cut_quads(const QuadMatrix& matrix) {
 }
 
 int64_t chunk_for(const QuantKernels& kernels, int64_t floats_per_position) {
-  const int64_t cached = kCacheBytes / (4 * std::max<int64_t>(floats_per_position, 1));
+  const int64_t cached = kernels.cache_bytes / (4 * std::max<int64_t>(floats_per_position, 1));
   return std::clamp(cached, std::min(kLeastChunk, kernels.largest_chunk), kernels.largest_chunk);
 }
 
@@ -117,8 +117,10 @@ QuantConv::Sized QuantConv::work_out(const Images& in) const {
   const bool per_tap = taps > 1 && window.stride_width == 1 &&
                        window.out_height * window.out_width / kTile >= kEnoughTasks &&
                        matrix_.blocks() >= kAlignBlocks * groups_ * quads * taps;
-  Sized sized{TapPlan(window_, in, Layout::blocked, matrix_.quads, kTile,
-                      per_tap ? Packing::per_tap : Packing::gaps),
+  // The rows that two tiles share are packed for both, which few channels do not make up for.
+  const bool is_shallow = taps > 1 && in.channels <= kFewQuads;
+  Sized sized{TapPlan(window_, in, Layout::blocked, matrix_.quads, is_shallow ? 4 * kTile : kTile,
+                      per_tap && !is_shallow ? Packing::per_tap : Packing::gaps),
               is_identity(window), {}};
   std::vector<uint32_t> offsets;
   if (!sized.is_direct) offsets = sized.taps.column_offsets(in.channels * taps);
@@ -155,6 +157,7 @@ void QuantConv::run_tile(const Call& call, int64_t tile, int64_t begin, int64_t 
   QuantTileJob job{};
   job.blocks = call.sized->blocks.data();
   job.row_start = matrix_.row_start.data();
+  job.shared = matrix_.shared.data();
   job.quad_begin = begin;
   job.quad_end = end;
   job.taps = taps ? taps : own.data();

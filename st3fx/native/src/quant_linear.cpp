@@ -137,6 +137,7 @@ void QuantLinear::run_part(const Call& call, int64_t tile, int64_t begin, int64_
   QuantTileJob job{};
   job.blocks = blocks_.data();
   job.row_start = matrix_.row_start.data();
+  job.shared = matrix_.shared.data();
   job.quad_begin = begin;
   job.quad_end = end;
   job.taps = taps;

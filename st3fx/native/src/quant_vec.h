@@ -33,6 +33,20 @@ ST3FX_INLINE Bytes larger(Bytes a, Bytes b) { return a > b ? a : b; }
 ST3FX_INLINE Bytes smaller(Bytes a, Bytes b) { return a < b ? a : b; }
 ST3FX_INLINE Bytes broadcast_byte(int32_t x) { return static_cast<uint8_t>(x) - Bytes{}; }
 
+/// Byte r of every lane.
+ST3FX_INLINE IntVec byte_of_lanes(Bytes v, int r) {
+#if ST3FX_LANES == 16
+  if (r == 1 || r == 2) {  // one instruction, by another unit than the arithmetic around it
+    const __m512i from = _mm512_set1_epi32(static_cast<int32_t>(0x80808000U) | r);
+    const __m512i order = _mm512_add_epi32(_mm512_set4_epi32(12, 8, 4, 0), from);
+    return (IntVec)_mm512_shuffle_epi8((__m512i)v, order);
+  }
+#endif
+  typedef uint32_t Lanes __attribute__((vector_size(4 * ST3FX_LANES)));
+  const Lanes shifted = (Lanes)v >> 8 * r;
+  return (IntVec)(r == 3 ? shifted : shifted & 255U);
+}
+
 #if ST3FX_LANES == 16
 /// Sixteen bytes in every 128 bits.
 ST3FX_INLINE IntVec repeat(const void* from) {

@@ -31,10 +31,10 @@ class TapPlan {
   const Window& window() const { return window_; }
   const Images& out() const { return out_; }  ///< One image.
 
-  /// Whether tile `t` cannot be computed where it belongs: its rows have gaps, or whole vectors
-  /// would reach over the end of a channel.
+  /// Whether tile `t` cannot be computed where it belongs: its rows have gaps, whole vectors would
+  /// reach over the end of a channel, or it is wider than those that the layout has.
   bool is_staged(int64_t t) const {
-    return has_gaps() || (out_.layout == Layout::nchw && valid(t) < width(t));
+    return has_gaps() || (out_.layout == Layout::nchw ? valid(t) < width(t) : tile_ > kTile);
   }
   bool has_gaps() const { return pitch_ != window_.out_width; }
   /// Whether the taps of that column of the kernel must be left out at that column of the output.
