@@ -85,9 +85,12 @@ struct QuantKernels {
   void (*window_tile)(const QuantWindowJob&);
   /// y = clamp(rint((a·a_factor + b·b_factor) + offset)), n bytes; y may be a or b.
   void (*add)(const uint8_t* a, const uint8_t* b, uint8_t* y, int64_t n, const Requantize&);
-  /// y = clamp(rint(x / scale) + zero_point), n of them, every fourth byte of y.
-  void (*quantize)(const float* x, float scale, int32_t zero_point, uint8_t* y, int64_t n,
-                   int64_t stride);
+  /// y = clamp(rint(x / scale) + zero_point), n of them.
+  void (*quantize)(const float* x, float scale, int32_t zero_point, uint8_t* y, int64_t n);
+  /// The same as n quads: of `channels` channels, up to four, `channel_stride` floats apart; the
+  /// bytes of those that are not there are 0.
+  void (*quantize_quads)(const float* x, int64_t channels, int64_t channel_stride, float scale,
+                         int32_t zero_point, float* y, int64_t n);
   /// y = (x − zero_point) · scale, n of them, every fourth byte of x.
   void (*dequantize)(const uint8_t* x, float scale, int32_t zero_point, float* y, int64_t n);
   /// sums[c] += each channel of n quads

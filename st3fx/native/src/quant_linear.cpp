@@ -122,7 +122,7 @@ void QuantLinear::pack(const Call& call, int64_t tile, int64_t begin, int64_t en
   for (int64_t v = begin; v < end; ++v) {
     uint8_t* to = bytes + (v - begin) * 4 * quads;
     kernels_.quantize(call.x + (tile * kTile + v) * features_, call.scale, call.zero_point, to,
-                      features_, 1);
+                      features_);
     std::fill(to + features_, to + 4 * quads, uint8_t{0});
   }
   moves_.transpose(rows.data(), quads, end - begin, quads, taps + begin,

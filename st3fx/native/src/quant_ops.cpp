@@ -239,11 +239,11 @@ void QuantizeImage::operator()(const Run& run) const {
   const int64_t positions = out.plane.positions();
   for_tiles(run, out, [&](int64_t n, int64_t quad, int64_t t) {
     const int64_t valid = out.plane.tile_valid(t), width = out.plane.tile_width(t);
-    uint8_t* to = bytes(y + n * out.image_size() + out.offset_in_image(quad, t));
-    if (valid < width || channels_ < 4 * quad + 4) std::memset(to, 0, 4 * width);
-    for (int64_t c = 4 * quad; c < std::min(4 * quad + 4, channels_); ++c)
-      kernels_.quantize(x.floats() + (n * channels_ + c) * positions + t * kTile, scale_,
-                        zero_point_, to + c % 4, valid, 4);
+    float* to = y + n * out.image_size() + out.offset_in_image(quad, t);
+    std::fill(to + valid, to + width, 0.0F);
+    kernels_.quantize_quads(x.floats() + (n * channels_ + 4 * quad) * positions + t * kTile,
+                            std::min<int64_t>(channels_ - 4 * quad, 4), positions, scale_,
+                            zero_point_, to, valid);
   });
 }
 
