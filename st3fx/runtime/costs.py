@@ -275,11 +275,12 @@ VNNI = QuantCosts(block=7e-10, shared=7e-10, row=2.4e-09, dense=3.5e-12)
 with AVX-512; what was not measured there is as without them."""
 
 VNNI_512 = dataclasses.replace(
-    VNNI, call=1.5e-05, block=5e-10, shared=2.7e-10, row=2.3e-09, pack=6.7e-11
+    VNNI, call=1.5e-05, block=5.5e-10, shared=2.7e-10, row=2.3e-09, pack=2.7e-11
 )
-"""The same with vectors of 512 bits: fitted to all convolutions of a ResNet-50 with 5, 10 and 20 %
-of their blocks, in whole graphs, with a mean error of 21 % (a Xeon of Sapphire Rapids). ONNX
-Runtime's own layers take 16.3 ms there, and 17.2 by this model; the first one 1.6, and 1.4."""
+"""The same with vectors of 512 bits: fitted to the convolutions of a ResNet-50 with 5, 10 and 20 %
+of their blocks and of a MobileNetV2 with 10 %, in whole graphs (a Xeon of Sapphire Rapids; a mean
+error of 22 %). ONNX Runtime's own layers of the ResNet-50 but for the first take 16.3 ms there, and
+17.2 by this model; the first one takes 1.6, and 1.4."""
 
 
 def quant_costs() -> QuantCosts:

@@ -111,7 +111,8 @@ QuantAveragePool::QuantAveragePool(const NodeInfo& node)
 }
 
 QuantWindowOp::Sized QuantWindowOp::work_out(const Images& in) const {
-  Sized sized{TapPlan(window_, in, Layout::blocked, quads_, kTile, Packing::gaps), {}, {}};
+  // Wide tiles: the rows that two of them share are packed for both.
+  Sized sized{TapPlan(window_, in, Layout::blocked, quads_, 4 * kTile, Packing::gaps), {}, {}};
   sized.tap_offsets = sized.taps.column_offsets(window_.taps());
   // What fills up a four has a weight of zero, wherever it is read.
   if (kind_ == QuantWindowJob::sum) sized.tap_offsets.resize(4 * fours(), sized.tap_offsets[0]);

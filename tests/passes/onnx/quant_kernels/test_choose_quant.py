@@ -12,7 +12,9 @@ from st3fx.runtime.costs import QuantCosts
 from tests.passes.onnx.quant_kernels.agreement import agree, lowered
 from tests.passes.onnx.quant_kernels.nets import Net
 
-CHEAP_MOVES = QuantCosts(call=0.0, block=1.0, row=0.0, pack=0.0, move=1e-9, dense=1 / 64)
+CHEAP_MOVES = QuantCosts(
+    call=0.0, block=1.0, shared=1.0, row=0.0, pack=0.0, move=1e-9, dense=1 / 64
+)
 """A block takes as long as 64 products of a dense layer: two in five blocks gain, all do not."""
 
 
@@ -35,7 +37,7 @@ def chain(*dense: bool) -> tuple[onnx.ModelProto, Net]:
     return net.model(value), net
 
 
-SLOW_DENSE = dataclasses.replace(CHEAP_MOVES, block=1.7)
+SLOW_DENSE = dataclasses.replace(CHEAP_MOVES, block=1.7, shared=1.7)
 """All blocks take longer than the dense layer, two in five still gain."""
 
 
@@ -46,6 +48,12 @@ def test_a_graph_without_a_layer_that_gains_stays_as_it_was() -> None:
     assert [row.is_ours for row in report.rows] == [False, False]
     assert all("as fast" in row.reason for row in report.rows)
     assert [node.op_type for node in proto.graph.node] == [n.op_type for n in model.graph.node]
+
+
+def test_rows_that_read_the_same_inputs_have_a_price_of_their_own() -> None:
+    model, net = chain(True, True)
+    result = agree(model, net.feeds(), dataclasses.replace(SLOW_DENSE, shared=0.5))
+    assert [row.is_ours for row in result.report.rows] == [True, True]
 
 
 def test_a_dense_layer_stays_where_moves_are_cheap() -> None:
@@ -60,7 +68,7 @@ def test_a_dense_layer_stays_where_moves_are_cheap() -> None:
 def test_a_dense_layer_between_others_is_ours_where_moves_are_dear() -> None:
     model, net = chain(False, True, False)
     # Apart 461 + 768 + 461 and three moves of 210, together 461 + 1152 + 461 and one, else 2304.
-    costs = dataclasses.replace(SLOW_DENSE, block=1.5, move=210 / (2 * 16 * 12 * 16))
+    costs = dataclasses.replace(SLOW_DENSE, block=1.5, shared=1.5, move=210 / (2 * 16 * 12 * 16))
     result = agree(model, net.feeds(), costs)
     assert [row.is_ours for row in result.report.rows] == [True, True, True]
     assert "QuantLayout" not in result.report.operators
