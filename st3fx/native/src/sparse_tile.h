@@ -21,6 +21,7 @@ struct Sums {
 template <int S>
 ST3FX_INLINE void multiply_add(Sums<S>& sums, float value, const float* positions) {
   const Vec weight = broadcast(value);
+  positions = in_register(positions);
 #pragma GCC unroll 8
   for (int s = 0; s < S; ++s) sums.v[s] += weight * load(positions + s * kWidth);
 }
@@ -73,6 +74,17 @@ struct Spaced {
   ST3FX_MEMBER int64_t operator[](uint32_t nonzero) const { return columns[nonzero] * stride; }
 };
 
+/// Has S vectors brought near of a row that begins soon.
+template <int S>
+ST3FX_INLINE void fetch_row(const TileJob& job, int64_t row, int64_t at) {
+  const int64_t offset = row * job.row_stride + at;
+  const bool apart = job.residual && job.residual != job.out;
+  for (int i = 0; i < S * kWidth; i += 16) {
+    fetch(job.out + offset + i);
+    if (apart) fetch(job.residual + offset + i);
+  }
+}
+
 /// Positions [at, at + S·kWidth) of a pair of rows; U nonzeros of each row are under way at once.
 template <int S, int U, class Offsets>
 ST3FX_INLINE void run_pair(const TileJob& job, const RowPair& pair, const Offsets offsets,
@@ -109,10 +121,17 @@ template <int S, class Offsets>
 ST3FX_INLINE void run_pieces(const TileJob& job, const Offsets offsets) {
   constexpr int U = S == 1 ? 4 : S == 2 ? 2 : 1;
   const bool unchanged = !job.first && !job.last;
-  for (int64_t at = 0; at < 16 * S; at += S * kWidth)
-    for (int64_t i = 0; i < job.pair_count; ++i)
+  for (int64_t at = 0; at < 16 * S; at += S * kWidth) {
+    for (int64_t i = 0; i < job.pair_count; ++i) {
+      // Rows are in the order of their nonzeros, which no core foresees.
+      if (job.first && i + 1 < job.pair_count) {
+        fetch_row<S>(job, job.pairs[i + 1].first, at);
+        if (job.pairs[i + 1].second >= 0) fetch_row<S>(job, job.pairs[i + 1].second, at);
+      }
       if (!unchanged || job.pairs[i].common + job.pairs[i].extra > 0)
         run_pair<S, U>(job, job.pairs[i], offsets, at);
+    }
+  }
 }
 
 template <int S>
