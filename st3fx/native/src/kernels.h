@@ -56,18 +56,26 @@ struct PixelRun {
   bool may_overrun;  ///< Whether up to 15 floats behind it in the image may be overwritten.
 };
 
-/// What one plane of one tile is packed of, as ranges of lists.
+/// The same, cut where a tile's groups of sixteen positions begin: pixels of one group.
+struct PixelGroup {
+  int64_t image_offset;    ///< Of the group's first position, were it one of them.
+  int64_t channel_stride;
+  int32_t tile_offset;     ///< A multiple of 16; groups of several pieces follow each other.
+  int32_t lanes;           ///< A bit for each position that is one of them.
+};
+
+/// What one plane of one tile is packed of, as ranges of lists: two ways to say the same.
 struct PlaneRuns {
-  int32_t begin, end;                  ///< Runs.
-  int32_t outside_begin, outside_end;  ///< Positions in runs that lie beside the image after all.
+  int32_t begin, end;              ///< Runs.
+  int32_t group_begin, group_end;  ///< Groups.
 };
 
 /// Packs the input that a tile of outputs reads.
 struct PackJob {
   const PixelRun* runs;
-  const uint16_t* outside_positions;
+  const PixelGroup* groups;
   const PlaneRuns* planes;
-  int64_t plane_count, plane_floats;
+  int64_t plane_count, plane_floats;  ///< Floats are a multiple of 16.
   int64_t stride;  ///< Of neighbours of a run in the image; `count` counts what is copied.
   const float* x;
   int64_t channel_begin, channel_end;

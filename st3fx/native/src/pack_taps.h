@@ -7,6 +7,8 @@
 
 namespace st3fx::ST3FX_ISA {
 
+constexpr int64_t kPackFloats = 4096;
+
 /// What a copy may touch behind its pixels.
 struct Room {
   bool to_read;   ///< 32 floats of the image.
@@ -41,43 +43,54 @@ ST3FX_INLINE void pack_plane(const PackJob& job, const PlaneRuns& plane, int64_t
     at = run.tile_offset + run.count;
   }
   fill(to + at, job.outside, job.plane_floats - at);
-  for (int32_t i = plane.outside_begin; i < plane.outside_end; ++i)
-    to[job.outside_positions[i]] = job.outside;
 }
 
-/// One run of neighbouring pixels in some channels. Aligned vectors are written: the first one keeps
-/// what is there before the run, and the last one reaches over its end.
-ST3FX_INLINE void copy_vectors(const PixelRun& run, float* to, const float* from, int64_t channels,
-                               int64_t channel_floats) {
-  const int64_t skip = run.tile_offset % kWidth, n = skip + run.count;
-  const int64_t channel_stride = run.channel_stride;
-  const IntVec own = lanes_between(skip, kWidth);
-  to += run.tile_offset - skip;
-  from += run.image_offset - skip;
-  for (; channels > 0; --channels, to += channel_floats, from += channel_stride) {
-    store(to, skip == 0 ? load(from) : own ? load(from) : load(to));
-    for (int64_t i = kWidth; i < n; i += kWidth) store(to + i, load(from + i));
+/// −1 in the lanes whose bits are set.
+ST3FX_INLINE IntVec lanes_of(int32_t bits) {
+  IntVec bit;
+  for (int i = 0; i < kWidth; ++i) bit[i] = 1 << i;
+  return (bit & bits) != 0;
+}
+
+/// One group in some channels. `first`: what is not copied lies outside, else it stays as it is.
+template <bool first, int stride>
+ST3FX_INLINE void copy_group(const PackJob& job, const PixelGroup& group, int64_t begin,
+                             int64_t channels, float* to, int64_t channel_floats) {
+  const Vec outside = broadcast(job.outside);
+  to += group.tile_offset;
+  const float* from = job.x + group.image_offset + begin * group.channel_stride;
+#pragma GCC unroll 4
+  for (int j = 0; j < kStep; ++j, to += kWidth, from += stride * kWidth) {
+    const IntVec lanes = lanes_of(group.lanes >> (j * kWidth));
+    for (int64_t c = 0; c < channels; ++c) {
+      const float* source = from + c * group.channel_stride;
+      float* target = to + c * channel_floats;
+      const Vec x = stride == 2 ? load_even(source) : load(source);
+      store(target, lanes ? x : first ? outside : load(target));
+    }
   }
 }
 
-/// One plane of channels [begin, end) of neighbouring pixels, around which all may be read. Run
-/// after run, not channel after channel: runs are short, and alike in all channels.
-ST3FX_INLINE void pack_neighbours(const PackJob& job, const PlaneRuns& plane, int64_t begin,
-                                  int64_t end, float* to, int64_t channel_floats) {
+/// One plane of channels [begin, end), around whose pixels all may be read.
+template <int stride>
+ST3FX_INLINE void pack_groups(const PackJob& job, const PlaneRuns& plane, int64_t begin,
+                              int64_t end, float* to, int64_t channel_floats) {
   auto fill_all = [&](int64_t from, int64_t until) {
     for (int64_t c = 0; from < until && c < end - begin; ++c)
       fill(to + c * channel_floats + from, job.outside, until - from);
   };
   int64_t at = 0;
-  for (int32_t r = plane.begin; r < plane.end; ++r) {
-    const PixelRun& run = job.runs[r];
-    fill_all(at, run.tile_offset);
-    copy_vectors(run, to, job.x + begin * run.channel_stride, end - begin, channel_floats);
-    at = run.tile_offset + run.count;
+  for (int32_t i = plane.group_begin; i < plane.group_end; ++i) {
+    const PixelGroup& group = job.groups[i];
+    fill_all(at, group.tile_offset);
+    if (group.tile_offset >= at) {
+      copy_group<true, stride>(job, group, begin, end - begin, to, channel_floats);
+    } else {
+      copy_group<false, stride>(job, group, begin, end - begin, to, channel_floats);
+    }
+    at = group.tile_offset + 16;
   }
   fill_all(at, job.plane_floats);
-  for (int32_t i = plane.outside_begin; i < plane.outside_end; ++i)
-    fill_all(job.outside_positions[i], job.outside_positions[i] + 1);
 }
 
 /// Channels [begin, end), one after the other. Those that follow are packed later.
@@ -98,11 +111,23 @@ static void pack_taps(const PackJob& job) {
   int64_t begin = job.channel_begin > job.margin ? job.channel_begin : job.margin;
   int64_t end = job.channels - job.margin;
   if (end > job.channel_end) end = job.channel_end;
-  if (job.stride > 1 || begin >= end) begin = end = job.channel_begin;
+  if (job.stride > 2 || begin >= end) begin = end = job.channel_begin;
   pack_channels(job, job.channel_begin, begin, job.taps);
   pack_channels(job, end, job.channel_end, plane_of(end, 0));
-  for (int64_t i = 0; i < job.plane_count && begin < end; ++i)
-    pack_neighbours(job, job.planes[i], begin, end, plane_of(begin, i), channel_floats);
+  // Group after group, not channel after channel: groups are alike in all channels. So many of these
+  // at a time that what is written stays in the L1 cache.
+  const int64_t fitting = kPackFloats / channel_floats, step = fitting > 8 ? fitting : 8;
+  for (; begin < end; begin += step) {
+    const int64_t until = begin + step < end ? begin + step : end;
+    for (int64_t i = 0; i < job.plane_count; ++i) {
+      float* to = plane_of(begin, i);
+      if (job.stride == 2) {
+        pack_groups<2>(job, job.planes[i], begin, until, to, channel_floats);
+      } else {
+        pack_groups<1>(job, job.planes[i], begin, until, to, channel_floats);
+      }
+    }
+  }
 }
 
 }  // namespace st3fx::ST3FX_ISA

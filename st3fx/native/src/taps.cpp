@@ -127,35 +127,45 @@ void TapPlan::list_inputs() {
 /// Pixels [first, first + plane_floats) of the plane, counted in rows of `pitch`.
 PlaneRuns TapPlan::list_plane(const PixelPlane& plane, int64_t first) {
   const Window& w = window_;
-  const size_t runs_begin = inputs_.size(), outside_begin = outside_.size();
-  // Where a row is followed by the next one of the image, one run goes through them all, and what
-  // it should not have copied is written over.
-  const bool through = w.stride_width == 1 && w.width == pitch_;
+  const size_t runs_begin = inputs_.size(), groups_begin = groups_.size();
   int64_t x = floor_mod(first, pitch_), row = (first - x) / pitch_;
   for (int64_t at = 0; at < plane_floats_; ++row, x = 0) {
     const int64_t n = std::min(plane_floats_ - at, pitch_ - x);
     const int64_t image_row = row * w.stride_height + plane.row_phase - w.pad_top;
-    int64_t begin = std::clamp<int64_t>(plane.begin - x, 0, n);
-    int64_t end = std::clamp<int64_t>(plane.end - x, begin, n);
-    int64_t p = image_row * w.width + (x + begin) * w.stride_width + plane.column - w.pad_left;
-    if (image_row >= 0 && image_row < w.height && begin < end) {
-      if (through) {
-        const int64_t before = std::min(begin, p);
-        const int64_t after = std::min(n - end, w.height * w.width - p - (end - begin));
-        list_outside(at + begin - before, before);
-        list_outside(at + end, after);
-        begin -= before, p -= before, end += after;
-      }
+    const int64_t begin = std::clamp<int64_t>(plane.begin - x, 0, n);
+    const int64_t end = std::clamp<int64_t>(plane.end - x, begin, n);
+    const int64_t p = image_row * w.width + (x + begin) * w.stride_width + plane.column - w.pad_left;
+    if (image_row >= 0 && image_row < w.height && begin < end)
       add_runs(inputs_, runs_begin, in_, p, end - begin, w.stride_width, at + begin);
-    }
     at += n;
   }
+  if (w.stride_width <= 2) list_groups(runs_begin);
   return {static_cast<int32_t>(runs_begin), static_cast<int32_t>(inputs_.size()),
-          static_cast<int32_t>(outside_begin), static_cast<int32_t>(outside_.size())};
+          static_cast<int32_t>(groups_begin), static_cast<int32_t>(groups_.size())};
 }
 
-void TapPlan::list_outside(int64_t begin, int64_t count) {
-  for (int64_t i = begin; i < begin + count; ++i) outside_.push_back(static_cast<uint16_t>(i));
+/// Cuts the runs from there on into groups; what lies in one line of the image becomes one again.
+void TapPlan::list_groups(size_t runs_begin) {
+  const size_t groups_begin = groups_.size();
+  for (size_t i = runs_begin; i < inputs_.size(); ++i) {
+    const PixelRun& run = inputs_[i];
+    const int32_t run_end = run.tile_offset + run.count;
+    for (int32_t at = run.tile_offset; at < run_end;) {
+      const int32_t lane = at % kLanes, tile_offset = at - lane;
+      const int32_t end = std::min<int32_t>(run_end - tile_offset, kLanes);
+      const int32_t lanes = (1 << end) - (1 << lane);
+      const int64_t image_offset =
+          run.image_offset + (tile_offset - run.tile_offset) * window_.stride_width;
+      if (groups_.size() > groups_begin && groups_.back().tile_offset == tile_offset &&
+          groups_.back().image_offset == image_offset &&
+          groups_.back().channel_stride == run.channel_stride) {
+        groups_.back().lanes |= lanes;
+      } else {
+        groups_.push_back({image_offset, run.channel_stride, tile_offset, lanes});
+      }
+      at = tile_offset + end;
+    }
+  }
 }
 
 void TapPlan::list_outputs() {
@@ -186,7 +196,7 @@ PackJob TapPlan::pack_job(int64_t t, const float* x, int64_t begin, int64_t end,
   const int64_t planes = static_cast<int64_t>(planes_.size());
   const int64_t channel = in_.layout == Layout::nchw ? in_.plane.positions() : kLanes;
   const int64_t margin = (32 + channel - 1) / std::max<int64_t>(channel, 1);
-  return {inputs_.data(), outside_.data(), plane_runs_.data() + t * planes, planes, plane_floats_,
+  return {inputs_.data(), groups_.data(), plane_runs_.data() + t * planes, planes, plane_floats_,
           window_.stride_width, x, begin, end, in_.channels, margin, taps, 0};
 }
 

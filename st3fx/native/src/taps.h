@@ -55,7 +55,7 @@ class TapPlan {
   /// Of memory, for its lists.
   size_t bytes() const {
     return (inputs_.size() + outputs_.size()) * sizeof(PixelRun) +
-           outside_.size() * sizeof(uint16_t) + plane_runs_.size() * sizeof(PlaneRuns);
+           groups_.size() * sizeof(PixelGroup) + plane_runs_.size() * sizeof(PlaneRuns);
   }
   /// Floats of one packed channel.
   int64_t channel_floats() const { return plane_floats_ * static_cast<int64_t>(planes_.size()); }
@@ -81,7 +81,7 @@ class TapPlan {
   int64_t plane_of(int64_t row_phase, int64_t column);
   void list_inputs();
   PlaneRuns list_plane(const PixelPlane& plane, int64_t first);
-  void list_outside(int64_t begin, int64_t count);
+  void list_groups(size_t runs_begin);
   void list_outputs();
 
   Window window_;
@@ -92,7 +92,7 @@ class TapPlan {
   std::vector<PixelPlane> planes_;
   std::vector<Tap> taps_;
   std::vector<PixelRun> inputs_, outputs_;
-  std::vector<uint16_t> outside_;      ///< Positions of planes, see `PlaneRuns`.
+  std::vector<PixelGroup> groups_;     ///< Of `inputs_`, for strides of one and two.
   std::vector<PlaneRuns> plane_runs_;  ///< [tile][plane]
   std::vector<size_t> output_begin_;   ///< Of each tile's outputs, and the end.
 };
