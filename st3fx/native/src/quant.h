@@ -61,6 +61,7 @@ struct QuantWindowJob {
   int64_t quad_floats;           ///< From one quad's packed input to the next one's.
   int64_t tap_count;
   const uint32_t* tap_offsets;   ///< In floats; a multiple of four of them where the kind is `sum`.
+  bool threes;                   ///< Fours are three neighbours, and one with a weight of zero.
   int64_t quads;
   const int8_t* weights;         ///< [quad][tap / 4][channel][4], once more for each of `halves`.
   int64_t halves;                ///< Of weights, whose products are added.

@@ -83,6 +83,11 @@ ST3FX_INLINE void interleave(const Bytes* x, Bytes* y) {
   y[0] = (Bytes)_mm512_unpacklo_epi16(ab, cd), y[1] = (Bytes)_mm512_unpackhi_epi16(ab, cd);
   y[2] = (Bytes)_mm512_unpacklo_epi16(AB, CD), y[3] = (Bytes)_mm512_unpackhi_epi16(AB, CD);
 }
+/// Four positions of a quad in each 128 bits become four channels of four positions.
+ST3FX_INLINE Bytes by_channel(Bytes x) {
+  const __m512i order = _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400);
+  return (Bytes)_mm512_shuffle_epi8(bits(x), order);
+}
 #elif ST3FX_LANES == 8
 ST3FX_INLINE IntVec repeat(const void* from) {
   return (IntVec)_mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(from)));
@@ -120,6 +125,11 @@ ST3FX_INLINE void interleave(const Bytes* x, Bytes* y) {
   const __m256i CD = _mm256_unpackhi_epi8(bits(x[2]), bits(x[3]));
   y[0] = (Bytes)_mm256_unpacklo_epi16(ab, cd), y[1] = (Bytes)_mm256_unpackhi_epi16(ab, cd);
   y[2] = (Bytes)_mm256_unpacklo_epi16(AB, CD), y[3] = (Bytes)_mm256_unpackhi_epi16(AB, CD);
+}
+ST3FX_INLINE Bytes by_channel(Bytes x) {
+  const __m256i order = _mm256_setr_epi32(0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703,
+                                          0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703);
+  return (Bytes)_mm256_shuffle_epi8(bits(x), order);
 }
 #else
 ST3FX_INLINE IntVec repeat(const void* from) {
@@ -170,11 +180,12 @@ ST3FX_INLINE __m128i narrow(IntVec a, IntVec b, int32_t zero_point) {
 ST3FX_INLINE Bytes pack_positions(const IntVec* q, int32_t zero_point) {
   return (Bytes)_mm_packus_epi16(narrow(q[0], q[1], zero_point), narrow(q[2], q[3], zero_point));
 }
-ST3FX_INLINE Bytes pack_rows(const IntVec* q, int32_t zero_point) {
-  const __m128i rows = bits(pack_positions(q, zero_point));  // four positions of each
-  const __m128i high = _mm_srli_si128(rows, 8);
-  const __m128i mixed = _mm_unpacklo_epi8(rows, high);  // rows 0 and 2, rows 1 and 3
+ST3FX_INLINE Bytes by_channel(Bytes x) {
+  const __m128i mixed = _mm_unpacklo_epi8(bits(x), _mm_srli_si128(bits(x), 8));  // 0 and 2, 1 and 3
   return (Bytes)_mm_unpacklo_epi8(mixed, _mm_srli_si128(mixed, 8));
+}
+ST3FX_INLINE Bytes pack_rows(const IntVec* q, int32_t zero_point) {
+  return by_channel(pack_positions(q, zero_point));  // four positions of each row
 }
 ST3FX_INLINE void interleave(const Bytes* x, Bytes* y) {
   const __m128i ab = _mm_unpacklo_epi8(bits(x[0]), bits(x[1]));
@@ -194,10 +205,12 @@ ST3FX_INLINE Bytes pack_positions(const IntVec* q, int32_t zero_point) {
   const int16x8_t high = (int16x8_t)narrow(q[2], q[3], zero_point);
   return (Bytes)vcombine_u8(vqmovun_s16(low), vqmovun_s16(high));
 }
-ST3FX_INLINE Bytes pack_rows(const IntVec* q, int32_t zero_point) {
-  const uint8x16_t rows = (uint8x16_t)pack_positions(q, zero_point);
-  const uint8x16_t mixed = vzip1q_u8(rows, vextq_u8(rows, rows, 8));
+ST3FX_INLINE Bytes by_channel(Bytes x) {
+  const uint8x16_t from = (uint8x16_t)x, mixed = vzip1q_u8(from, vextq_u8(from, from, 8));
   return (Bytes)vzip1q_u8(mixed, vextq_u8(mixed, mixed, 8));
+}
+ST3FX_INLINE Bytes pack_rows(const IntVec* q, int32_t zero_point) {
+  return by_channel(pack_positions(q, zero_point));  // four positions of each row
 }
 ST3FX_INLINE void interleave(const Bytes* x, Bytes* y) {
   const uint8x16_t a = (uint8x16_t)x[0], b = (uint8x16_t)x[1];

@@ -12,6 +12,14 @@ namespace st3fx {
 namespace {
 
 constexpr int64_t kMostWeights = 1 << 28;   // of averages, which no tensor bounds
+constexpr int64_t kBand = 8;  // tiles at a time, so that few rows are packed twice
+
+/// Whether all fours are three positions side by side, and one that has no weight.
+bool are_neighbours(const std::vector<uint32_t>& offsets) {
+  for (size_t i = 0; i < offsets.size(); i += 4)
+    if (offsets[i + 1] != offsets[i] + 1 || offsets[i + 2] != offsets[i] + 2) return false;
+  return true;
+}
 
 }  // namespace
 
@@ -19,6 +27,7 @@ constexpr int64_t kMostWeights = 1 << 28;   // of averages, which no tensor boun
 struct QuantWindowOp::Sized {
   TapPlan taps;
   std::vector<uint32_t> tap_offsets;
+  bool threes;                 ///< See `QuantWindowJob`.
   std::vector<float> factors;  ///< Of an average, one for each computed position.
 
   size_t bytes() const { return taps.bytes() + factors.size() * sizeof(float); }
@@ -49,13 +58,13 @@ void QuantWindowOp::set_weights(const int8_t* weights, const std::vector<int32_t
   std::vector<std::vector<std::array<int8_t, 4>>> parts;  // of each channel's fours
   for (int64_t c = 0; c < channels_; ++c) {
     WeightSums sums;
-    for (int64_t i = 0; i < fours; ++i) {
-      std::array<int8_t, 4> four{};
-      for (int64_t t = 4 * i; t < std::min(4 * i + 4, taps); ++t) {
-        const int8_t weight = weights[c * taps + t];
-        four[t % 4] = weight;
-        sums.add(weight);
-      }
+    std::vector<std::array<int8_t, 4>> all(fours);
+    for (int64_t t = 0; t < taps; ++t) {
+      const int8_t weight = weights[c * taps + t];
+      all[place_of(t) / 4][place_of(t) % 4] = weight;
+      sums.add(weight);
+    }
+    for (const std::array<int8_t, 4>& four : all) {
       std::vector<std::array<int8_t, 4>> split{four};
       if (kernels_.needs_small_pairs) split = small_pairs(four.data());
       halves_ = std::max(halves_, static_cast<int64_t>(split.size()));
@@ -111,11 +120,19 @@ QuantAveragePool::QuantAveragePool(const NodeInfo& node)
 }
 
 QuantWindowOp::Sized QuantWindowOp::work_out(const Images& in) const {
-  // Wide tiles: the rows that two of them share are packed for both.
-  Sized sized{TapPlan(window_, in, Layout::blocked, quads_, 4 * kTile, Packing::gaps), {}, {}};
+  // An output takes so many times the memory in packed inputs.
+  const int64_t band = std::max<int64_t>(kBand / (window_.strides[0] * window_.strides[1]), 1);
+  Sized sized{TapPlan(window_, in, Layout::blocked, quads_, band * kTile), {}, false, {}};
   sized.tap_offsets = sized.taps.column_offsets(window_.taps());
-  // What fills up a four has a weight of zero, wherever it is read.
-  if (kind_ == QuantWindowJob::sum) sized.tap_offsets.resize(4 * fours(), sized.tap_offsets[0]);
+  if (kind_ == QuantWindowJob::sum) {
+    // What fills up a four has a weight of zero, wherever it is read.
+    std::vector<uint32_t> places(4 * fours(), sized.tap_offsets[0]);
+    for (int64_t t = 0; t < window_.taps(); ++t) places[place_of(t)] = sized.tap_offsets[t];
+    sized.tap_offsets = std::move(places);
+    // Shifted by one tap, weights would be other pairs than those that were made small.
+    sized.threes =
+        has_threes() && !kernels_.needs_small_pairs && are_neighbours(sized.tap_offsets);
+  }
   if (average_factor_ == 0) return sized;
   const Window& w = sized.taps.window();
   sized.factors.assign(round_up(sized.taps.computed(), kTile), 0.0F);
@@ -152,18 +169,23 @@ void QuantWindowOp::run_chunk(const Call& call, int64_t tile, int64_t begin, int
 
   QuantWindowJob job = window_job(call, begin, end);
   job.taps = memory.data();
-  job.width = width;
   if (!call.sized->factors.empty()) job.position_factor = call.sized->factors.data() + plan.first(t);
   const int64_t image = n * plan.out().image_size();
   if (!staged) {
-    const int64_t offset = plan.out().tile_offset(n, t) + begin * plan.out().channel_stride(t);
-    job.row_stride = plan.out().channel_stride(t);
-    job.out = call.y + offset;
-    if (call.residual) job.residual = call.residual + offset;
-    return kernels_.window_tile(job);
+    // As many pieces as the layout has tiles: a quad of each lies in one stretch.
+    for (int64_t at = 0; at < width; at += kTile, job.taps += kTile) {
+      const int64_t first = plan.first(t) + at, offset = plan.out().index(n, begin, first);
+      job.width = std::min(kTile, width - at);
+      job.row_stride = plan.out().channel_stride(first / kTile);
+      job.out = call.y + offset;
+      if (call.residual) job.residual = call.residual + offset;
+      kernels_.window_tile(job);
+      if (job.position_factor) job.position_factor += kTile;
+    }
+    return;
   }
   float* stage = memory.data() + (end - begin) * plan.channel_floats();
-  job.row_stride = width;
+  job.width = job.row_stride = width;
   job.out = stage;
   StageJob rows = plan.stage_job(t, stage, call.y + image);
   rows.stage_row = rows.row_begin = begin;
@@ -185,6 +207,7 @@ QuantWindowJob QuantWindowOp::window_job(const Call& call, int64_t begin, int64_
   job.quad_floats = call.sized->taps.channel_floats();
   job.tap_offsets = call.sized->tap_offsets.data();
   job.tap_count = static_cast<int64_t>(call.sized->tap_offsets.size());
+  job.threes = call.sized->threes;
   job.quads = end - begin;
   job.halves = halves_;
   job.requantize = &requantize_;

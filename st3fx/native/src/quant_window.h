@@ -41,7 +41,11 @@ class QuantWindowOp {
   struct Sized;
   struct Call;
 
-  int64_t fours() const { return (window_.taps() + 3) / 4; }
+  /// A kernel of three columns has a four for each of its rows, so that its taps are neighbours.
+  bool has_threes() const { return window_.kernel[1] == 3; }
+  int64_t fours() const { return has_threes() ? window_.kernel[0] : (window_.taps() + 3) / 4; }
+  /// Where a tap stands in the fours.
+  int64_t place_of(int64_t tap) const { return has_threes() ? tap / 3 * 4 + tap % 3 : tap; }
   Sized work_out(const Images& in) const;
   void run_chunk(const Call& call, int64_t tile, int64_t begin, int64_t end) const;
   QuantWindowJob window_job(const Call& call, int64_t begin, int64_t end) const;
