@@ -54,13 +54,18 @@ static void transpose(const float* from, int64_t from_stride, int64_t rows, int6
   constexpr int64_t kBlock = 16;  // rows and columns whose cache lines are used up at once
   for (int64_t row = 0; row < rows; row += kBlock) {
     const int64_t row_end = row + kBlock < rows ? row + kBlock : rows;
-    for (int64_t column = 0; column < columns; ++column)
-      for (int64_t r = row; r < row_end; ++r)
-        to[column * to_stride + r] = from[r * from_stride + column];
+    const int64_t fours_end = row + (row_end - row) / 4 * 4;
+    int64_t column = 0;
+    for (; column + 4 <= columns; column += 4)
+      for (int64_t r = row; r < fours_end; r += 4)
+        transpose_fours(from + r * from_stride + column, from_stride, to + column * to_stride + r,
+                        to_stride);
+    // What is left: the last columns, and the last rows of all others.
+    for (int64_t rest = 0; rest < columns; ++rest)
+      for (int64_t r = rest < column ? fours_end : row; r < row_end; ++r)
+        to[rest * to_stride + r] = from[r * from_stride + rest];
   }
 }
-
-typedef float Quad __attribute__((vector_size(16)));
 
 /// Four products: values in a row, inputs wherever their columns are.
 ST3FX_INLINE Quad products(const DotJob& job, uint32_t i) {

@@ -21,15 +21,19 @@ std::vector<float> in_fours(std::vector<float> values) {
 
 }  // namespace
 
-/// One run: so many vectors, in tiles of 112, and how they are quantized.
+/// One run: so many vectors, in tiles that are about alike, and how they are quantized.
 struct QuantLinear::Call {
   const float* x;
   float* y;
-  Plane tiling;
+  int64_t vectors, tile;  ///< A tile's are a multiple of 16, at most 112.
   float scale;
   int32_t zero_point;
   std::vector<int32_t> bias;      ///< [4 · quads]
   std::vector<float> multiplier;  ///< [4 · quads]
+
+  int64_t tiles() const { return (vectors + tile - 1) / tile; }
+  int64_t valid(int64_t t) const { return std::min(tile, vectors - t * tile); }
+  int64_t width(int64_t t) const { return round_up(valid(t), kLanes); }
 };
 
 QuantLinear::QuantLinear(const NodeInfo& node)
@@ -57,7 +61,9 @@ QuantLinear::QuantLinear(const NodeInfo& node)
 
 /// A call's scale and zero point: those of the node, or as DynamicQuantizeLinear has them.
 QuantLinear::Call QuantLinear::measured(const Run& run, const float* x, int64_t vectors) const {
-  Call call{x, nullptr, {1, vectors}, x_scale_, x_zero_point_, matrix_.bias, weight_scale_};
+  const int64_t tiles = (vectors + kTile - 1) / kTile;
+  const int64_t tile = round_up((vectors + tiles - 1) / tiles, kLanes);
+  Call call{x, nullptr, vectors, tile, x_scale_, x_zero_point_, matrix_.bias, weight_scale_};
   if (x_scale_ == 0) {
     float least = 0, largest = 0;
     std::mutex mutex;
@@ -96,20 +102,20 @@ void QuantLinear::operator()(const Run& run) const {
   if (vectors == 0) return;
   Call call = measured(run, x.floats(), vectors);
   call.y = y;
-  const int64_t tiles = call.tiling.tiles(), quads = (features_ + 3) / 4;
+  const int64_t tiles = call.tiles(), quads = (features_ + 3) / 4;
   const auto parts = static_cast<int64_t>(parts_.size()) - 1;
   const int64_t shares = std::min(parts, (kEnoughTasks + tiles - 1) / tiles);
-  const Scratch taps(tiles * quads * kTile);
-  const int64_t pieces = (vectors + kLanes - 1) / kLanes, per_tile = kTile / kLanes;
+  const Scratch taps(tiles * quads * call.tile);
+  const int64_t pieces = (vectors + kLanes - 1) / kLanes, per_tile = call.tile / kLanes;
   run.parallel_for(pieces, [&](int64_t piece) {
     const int64_t tile = piece / per_tile, begin = piece % per_tile * kLanes;
-    pack(call, tile, begin, std::min(begin + kLanes, call.tiling.tile_valid(tile)),
-         taps.data() + tile * quads * kTile);
+    pack(call, tile, begin, std::min(begin + kLanes, call.valid(tile)),
+         taps.data() + tile * quads * call.tile);
   });
   run.parallel_for(tiles * shares, [&](int64_t task) {
     const int64_t tile = task / shares, share = task % shares;
     run_part(call, tile, parts_[parts * share / shares], parts_[parts * (share + 1) / shares],
-             taps.data() + tile * quads * kTile);
+             taps.data() + tile * quads * call.tile);
   });
 }
 
@@ -121,18 +127,18 @@ void QuantLinear::pack(const Call& call, int64_t tile, int64_t begin, int64_t en
   auto* bytes = reinterpret_cast<uint8_t*>(rows.data());
   for (int64_t v = begin; v < end; ++v) {
     uint8_t* to = bytes + (v - begin) * 4 * quads;
-    kernels_.quantize(call.x + (tile * kTile + v) * features_, call.scale, call.zero_point, to,
+    kernels_.quantize(call.x + (tile * call.tile + v) * features_, call.scale, call.zero_point, to,
                       features_);
     std::fill(to + features_, to + 4 * quads, uint8_t{0});
   }
   moves_.transpose(rows.data(), quads, end - begin, quads, taps + begin,
-                   call.tiling.tile_width(tile));
+                   call.width(tile));
 }
 
 /// Quads [begin, end) of the outputs of a tile.
 void QuantLinear::run_part(const Call& call, int64_t tile, int64_t begin, int64_t end,
                            const float* taps) const {
-  const int64_t width = call.tiling.tile_width(tile);
+  const int64_t width = call.width(tile);
   const Scratch stage(4 * (end - begin) * width);
   QuantTileJob job{};
   job.blocks = blocks_.data();
@@ -151,7 +157,7 @@ void QuantLinear::run_part(const Call& call, int64_t tile, int64_t begin, int64_
   job.activation = activation_;
   kernels_.sparse_tile(job);
   moves_.transpose(stage.data(), width, std::min(4 * end, rows_) - 4 * begin,
-                   call.tiling.tile_valid(tile), call.y + tile * kTile * rows_ + 4 * begin, rows_);
+                   call.valid(tile), call.y + tile * call.tile * rows_ + 4 * begin, rows_);
 }
 
 }  // namespace st3fx

@@ -125,6 +125,36 @@ ST3FX_INLINE Vec one_after(Vec current, Vec next) {
 #endif
 }
 
+/// Four floats, whatever the width.
+typedef float Quad __attribute__((vector_size(16)));
+
+ST3FX_INLINE Quad load_quad(const float* from) {
+  Quad v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+/// Quad rows of four floats become four columns.
+ST3FX_INLINE void transpose_fours(const float* from, int64_t from_stride, float* to,
+                                  int64_t to_stride) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+  const Quad a = load_quad(from), b = load_quad(from + from_stride);
+  const Quad c = load_quad(from + 2 * from_stride), d = load_quad(from + 3 * from_stride);
+  const Quad ab = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  const Quad AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Quad cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const Quad CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const Quad columns[4] = {
+      __builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
+      __builtin_shufflevector(AB, CD, 0, 1, 4, 5), __builtin_shufflevector(AB, CD, 2, 3, 6, 7)};
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) __builtin_memcpy(to + i * to_stride, &columns[i], sizeof columns[i]);
+#else
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 4; ++j) to[i * to_stride + j] = from[j * from_stride + i];
+#endif
+}
+
 ST3FX_INLINE void fill(float* to, float x, int64_t n) {
   for (; n >= kWidth; n -= kWidth, to += kWidth) store(to, broadcast(x));
   for (; n > 0; --n) *to++ = x;
