@@ -172,6 +172,8 @@ class QuantEmitter:
                           before_node=last)  # fmt: skip
         made = node.outputs[0]
         made.shape, made.type, name = old.shape, old.type, old.name
+        if _is_skip(old):
+            made.shape = None
         ir.convenience.replace_all_uses_with(old, made, replace_graph_outputs=True)
         old.name = f"{name}_was"
         made.name = name
@@ -275,6 +277,18 @@ def _sum(role: QuantRole, total: _Sum) -> Attributes:
         "minimum": "sum_minimum", "maximum": "sum_maximum",
     }  # fmt: skip
     return {renamed[name]: value for name, value in about.items()}
+
+
+def _is_skip(value: ir.Value) -> bool:
+    """Whether a value is added to another one, and the sum goes into a layer norm.
+
+    Where ONNX Runtime knows that both have one shape, it makes one node of sum and layer norm, which
+    takes five times as long as the two (1.32, Sapphire Rapids, 128 vectors of 768).
+    """
+    sums = [use.node.outputs[0] for use in value.uses() if is_op(use.node, "Add")]
+    return not value.is_graph_output() and any(
+        is_op(use.node, "LayerNormalization") for each in sums for use in each.uses()
+    )
 
 
 def _runs_on_bytes(node: ir.Node) -> bool:
