@@ -1,6 +1,6 @@
 """Whole models by sparse kernels in ONNX Runtime, as times the dense model in the same rounds.
 
-    python -m benchmarks.inference                       # all that results/inference.json lacks
+    python -m benchmarks.inference                       # all that this core's results lack
     python -m benchmarks.inference --only resnet50 -t 30 # this model, measured anew
     ST3FX_ISA=avx2 python -m benchmarks.inference --only resnet50
 
@@ -38,7 +38,6 @@ from st3fx.bench.rounds import measure
 from st3fx.bench.variant import Array, BenchSettings, Variant
 from st3fx.export.export_result import ExportResult
 
-RESULTS = record.RESULTS / "inference.json"
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 THREADS = (1, 2)
 MODELS = {
@@ -55,9 +54,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="*", default=THREADS)
     parser.add_argument("--sparsities", type=float, nargs="*", default=SPARSITIES)
     parser.add_argument("--eliminate-dead-channels", action="store_true")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    rows = _known(options.output)
+    output = options.output or record.of_this_core("inference")
+    rows = _known(output)
     for name in [options.only] if options.only else MODELS:
         wanted = {
             _key(name, batch, threads) for batch in MODELS[name] for threads in options.threads
@@ -67,7 +67,7 @@ def main() -> None:
         for row in measured(name, options, set() if options.only else set(rows)):
             rows[row["key"]] = row
             environment = record.environment(threads="as in the rows")
-            record.write(options.output, {"environment": environment, "rows": list(rows.values())})
+            record.write(output, {"environment": environment, "rows": list(rows.values())})
     show(list(rows.values()))
 
 
@@ -139,7 +139,8 @@ def _row(
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "key": _key(name, batch, threads), "model": name, "batch": batch, "threads": threads,
-        "isa": native.isa(), "dense_ms": round(cells[0].median_ms, 3), "rounds": cells[0].rounds,
+        "isa": native.isa(), "cpu": record.cpu(), "dense_ms": round(cells[0].median_ms, 3),
+        "rounds": cells[0].rounds,
     }  # fmt: skip
     for cell in cells[1:]:
         assert cell.ratio is not None

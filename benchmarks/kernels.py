@@ -69,14 +69,12 @@ def main() -> None:
     console = Console(width=140)
     console.print(table)
     console.print(regrets(rows))
-    name = f"kernels_{native.isa()}_{options.threads}.json"
     environment = record.environment(
         threads=options.threads, batch=options.batch, isa=native.isa(), flops=peak,
         onnxruntime=ort.__version__,
     )  # fmt: skip
-    record.write(
-        options.output or record.RESULTS / name, {"environment": environment, "rows": rows}
-    )
+    output = options.output or record.of_this_core("kernels", options.threads)
+    record.write(output, {"environment": environment, "rows": rows})
 
 
 def fma_peak() -> float:

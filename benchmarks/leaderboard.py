@@ -280,6 +280,7 @@ def run(
             "top1": round(100 * top1, 3),
             "settings": {k: v for k, v in settings.items() if COMMON.get(k) != v},
             "seconds": round(time.perf_counter() - began, 1),
+            "cpu": record.cpu(),
         }
         for asked, reached, top1 in scores
     ]

@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--dynamic", action="store_true", help="ranges are each call's own")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    output = options.output or record.RESULTS / f"quantized_{native.isa()}.json"
+    output = options.output or record.of_this_core("quantized")
     known = json.loads(output.read_text())["rows"] if output.exists() else []
     rows = {row["key"]: row for row in known}
     for name in [options.only] if options.only else MODELS:
@@ -93,8 +93,8 @@ def measured(name: str, options: argparse.Namespace, known: set[str]) -> Iterato
             cells = make_rows(variants, timings, batch, threads)
             row: dict[str, Any] = {
                 "key": _key(name, batch, threads, options), "model": name, "batch": batch,
-                "threads": threads, "dynamic": options.dynamic, "rounds": cells[0].rounds,
-                "load": round(max(load, os.getloadavg()[0]), 1),
+                "threads": threads, "dynamic": options.dynamic, "cpu": record.cpu(),
+                "rounds": cells[0].rounds, "load": round(max(load, os.getloadavg()[0]), 1),
             }  # fmt: skip
             for cell in cells:
                 times: dict[str, Any] = {

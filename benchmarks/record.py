@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torchvision
 
+from st3fx import native
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -22,19 +24,27 @@ def environment(device: str = "cpu", **more: Any) -> dict[str, Any]:
         "torchvision": torchvision.__version__,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
-        "cpu": _cpu(),
+        "cpu": cpu(),
     }
     if device == "cuda":
         named["gpu"] = torch.cuda.get_device_name()
     return {**named, **more}
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """The processor's name, as far as the system knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
+
+
+def of_this_core(name: str, *more: object) -> Path:
+    """The results file of a benchmark for this kind of core: its maker and instruction set."""
+    maker = next((each for each in ("amd", "intel") if each in cpu().lower()), platform.machine())
+    parts = (name, maker, native.isa(), *more)
+    return RESULTS / f"{'_'.join(map(str, parts))}.json"
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
