@@ -207,6 +207,10 @@ def _read_module(origin: Path | None) -> tuple[Path, bytes] | None:
     return _read(str(origin)) if origin is not None and origin.suffix == ".py" else None
 
 
+_WEIGHTS = frozenset((".safetensors", ".json", ".pt", ".pth", ".bin", ".ckpt"))
+"""Ends of files that people give in a model's place: weights, and the index of their shards."""
+
+
 def _read(text: str) -> tuple[Path, bytes]:
     """Absolute path and content of a Python file."""
     path = Path(text)
@@ -216,7 +220,9 @@ def _read(text: str) -> tuple[Path, bytes]:
         beside = path.parent.glob("*.py") if path.parent.is_dir() else ()
         raise SpecError(f"no file {text}{suggest(path.name, [file.name for file in beside])}")
     if path.suffix != ".py":
-        raise SpecError(f"{text} is not a Python file (.py)")
+        weights = f": weights go with one, as --weights {path.name}"
+        more = weights if path.suffix in _WEIGHTS else ""
+        raise SpecError(f"{text} is not a Python file (.py) that builds a model{more}")
     if not path.is_file():
         raise SpecError(f"{text} is no regular file")
     try:

@@ -249,6 +249,9 @@ def test_not_a_python_file(tmp_path: Path) -> None:
     write(tmp_path, "model.txt", "hello")
     with pytest.raises(SpecError, match=r"model.txt is not a Python file"):
         load_spec("model.txt")
+    write(tmp_path, "model.safetensors.index.json", "{}")
+    with pytest.raises(SpecError, match=r"as --weights model\.safetensors\.index\.json$"):
+        load_spec("model.safetensors.index.json")
     with pytest.raises(SpecError, match="is a folder: name the Python file in it"):
         load_spec(str(tmp_path))
 
