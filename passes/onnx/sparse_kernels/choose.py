@@ -18,9 +18,11 @@ import onnx_ir as ir
 
 from st3fx.passes.onnx.sparse_kernels.role import Role
 from st3fx.passes.onnx.values import image
+from st3fx.runtime import operators
 from st3fx.runtime.costs import Costs, dense_features, seconds, sparse_features
 
 _ROUNDS = 20
+_POOLS = (operators.MAX_POOL, operators.AVERAGE_POOL)
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,14 @@ class State:
 def is_ours(role: Role, state: State, of: Mapping[ir.Value, int]) -> bool:
     """Whether a node becomes our operator.
 
-    A layer with a weight is chosen; what lies between them follows the layout of its tensors.
+    A layer with a weight is chosen; what lies between them follows the layout of its tensors. A
+    pool follows that of its input: behind a dense convolution ONNX Runtime's own one reads what the
+    convolution leaves, and what comes out is smaller, so cheaper to change.
     """
     if role.is_sparse:
         return role.node in state.sparse
+    if role.op in _POOLS:
+        return state.is_blocked(role.images[0], of)
     return bool(role.op) and any(state.is_blocked(v, of) for v in (*role.images, role.output))
 
 

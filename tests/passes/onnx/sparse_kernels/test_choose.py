@@ -56,6 +56,14 @@ def test_an_operator_reads_and_writes_what_a_dense_neighbour_wants() -> None:
     assert operators == {"st3fx.SparseConv": 2, "Conv": 1}
 
 
+def test_a_pool_is_the_runtimes_where_its_input_is() -> None:
+    body = "a = Conv(x, u)\np = MaxPool<kernel_shape=[2,2], strides=[2,2]>(a)\ny = Conv(p, v)"
+    found, operators = choice(body, EVEN_AT_HALF, u=1.0, v=0.05)
+    assert (found, operators["Conv"], operators["MaxPool"]) == ([False, True], 1, 1)
+    found, operators = choice(body, EVEN_AT_HALF, u=0.05, v=0.05)
+    assert (found, operators["st3fx.ImageMaxPool"]) == ([True, True], 1)
+
+
 RESIDUAL = (
     "a = Conv(x, u)\nb = Conv(a, v)\ns = Add(a, b)\nc = Conv(s, w)\nt = Add(s, c)\ny = Conv(t, z)"
 )
