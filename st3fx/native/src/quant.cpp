@@ -113,16 +113,12 @@ void add(const uint8_t* a, const uint8_t* b, uint8_t* y, int64_t n, const Requan
 
 void quantize(const float* x, float scale, int32_t zero_point, uint8_t* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i)
-    y[i] = static_cast<uint8_t>(rint_clamped(x[i] / scale, -zero_point, 255 - zero_point) +
-                                zero_point);
+    y[i] = static_cast<uint8_t>(
+        rint_clamped(x[i] / scale, -zero_point, 255 - zero_point) + zero_point);
 }
 
-void quantize_quads(const float* x, int64_t channels, int64_t channel_stride, float scale,
-                    int32_t zero_point, float* y, int64_t n) {
-  std::fill(bytes(y), bytes(y) + 4 * n, uint8_t{0});
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t i = 0; i < n; ++i)
-      quantize(x + c * channel_stride + i, scale, zero_point, bytes(y) + 4 * i + c, 1);
+void to_quads(const uint8_t* const channels[4], uint8_t* quads, int64_t n) {
+  for (int64_t i = 0; i < 4 * n; ++i) quads[i] = channels[i % 4][i / 4];
 }
 
 void dequantize(const uint8_t* x, float scale, int32_t zero_point, float* y, int64_t n) {
@@ -149,9 +145,9 @@ void range(const float* x, int64_t n, float* least, float* largest) {
   }
 }
 
-const QuantKernels scalar_kernels{0,       false,      16,        1 << 20,     sparse_tile,
-                                  window_tile, add,    quantize,  quantize_quads, dequantize,
-                                  sum_quads, scale_quads, range};
+const QuantKernels scalar_kernels{0,   false,    16,       1 << 20,    sparse_tile, window_tile,
+                                  add, quantize, to_quads, dequantize, sum_quads,   scale_quads,
+                                  range};
 
 }  // namespace
 

@@ -88,10 +88,8 @@ struct QuantKernels {
   void (*add)(const uint8_t* a, const uint8_t* b, uint8_t* y, int64_t n, const Requantize&);
   /// y = clamp(rint(x / scale) + zero_point), n of them.
   void (*quantize)(const float* x, float scale, int32_t zero_point, uint8_t* y, int64_t n);
-  /// The same as n quads: of `channels` channels, up to four, `channel_stride` floats apart; the
-  /// bytes of those that are not there are 0.
-  void (*quantize_quads)(const float* x, int64_t channels, int64_t channel_stride, float scale,
-                         int32_t zero_point, float* y, int64_t n);
+  /// n quads of the bytes of four channels.
+  void (*to_quads)(const uint8_t* const channels[4], uint8_t* quads, int64_t n);
   /// y = (x − zero_point) · scale, n of them, every fourth byte of x.
   void (*dequantize)(const uint8_t* x, float scale, int32_t zero_point, float* y, int64_t n);
   /// sums[c] += each channel of n quads

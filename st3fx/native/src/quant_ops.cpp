@@ -239,11 +239,13 @@ void QuantizeImage::operator()(const Run& run) const {
   const int64_t positions = out.plane.positions();
   for_tiles(run, out, [&](int64_t n, int64_t quad, int64_t t) {
     const int64_t valid = out.plane.tile_valid(t), width = out.plane.tile_width(t);
-    float* to = y + n * out.image_size() + out.offset_in_image(quad, t);
-    std::fill(to + valid, to + width, 0.0F);
-    kernels_.quantize_quads(x.floats() + (n * channels_ + 4 * quad) * positions + t * kTile,
-                            std::min<int64_t>(channels_ - 4 * quad, 4), positions, scale_,
-                            zero_point_, to, valid);
+    uint8_t* to = bytes(y + n * out.image_size() + out.offset_in_image(quad, t));
+    uint8_t quantized[4][kTile] = {};
+    for (int64_t c = 4 * quad; c < std::min(4 * quad + 4, channels_); ++c)
+      kernels_.quantize(x.floats() + (n * channels_ + c) * positions + t * kTile, scale_,
+                        zero_point_, quantized[c % 4], valid);
+    const uint8_t* four[4] = {quantized[0], quantized[1], quantized[2], quantized[3]};
+    kernels_.to_quads(four, to, width);
   });
 }
 
@@ -269,7 +271,8 @@ void DequantizeImage::operator()(const Run& run) const {
 }
 
 QuantLayout::QuantLayout(const NodeInfo& node)
-    : channels_(node.required_integer("channels")) {
+    : kernels_(quant_kernels_of(current_isa())),
+      channels_(node.required_integer("channels")) {
   const Layout from = parse_layout(node.text("input_layout", "nchw"));
   to_blocked_ = parse_layout(node.text("output_layout", "nchw")) == Layout::blocked;
   if ((from == Layout::blocked) == to_blocked_)
@@ -286,14 +289,19 @@ void QuantLayout::operator()(const Run& run) const {
   for_tiles(run, quads, [&](int64_t n, int64_t quad, int64_t t) {
     const int64_t valid = quads.plane.tile_valid(t), width = quads.plane.tile_width(t);
     const int64_t blocked = 4 * (n * quads.image_size() + quads.offset_in_image(quad, t));
-    if (to_blocked_) std::memset(y + blocked, 0, 4 * width);
-    for (int64_t c = 4 * quad; c < std::min(4 * quad + 4, channels_); ++c) {
-      const int64_t plain = (n * channels_ + c) * positions + t * kTile;
-      const uint8_t* from = bytes(x) + (to_blocked_ ? plain : blocked + c % 4);
-      uint8_t* to = y + (to_blocked_ ? blocked + c % 4 : plain);
-      const int64_t in_step = to_blocked_ ? 1 : 4, out_step = to_blocked_ ? 4 : 1;
-      for (int64_t p = 0; p < valid; ++p) to[out_step * p] = from[in_step * p];
+    const int64_t plain = (n * channels_ + 4 * quad) * positions + t * kTile;
+    const int64_t there = std::min<int64_t>(4, channels_ - 4 * quad);
+    if (to_blocked_) {
+      constexpr uint8_t kNone[kTile] = {};
+      const uint8_t* four[4];
+      for (int64_t c = 0; c < 4; ++c) four[c] = c < there ? bytes(x) + plain + c * positions : kNone;
+      kernels_.to_quads(four, y + blocked, valid);
+      std::memset(y + blocked + 4 * valid, 0, 4 * (width - valid));
+      return;
     }
+    for (int64_t c = 0; c < there; ++c)
+      for (int64_t p = 0; p < valid; ++p)
+        y[plain + c * positions + p] = bytes(x)[blocked + 4 * p + c];
   });
 }
 

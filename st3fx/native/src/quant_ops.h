@@ -99,6 +99,7 @@ class QuantLayout {
   void operator()(const Run& run) const;
 
  private:
+  const QuantKernels& kernels_;
   int64_t channels_;
   bool to_blocked_;
 };

@@ -390,32 +390,12 @@ static void quantize(const float* x, float scale, int32_t zero_point, uint8_t* y
     y[i] = static_cast<uint8_t>(rounded(x[i] / scale, minimum, maximum) + zero_point);
 }
 
-/// One vector of quads, from one vector of each channel.
-ST3FX_INLINE Bytes quantized(const float* x, int64_t channels, int64_t channel_stride, float scale,
-                             int32_t zero_point) {
-  IntVec q[4];
-  for (int c = 0; c < 4; ++c) {
-    q[c] = broadcast_int(-65536);  // a byte of 0 whatever the zero point
-    if (c >= channels) continue;
-    Vec value = load(x + c * channel_stride) / broadcast(scale);
-    value = maximum(value, broadcast(-65536.0F));  // in this order: it is what a NaN becomes
-    q[c] = to_int(minimum(value, broadcast(65536.0F)));
+static void to_quads(const uint8_t* const channels[4], uint8_t* quads, int64_t n) {
+  const uint8_t *a = channels[0], *b = channels[1], *c = channels[2], *d = channels[3];
+  for (int64_t i = 0; i < n; ++i) {
+    quads[4 * i] = a[i], quads[4 * i + 1] = b[i];
+    quads[4 * i + 2] = c[i], quads[4 * i + 3] = d[i];
   }
-  return pack_rows(q, zero_point);
-}
-
-static void quantize_quads(const float* x, int64_t channels, int64_t channel_stride, float scale,
-                           int32_t zero_point, float* y, int64_t n) {
-  int64_t i = 0;
-  for (; i + kWidth <= n; i += kWidth)
-    store_bytes(y + i, quantized(x + i, channels, channel_stride, scale, zero_point));
-  if (i == n) return;
-  float rest[4 * kWidth] = {};  // nothing behind the image is read
-  const auto left = static_cast<size_t>(n - i) * sizeof(float);
-  for (int64_t c = 0; c < channels; ++c)
-    __builtin_memcpy(rest + c * kWidth, x + c * channel_stride + i, left);
-  const Bytes last = quantized(rest, channels, kWidth, scale, zero_point);
-  __builtin_memcpy(y + i, &last, left);
 }
 
 static void dequantize(const uint8_t* x, float scale, int32_t zero_point, float* y, int64_t n) {
@@ -462,6 +442,6 @@ static void range(const float* x, int64_t n, float* least, float* largest) {
 extern const QuantKernels quant_kernels;
 const QuantKernels quant_kernels{
     kInputOffset, kNeedsSmallPairs, kSums * kWidth, kCacheBytes, sparse_quads, quant_windows,
-    add_bytes, quantize, quantize_quads, dequantize, sum_quads, scale_quads, range};
+    add_bytes, quantize, to_quads, dequantize, sum_quads, scale_quads, range};
 
 }  // namespace st3fx::ST3FX_ISA
