@@ -70,8 +70,13 @@ def quantized(path: Path, inputs: Sequence[Array], output: Path, *, transformer:
     """
     import nncf  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
     import openvino  # noqa: PLC0415
+    from openvino import passes  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
 
     model = openvino.Core().read_model(path)
+    # NNCF takes no weight for one behind a transposition, which is in a file of linear layers.
+    manager = passes.Manager()
+    manager.register_pass(passes.ConstantFolding())
+    manager.run_passes(model)
     kind = nncf.ModelType.TRANSFORMER if transformer else None
     done = nncf.quantize(
         model, nncf.Dataset(list(inputs)), subset_size=len(inputs), model_type=kind,
