@@ -282,8 +282,8 @@ def _sum(role: QuantRole, total: _Sum) -> Attributes:
 def _is_skip(value: ir.Value) -> bool:
     """Whether a value is added to another one, and the sum goes into a layer norm.
 
-    Where ONNX Runtime knows that both have one shape, it makes one node of sum and layer norm, which
-    takes five times as long as the two (1.32, Sapphire Rapids, 128 vectors of 768).
+    Where ONNX Runtime knows that both have one shape, it makes one node of sum and layer norm,
+    which takes five times as long as the two (1.32, Sapphire Rapids, 128 vectors of 768).
     """
     sums = [use.node.outputs[0] for use in value.uses() if is_op(use.node, "Add")]
     return not value.is_graph_output() and any(

@@ -51,7 +51,7 @@ static float sum(const float* x, int64_t n) {
 
 static void transpose(const float* from, int64_t from_stride, int64_t rows, int64_t columns,
                       float* to, int64_t to_stride) {
-  constexpr int64_t kBlock = 16;  // rows and columns whose cache lines are used up at once
+  constexpr int64_t kBlock = 256;  // rows: so many floats are written one after the other
   for (int64_t row = 0; row < rows; row += kBlock) {
     const int64_t row_end = row + kBlock < rows ? row + kBlock : rows;
     const int64_t fours_end = row + (row_end - row) / 4 * 4;

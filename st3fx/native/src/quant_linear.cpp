@@ -12,7 +12,8 @@
 namespace st3fx {
 namespace {
 
-constexpr int64_t kEnoughTasks = 8;  // with fewer tiles the rows are split too
+constexpr int64_t kEnoughTasks = 8;   // with fewer tiles the rows are split too
+constexpr int64_t kStagedQuads = 64;  // whose outputs stay in the cache until they are transposed
 
 std::vector<float> in_fours(std::vector<float> values) {
   values.resize((values.size() + 3) / 4 * 4, 0.0F);
@@ -114,8 +115,10 @@ void QuantLinear::operator()(const Run& run) const {
   });
   run.parallel_for(tiles * shares, [&](int64_t task) {
     const int64_t tile = task / shares, share = task % shares;
-    run_part(call, tile, parts_[parts * share / shares], parts_[parts * (share + 1) / shares],
-             taps.data() + tile * quads * call.tile);
+    const int64_t end = parts_[parts * (share + 1) / shares];
+    for (int64_t begin = parts_[parts * share / shares]; begin < end; begin += kStagedQuads)
+      run_part(call, tile, begin, std::min(begin + kStagedQuads, end),
+               taps.data() + tile * quads * call.tile);
   });
 }
 
