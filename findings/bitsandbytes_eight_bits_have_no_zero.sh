@@ -11,7 +11,7 @@
 #     quantize_4bit, FP4            100 %
 #     int8_vectorwise_quant         100 %
 #
-# The table is not at fault, the search for the nearest code is. Fails if this changes.
+# Fails if this changes.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
