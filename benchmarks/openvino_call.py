@@ -69,13 +69,12 @@ def quantized(path: Path, inputs: Sequence[Array], output: Path, *, transformer:
         transformer: Whether it is one, for which NNCF has rules of its own.
     """
     import nncf  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
-    import openvino  # noqa: PLC0415
-    from openvino import passes  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
+    import openvino.passes  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
 
     model = openvino.Core().read_model(path)
     # NNCF takes no weight for one behind a transposition, which is in a file of linear layers.
-    manager = passes.Manager()
-    manager.register_pass(passes.ConstantFolding())
+    manager = openvino.passes.Manager()
+    manager.register_pass(openvino.passes.ConstantFolding())
     manager.run_passes(model)
     kind = nncf.ModelType.TRANSFORMER if transformer else None
     done = nncf.quantize(

@@ -86,8 +86,6 @@ def measured(name: str, options: argparse.Namespace, known: set[str]) -> Iterato
         settings = BenchSettings(seconds=options.seconds, providers=("CPUExecutionProvider",))
         for batch, threads in wanted:
             variants = [_variant(title, path, sample(name)) for title, path in files.items()]
-            if OPENVINO in files and openvino_call.has_amx():
-                variants.append(_variant(NO_AMX, files[OPENVINO], sample(name)))
             load = os.getloadavg()[0]
             timings = measure(variants, batch, threads, settings, folder, lambda stage: None)
             cells = make_rows(variants, timings, batch, threads)
@@ -99,7 +97,7 @@ def measured(name: str, options: argparse.Namespace, known: set[str]) -> Iterato
             for cell in cells:
                 times: dict[str, Any] = {
                     "ms": round(cell.median_ms, 3),
-                    "bytes": files[cell.name if cell.name in files else OPENVINO].stat().st_size,
+                    "bytes": files[cell.name].stat().st_size,
                 }
                 if cell.ratio is not None:
                     ratio = cell.ratio
@@ -122,6 +120,8 @@ def _files(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Pa
         files[OPENVINO] = openvino_call.quantized(
             files[DENSE], [example.numpy()], folder / "openvino.xml", transformer=name in _ATTENTION
         )
+        if openvino_call.has_amx():
+            files[NO_AMX] = files[OPENVINO]
     calibration = "dynamic" if options.dynamic else "minmax"
     for sparsity in options.sparsities:
         model = pruned_blocks(settled(build(name), example), sparsity)

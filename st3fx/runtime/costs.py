@@ -280,7 +280,8 @@ VNNI_512 = dataclasses.replace(
 """The same with vectors of 512 bits: fitted to the convolutions of a ResNet-50 with 5, 10 and 20 %
 of their blocks and of a MobileNetV2 with 10 %, in whole graphs (a Xeon of Sapphire Rapids; a mean
 error of 22 %). ONNX Runtime's own layers of the ResNet-50 but for the first take 16.3 ms there, and
-17.2 by this model; the first one takes 1.6, and 1.4."""
+17.2 by this model; the first one takes 1.6, and 1.4. Times are those of ONNX Runtime's profiler,
+whose own share is in ``call``; the script is not kept."""
 
 
 def quant_costs() -> QuantCosts:
